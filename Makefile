@@ -1,0 +1,45 @@
+PYTHON ?= python3
+BIN := .venv/bin
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+export UV_COMPILE_BYTECODE ?= 1
+FILES = git ls-files -co --exclude-standard -- nbs insight_nb README.md | sort | xargs sha256sum
+
+.PHONY: help demo test lab slow export check clean
+help:               ## this list
+	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' Makefile
+
+.venv/ok: settings.ini setup.py constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q uv
+	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[samples,dev]'
+	touch $@
+
+demo: .venv/ok      ## install, then the main job on a real sample: a report and a model in runs/demo
+	$(BIN)/insight-nb run classify --out runs/demo --force
+
+# The same threads, backend and network everywhere, so that outputs are the same everywhere.
+test slow: export OMP_NUM_THREADS ?= 2
+test slow: export MPLBACKEND := agg
+test slow: export HF_HUB_OFFLINE := 1
+test: .venv/ok      ## install, then every notebook (but for cells marked slow), then the rules of the whole
+	$(BIN)/nbdev-test --timing $(SAVE) --skip_folder_re '^([_.]|recipes|benchmarks)'
+	$(BIN)/nbdev-test nbs/recipes --timing
+	$(BIN)/python -m pytest -q
+slow: .venv/ok      ## the slow cells too
+	$(BIN)/nbdev-test --timing --flags slow
+
+lab: .venv/ok       ## the notebooks in the browser
+	$(BIN)/jupyter lab nbs/index.ipynb
+export: .venv/ok    ## notebooks -> package, cleaned notebooks, README
+	$(BIN)/nbdev-export
+	$(BIN)/nbdev-clean
+	$(BIN)/python tests/readme.py
+check: .venv/ok     ## what CI runs: lint and test; export, clean and a rerun with saved outputs may change no byte
+	$(BIN)/ruff check -q
+	$(FILES) > .venv/before
+	$(MAKE) export
+	$(MAKE) test SAVE=--save
+	$(BIN)/nbdev-clean
+	@$(FILES) | diff .venv/before - || { echo "These files differ from what the notebooks give: run make export, look, and commit."; exit 1; }
+clean:              ## remove what was installed and built
+	rm -rf .venv build dist *.egg-info
