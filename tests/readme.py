@@ -17,9 +17,9 @@ def render(index: Path) -> dict[str, bytes]:
     "The files that the index gives, by their path from the root: README.md and its images."
     processed = NBProcessor(index, procs=[strip_ansi, hide_line, rm_export, hide_], rm_directives=True)
     processed.process()
-    for cell in processed.nb.cells: cell.source = cell.source.strip("\n")
+    cells = [{k: v for k, v in c.items() if not k.endswith("_")} | {"source": c.source.strip("\n"), "metadata": {}} for c in processed.nb.cells]
     exporter = MarkdownExporter(config=Config(NbConvertBase={"display_data_priority": BEST_FIRST}))
-    notebook = nbformat.from_dict(processed.nb)
+    notebook = nbformat.from_dict(processed.nb | {"cells": cells})
     text, resources = exporter.from_notebook_node(notebook, {"output_files_dir": IMAGES, "unique_key": "readme"})
     text = "\n".join(line.rstrip() for line in text.splitlines())
     while "\n\n\n" in text: text = text.replace("\n\n\n", "\n\n")

@@ -17,8 +17,8 @@ from fastcore.basics import patch
 from ..core import Grid, InputError, clip, suggest, text_hash
 from ..files import check_columns, clean_text, is_number, read_frame, write_frame
 
-# %% ../../nbs/10_data.table.ipynb #d2173548
-_BLANK = "\x00 \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000\u180e\u200b\u200c\u200d\u2060\ufeff" + "".join(map(chr, range(0x2000, 0x200B)))
+# %% ../../nbs/10_data.table.ipynb #01c9f2e1
+_BLANK = "".join(c for c in map(chr, range(0x10000)) if c.isspace()) + "\x00\u180e\u200b\u200c\u200d\u2060\ufeff"
 
 def _missing(v): return v is None or v is pd.NA or v is pd.NaT or (isinstance(v, (float, np.floating)) and v != v)
 
