@@ -19,7 +19,7 @@ def render(index: Path) -> dict[str, bytes]:
     processed.process()
     cells = [{k: v for k, v in c.items() if not k.endswith("_")} | {"source": c.source.strip("\n"), "metadata": {}} for c in processed.nb.cells]
     exporter = MarkdownExporter(config=Config(NbConvertBase={"display_data_priority": BEST_FIRST}))
-    notebook = nbformat.from_dict(processed.nb | {"cells": cells})
+    notebook = nbformat.from_dict(processed.nb | {"cells": cells, "metadata": {"language_info": {"name": "python"}}})
     text, resources = exporter.from_notebook_node(notebook, {"output_files_dir": IMAGES, "unique_key": "readme"})
     text = "\n".join(line.rstrip() for line in text.splitlines())
     while "\n\n\n" in text: text = text.replace("\n\n\n", "\n\n")

@@ -13,10 +13,10 @@ from torch import nn
 
 from ..core import InputError
 
-# %% ../../nbs/30_train.optim.ipynb #a5856030
+# %% ../../nbs/30_train.optim.ipynb #45991b29
 def param_groups(model: nn.Module, # with a part called `head`; frozen weights are left out
-                 rate, # learning rate of the body
-                 head_rate, # learning rate of the head
+                 learning_rate, # of the body
+                 head_learning_rate, # of the head
                  decay=.01 # weight decay of matrices; vectors (biases, norms) get none
                 ) -> list[dict]: # for an optimiser, with a `name` each
     "Up to four groups: body and head, each with and without decay."
@@ -24,7 +24,7 @@ def param_groups(model: nn.Module, # with a part called `head`; frozen weights a
     for name, p in model.named_parameters():
         if not p.requires_grad: continue
         part, kind = "head" if name.split(".")[0] == "head" else "body", "matrices" if p.ndim > 1 else "vectors"
-        group = groups.setdefault(f"{part} {kind}", {"params": [], "lr": head_rate if part == "head" else rate,
+        group = groups.setdefault(f"{part} {kind}", {"params": [], "lr": head_learning_rate if part == "head" else learning_rate,
                                                       "weight_decay": decay if kind == "matrices" else 0.})
         group["params"].append(p)
     if not groups: raise InputError("every weight is frozen: there is nothing to train.")
@@ -40,20 +40,20 @@ def warmup_linear(step: int, # from 0
     if step < rise: return (step + 1) / rise
     return max(steps - step, 1) / max(steps - rise + 1, 1)
 
-# %% ../../nbs/30_train.optim.ipynb #252bad1d
+# %% ../../nbs/30_train.optim.ipynb #8c20b277
 @dataclass(frozen=True)
 class Settings:
     "How to train. Frozen, so that what the report says is what was used."
     epochs: int = 3 # passes over the rows
     batch_size: int = 32 # texts in a step
-    rate: float = 2e-4 # learning rate of the body, at its peak
-    head_rate: float = 2e-3 # learning rate of the head, at its peak
+    learning_rate: float = 2e-4 # learning rate of the body, at its peak
+    head_learning_rate: float = 2e-3 # learning rate of the head, at its peak
     decay: float = .01 # weight decay of matrices
     warmup: float = .1 # share of the steps in which the rate rises
     clip: float = 1. # largest norm of the whole gradient
     seed: int = 0
 
-# %% ../../nbs/30_train.optim.ipynb #36b3cdf1
+# %% ../../nbs/30_train.optim.ipynb #878d49aa
 def choose_settings(rows, # number of training rows
                     classes=2, # number of labels
                     method="full", # "full", or "frozen" for the head alone
@@ -64,11 +64,11 @@ def choose_settings(rows, # number of training rows
     steps = 600 if classes > 20 else 180 # many classes need more steps to come apart
     epochs = int(min(max(-(-steps * 32 // max(rows, 1)), 3 if classes <= 20 else 6), 30)) * (3 if method == "frozen" else 1)
     rate = 2e-4 if width < 512 else 4e-5
-    rule = Settings(epochs=epochs, rate=rate, head_rate=1e-2 if method == "frozen" else 10 * rate)
+    rule = Settings(epochs=epochs, learning_rate=rate, head_learning_rate=1e-2 if method == "frozen" else 10 * rate)
     given = {k: v for k, v in given.items() if v is not None}
-    if "rate" in given: given.setdefault("head_rate", 10 * given["rate"])
+    if "learning_rate" in given: given.setdefault("head_learning_rate", 10 * given["learning_rate"])
     for k, v in given.items():
-        if v < 0 or (v == 0 and k in ("epochs", "batch_size", "rate", "clip")): raise InputError(f"{k} is {v}: it must be above 0.")
+        if v < 0 or (v == 0 and k in ("epochs", "batch_size", "learning_rate", "clip")): raise InputError(f"{k} is {v}: it must be above 0.")
     said = f"{rows:,} rows in {classes} classes, a backbone {width} wide, method {method}: {epochs} epochs, peak rate {rate:g}" + (f"; set by hand: {', '.join(given)}" if given else "")
     return replace(rule, **given), said
 

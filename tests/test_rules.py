@@ -1,0 +1,156 @@
+"""The rules that every notebook keeps. Each rule is a function from a notebook to the list of what is wrong with it, and has a planted
+fault in FAULTS that it must find: a rule that can't fail says nothing."""
+import ast
+import json
+import re
+import subprocess
+from statistics import median
+
+import pytest
+from notebooks import NAME, ROOT, Notebook, every, library
+
+NUMBERS = {n.module: n.number for n in library()}
+
+
+def named_as_module(nb):
+    "nbs/31_train.trainer.ipynb exports insight_nb/train/trainer.py, and says so in its first cell."
+    if not NAME.fullmatch(nb.path.name): yield "the name is not NN_module.path.ipynb"
+    if nb.default_exp != nb.module: yield f"default_exp is {nb.default_exp}, the name says {nb.module}"
+    if nb.default_exp and not (ROOT / "insight_nb" / f"{nb.default_exp.replace('.', '/')}.py").is_file(): yield "its module isn't there: make export"
+
+
+def opens_with_its_purpose(nb):
+    "default_exp, then `# Title` and one `> sentence`."
+    if not nb.cells or "default_exp" not in nb.cells[0].directives: yield "the first cell is not default_exp"
+    if len(nb.cells) < 2 or not re.fullmatch(r"# [^\n]+\n\n> [^\n]+", nb.cells[1].source): yield "the second cell is not '# Title' and '> sentence'"
+
+
+def imports_lower_numbers_only(nb):
+    "Layers run one way, in examples too. Data and models meet in Batch and Output, not in each other."
+    for module in nb.imported:
+        if module not in NUMBERS: yield f"imports {module}, which no notebook exports"
+        elif NUMBERS[module] >= nb.number: yield f"imports {module} ({NUMBERS[module]})"
+        elif nb.number // 10 == 2 and NUMBERS[module] // 10 == 1: yield f"a model imports the data layer: {module}"
+
+
+def imports_stand_alone(nb):
+    "A cell that imports does nothing else."
+    for cell in nb.code:
+        kinds = {isinstance(n, (ast.Import, ast.ImportFrom)) for n in cell.tree.body}
+        if len(kinds) == 2: yield f"imports and other code in one cell: {cell.lines[0]}"
+
+
+def no_star(nb):
+    "Every name says where it comes from."
+    for cell in nb.code:
+        if any(a.name == "*" for n in cell.walk(ast.ImportFrom) for a in n.names): yield f"star import: {cell.lines[0]}"
+
+
+def small_cells(nb):
+    "Exported cells of at most 25 lines, functions of at most 8 arguments."
+    for cell in nb.exported:
+        if len(cell.lines) > 25: yield f"an exported cell of {len(cell.lines)} lines: {cell.lines[0]}"
+        for f in cell.walk(ast.FunctionDef):
+            names = [a.arg for a in f.args.posonlyargs + f.args.args + f.args.kwonlyargs if a.arg not in ("self", "cls")]
+            if len(names) > 8: yield f"{f.name} has {len(names)} arguments"
+
+
+def readable_size(nb):
+    "At most 70 cells, a quarter of them prose, 200 KB."
+    if len(nb.cells) > 70: yield f"{len(nb.cells)} cells"
+    if len(nb.cells) - len(nb.code) < .25 * len(nb.cells): yield f"{len(nb.cells) - len(nb.code)} of {len(nb.cells)} cells are prose"
+    if nb.bytes > 200_000: yield f"{nb.bytes:,} bytes"
+
+
+def exercises_its_names(nb):
+    "Every public name is used in a cell of its own notebook."
+    for name in sorted(nb.public - nb.used): yield f"{name} is never used"
+
+
+PRIVATE = re.compile(r"0x[0-9a-f]{6,}|(?<![\w.:/])/(?:home|root|tmp|Users|var|opt|work|mnt|content|private)/\w|[A-Z]:\\\\?Users|ipython-input-\d|<ipykernel")
+def clean_outputs(nb):
+    "No output holds a path of somebody's machine, the id of an object, or an error."
+    for cell in nb.code:
+        for out in cell.outputs:
+            if out["output_type"] == "error": yield f"an error is stored: {cell.lines[0]}"
+            texts = [out.get("text", "")] + [v for k, v in out.get("data", {}).items() if k.startswith("text/")]
+            if found := PRIVATE.search("\n".join("".join(t) for t in texts)): yield f"an output holds {found[0]!r}: {cell.lines[0]}"
+
+
+def is_kept(nb):
+    "Tools skip notebooks whose name starts with _ or a dot, so such drafts rot."
+    if nb.path.name[0] in "_.": yield "a draft: finish it or delete it"
+
+
+RULES = [named_as_module, opens_with_its_purpose, imports_lower_numbers_only, imports_stand_alone, no_star, small_cells, readable_size, exercises_its_names]
+EVERYWHERE = [clean_outputs, is_kept] # recipes, lessons and the index too
+
+
+@pytest.mark.parametrize("rule", RULES + EVERYWHERE, ids=lambda r: r.__name__)
+def test_rule(rule):
+    notebooks = library() if rule in RULES else every()
+    assert notebooks
+    wrong = [f"{nb.path.name}: {fault}" for nb in notebooks for fault in rule(nb)]
+    assert not wrong, f"{rule.__doc__}\n" + "\n".join(wrong)
+
+
+def write(folder, cells, name="50_core.ipynb"):
+    "A notebook from (source, outputs) or source; a source that starts with `md ` is prose."
+    made = []
+    for cell in cells:
+        source, outputs = cell if isinstance(cell, tuple) else (cell, [])
+        kind = "markdown" if source.startswith("md ") else "code"
+        made.append({"cell_type": kind, "metadata": {}, "source": source.removeprefix("md ")} | ({"outputs": outputs} if kind == "code" else {}))
+    (folder / name).write_text(json.dumps({"cells": made}))
+    return Notebook(folder / name)
+
+
+GOOD = ["#| default_exp core", "md # Title\n\n> One sentence.", "md Why.", "#| export\nimport os", "#| export\ndef double(x): return 2 * x", "assert double(1) == 2"]
+said = lambda text: [{"output_type": "stream", "name": "stdout", "text": [text]}]
+FAULTS = [
+    (named_as_module, GOOD, "trainer.ipynb"), (named_as_module, GOOD, "50_trainer.ipynb"), (named_as_module, ["#| default_exp gone"], "50_gone.ipynb"),
+    (opens_with_its_purpose, GOOD[1:]), (opens_with_its_purpose, [GOOD[0], "md # Title", *GOOD[2:]]),
+    (imports_lower_numbers_only, [*GOOD, "from insight_nb.cli import main"]), (imports_lower_numbers_only, [*GOOD, "def f():\n    import insight_nb.gone"]),
+    (imports_lower_numbers_only, [*GOOD, "from insight_nb.core import Grid"], "00_core.ipynb"),
+    (imports_lower_numbers_only, [*GOOD, "from insight_nb.data.table import Table"], "20_models.x.ipynb"),
+    (imports_stand_alone, [*GOOD, "import os\nx = 1"]), (no_star, [*GOOD, "from os import *"]),
+    (small_cells, [*GOOD, "#| export\n" + "x = 1\n" * 26]), (small_cells, [*GOOD, "#| export\ndef f(a, b, c, d, e, f, g, h, *, i): pass"]),
+    (readable_size, GOOD[:3] + GOOD[3:] * 25), (readable_size, [*GOOD, "x = 1", "x = 1", "x = 1"]), (readable_size, [*GOOD, "#" * 200_000]),
+    (exercises_its_names, GOOD[:-1]), (exercises_its_names, [*GOOD, "#| export\n@patch\ndef gone(self: int): pass"]),
+    (exercises_its_names, [*GOOD, "#| export\nclass A:\n    def gone(self): pass", "A()"]), (exercises_its_names, [*GOOD, "#| export\nLIMIT = 1"]),
+    (clean_outputs, [("x", said("<A object at 0x7f12ab34cd>"))]), (clean_outputs, [("x", said("in /home/eve/a.csv"))]),
+    (clean_outputs, [("x", [{"output_type": "error"}])]), (clean_outputs, [("x", [{"output_type": "display_data", "data": {"text/html": "<p>C:\\Users\\eve"}}])]),
+    (is_kept, GOOD, "_draft.ipynb"),
+]
+
+
+@pytest.mark.parametrize("rule, cells, name", [(*f, "50_core.ipynb")[:3] for f in FAULTS], ids=lambda v: getattr(v, "__name__", ""))
+def test_rule_finds_the_planted_fault(rule, cells, name, tmp_path):
+    assert list(rule(write(tmp_path, cells, name)))
+
+
+def test_rules_accept_a_good_notebook(tmp_path):
+    assert not [fault for rule in RULES + EVERYWHERE for fault in rule(write(tmp_path, GOOD))]
+
+
+def typical_cell(notebooks): return median(len(c.lines) for nb in notebooks for c in nb.exported)
+
+def test_the_typical_exported_cell_is_short(tmp_path):
+    assert typical_cell(library()) <= 8
+    assert typical_cell([write(tmp_path, ["#| export\n" + "x = 1\n" * 9])]) > 8
+
+
+def test_numbers_are_used_once():
+    numbers = [nb.number for nb in library()]
+    assert sorted(set(numbers)) == sorted(numbers)
+
+
+FIXED = {"nbs", "insight_nb", "tests", "settings.ini", "setup.py", "README.md", "pyproject.toml", "Makefile", "constraints.txt", "LICENSE",
+         "MANIFEST.in", ".gitignore", ".ci"}
+def strangers(paths): return {p.split("/")[0] for p in paths} - FIXED
+
+def test_the_top_level_is_fixed():
+    found = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    paths = found.stdout.split("\n")[:-1] if found.returncode == 0 else ["settings.ini"]
+    assert paths and not strangers(paths)
+    assert strangers(["nbs/a.ipynb", "tools/x.py"]) == {"tools"}
