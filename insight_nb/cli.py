@@ -6,9 +6,10 @@
 __all__ = ['Parameter', 'parameters', 'convert', 'values', 'recipes', 'find_recipe', 'read_recipe', 'free_name', 'check_out',
            'RunError', 'run', 'summary', 'parser', 'main']
 
-# %% ../nbs/90_cli.ipynb #b7192521
+# %% ../nbs/90_cli.ipynb #fc8dd5b6
 import argparse
 import ast
+import contextlib
 import io
 import json
 import logging
@@ -37,7 +38,7 @@ class Parameter:
     default: object # the value when the command line gives none
     help: str # the comment at the end of its line
 
-# %% ../nbs/90_cli.ipynb #b6f24b24
+# %% ../nbs/90_cli.ipynb #6a45a90c
 def parameters(source # the text of a parameters cell
               ) -> dict: # name -> Parameter, in order
     "Read a parameters cell. Raises `InputError` at a line that is not `name: type = default  # help`."
@@ -47,6 +48,7 @@ def parameters(source # the text of a parameters cell
     helps = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
     return {p.name: p for p in (_parameter(n, helps) for n in body)}
 
+# %% ../nbs/90_cli.ipynb #45b5226f
 def _parameter(node, helps):
     try:
         kinds = ast.unparse(node.annotation).split(" | ")
@@ -83,13 +85,14 @@ def values(known, # name -> Parameter
         result[name] = convert(known[name], text)
     return result
 
-# %% ../nbs/90_cli.ipynb #79b1446f
+# %% ../nbs/90_cli.ipynb #b39ced63
 def recipes() -> dict:
     "The recipes that come with the package: name -> path."
     here = Path(insight_nb.__file__).parent
     folder = next((f for f in (here / "recipes", here.parent / "nbs" / "recipes") if f.is_dir()), here)
     return {p.stem: p for p in sorted(folder.glob("[!._]*.ipynb"))}
 
+# %% ../nbs/90_cli.ipynb #c0e022ae
 def find_recipe(name # of a recipe, or the path of a notebook
                ) -> Path:
     "The notebook to run. Raises `InputError` for a name or a path that isn't there."
@@ -131,10 +134,11 @@ def check_out(out, # the folder asked for
     if inside or not Path(out, "notebook.ipynb").is_file():
         raise InputError(f"{out} is not the folder of an earlier run, so --force won't replace it: choose another --out.")
 
-# %% ../nbs/90_cli.ipynb #3c263785
+# %% ../nbs/90_cli.ipynb #ea1370f4
 class RunError(RuntimeError):
     "A recipe broke for a reason that is not the user's. The message is one line."
 
+# %% ../nbs/90_cli.ipynb #7eb2bd93
 def _papermill(path, notebook, given):
     import nbformat
     import papermill
@@ -234,16 +238,17 @@ def _run_help(args):
              for p in known.values() if p.name != "out"]
     return text + "\n".join([f"\n{args.recipe}: {about}", f"  {'-p NAME':<15}{'type':<15}{'default':<18}meaning", *lines])
 
-# %% ../nbs/90_cli.ipynb #4d90e6d3
+# %% ../nbs/90_cli.ipynb #2a79bbfc
 def _predict(args):
     from insight_nb.data.samples import open_frame
-    from insight_nb.data.table import write_frame
+    from insight_nb.files import write_frame
     with tempfile.TemporaryDirectory() as folder, whole(args.out or Path(folder, "predictions.csv"), args.force) as temp:
         frame = open_frame(args.table)[0]
+        write_frame(frame.head(0), temp)
         from insight_nb.ship.bundle import load_bundle
         from insight_nb.ship.predict import predict_frame
         result = predict_frame(load_bundle(args.bundle), frame, text=args.text, probabilities=args.probabilities)
-        write_frame(result, temp)
+        write_frame(result, temp, force=True)
         if not args.out: return shutil.copyfileobj(temp.open(encoding="utf-8-sig", newline=""), sys.stdout)
     failed = sum(bool(e) for e in result["error"].fillna("")) if "error" in result else 0
     print(f"{len(result)} rows, {failed} of them with an error, in {args.out}")
@@ -297,7 +302,7 @@ def parser() -> argparse.ArgumentParser:
     add("samples", _samples, "list the sample tables")
     return top
 
-# %% ../nbs/90_cli.ipynb #db5b85aa
+# %% ../nbs/90_cli.ipynb #2b796981
 def _run_arguments(p):
     p.add_argument("recipe", nargs="?", metavar="RECIPE", help="a recipe's name, or the path of a notebook")
     p.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="set a parameter; repeatable")
@@ -305,6 +310,7 @@ def _run_arguments(p):
     p.add_argument("--force", action="store_true", help="replace the results of an earlier run")
     p.add_argument("-h", "--help", action="store_true", help="show this, and the parameters of RECIPE")
 
+# %% ../nbs/90_cli.ipynb #bf6aac17
 def _predict_arguments(p):
     p.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
     p.add_argument("table", metavar="TABLE", help="a file, a hub id or sample:NAME")
@@ -320,7 +326,7 @@ def _check_arguments(p):
     p.add_argument("--json", metavar="FILE", help="write the report as JSON too")
     p.add_argument("--force", action="store_true", help="replace FILE")
 
-# %% ../nbs/90_cli.ipynb #1e9ae7e6
+# %% ../nbs/90_cli.ipynb #7ebaa610
 def _say(text): print("insight-nb:", " ".join(str(text).split()), file=sys.stderr)
 
 def _unexpected(e):
@@ -328,6 +334,7 @@ def _unexpected(e):
     while last.tb_next: last = last.tb_next
     return f"{type(e).__name__}: {e} ({Path(last.tb_frame.f_code.co_filename).name}, line {last.tb_lineno})"
 
+# %% ../nbs/90_cli.ipynb #f3482678
 def main(argv=None # the arguments; None: those of the process
         ) -> int: # the exit status
     "Run the command line. Returns 0 done, 2 the input is at fault, 1 anything else, 130 interrupted."

@@ -11,6 +11,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 ROOT = Path(__file__).parents[1]
 NBS = ROOT / "nbs"
 NAME = re.compile(r"(\d\d)_([a-z_]+(?:\.[a-z_]+)?)\.ipynb")
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 _python = TransformerManager().transform_cell # magics and shell lines -> Python
 
 
@@ -54,16 +55,29 @@ class Notebook:
         return {n.removeprefix("insight_nb.") for n in names if n.startswith("insight_nb.")}
 
     @cached_property
-    def public(self) -> set:
-        "The names that this notebook offers: functions, classes, constants, their methods (patched ones too), without a leading underscore."
-        names = set()
+    def public(self) -> list:
+        "What this notebook offers, as (class or None, name): functions, classes, constants and methods, patched ones too."
+        found = []
         for node in [n for c in self.exported for n in c.tree.body]:
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and not node.name.startswith("_"): names.add(node.name)
-            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-                names |= {m.name for m in node.body if isinstance(m, (ast.FunctionDef, ast.AsyncFunctionDef))}
+            if isinstance(node, DEFINITIONS):
+                patched = any("patch" in ast.unparse(d) for d in node.decorator_list)
+                found.append((ast.unparse(node.args.args[0].annotation) if patched else None, node.name))
+            if isinstance(node, ast.ClassDef):
+                found += [(None, node.name)] + [(node.name, m.name) for m in node.body if isinstance(m, DEFINITIONS)]
             if isinstance(node, (ast.Assign, ast.AnnAssign)):
-                names |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-        return {n for n in names if not n.startswith("_") and n != "forward"} # torch calls forward
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                found += [(None, n.id) for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)]
+        return [(owner, name) for owner, name in found if not name.startswith("_") and not (owner or "").startswith("_")]
+
+    @cached_property
+    def called(self) -> set:
+        "The attributes that the exported cells mention: a method that another one calls is run with it."
+        return {n.attr for c in self.exported for n in c.walk(ast.Attribute)}
+
+    @cached_property
+    def events(self) -> set:
+        "The words that exported cells pass to a call: `self.tell(\"start\")` runs the method start of each callback."
+        return {a.value for c in self.exported for n in c.walk(ast.Call) for a in n.args if isinstance(a, ast.Constant) and isinstance(a.value, str)}
 
     @cached_property
     def used(self) -> set:

@@ -97,11 +97,11 @@ def check_labels(values, # (rows,) labels as text
     if few: raise InputError(_too_few(few, counts, at_least))
     return _notes(counts)
 
-# %% ../../nbs/12_data.labels.ipynb #a3f47b4d
+# %% ../../nbs/12_data.labels.ipynb #e348681b
 def _too_few(few, counts, at_least):
     named = ", ".join(f"{clip(n, 30)!r} ({counts[n]})" for n in few[:5]) + (f" and {len(few) - 5} more" if len(few) > 5 else "")
     rows = "a single row" if at_least == 2 else f"fewer than {at_least} rows"
-    return f"too small to learn and to test, with {rows}: {named}. Label more rows of it, merge it with another class, or drop it."
+    return f"a class with {rows} can't be learned and tested: {named}. Label more rows of it, merge it with another class, or drop it."
 
 def _notes(counts, least=5):
     small = [f"{clip(n, 30)!r} ({counts[n]})" for n in sorted(counts) if counts[n] < least]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['text_fault', 'Table', 'tidy', 'read_table', 'pick_rows']
 
-# %% ../../nbs/10_data.table.ipynb #f497f522
+# %% ../../nbs/10_data.table.ipynb #21be5719
 from collections import Counter
 from functools import cached_property
 from itertools import chain
@@ -15,7 +15,8 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..core import Grid, InputError, clip, suggest, text_hash
-from ..files import check_columns, clean_text, is_number, read_frame, write_frame
+from ..files import check_columns, read_frame, write_frame
+from ..text import clean_text, is_number
 
 # %% ../../nbs/10_data.table.ipynb #01c9f2e1
 _BLANK = "".join(c for c in map(chr, range(0x10000)) if c.isspace()) + "\x00\u180e\u200b\u200c\u200d\u2060\ufeff"
@@ -58,7 +59,7 @@ class Table:
     @cached_property
     def values(self): return None if self.label is None else [_label(v) for v in self.frame[self.label].tolist()]
 
-# %% ../../nbs/10_data.table.ipynb #998d691a
+# %% ../../nbs/10_data.table.ipynb #79abfd27
 def _column(frame, column, name, what):
     if column not in frame.columns:
         raise InputError(f"{name} has no column {column!r} for the {what}.{suggest(column, frame.columns)}")
@@ -71,7 +72,7 @@ def _check_rows(texts, faults, text, label, frame, name):
         raise InputError(f"{name} has no usable row of {len(faults):,}: {_counts(Counter(faults))}. Is {text!r} the text column?")
     if all(f or not isinstance(v, str) or is_number(v) for v, f in zip(texts, faults)):
         others = [c for c in frame.columns if c not in (text, label)]
-        raise InputError(f"{name}: column {text!r} holds only numbers, no texts. Name the column with the texts.{suggest(text, others)}")
+        raise InputError(f"{name}: column {text!r} holds only numbers, no texts. Name the column with the texts.{suggest(text, others) if others else ''}")
 
 def _counts(dropped): return ", ".join(f"{n:,} {why}" for why, n in sorted(dropped.items()))
 
@@ -95,15 +96,15 @@ def tidy(frame: pd.DataFrame, # a table as `read_frame` gives it
     notes = [*notes, *_changes(texts, labels, faults)]
     return Table(frame if keep.all() else frame[keep], text, label, name, Counter(f for f in faults if f), notes)
 
-# %% ../../nbs/10_data.table.ipynb #5640bccb
+# %% ../../nbs/10_data.table.ipynb #8bbeaf7c
 def _changes(texts, labels, faults):
     "Sentences on what differs between the cells and what is used of them."
     texts = [v for v, f in zip(texts, faults) if f is None]
     labels = [v for v, f in zip(labels or [], faults) if f is None]
     counts = {"texts that were not strings, now text": sum(not isinstance(v, str) for v in texts),
-              "texts with null characters or half emoji, now �": sum(isinstance(v, str) and clean_text(v) is not v and clean_text(v) != v for v in texts),
+              "texts with null characters or half emoji, now �": sum(isinstance(v, str) and clean_text(v) != v for v in texts),
               "labels that were not strings, now text": sum(not isinstance(v, str) for v in labels),
-              "labels with space around them, now without": sum(isinstance(v, str) and v != _label(v) for v in labels)}
+              "labels with space around them, now without": sum(isinstance(v, str) and v != v.strip(_BLANK) for v in labels)}
     return [f"{why}: {n:,}" for why, n in counts.items() if n]
 
 # %% ../../nbs/10_data.table.ipynb #1beb8d5d

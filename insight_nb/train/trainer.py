@@ -58,16 +58,16 @@ class Trainer:
     def tell(self, event):
         for c in self.callbacks: getattr(c, event, lambda t: None)(self)
 
-# %% ../../nbs/31_train.trainer.ipynb #bb9c1733
+# %% ../../nbs/31_train.trainer.ipynb #c3c915d1
 def accelerator_for(device=None, precision=None) -> Accelerator:
     "An Accelerator for a device and precision, whatever an earlier one in this process had. Raises InputError for a device that is not there."
     if device not in (None, "cpu", "cuda", "mps"): raise InputError(f"device is {device!r}: say 'cpu', 'cuda', 'mps', or nothing.")
     if device == "cuda" and not torch.cuda.is_available(): raise InputError("device is 'cuda', and no such GPU is visible here: leave it out to train on what there is.")
-    AcceleratorState._reset_state(reset_partial_state=device == "cpu")
-    found = Accelerator(cpu=device == "cpu").device
-    precision = precision or pick_precision(found)
+    cpu = device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    AcceleratorState._reset_state(reset_partial_state=cpu)
+    precision = precision or pick_precision(Accelerator(cpu=cpu).device)
     AcceleratorState._reset_state()
-    return Accelerator(mixed_precision=precision, cpu=device == "cpu")
+    return Accelerator(mixed_precision=precision, cpu=cpu)
 
 @patch
 def begin(self: Trainer):

@@ -1,0 +1,189 @@
+"""Bad input ends as promised: status 2, one line that says what and where, no traceback, nothing half-written. Recipes run in this process,
+without a kernel, so that a case costs milliseconds; nbs/90_cli.ipynb shows the same with real kernels, and test_recipes.py trains with one."""
+import json
+import shutil
+import struct
+import types
+from pathlib import Path
+
+import pytest
+from conftest import rows_of, write_csv
+from insight_nb import cli
+from notebooks import Notebook, _python
+
+
+def in_process(path, notebook, given):
+    "Run a recipe's cells here, and report an error as papermill would."
+    names = {"display": lambda *_: None}
+    Path(notebook).touch()
+    try:
+        for cell in Notebook(path).code:
+            exec(compile(_python(cell.source), "recipe", "exec"), names)
+            if "parameters" in cell.tags: names.update(given)
+    except Exception as e: raise type("Stopped", (Exception,), {"ename": type(e).__name__, "evalue": str(e)}) from e
+
+
+@pytest.fixture
+def ends(monkeypatch, capsys):
+    "Run the command line; return its status, the lines on stderr, and whether the folder is as it was."
+    monkeypatch.setattr(cli, "_papermill", in_process)
+    def files(): return {p: p.stat().st_size for p in Path().rglob("*") if str(p) != "runs"} # the folder for all runs may stay
+    def run(*words):
+        before = files()
+        status = cli.main([str(w) for w in words])
+        return types.SimpleNamespace(status=status, lines=capsys.readouterr().err.splitlines(), same=before == files())
+    return run
+
+
+def refused(end, *words):
+    "Status 2, one line with these words in it, nothing left behind."
+    assert (end.status, len(end.lines), end.same) == (2, 1, True), end
+    assert end.lines[0].startswith("insight-nb: ") and "Traceback" not in end.lines[0]
+    assert all(w in end.lines[0] for w in words), end.lines[0]
+
+
+def text(content, name="bad.csv"):
+    def write(): Path(name).write_bytes(content.encode() if isinstance(content, str) else content); return name
+    return write
+
+def table(rows, name="bad.csv"): return lambda: write_csv(name, rows)
+def folder(): Path("bad").mkdir(); return "bad"
+def excel():
+    import pandas as pd
+    pd.DataFrame({"text": []}).to_excel("bad.xlsx"); return "bad.xlsx"
+
+good = rows_of(60)
+TABLES = { # what is wrong -> (a maker of the table's name, words that the message must hold)
+    "missing file": (lambda: "nowhere.csv", ["nowhere.csv"]), "a directory": (folder, ["bad"]), "an empty file": (text(""), ["bad.csv"]),
+    "a header only": (text("text,label\n"), ["bad.csv"]), "only blank lines": (text("\n\n \n"), ["bad.csv"]), "an empty sheet": (excel, ["bad.xlsx"]),
+    "a missing column": (table([{"texts": "a", "label": "b"}] * 9), ["text", "texts"]), "a missing label": (table([{"text": "a", "lable": "b"}] * 9), ["lable"]),
+    "a binary file": (text(b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 40), ["bad.csv"]), "a ragged CSV": (text("text,label\na,b\nc,d,e\n" * 9), ["bad.csv", "3"]),
+    "duplicate columns": (text("text,label,text\na,b,c\n" * 9), ["text"]), "no labels at all": (table([{**r, "label": ""} for r in good]), ["label"]),
+    "no texts at all": (table([{**r, "text": " "} for r in good]), ["text"]), "texts are numbers": (table([{**r, "text": i} for i, r in enumerate(good)]), ["text"]),
+    "broken JSON": (text('[{"text": "a", "label": ', "bad.json"), ["bad.json"]), "broken JSONL": (text('{"text": "a", "label": "b"}\n{"te', "bad.jsonl"), ["bad.jsonl", "2"]),
+    "not Parquet": (text("PAR0", "bad.parquet"), ["bad.parquet"]), "not gzip": (text("text,label\n", "bad.csv.gz"), ["bad.csv.gz"]),
+    "an unknown kind of file": (text("a", "bad.docx"), ["bad.docx"]), "an unknown sample": (lambda: "sample:tweet", ["tweets"]),
+}
+LABELS = {
+    "one class": (table([{**r, "label": "a"} for r in good]), ["a"]), "a class with one row": (table([*good, {"text": "a lonely text", "label": "rare"}]), ["rare"]),
+    "a label for each row": (table([{**good[0], "text": f"text number {i}", "label": i} for i in range(5000)]), ["id", "regression"]),
+}
+
+
+@pytest.mark.parametrize("make, words", TABLES.values(), ids=TABLES)
+def test_check_refuses(ends, make, words): refused(ends("check", make()), *words)
+
+@pytest.mark.parametrize("make, words", (TABLES | LABELS).values(), ids=TABLES | LABELS)
+def test_run_refuses(ends, make, words):
+    name = make()
+    refused(ends("run", "classify", "-p", "table", name, "--out", "out"), *words)
+
+
+def test_the_promise_would_not_hold_for_a_good_table(ends):
+    with pytest.raises(AssertionError): refused(ends("check", write_csv("good.csv", good)))
+
+
+WORDS = {
+    "no command": [], "an unknown command": ["rnu"], "an unknown recipe": ["run", "clasify"], "a missing notebook": ["run", "gone.ipynb"], "no recipe": ["run"],
+    "an unknown option": ["run", "classify", "--forc"], "an unknown parameter": ["run", "classify", "-p", "tabel", "a.csv"],
+    "a value of the wrong type": ["run", "classify", "-p", "rows", "many"], "a parameter twice": ["run", "classify", "-p", "seed", "1", "-p", "seed", "2"],
+    "half a parameter": ["run", "classify", "-p", "rows"], "out as a parameter": ["run", "classify", "-p", "out", "x"], "no table": ["check"],
+    "an unknown method": ["run", "classify", "-p", "table", "good.csv", "-p", "method", "ful"], "no bundle": ["predict", "gone", "good.csv"],
+}
+
+@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
+def test_wrong_words(ends, words):
+    write_csv("good.csv", good)
+    refused(ends(*words))
+
+
+def test_wrong_words_are_answered_with_the_nearest(ends):
+    refused(ends("run", "clasify"), "classify")
+    refused(ends("run", "classify", "-p", "tabel", "a.csv"), "'table'")
+    refused(ends("run", "classify", "-p", "rows", "many"), "rows", "whole number", "many")
+
+
+@pytest.mark.parametrize("words", [["run", "classify", "-p", "table", "good.csv"], ["check", "good.csv", "--json"]], ids=["run", "check"])
+def test_where_the_results_go(ends, monkeypatch, words):
+    "A place that is taken, that can't be written, and a disk that fills up at the last moment."
+    write_csv("good.csv", good)
+    Path("taken").mkdir()
+    Path("taken/mine.txt").write_text("keep me")
+    words = words if "--json" in words else [*words, "--out"]
+    refused(ends(*words, "taken"), "taken", "exists")
+    refused(ends(*words, "good.csv/out"), "good.csv")
+    if "run" in words: refused(ends(*words, "taken", "--force"), "not the folder of an earlier run")
+    if "run" in words: refused(ends(*words, ".", "--force"), "not the folder of an earlier run")
+    assert Path("taken/mine.txt").read_text() == "keep me"
+
+
+def test_a_full_disk(ends, monkeypatch):
+    def full(*_): raise OSError(28, "No space left on device")
+    write_csv("good.csv", good)
+    monkeypatch.setattr("os.replace", full)
+    refused(ends("check", "good.csv", "--json", "out.json"), "No space left")
+
+
+# Odd, but not bad: these texts are worked on
+
+ODD = {"a text of 1 MB": "long " * 200_000, "a null byte": "a\0b", "a lone surrogate": "a\ud800b", "HTML": "<script>alert(1)</script>", "a formula": "=HYPERLINK(\"x\")",
+       "emoji": "👩\u200d💻 房间很好", "line breaks": "one\r\ntwo\nthree"}
+
+@pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
+def test_check_takes_odd_texts(ends, odd):
+    Path("odd.jsonl").write_text("\n".join(json.dumps(r) for r in [*good, {"text": odd, "label": good[0]["label"]}]))
+    assert ends("check", "odd.jsonl", "--json", "found.json").status == 0
+    json.loads(Path("found.json").read_text(encoding="utf-8"))
+
+
+# Prediction
+
+def test_predict_keeps_every_row(ends, trained):
+    texts = [*ODD.values(), "", "  ", "=1+1"]
+    Path("new.jsonl").write_text("\n".join(json.dumps({"id": i, "text": t}) for i, t in enumerate(texts)))
+    assert ends("predict", trained / "bundle", "new.jsonl", "--out", "out.jsonl", "--probabilities").status == 0
+    rows = [json.loads(line) for line in Path("out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [r["id"] for r in rows] == list(range(len(texts)))
+    assert [bool(r["error"]) for r in rows] == [not t.strip() for t in texts]
+    assert all(r["error"] or 0 <= r["probability"] <= 1 for r in rows)
+    assert ends("predict", trained / "bundle", "new.jsonl", "--out", "out.csv").status == 0
+    assert "\n7," in Path("out.csv").read_text(encoding="utf-8-sig") and ",=" not in Path("out.csv").read_text(encoding="utf-8-sig")
+
+
+def test_predict_refuses(ends, trained):
+    write_csv("new.csv", [{"txt": "a"}])
+    refused(ends("predict", trained / "bundle", "new.csv", "--out", "out.csv"), "text", "txt")
+    refused(ends("predict", trained / "bundle", "new.csv", "--text", "txt", "--out", "out.docx"), "docx")
+    refused(ends("predict", trained / "bundle", "new.csv", "--text", "txt", "--out", "new.csv"), "new.csv", "exists")
+    refused(ends("predict", trained / "bundle", "gone.csv", "--out", "out.csv"), "gone.csv")
+    refused(ends("predict", "new.csv", "new.csv", "--text", "txt"), "new.csv")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "bundle.json"])
+def test_a_bundle_with_one_byte_flipped(ends, trained, name):
+    shutil.copytree(trained / "bundle", "bundle")
+    file = next(Path("bundle").rglob(name))
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    write_csv("new.csv", good)
+    refused(ends("predict", "bundle", "new.csv", "--out", "out.csv"))
+
+
+def test_a_bundle_from_the_future_and_half_a_bundle(ends, trained):
+    shutil.copytree(trained / "bundle", "bundle")
+    info = json.loads(Path("bundle/bundle.json").read_text())
+    Path("bundle/bundle.json").write_text(json.dumps(info | {"schema": 999}))
+    write_csv("new.csv", good)
+    refused(ends("predict", "bundle", "new.csv", "--out", "out.csv"), "999")
+    weights = next(Path("bundle").rglob("*.safetensors"))
+    weights.unlink()
+    Path("bundle/bundle.json").write_text(json.dumps(info))
+    refused(ends("predict", "bundle", "new.csv", "--out", "out.csv"))
+    weights.write_bytes(struct.pack("<Q", 2**60) + b"{}")
+    refused(ends("predict", "bundle", "new.csv", "--out", "out.csv"))
+
+
+def test_samples_lists_them(ends, capsys):
+    assert cli.main(["samples"]) == 0
+    assert "tweets" in capsys.readouterr().out
