@@ -33,15 +33,14 @@ def repeats(exact, # (rows,) group ids; rows with one id have the same text
     n, distinct, sizes = len(exact), len(np.unique(exact)), np.unique(near, return_counts=True)[1]
     return {"exact": n - distinct, "near": distinct - len(sizes), "largest": int(sizes.max())}
 
-# %% ../../nbs/15_data.audit.ipynb #668a78fe
+# %% ../../nbs/15_data.audit.ipynb #456b1ccb
 def conflicts(groups, # (rows,) group ids of equal texts
               ids # (rows,) label ids
              ) -> dict:
     "Texts that occur with more than one label: how many, in how many rows, the ceiling for accuracy, and two rows of each of the first few."
-    pairs, counts = np.unique(np.stack([groups, ids], 1), axis=0, return_counts=True)
-    starts = np.flatnonzero(np.diff(pairs[:, 0], prepend=pairs[0, 0] - 1))
-    best = np.maximum.reduceat(counts, starts)
-    torn = pairs[starts[np.diff(starts, append=len(pairs)) > 1], 0]
+    pairs, counts = np.unique(groups * (ids.max() + 1) + ids, return_counts=True) # one number for each text with each label
+    texts, starts, kinds = np.unique(pairs // (ids.max() + 1), return_index=True, return_counts=True)
+    best, torn = np.maximum.reduceat(counts, starts), texts[kinds > 1]
     examples = []
     for g in torn[:3]:
         rows = np.flatnonzero(groups == g)
@@ -95,7 +94,7 @@ def _groups(table, group):
     sizes = table.frame[group].value_counts(dropna=False)
     return {"column": group, "number": len(sizes), "largest": int(sizes.iloc[0]), "largest_name": clip(sizes.index[0])}
 
-# %% ../../nbs/15_data.audit.ipynb #aee6899c
+# %% ../../nbs/15_data.audit.ipynb #ff16c045
 def _warnings(a):
     n, dropped, out = a.rows, sum(a.dropped.values()), []
     def warn(when, sentence): out.extend([sentence] if when else [])
@@ -105,7 +104,8 @@ def _warnings(a):
         name, most = max(a.labels.items(), key=lambda p: p[1])
         warn(most > .9 * n and len(a.labels) > 1, f"{most / n:.0%} of the rows are {clip(name, 30)!r}: look at macro-F1, not at accuracy.")
         c = a.conflicts
-        warn(c["texts"], f"{c['texts']:,} texts have several labels ({c['rows']:,} rows, such as {_and(c['examples'])}): no model can be right on more than {c['ceiling']:.1%}.")
+        warn(c["texts"], f"{c['texts']:,} texts have several labels ({c['rows']:,} rows, such as {_and(c['examples'])}): "
+                         f"no model can be right on more than {c['ceiling']:.1%}.")
     again = a.repeats["exact"] + a.repeats["near"]
     warn(again > .01 * n, f"{again:,} rows repeat others: the split keeps them out of train where they are in test.")
     warn(a.garbled > .005 * n, f"{a.garbled:,} texts ({a.garbled / n:.1%}) look garbled by a wrong encoding: go back to the source if you can.")
@@ -115,7 +115,7 @@ def _warnings(a):
 
 def _and(pairs): return ", ".join(f"{a} and {b}" for a, b in pairs[:1])
 
-# %% ../../nbs/15_data.audit.ipynb #5f39aa7f
+# %% ../../nbs/15_data.audit.ipynb #bc7be4fb
 @patch
 def facts_grid(self: Audit) -> Grid:
     "The counts as a table."
@@ -126,7 +126,8 @@ def facts_grid(self: Audit) -> Grid:
             ("rows that repeat an earlier one", f"{again['exact']:,} exactly, {again['near']:,} nearly")]
     if self.conflicts: rows.append(("equal texts with several labels", f"{self.conflicts['texts']:,} texts, {self.conflicts['rows']:,} rows"))
     rows.append(("texts that look garbled", f"{self.garbled:,}"))
-    if self.groups: rows.append((f"groups by {clip(self.groups['column'], 30)}", f"{self.groups['number']:,}, the largest with {self.groups['largest']:,} rows"))
+    if self.groups:
+        rows.append((f"groups by {clip(self.groups['column'], 30)}", f"{self.groups['number']:,}, the largest with {self.groups['largest']:,} rows"))
     return Grid(["what", "how much"], rows + [("note", n) for n in self.notes], self.name)
 
 @patch

@@ -59,7 +59,7 @@ def _runs(texts):
     before = np.concatenate([[0], np.cumsum(inside)])
     return (h[inside] >> np.uint64(32)).astype(np.uint32), before[ends] - before[ends - sizes]
 
-# %% ../../nbs/11_data.split.ipynb #20130b4c
+# %% ../../nbs/11_data.split.ipynb #971a2102
 def _pieces(sizes, most):
     "Positions in stretches whose sizes sum to about `most`, so that memory stays bounded."
     return np.split(np.arange(len(sizes)), np.flatnonzero(np.diff(np.cumsum(sizes) // most)) + 1) if len(sizes) else []
@@ -68,24 +68,24 @@ def _jaccard(texts, a, b):
     "The similarity of texts[a[i]] and texts[b[i]], for every i."
     sides, out = np.stack([a, b], 1), np.empty(len(a))
     sizes = np.fromiter((len(texts[i]) for i in sides.ravel().tolist()), dtype=np.int64).reshape(-1, 2).sum(1)
-    for p in _pieces(sizes, 1 << 18):
+    for p in _pieces(sizes, 1 << 16):
         h, n = _runs([texts[i] for i in sides[p].ravel().tolist()])
-        pair, side = np.divmod(np.repeat(np.arange(2 * len(p), dtype=np.uint64), n), np.uint64(2))
-        k = np.sort(pair << np.uint64(33) | h.astype(np.uint64) << np.uint64(1) | side)
+        text = np.arange(2 * len(p))
+        k = np.sort(np.repeat(text >> 1 << 33 | text & 1, n) | h.astype(np.int64) << 1)
         k = k[np.append(True, k[1:] != k[:-1])]
-        pair = (k >> np.uint64(33)).astype(np.int64)
+        pair = k >> 33
         both = np.bincount(pair[1:][k[1:] ^ k[:-1] == 1], minlength=len(p))
         out[p] = both / (np.bincount(pair, minlength=len(p)) - both)
     return out
 
-# %% ../../nbs/11_data.split.ipynb #d0571730
+# %% ../../nbs/11_data.split.ipynb #911b4b47
 _HASHES, _ROWS = 40, 4
 
 def _signatures(texts, seed):
     "The MinHash signature (texts, 40) uint32 of every text, and which texts are long enough to have one."
     odd = np.random.default_rng(seed).integers(2**31, size=_HASHES, dtype=np.uint32) * np.uint32(2) + np.uint32(1)
     out, has = np.zeros((len(texts), _HASHES), np.uint32), np.zeros(len(texts), bool)
-    for p in _pieces(np.fromiter(map(len, texts), dtype=np.int64), 1 << 18):
+    for p in _pieces(np.fromiter(map(len, texts), dtype=np.int64), 1 << 16):
         h, n = _runs(texts[p[0]:p[-1] + 1])
         has[p] = n > 0
         starts = (np.cumsum(n) - n)[n > 0]
@@ -115,14 +115,14 @@ def _merge(groups, a, b):
         while not np.array_equal(groups, groups[groups]): groups = groups[groups]
     return groups
 
-# %% ../../nbs/11_data.split.ipynb #f13d2067
+# %% ../../nbs/11_data.split.ipynb #08ce122c
 def _groups(texts, threshold=.8, seed=0):
     "Exact groups and near groups, both named after their first row."
     exact, unique = _exact(texts)
     sig, has = _signatures(unique, seed)
     groups, refused, bands = np.arange(len(unique)), np.zeros(len(unique), int), _bands(sig)
     for j in range(len(bands)):
-        a, b = _neighbours(bands, j, np.flatnonzero(has & (refused < 8)))
+        a, b = _neighbours(bands, j, np.flatnonzero(has & (refused < 6)))
         a, b = _promising(sig, a[groups[a] != groups[b]], b[groups[a] != groups[b]], threshold)
         near = _jaccard(unique, a, b) >= threshold
         for side in (a, b): np.add.at(refused, side[~near], 1)

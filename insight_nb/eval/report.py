@@ -189,7 +189,7 @@ def reliability_picture(self: Report) -> Picture:
     title = f"Expected calibration error {c['ece_before']:.3f} as trained, {c['ece_after']:.3f} with the temperature"
     return Picture(title, figure_svg(fig, title), reliability_grid(c["reliability_after"], f"With temperature {c['temperature']:.2f}"))
 
-# %% ../../nbs/41_eval.report.ipynb #3de4b654
+# %% ../../nbs/41_eval.report.ipynb #6cbc45c9
 @patch
 def guard_grid(self: Report) -> Grid:
     "Every check, the failed ones first."
@@ -197,11 +197,13 @@ def guard_grid(self: Report) -> Grid:
     rows = [[c.mark, c.name.replace("_", " "), c.detail] for c in sorted(self.guard, key=lambda c: c.passed is not False)]
     return Grid(["", "check", "what was found"], rows, f"{count(True)} passed, {count(False)} failed, {count(None)} not applicable")
 
+def _short(v): return f"{v:.4g}" if isinstance(v, float) else v
+
 @patch
 def history_grid(self: Report) -> Grid:
     "The history of training, a row for each epoch."
     keys = [k for k, v in self.history[0].items() if isinstance(v, (int, float, str))] if self.history else []
-    return Grid([k.replace("_", " ") for k in keys], [[h.get(k, "") for k in keys] for h in self.history or []])
+    return Grid([k.replace("_", " ") for k in keys], [[_short(h.get(k, "")) for k in keys] for h in self.history or []])
 
 # %% ../../nbs/41_eval.report.ipynb #52e33f9a
 def _calibrated(c):

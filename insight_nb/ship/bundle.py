@@ -20,7 +20,7 @@ from ..data.labels import Labels
 from ..models.backbone import empty_backbone
 from ..models.tasks import Classify, Model
 
-# %% ../../nbs/60_ship.bundle.ipynb #15fa7a0f
+# %% ../../nbs/60_ship.bundle.ipynb #99040d95
 SCHEMA = 1
 TASKS = {"classify": Classify}
 
@@ -31,12 +31,12 @@ def describe(model: Model, max_length, temperature) -> dict:
     "What `bundle.json` says of a model, before the files' hashes."
     b = model.backbone
     versions = {p: version(p) for p in ("torch", "transformers", "tokenizers", "safetensors")}
-    return {"schema": SCHEMA, "task": model.task.name, "labels": list(model.task.labels.names), "max_length": int(max_length), "temperature": float(temperature),
+    return {"schema": SCHEMA, "task": model.task.name, "labels": list(model.task.names), "max_length": int(max_length), "temperature": float(temperature),
             "threshold": None, "backbone": {"name": str(b.name), "identity": b.identity, "max_length": b.max_length}, "versions": versions}
 
-# %% ../../nbs/60_ship.bundle.ipynb #1e19f8b4
+# %% ../../nbs/60_ship.bundle.ipynb #1fa12243
 def save_bundle(path, # the folder to make
-                model: Model, # trained; its backbone has the tokenizer, its task the labels
+                model: Model, # trained; its backbone has the tokenizer, its task the names
                 max_length: int, # tokens at which texts are cut
                 temperature=1., # divides the logits; from calibration
                 facts=None, # a dict of more to say in bundle.json: metrics, source
@@ -75,7 +75,7 @@ def check_files(path, files: dict): # name -> sha256
         if Path(name).name != name or not f.is_file(): raise InputError(f"{f} is missing: the bundle is not whole. Copy it again.")
         if file_hash(f) != expected: raise InputError(f"{f} is damaged or was changed: its sha256 does not match. Copy the bundle again.")
 
-# %% ../../nbs/60_ship.bundle.ipynb #d80ec8d6
+# %% ../../nbs/60_ship.bundle.ipynb #d89f75be
 @dataclass
 class Bundle:
     "A model ready to predict, and what is known of it."
@@ -83,7 +83,7 @@ class Bundle:
     info: dict # bundle.json
 
     @property
-    def labels(self): return self.model.task.labels
+    def labels(self): return Labels(self.model.task.names)
     def __repr__(self): return f"Bundle({self.info['task']}, {len(self.labels)} labels, {self.info['backbone']['name']})"
 
 def load_bundle(path) -> Bundle:
@@ -92,6 +92,6 @@ def load_bundle(path) -> Bundle:
     check_files(path, info["files"])
     if info["task"] not in TASKS: raise InputError(f"{path} is for the task {info['task']!r}, which this version does not know: update insight_nb.")
     b = info["backbone"]
-    model = Model(empty_backbone(path, b["name"], b["identity"], b["max_length"]), TASKS[info["task"]](Labels(info["labels"])))
+    model = Model(empty_backbone(path, b["name"], b["identity"], b["max_length"]), TASKS[info["task"]](info["labels"]))
     load_model(model, Path(path) / "model.safetensors", strict=True)
     return Bundle(model.eval(), info)
