@@ -301,6 +301,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'insight_nb/eval/metrics.py'),
                                          'insight_nb.eval.metrics.Metric.to_dict': ( 'eval.metrics.html#metric.to_dict',
                                                                                      'insight_nb/eval/metrics.py'),
+                                         'insight_nb.eval.metrics._answers': ('eval.metrics.html#_answers', 'insight_nb/eval/metrics.py'),
                                          'insight_nb.eval.metrics._checked': ('eval.metrics.html#_checked', 'insight_nb/eval/metrics.py'),
                                          'insight_nb.eval.metrics._counts': ('eval.metrics.html#_counts', 'insight_nb/eval/metrics.py'),
                                          'insight_nb.eval.metrics._ends': ('eval.metrics.html#_ends', 'insight_nb/eval/metrics.py'),

@@ -57,7 +57,7 @@ def figure_svg(fig, # from `figure`
     head = f'<svg role="img" aria-label="{html.escape(cell(title))}" style="max-width:100%;height:auto;overflow:visible" '
     return head + _tidy_svg(svg[svg.index("<svg ") + 5:])
 
-# %% ../nbs/04_figures.ipynb #4d176458
+# %% ../nbs/04_figures.ipynb #f96b2d3d
 @dataclass(frozen=True)
 class Picture:
     "A figure, the finding, and its numbers."
@@ -66,6 +66,6 @@ class Picture:
     grid: Grid | None # the numbers; None when a table beside it has them
 
     def _repr_html_(self):
-        return f'<figure style="margin:1em 0"><figcaption><b>{html.escape(cell(self.title))}</b></figcaption>{self.svg}</figure>'
+        return f'<figure class="tex2jax_ignore mathjax_ignore" style="margin:1em 0"><figcaption><b>{html.escape(cell(self.title))}</b></figcaption>{self.svg}</figure>'
     def _repr_markdown_(self): return f"**{escape_md(cell(self.title))}**" + (f"\n\n{self.grid.to_markdown()}" if self.grid else "")
     def __repr__(self): return f"{cell(self.title)}\n{self.grid or ''}".strip()

@@ -24,7 +24,7 @@ import pandas as pd
 from .core import InputError, clip, suggest, whole
 from .text import clean_text, find_encoding, is_number, open_bytes, pieces
 
-# %% ../nbs/03_files.ipynb #617f44d9
+# %% ../nbs/03_files.ipynb #186e557a
 def _delimiter(line, tsv=False):
     bare = re.sub(r'"[^"]*"', "", line)
     return max("\t,;|" if tsv else ",\t;|", key=bare.count)
@@ -33,6 +33,7 @@ def _lines(path, how): return io.TextIOWrapper(open_bytes(path), how[0], how[1],
 
 def _reader(lines, delimiter, quoting): return csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
 
+# %% ../nbs/03_files.ipynb #18e37da2
 def _columns(records, n):
     columns = [[] for _ in range(n)]
     while chunk := list(islice(records, 20_000)):
@@ -40,7 +41,7 @@ def _columns(records, n):
         for column, cells in zip(columns, zip(*chunk)): column.extend(cells)
     return columns
 
-# %% ../nbs/03_files.ipynb #655958cd
+# %% ../nbs/03_files.ipynb #9c275588
 def _fault(path, how, delimiter):
     "Which line is the first that doesn't fit, and what to do."
     start, n = 1, None
@@ -53,6 +54,7 @@ def _fault(path, how, delimiter):
                 start = reader.line_num + 1
         except csv.Error as e: return f"the record that starts on line {start} can't be read ({e}): is a quotation mark not closed, or not doubled?"
 
+# %% ../nbs/03_files.ipynb #1aee58d6
 def _cells(n): return f"{n} cells" if n > 1 else "1 cell"
 
 def _advice(more, delimiter):
@@ -96,13 +98,14 @@ def _read_csv(path, sheet=0):
     if delimiter in ";|": notes.append(f"cells separated by {delimiter}")
     return _frame(header, columns), [*([how[2]] if how[2] else []), *notes, *_long_cells(header, columns)]
 
-# %% ../nbs/03_files.ipynb #1a8577fe
+# %% ../nbs/03_files.ipynb #9b9512bf
 def _objects(rows, name):
     for i, r in enumerate(rows):
         if not isinstance(r, dict): raise InputError(f"{name}: row {i} is {clip(repr(r), 40)}, not an object with named values.")
     header = list(dict.fromkeys(chain.from_iterable(rows)))
     return _frame(header, [[r.get(c) for r in rows] for c in header])
 
+# %% ../nbs/03_files.ipynb #bc85f475
 def _json_lines(path, how):
     rows = []
     with io.TextIOWrapper(open_bytes(path), how[0], how[1]) as lines:
@@ -139,7 +142,7 @@ def _read_parquet(path, sheet=0):
     try: return _from_arrow(pq.read_table(io.BytesIO(b"".join(pieces(path))))), []
     except pa.ArrowException as e: raise InputError(f"{path.name} is not a sound Parquet file: {clip(e, 80)}.") from None
 
-# %% ../nbs/03_files.ipynb #e4f74da4
+# %% ../nbs/03_files.ipynb #16313edc
 def _workbook(path):
     import openpyxl
     try:
@@ -148,6 +151,7 @@ def _workbook(path):
             return openpyxl.load_workbook(io.BytesIO(b"".join(pieces(path))), read_only=True, data_only=True)
     except Exception: raise InputError(f"{path.name} is not a sound .xlsx workbook: save it again as .xlsx, without a password, or as CSV.") from None
 
+# %% ../nbs/03_files.ipynb #a65b9c36
 def _read_excel(path, sheet=0):
     book = _workbook(path)
     names = [s.title for s in book.worksheets]
@@ -161,7 +165,7 @@ def _read_excel(path, sheet=0):
     note = [f"sheet {sheet!r} of {len(names)}"] if len(names) > 1 else []
     return _frame(["" if c is None else c for c in rows[0]], list(zip(*rows[1:])) or [[]] * n) if rows else _frame([], []), note
 
-# %% ../nbs/03_files.ipynb #212dce3b
+# %% ../nbs/03_files.ipynb #a3f34888
 def _from_object(source):
     "(frame, name, notes) of an object in memory."
     kind, library = type(source).__name__, type(source).__module__.split(".")[0]
@@ -173,6 +177,7 @@ def _from_object(source):
     if library == "datasets" and kind == "Dataset": return _from_dataset(source), "dataset", []
     raise InputError(f"can't read a table from {kind}: give a path, a pandas or polars DataFrame, an Arrow Table or a datasets.Dataset.")
 
+# %% ../nbs/03_files.ipynb #a770213f
 def _from_dataset(data):
     frame = _from_arrow(data.with_format("arrow")[:])
     for column, feature in (data.features or {}).items():
@@ -186,7 +191,7 @@ def _from_splits(data):
     if split not in splits: raise InputError(f"the dataset has the splits {', '.join(map(repr, splits))}: give one of them, as in data[{splits[0]!r}].")
     return _from_dataset(data[split]), "dataset", [f"split {split!r} of {', '.join(map(repr, splits))}"]
 
-# %% ../nbs/03_files.ipynb #979496b8
+# %% ../nbs/03_files.ipynb #aa87ed88
 _HUB = re.compile(r"(?:hub:)?([\w.-]+/[\w.-]+)(?::([\w.-]+))?")
 
 def _hub_id(source):
@@ -197,6 +202,7 @@ def _hub_id(source):
     elif not found or Path(source).suffix.lower() in (*_READERS, ".gz") or os.path.lexists(source.split("/")[0]): return None
     return found.groups()
 
+# %% ../nbs/03_files.ipynb #115f60a5
 def _reach_hub(name):
     if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"): return
     hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
@@ -281,7 +287,7 @@ def _write_text(frame, path, suffix):
         binary = gzip.GzipFile("", "wb", 6, raw, mtime=0) if path.suffix == ".gz" else raw # no name and no time inside: same rows, same bytes
         with io.TextIOWrapper(binary, "utf-8", newline="") as f: _WRITERS[suffix](frame, f)
 
-# %% ../nbs/03_files.ipynb #f6066875
+# %% ../nbs/03_files.ipynb #2b1aaaaa
 def _write_excel(frame, path):
     if len(frame) > 1_048_575: raise InputError(f"{path.name}: a worksheet holds 1,048,575 rows, the table has {len(frame):,}. Write .csv or .parquet.")
     for c in frame:
@@ -290,6 +296,7 @@ def _write_excel(frame, path):
     shown = lambda v: re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f]", "\ufffd", v) if isinstance(v, str) else v
     frame.map(shown).to_excel(path, index=False)
 
+# %% ../nbs/03_files.ipynb #b4ded81b
 def _write_parquet(frame, path):
     import pyarrow as pa
     try: frame.to_parquet(path, index=False)

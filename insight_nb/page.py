@@ -39,14 +39,14 @@ def markdown_page(title, # one line
     parts = [f"## {escape_md(t)}\n\n" + "\n\n".join(map(show, blocks)) for t, blocks in sections]
     return "\n\n".join([f"# {escape_md(cell(title))}", escape_md(lead), *parts]) + "\n"
 
-# %% ../nbs/05_page.ipynb #92257597
+# %% ../nbs/05_page.ipynb #0d8e636d
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1c2126;--soft:#5b6670;--paper:#fff;--line:#d9dee3;--band:#f5f7f9;--good:#00734d;--bad:#b3261e}
 @media(prefers-color-scheme:dark){:root{--ink:#e4e8ec;--soft:#9aa6b1;--paper:#15191d;--line:#353d45;--band:#1d2329;--good:#4cc38a;--bad:#ff8a80}}
 body{margin:0 auto;max-width:60rem;padding:2rem 1.25rem 4rem;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,"Noto Sans","Noto Sans CJK SC","PingFang SC","Microsoft YaHei",sans-serif}
 h1{font-size:1rem;font-weight:600;color:var(--soft);margin:0}h2{font-size:1.2rem;margin:2.5rem 0 .5rem;padding-top:1rem;border-top:1px solid var(--line)}
 .verdict{font-size:1.35rem;line-height:1.4;margin:.75rem 0 2rem;padding-left:1rem;border-left:.35rem solid var(--good)}.verdict.bad{border-color:var(--bad)}
-.box{overflow:auto;margin:.75rem 0}.long{max-height:34rem}td:nth-child(2):last-child{text-align:left!important}table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}
+.box{overflow:auto;margin:1rem 0}.long{max-height:34rem}td:nth-child(2):last-child{text-align:left!important}table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}
 caption{color:var(--soft);padding:0 0 .4rem}th{font-weight:600;border-bottom:2px solid var(--line);position:sticky;top:0;background:var(--paper)}
 th,td{padding:.3rem .9rem .3rem .25rem;vertical-align:top}td{border-bottom:1px solid var(--line);overflow-wrap:break-word}.n{white-space:nowrap}.t{min-width:18rem;overflow-wrap:anywhere}
 tbody tr:hover{background:var(--band)}figure{margin:1.5rem 0}figcaption{margin-bottom:.5rem}summary{cursor:pointer;color:var(--soft);font-size:.9rem}

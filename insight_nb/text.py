@@ -14,12 +14,13 @@ from itertools import chain
 
 from .core import InputError
 
-# %% ../nbs/02_text.ipynb #13de6866
+# %% ../nbs/02_text.ipynb #f64d89d6
 def open_bytes(path):
     "A file opened for reading bytes, unpacked where it is gzip."
     with open(path, "rb") as f: packed = f.read(2) == b"\x1f\x8b"
     return gzip.open(path) if packed else open(path, "rb")
 
+# %% ../nbs/02_text.ipynb #60c14583
 def pieces(path, # a Path
            size=1 << 20): # bytes; yields pieces of at most so many
     "The bytes of a file in order. Raises `InputError` where it is damaged or can't be read."
@@ -29,11 +30,12 @@ def pieces(path, # a Path
     except (EOFError, gzip.BadGzipFile, zlib.error): raise InputError(f"{path.name} is a damaged gzip file: make it again.") from None
     except OSError as e: raise InputError(f"{path.name} can't be read: {e.strerror or e}.") from None
 
-# %% ../nbs/02_text.ipynb #c4b5cabb
+# %% ../nbs/02_text.ipynb #c3c3a7ea
 _MAGIC = {b"PK\x03\x04": "an Excel workbook or a zip archive: name it .xlsx, or unpack it", b"PAR1": "a Parquet file: name it .parquet",
           b"\xd0\xcf\x11\xe0": "an old or encrypted Excel workbook: save it as .xlsx without a password", b"%PDF": "a PDF", b"\x89PNG": "an image",
           b"\xff\xd8\xff": "an image", b"SQLite format 3": "a database", b"ARROW1": "an Arrow file: load it and give the table"}
 
+# %% ../nbs/02_text.ipynb #79f073d2
 def _refuse_binary(head, name):
     for mark, what in _MAGIC.items():
         if head.startswith(mark): raise InputError(f"{name} is not text but {what}.")
@@ -60,7 +62,7 @@ def _chinese(head):
     pairs = [c.encode("gb18030") for c in head.decode("gb18030", "ignore") if not c.isascii()][:5000]
     return sum(len(p) == 2 and (0xA1 <= p[0] <= 0xA3 or 0xB0 <= p[0] <= 0xD7) and p[1] >= 0xA1 for p in pairs) > .5 * len(pairs)
 
-# %% ../nbs/02_text.ipynb #df744cc2
+# %% ../nbs/02_text.ipynb #bb202fa6
 def _utf8_faults(path):
     decoder, bad, wide = codecs.getincrementaldecoder("utf-8")("replace"), 0, 0
     for piece in chain(pieces(path), [b""]):
@@ -68,6 +70,7 @@ def _utf8_faults(path):
         if not s.isascii(): bad, wide = bad + s.count("\ufffd"), wide + len(s) - len(s.encode("ascii", "ignore"))
     return bad, wide
 
+# %% ../nbs/02_text.ipynb #2e4a9bd1
 def find_encoding(path # a Path
                  ) -> tuple: # (encoding, error handler, note or None)
     "How to decode a text file. Raises `InputError` where it is binary."

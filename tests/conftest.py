@@ -32,11 +32,14 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
+def train(table, out):
+    "`insight-nb run classify` with a real kernel: small, but whole."
+    return main(["run", "classify", "-p", "table", str(table), "-p", "epochs", "1", "-p", "max_length", "32", "--out", str(out)])
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    "What `insight-nb run classify` leaves, from a real kernel: small, but whole."
+    "The folder that a run leaves."
     folder = tmp_path_factory.mktemp("trained")
-    table = write_csv(folder / "table.csv", rows_of(150))
     os.environ["INSIGHT_NB_CACHE"] = str(folder / "cache")
-    assert main(["run", "classify", "-p", "table", table, "-p", "epochs", "1", "-p", "max_length", "32", "--out", str(folder / "run")]) == 0
+    assert train(write_csv(folder / "table.csv", rows_of(150)), folder / "run") == 0
     return folder / "run"

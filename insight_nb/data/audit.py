@@ -78,7 +78,7 @@ def audit(table: Table, # with labels or without
     found.warnings += _warnings(found)
     return found
 
-# %% ../../nbs/15_data.audit.ipynb #cb1147c2
+# %% ../../nbs/15_data.audit.ipynb #91ace460
 def _audit_labels(found, values, exact, rows):
     labels = Labels.of(values)
     ids = labels.ids(values)
@@ -88,13 +88,14 @@ def _audit_labels(found, values, exact, rows):
     try: found.warnings += check_labels(values)
     except InputError as e: found.problems.append(str(e))
 
+# %% ../../nbs/15_data.audit.ipynb #c14a5e61
 def _groups(table, group):
     if group is None: return None
     if group not in table.frame: raise InputError(f"{table.name} has no column {group!r} for the groups.{suggest(group, table.frame.columns)}")
     sizes = table.frame[group].value_counts(dropna=False)
     return {"column": group, "number": len(sizes), "largest": int(sizes.iloc[0]), "largest_name": clip(sizes.index[0])}
 
-# %% ../../nbs/15_data.audit.ipynb #ff16c045
+# %% ../../nbs/15_data.audit.ipynb #9928d3ff
 def _warnings(a):
     n, dropped, out = a.rows, sum(a.dropped.values()), []
     def warn(when, sentence): out.extend([sentence] if when else [])
@@ -104,8 +105,8 @@ def _warnings(a):
         name, most = max(a.labels.items(), key=lambda p: p[1])
         warn(most > .9 * n and len(a.labels) > 1, f"{most / n:.0%} of the rows are {clip(name, 30)!r}: look at macro-F1, not at accuracy.")
         c = a.conflicts
-        warn(c["texts"], f"{c['texts']:,} texts have several labels ({c['rows']:,} rows, such as {_and(c['examples'])}): "
-                         f"no model can be right on more than {c['ceiling']:.1%}.")
+        warn(c["texts"], f"equal texts with several labels: {c['texts']:,}, in {c['rows']:,} rows (such as {_and(c['examples'])}). Settle them: "
+                         f"no model can be right on more than {c['ceiling']:.2%} of all rows.")
     again = a.repeats["exact"] + a.repeats["near"]
     warn(again > .01 * n, f"{again:,} rows repeat others: the split keeps them out of train where they are in test.")
     warn(a.garbled > .005 * n, f"{a.garbled:,} texts ({a.garbled / n:.1%}) look garbled by a wrong encoding: go back to the source if you can.")
@@ -115,7 +116,7 @@ def _warnings(a):
 
 def _and(pairs): return ", ".join(f"{a} and {b}" for a, b in pairs[:1])
 
-# %% ../../nbs/15_data.audit.ipynb #bc7be4fb
+# %% ../../nbs/15_data.audit.ipynb #b990ec37
 @patch
 def facts_grid(self: Audit) -> Grid:
     "The counts as a table."
@@ -130,6 +131,7 @@ def facts_grid(self: Audit) -> Grid:
         rows.append((f"groups by {clip(self.groups['column'], 30)}", f"{self.groups['number']:,}, the largest with {self.groups['largest']:,} rows"))
     return Grid(["what", "how much"], rows + [("note", n) for n in self.notes], self.name)
 
+# %% ../../nbs/15_data.audit.ipynb #a0766298
 @patch
 def labels_grid(self: Audit, most=12) -> Grid:
     "Labels with their rows and shares, the most frequent first."
@@ -137,13 +139,15 @@ def labels_grid(self: Audit, most=12) -> Grid:
     if len(rows) > most: rows[most - 3:-3] = [(f"... {len(rows) - most} more", "", "")]
     return Grid(["label", "rows", "share"], rows)
 
-# %% ../../nbs/15_data.audit.ipynb #c666bc7b
+# %% ../../nbs/15_data.audit.ipynb #b85ac0bc
 @patch
 def _advice(self: Audit): return [f"problem: {p}" for p in self.problems] + self.warnings or ["nothing to warn about"]
 @patch
 def _grids(self: Audit): return [self.facts_grid(), *([self.labels_grid()] if self.labels else [])]
 @patch
 def __repr__(self: Audit): return "\n\n".join(map(repr, self._grids())) + "\n\n" + "\n".join(f"- {s}" for s in self._advice())
+
+# %% ../../nbs/15_data.audit.ipynb #764be714
 @patch
 def to_markdown(self: Audit) -> str:
     "As Markdown, escaped."

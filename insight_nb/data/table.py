@@ -59,12 +59,13 @@ class Table:
     @cached_property
     def values(self): return None if self.label is None else [_label(v) for v in self.frame[self.label].tolist()]
 
-# %% ../../nbs/10_data.table.ipynb #79abfd27
+# %% ../../nbs/10_data.table.ipynb #c4b3ad1f
 def _column(frame, column, name, what):
     if column not in frame.columns:
         raise InputError(f"{name} has no column {column!r} for the {what}.{suggest(column, frame.columns)}")
     return frame[column].tolist()
 
+# %% ../../nbs/10_data.table.ipynb #a9648401
 def _check_rows(texts, faults, text, label, frame, name):
     if faults.count("missing label") == len(faults):
         raise InputError(f"{name} has no label in any of its {len(faults):,} rows: column {label!r} is empty. Label some rows, or name another column.")
@@ -117,7 +118,7 @@ def read_table(source, # whatever `read_frame` reads
     frame, name, notes = read_frame(source, sheet)
     return tidy(frame, text, label, name, notes)
 
-# %% ../../nbs/10_data.table.ipynb #48141f6e
+# %% ../../nbs/10_data.table.ipynb #1ae72957
 @patch
 def grid(self: Table, n=5) -> Grid:
     "The first `n` rows, with the counts in the caption."
@@ -127,17 +128,20 @@ def grid(self: Table, n=5) -> Grid:
     labels = self.values[:n] if self.label else [""] * n
     rows = [(i, clip(t[:200]), clip(v, 30)) for i, t, v in zip(self.frame.index, self.texts, labels)]
     return Grid(["row", self.text, self.label or ""], rows, caption)
+
+# %% ../../nbs/10_data.table.ipynb #8556216b
 @patch
 def __repr__(self: Table): return repr(self.grid())
 @patch
 def _repr_html_(self: Table): return self.grid().to_html()
 
-# %% ../../nbs/10_data.table.ipynb #b6a45495
+# %% ../../nbs/10_data.table.ipynb #f66d9f69
 @patch
 def take(self: Table, positions) -> Table:
     "The rows at these positions (not row numbers), in this order."
     return Table(self.frame.iloc[np.asarray(positions, dtype=np.int64)], self.text, self.label, self.name, self.dropped, self.notes)
 
+# %% ../../nbs/10_data.table.ipynb #c40d47cf
 @patch
 def digest(self: Table) -> str:
     "The sha256 of texts and labels in order."

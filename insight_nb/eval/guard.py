@@ -13,9 +13,10 @@ from ..core import clip
 from .metrics import wilson
 from .report import GUARD, Check
 
-# %% ../../nbs/45_eval.guard.ipynb #2b895700
+# %% ../../nbs/45_eval.guard.ipynb #881fd54b
 def _finite(t): return bool((t.isfinite() if hasattr(t, "isfinite") else np.isfinite(t)).all())
 
+# %% ../../nbs/45_eval.guard.ipynb #f795da73
 def weights_finite(named, # (name, tensor) pairs, as of `model.named_parameters()`
                    dtype="float32", # that floating weights must have
                   ) -> Check:
@@ -41,10 +42,9 @@ def label_order(data_names, head_names, bundle_names, prediction_names) -> Check
         return Check("label_order", False, f"label {i} is {a} in the data and {b} in the {place}: predictions would carry wrong names")
     return Check("label_order", True, f"{len(first)} labels in one order in data, head, bundle and predictions")
 
-# %% ../../nbs/45_eval.guard.ipynb #72c32249
+# %% ../../nbs/45_eval.guard.ipynb #64ac38d9
 def row_order(rows_in, # (rows,) row ids that were asked
-              rows_out, # (rows,) row ids of the answers
-             ) -> Check:
+              rows_out) -> Check: # (rows,) row ids of the answers
     "Predictions come back in the order of the rows."
     a, b = np.asarray(rows_in), np.asarray(rows_out)
     if len(a) != len(b): return Check("row_order", False, f"{len(a):,} rows went in, {len(b):,} came out")
@@ -64,11 +64,10 @@ def loss_fell(losses) -> Check: # (steps or epochs,) training losses in order
     if first.mean() - last.mean() > noise: return Check("loss_fell", True, f"the loss fell from {first.mean():.3f} to {last.mean():.3f}")
     return Check("loss_fell", False, f"the loss went from {first.mean():.3f} to {last.mean():.3f}: nothing was learned; try another learning rate, or look at the labels")
 
-# %% ../../nbs/45_eval.guard.ipynb #41dc89d1
+# %% ../../nbs/45_eval.guard.ipynb #27f4796f
 def beats_majority(y, # (rows,) true class ids of the test rows
                    p, # (rows,) predicted class ids
-                   train_y, # (train rows,) class ids
-                  ) -> Check:
+                   train_y) -> Check: # (train rows,) class ids
     "The model is surely better than always saying the most frequent training label."
     y, p = np.asarray(y), np.asarray(p)
     share, (low, _) = (y == np.bincount(train_y).argmax()).mean(), wilson((y == p).sum(), len(y))
@@ -76,11 +75,10 @@ def beats_majority(y, # (rows,) true class ids of the test rows
     found = f"accuracy {(y == p).mean():.3f}, at least {low:.3f} with 95 % confidence, against {share:.3f} for the majority class"
     return Check("beats_majority", low > share, found if low > share else f"{found}: not shown to be better")
 
-# %% ../../nbs/45_eval.guard.ipynb #d79d4cab
+# %% ../../nbs/45_eval.guard.ipynb #3b7135c9
 def truncation(truncated, # (rows,) bool: was the row cut?
                max_length, # tokens that a row may have
-               limit=.05, # the share that is tolerated
-              ) -> Check:
+               limit=.05) -> Check: # the share that is tolerated
     "The share of rows that were cut is small."
     cut, n = int(np.sum(truncated)), len(truncated)
     found = f"{cut:,} of {n:,} rows ({100 * cut / max(n, 1):.1f} %) were cut at {max_length} tokens"
@@ -94,44 +92,41 @@ def split_duplicates(counts) -> Check: # exact_across, near_across, removed_from
     detail = f"{counts['exact_across']:,} exact and {counts['near_across']:,} near duplicates across the split were found, {removed:,} rows were removed"
     return Check("split_duplicates", left == 0, detail if not left else f"{detail}, {left:,} are left: the result is too good; don't keep duplicates")
 
-# %% ../../nbs/45_eval.guard.ipynb #dce3d43b
+# %% ../../nbs/45_eval.guard.ipynb #3bb864c8
 def small_classes(names, # class names
                   counts, # (classes,) rows of each
-                  least=5, # rows that a class should have
-                 ) -> Check:
+                  least=5) -> Check: # rows that a class should have
     "Every class has at least `least` rows."
     small = [f"{clip(n, 30)} ({c})" for n, c in zip(names, counts) if c < least]
     if not small: return Check("small_classes", True, f"the smallest of {len(counts)} classes has {min(counts):,} rows")
     more = f" and {len(small) - 8} more" if len(small) > 8 else ""
     return Check("small_classes", False, f"{len(small)} of {len(counts)} classes have fewer than {least} rows: {', '.join(small[:8])}{more}; label more, or join them")
 
-# %% ../../nbs/45_eval.guard.ipynb #beb02b7f
+# %% ../../nbs/45_eval.guard.ipynb #35a409ea
 def _array(t): return t.detach().float().cpu().numpy() if hasattr(t, "detach") else np.asarray(t)
 
+# %% ../../nbs/45_eval.guard.ipynb #01ffa90d
 def adapters_changed(before, # name -> tensor, copied before training; None without adapters
-                     after, # name -> tensor
-                    ) -> Check:
+                     after) -> Check:
     "Every adapter weight changed in training."
     if before is None or after is None: return Check("adapters_changed", None, "no adapters")
     same = [name for name in before if np.array_equal(_array(before[name]), _array(after[name]))]
     if before and not same: return Check("adapters_changed", True, f"all {len(before)} adapter weights changed")
     return Check("adapters_changed", False, f"{len(same)} of {len(before)} adapter weights are as they were before training{': ' + same[0] if same else ''}")
 
-# %% ../../nbs/45_eval.guard.ipynb #aac7dee8
+# %% ../../nbs/45_eval.guard.ipynb #d5bbc361
 def ranks_moved(before, # name of the layer -> rank at the start; None without AdaLoRA
-                after, # name -> rank at the end
-               ) -> Check:
+                after) -> Check:
     "AdaLoRA took rank from some layers."
     if before is None or after is None: return Check("ranks_moved", None, "no AdaLoRA")
     moved = sum(before[name] != after[name] for name in before)
     found = f"{moved} of {len(before)} layers changed their rank; the sum went from {sum(before.values())} to {sum(after.values())}"
     return Check("ranks_moved", moved > 0, found if moved else f"{found}: the rank schedule never started; train longer, or start it earlier")
 
-# %% ../../nbs/45_eval.guard.ipynb #d5610b08
+# %% ../../nbs/45_eval.guard.ipynb #7b422e38
 def reload_equal(before, # (rows, classes) logits of the model in memory
                  after, # (rows, classes) logits of the reloaded bundle
-                 tolerance=1e-3, # of a logit
-                ) -> Check:
+                 tolerance=1e-3) -> Check: # of a logit
     "A reloaded bundle gives the same logits on the same rows."
     a, b = _array(before), _array(after)
     if a.shape != b.shape: return Check("reload_equal", False, f"logits of shape {a.shape} before and {b.shape} after reloading")

@@ -210,7 +210,9 @@ def _matrix_metrics(c, acc, seed):
     if np.trace(c) == n: low, method = np.minimum(values, [acc.low, (k * acc.low - 1) / max(k - 1, 1)]), f"no mistake seen: from accuracy's {WILSON}"
     return {name: _metric(values[i], (low[i], min(high[i], 1)), n, method) for i, name in enumerate(["macro_f1", "mcc"])}
 
-# %% ../../nbs/40_eval.metrics.ipynb #75b178e4
+# %% ../../nbs/40_eval.metrics.ipynb #5b8804fc
+def _answers(probs): return np.concatenate([probs[i:i + 50_000].argmax(1) for i in range(0, len(probs), 50_000)]) # in slices: numpy may copy
+
 def evaluate(y, # (rows,) true class ids
              probs, # (rows, classes) probabilities
              names=None, # class names: adds "precision:NAME", "recall:NAME" and "f1:NAME"
@@ -218,7 +220,7 @@ def evaluate(y, # (rows,) true class ids
             ) -> dict: # name -> Metric
     "`accuracy`, `macro_f1`, `mcc`, `log_loss` and, given names, the classes, each with its interval."
     y, probs = _checked(y, probs)
-    n, c = len(y), confusion(y, probs.argmax(1), probs.shape[1])
+    n, c = len(y), confusion(y, _answers(probs), probs.shape[1])
     out = {"accuracy": _metric(np.trace(c) / n, wilson(np.trace(c), n), n, WILSON)}
     out |= _matrix_metrics(c, out["accuracy"], seed)
     losses = _losses(y, probs)

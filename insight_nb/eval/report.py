@@ -80,9 +80,10 @@ def add(self: Report, *checks): # any number of `Check`
 @patch
 def failed(self: Report) -> list[str]: return [c.name for c in self.guard if c.passed is False]
 
-# %% ../../nbs/41_eval.report.ipynb #55ac7fa5
+# %% ../../nbs/41_eval.report.ipynb #7a7bab52
 def _percent(v): return f"{100 * v:.1f} %"
 
+# %% ../../nbs/41_eval.report.ipynb #cb2a0a57
 @patch
 def verdict(self: Report) -> str:
     "One or two sentences: failed checks first, then accuracy with its interval, against no model."
@@ -105,14 +106,14 @@ def metrics_grid(self: Report) -> Grid:
     rows = [[label, self.metrics[k], *(o[k] for o in others.values())] for k, label in LABELS.items()]
     return Grid(["metric", "this model", *others], rows, f"{self.metrics['accuracy'].n:,} test rows, 95 % intervals (Wilson for accuracy, bootstrap otherwise)")
 
-# %% ../../nbs/41_eval.report.ipynb #489eb397
+# %% ../../nbs/41_eval.report.ipynb #bcb97f70
 @patch
 def class_grid(self: Report) -> Grid:
     "Precision, recall and F1 of each class."
     support, f1 = self.matrix.sum(1), [m["f1"].value for m in self.classes.values()]
     order = np.argsort(f1, kind="stable") if len(f1) > 12 else range(len(f1))
     rows = [[clip(self.names[i], 40), f"{support[i]:,}", *self.classes[self.names[i]].values()] for i in order]
-    return Grid(["class", "test rows", "precision", "recall", "F1"], rows, "Each class, with 95 % Wilson intervals" + (", the worst F1 first" if len(f1) > 12 else ""))
+    return Grid(["class", "test rows", "precision", "recall", "F1"], rows, f"{len(f1)} classes, with 95 % Wilson intervals" + (", the worst F1 first" if len(f1) > 12 else ""))
 
 # %% ../../nbs/41_eval.report.ipynb #1dbab955
 @patch
@@ -189,7 +190,7 @@ def reliability_picture(self: Report) -> Picture:
     title = f"Expected calibration error {c['ece_before']:.3f} as trained, {c['ece_after']:.3f} with the temperature"
     return Picture(title, figure_svg(fig, title), reliability_grid(c["reliability_after"], f"With temperature {c['temperature']:.2f}"))
 
-# %% ../../nbs/41_eval.report.ipynb #6cbc45c9
+# %% ../../nbs/41_eval.report.ipynb #a779daec
 @patch
 def guard_grid(self: Report) -> Grid:
     "Every check, the failed ones first."
@@ -199,6 +200,7 @@ def guard_grid(self: Report) -> Grid:
 
 def _short(v): return f"{v:.4g}" if isinstance(v, float) else v
 
+# %% ../../nbs/41_eval.report.ipynb #c7b20e4a
 @patch
 def history_grid(self: Report) -> Grid:
     "The history of training, a row for each epoch."
@@ -225,7 +227,7 @@ def sections(self: Report) -> list: # (title, [str, Grid or Picture, ...])
              ("Training", some(self.history, self.history_grid)), ("Versions", some(self.versions, lambda: facts(self.versions | {"seed": self.seed})))]
     return [(title, blocks) for title, blocks in found if blocks]
 
-# %% ../../nbs/41_eval.report.ipynb #e3e3cd26
+# %% ../../nbs/41_eval.report.ipynb #11e5db0a
 @patch
 def to_markdown(self: Report) -> str:
     "The whole report as Markdown; pictures give their tables."
@@ -235,6 +237,8 @@ def to_html(self: Report) -> str:
     "The whole report as one page: no script, nothing fetched, light and dark."
     good = self.metrics and not self.failed() and self.metrics["accuracy"].low > self.baseline["accuracy"].value
     return html_page(f"{self.task}: report", self.verdict(), self.sections(), good)
+
+# %% ../../nbs/41_eval.report.ipynb #fc377826
 @patch
 def __repr__(self: Report): return self.verdict() + (f"\n\n{self.metrics_grid()}" if self.metrics else "")
 
