@@ -26,9 +26,7 @@ from pathlib import Path
 import insight_nb
 from .core import InputError, suggest, whole, with_interval
 
-# %% ../nbs/90_cli.ipynb #93540a67
-_TYPES = ("str", "int", "float", "bool")
-
+# %% ../nbs/90_cli.ipynb #a0f9f9d8
 @dataclass
 class Parameter:
     "One parameter of a recipe, as its `parameters` cell declares it."
@@ -38,9 +36,8 @@ class Parameter:
     default: object # the value when the command line gives none
     help: str # the comment at the end of its line
 
-# %% ../nbs/90_cli.ipynb #6a45a90c
-def parameters(source # the text of a parameters cell
-              ) -> dict: # name -> Parameter, in order
+# %% ../nbs/90_cli.ipynb #b4f4731d
+def parameters(source) -> dict: # the text of a parameters cell; name -> Parameter, in order
     "Read a parameters cell. Raises `InputError` at a line that is not `name: type = default  # help`."
     try: body = ast.parse(source).body
     except SyntaxError as e: raise InputError(f"The parameters cell can't be read at line {e.lineno}: {e.msg}.") from None
@@ -48,16 +45,15 @@ def parameters(source # the text of a parameters cell
     helps = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
     return {p.name: p for p in (_parameter(n, helps) for n in body)}
 
-# %% ../nbs/90_cli.ipynb #45b5226f
+# %% ../nbs/90_cli.ipynb #378ca039
 def _parameter(node, helps):
     try:
         kinds = ast.unparse(node.annotation).split(" | ")
         kind, = [k for k in kinds if k != "None"]
-        if kind not in _TYPES: raise ValueError(kind)
+        if kind not in ("str", "int", "float", "bool"): raise ValueError(kind)
         return Parameter(node.target.id, kind, "None" in kinds, ast.literal_eval(node.value), helps.get(node.end_lineno, ""))
     except (AttributeError, ValueError, TypeError):
-        raise InputError(f"The parameters cell has at line {node.lineno} {ast.unparse(node)!r}: write it as 'rows: int | None = None  # what it is',"
-                         " with str, int, float or bool.") from None
+        raise InputError(f"Parameters cell, line {node.lineno}: write 'name: int | None = None  # help', with str, int, float or bool.") from None
 
 # %% ../nbs/90_cli.ipynb #94a1a038
 def convert(p, # a Parameter
@@ -123,10 +119,9 @@ def free_name(stem, # the recipe's name
     while Path(folder, f"{stem}-{n}").exists() or list(Path(folder).glob(f".{stem}-{n}.*")): n += 1
     return Path(folder, f"{stem}-{n}")
 
-# %% ../nbs/90_cli.ipynb #d1bde126
+# %% ../nbs/90_cli.ipynb #37cc8adc
 def check_out(out, # the folder asked for
-              force # replace an earlier run?
-             ):
+              force): # replace an earlier run?
     "Raise `InputError` unless `out` is free, or is an earlier run that may be replaced."
     if not os.path.lexists(out): return
     if not force: raise InputError(f"{out} exists already: choose another --out, or say --force to replace it.")
@@ -134,9 +129,10 @@ def check_out(out, # the folder asked for
     if inside or not Path(out, "notebook.ipynb").is_file():
         raise InputError(f"{out} is not the folder of an earlier run, so --force won't replace it: choose another --out.")
 
-# %% ../nbs/90_cli.ipynb #ea1370f4
-class RunError(RuntimeError):
-    "A recipe broke for a reason that is not the user's. The message is one line."
+# %% ../nbs/90_cli.ipynb #f84e98d3
+class RunError(RuntimeError): "A recipe broke for a reason that is not the user's. The message is one line."
+
+_DISK = ("No space left on device", "Disk quota exceeded", "Read-only file system") # the user's to mend, whoever says it
 
 # %% ../nbs/90_cli.ipynb #7eb2bd93
 def _papermill(path, notebook, given):
@@ -149,13 +145,11 @@ def _papermill(path, notebook, given):
                                language="python", progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr,
                                extra_arguments=["--log-level=CRITICAL"])
 
-# %% ../nbs/90_cli.ipynb #082dbe0f
-_DISK = ("No space left on device", "Disk quota exceeded", "Read-only file system")
-
+# %% ../nbs/90_cli.ipynb #6330a3db
 def _stopped(error):
     "What the user should hear about an error from papermill: an exception to raise."
-    if type(error).__name__ == "DeadKernelError": return RunError("The notebook's kernel died, most often for want of memory: try fewer rows or a smaller batch.")
     name, text = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
+    if name == "DeadKernelError": return RunError("The notebook's kernel died, most often for want of memory: try fewer rows or a smaller batch.")
     if name == "KeyboardInterrupt": return KeyboardInterrupt()
     if name == "InputError": return InputError(text)
     if full := next((d for d in _DISK if d in text), None): return InputError(f"The results can't be written: {full}. Make room, or choose another --out.")
@@ -218,12 +212,13 @@ def _cost_line(cost):
     units = {"train_seconds": "{:.0f} s training", "predict_ms_per_text": "{:.1f} ms per text", "peak_memory_mb": "{:,.0f} MB", "device": "{}"}
     return ", ".join(form.format(cost[k]) for k, form in units.items() if cost.get(k) is not None)
 
-# %% ../nbs/90_cli.ipynb #a0e4a5a6
+# %% ../nbs/90_cli.ipynb #2feab28c
 class _Parser(argparse.ArgumentParser):
     def __init__(self, **kw):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kw)
     def error(self, message): raise InputError(f"{message[0].upper()}{message[1:]}. See: {self.prog} --help")
 
+# %% ../nbs/90_cli.ipynb #ace00f19
 def _run(args):
     if args.help: return print(_run_help(args))
     if not args.recipe: raise InputError(f"Which recipe?{suggest('', recipes())} A notebook's path works too.")

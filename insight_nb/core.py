@@ -48,7 +48,7 @@ def need(module, # the module's import name
         if e.name != module.split(".")[0]: raise
         raise InputError(f"{module} is not installed. Do: pip install 'insight_nb[{extra}]'") from None
 
-# %% ../nbs/00_core.ipynb #0b189dd6
+# %% ../nbs/00_core.ipynb #480e65bc
 class Grid:
     "A small table for people: columns, rows, a caption."
     def __init__(self, columns, # column names
@@ -59,6 +59,7 @@ class Grid:
         bad = [len(r) for r in self.rows if len(r) != len(self.columns)]
         if bad: raise ValueError(f"a row has {bad[0]} cells, the table has {len(self.columns)} columns")
 
+# %% ../nbs/00_core.ipynb #6766331d
 _BIDI = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)} # they can make a line read backwards
 
 def cell(v) -> str:
@@ -67,16 +68,18 @@ def cell(v) -> str:
     v = " ".join(str(v).split())
     return "".join("�" if unicodedata.category(c) in ("Cc", "Cs") or ord(c) in _BIDI else c for c in v)
 
+# %% ../nbs/00_core.ipynb #3a41ae95
 def clip(s, n=60) -> str:
     "At most `n` characters of `s`, with an ellipsis where it was cut."
     s = cell(s)
     return s if len(s) <= n else s[:n - 1] + "…"
 
-# %% ../nbs/00_core.ipynb #96302371
+# %% ../nbs/00_core.ipynb #53d3bce6
 def width(s) -> int:
     "How many terminal columns `s` takes: wide East Asian characters count two, combining marks none."
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in s)
 
+# %% ../nbs/00_core.ipynb #b3364cca
 @patch
 def __repr__(self: Grid):
     rows = [self.columns, *self.rows]
@@ -85,13 +88,14 @@ def __repr__(self: Grid):
     lines.insert(1, "  ".join("-" * n for n in size))
     return "\n".join(([self.caption] if self.caption else []) + lines)
 
-# %% ../nbs/00_core.ipynb #6da11558
+# %% ../nbs/00_core.ipynb #edeb4936
 def _number(s): return s.replace(".", "").replace(",", "").replace("%", "").replace("-", "").strip().isdigit()
 
 def escape_md(s) -> str:
     "`s` as plain text inside Markdown: nothing in it can start a tag, a link, an emphasis or a table cell."
-    return "".join("\\" + c if c in "\\`*_[]|#!~" else {"<": "&lt;", ">": "&gt;", "&": "&amp;"}.get(c, c) for c in str(s))
+    return "".join("\\" + c if c in "\\`*_[]|#!~$" else {"<": "&lt;", ">": "&gt;", "&": "&amp;"}.get(c, c) for c in str(s))
 
+# %% ../nbs/00_core.ipynb #a4ebbfc8
 @patch
 def to_markdown(self: Grid) -> str:
     "A Markdown table, its cells escaped."
@@ -103,7 +107,7 @@ def to_markdown(self: Grid) -> str:
 @patch
 def _repr_markdown_(self: Grid): return self.to_markdown()
 
-# %% ../nbs/00_core.ipynb #c9c0d5a9
+# %% ../nbs/00_core.ipynb #5063dd0d
 @patch
 def to_html(self: Grid) -> str:
     "An HTML table, its cells escaped, in the colours of the page around it."
@@ -111,7 +115,7 @@ def to_html(self: Grid) -> str:
         return "<tr>" + "".join(f'<{tag} style="text-align:{"right" if _number(c) else "left"}">{html.escape(c)}</{tag}>' for c in r) + "</tr>"
     head = f'<caption style="text-align:left;caption-side:top">{html.escape(self.caption)}</caption>' if self.caption else ""
     body = "".join(row(r, "td") for r in self.rows)
-    return f"<table>{head}<thead>{row(self.columns, 'th')}</thead><tbody>{body}</tbody></table>"
+    return f'<table class="tex2jax_ignore mathjax_ignore">{head}<thead>{row(self.columns, "th")}</thead><tbody>{body}</tbody></table>'
 @patch
 def _repr_html_(self: Grid): return self.to_html()
 
@@ -122,7 +126,7 @@ def with_interval(value, low, high, digits=3) -> str:
     if low is None or high is None: return f"{value:.{digits}f}"
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
-# %% ../nbs/00_core.ipynb #1b01cc97
+# %% ../nbs/00_core.ipynb #59aef609
 @contextmanager
 def whole(path, # the final name, of a file or a folder
           force=False # replace what is there
@@ -142,15 +146,17 @@ def whole(path, # the final name, of a file or a folder
         raise
     finally: shutil.rmtree(temp, ignore_errors=True)
 
+# %% ../nbs/00_core.ipynb #8c28cc0c
 def _replace(new, path, temp):
     if path.is_dir() and not path.is_symlink(): os.replace(path, temp / "replaced")
     os.replace(new, path)
 
-# %% ../nbs/00_core.ipynb #d06fdf77
+# %% ../nbs/00_core.ipynb #520e1401
 def file_hash(path) -> str:
     "The sha256 of a file, in hexadecimal."
     with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
 
+# %% ../nbs/00_core.ipynb #0f26ad02
 def text_hash(texts) -> str:
     "The sha256 of a sequence of strings, each framed by its length in bytes; `None` differs from every string."
     h = hashlib.sha256()

@@ -20,13 +20,14 @@ from ..data.labels import Labels
 from ..models.backbone import empty_backbone
 from ..models.tasks import Classify, Model
 
-# %% ../../nbs/60_ship.bundle.ipynb #99040d95
+# %% ../../nbs/60_ship.bundle.ipynb #a278b096
 SCHEMA = 1
 TASKS = {"classify": Classify}
 
 def _seal(info: dict) -> str:
     return hashlib.sha256(json.dumps({k: v for k, v in info.items() if k != "seal"}, sort_keys=True).encode()).hexdigest()
 
+# %% ../../nbs/60_ship.bundle.ipynb #3c0e556c
 def describe(model: Model, max_length, temperature) -> dict:
     "What `bundle.json` says of a model, before the files' hashes."
     b = model.backbone
@@ -54,20 +55,23 @@ def save_bundle(path, # the folder to make
         (temp / "bundle.json").write_text(json.dumps(info, indent=1, sort_keys=True, ensure_ascii=False), encoding="utf-8")
     return info
 
-# %% ../../nbs/60_ship.bundle.ipynb #688f31bf
-def read_info(path) -> dict: # what bundle.json says
-    "Read and check `bundle.json`. Raises InputError if the folder is no bundle, was changed, or is from a newer version."
-    path = Path(path)
+# %% ../../nbs/60_ship.bundle.ipynb #256501d9
+def _read(path):
     if not path.is_dir(): raise InputError(f"{path} is not a bundle: no such folder.")
     if not (path / "bundle.json").is_file(): raise InputError(f"{path} is not a bundle: it has no bundle.json. Name the folder that a run wrote as bundle.")
-    try: info = json.loads((path / "bundle.json").read_text(encoding="utf-8"))
+    try: return json.loads((path / "bundle.json").read_text(encoding="utf-8"))
     except ValueError: raise InputError(f"{path / 'bundle.json'} is damaged: it is not JSON. Copy the bundle again.") from None
+
+def read_info(path) -> dict: # what bundle.json says
+    "Read and check `bundle.json`. Raises InputError if the folder is no bundle, was changed, or is from a newer version."
+    path, info = Path(path), _read(Path(path))
     schema = info.get("schema") if isinstance(info, dict) else None
     if not isinstance(schema, int): raise InputError(f"{path / 'bundle.json'} is damaged: it has no schema. Copy the bundle again.")
     if schema > SCHEMA: raise InputError(f"{path} is of schema {schema}, and this version reads up to {SCHEMA}: update insight_nb.")
     if info.get("seal") != _seal(info): raise InputError(f"{path / 'bundle.json'} was changed or is damaged: its seal does not match. Copy the bundle again.")
     return info
 
+# %% ../../nbs/60_ship.bundle.ipynb #a4584389
 def check_files(path, files: dict): # name -> sha256
     "Raise InputError unless every file of a bundle is there and unchanged."
     for name, expected in files.items():
@@ -75,7 +79,7 @@ def check_files(path, files: dict): # name -> sha256
         if Path(name).name != name or not f.is_file(): raise InputError(f"{f} is missing: the bundle is not whole. Copy it again.")
         if file_hash(f) != expected: raise InputError(f"{f} is damaged or was changed: its sha256 does not match. Copy the bundle again.")
 
-# %% ../../nbs/60_ship.bundle.ipynb #d89f75be
+# %% ../../nbs/60_ship.bundle.ipynb #59075a18
 @dataclass
 class Bundle:
     "A model ready to predict, and what is known of it."
@@ -86,6 +90,7 @@ class Bundle:
     def labels(self): return Labels(self.model.task.names)
     def __repr__(self): return f"Bundle({self.info['task']}, {len(self.labels)} labels, {self.info['backbone']['name']})"
 
+# %% ../../nbs/60_ship.bundle.ipynb #9423f158
 def load_bundle(path) -> Bundle:
     "Check a bundle and load it. Raises InputError with one line if anything is not as it was written."
     info = read_info(path)

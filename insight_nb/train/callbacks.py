@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EarlyStop', 'constant_loss', 'CollapseGuard', 'Checkpoint', 'curve', 'History', 'progress_mode', 'Progress', 'bar']
 
-# %% ../../nbs/32_train.callbacks.ipynb #c29cf011
+# %% ../../nbs/32_train.callbacks.ipynb #c8fe9469
 import html
 import math
 import os
@@ -14,6 +14,7 @@ import time
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 
 from ..core import Grid
 from .trainer import Collapsed, Stop
@@ -38,7 +39,7 @@ def constant_loss(labels, # (rows,) int64
     q = n[n > 0] / n.sum()
     return float(-(q * np.log(q)).sum())
 
-# %% ../../nbs/32_train.callbacks.ipynb #63271a51
+# %% ../../nbs/32_train.callbacks.ipynb #ff2308e1
 class CollapseGuard:
     "Raises `Collapsed` when the loss is not finite, has run away, or has not beaten a constant answer after a third of the steps."
     def __init__(self, every=10): # steps between looks at the loss
@@ -49,13 +50,15 @@ class CollapseGuard:
         self.floor = constant_loss(t.train.labels, None if w is None else w.numpy())
 
     def step(self, t):
-        if t.at % self.every: return
+        if t.at % self.every == 0: self.look(t)
+
+    def look(self, t):
         recent = torch.stack(t.losses[-self.every:])
         if not recent.isfinite().all(): raise Collapsed("the loss is not a finite number")
         if recent.mean() > 3 * self.floor + 1: raise Collapsed(f"the loss ran away to {recent.mean():.1f}; a constant answer has {self.floor:.2f}")
 
     def epoch(self, t):
-        if not torch.stack(t.losses[-self.every:]).isfinite().all(): raise Collapsed("the loss is not a finite number")
+        self.look(t)
         if t.at < max(20, t.steps / 3) or t.valid is None: return
         loss, answers = t.history[-1]["loss"], np.unique(t.valid_logits.argmax(1))
         if loss > .99 * self.floor and len(answers) == 1:
@@ -117,7 +120,7 @@ def progress_mode() -> str: # "notebook", "terminal", "lines" or "quiet"
     if hasattr(shell, "kernel"): return "notebook"
     return "terminal" if sys.stderr.isatty() and not os.environ.get("CI") else "quiet"
 
-# %% ../../nbs/32_train.callbacks.ipynb #dec1378a
+# %% ../../nbs/32_train.callbacks.ipynb #45274025
 class Progress:
     "Shows a run while it goes."
     def __init__(self, mode=None, # by default `progress_mode()`
@@ -133,15 +136,17 @@ class Progress:
     def step(self, t):
         if time.perf_counter() - self.drawn >= self.every: self.show(t)
 
-    def show(self, t, new=False):
-        "Draw the run as it stands; `new` when an epoch just ended."
-        self.drawn = time.perf_counter()
-        if self.mode == "notebook":
-            from IPython.display import display
-            if self.handle is None: self.handle = display(History(t), display_id=True)
-            else: self.handle.update(History(t))
-        elif self.mode == "terminal": print("\r" + bar(t), end="", file=self.out or sys.stderr, flush=True)
-        elif self.mode == "lines" and new: print(bar(t, 0), file=self.out or sys.stdout, flush=True)
+# %% ../../nbs/32_train.callbacks.ipynb #ace5f471
+@patch
+def show(self: Progress, t, new=False):
+    "Draw the run as it stands; `new` when an epoch just ended."
+    self.drawn = time.perf_counter()
+    if self.mode == "notebook":
+        from IPython.display import display
+        if self.handle is None: self.handle = display(History(t), display_id=True)
+        else: self.handle.update(History(t))
+    elif self.mode == "terminal": print("\r" + bar(t), end="", file=self.out or sys.stderr, flush=True)
+    elif self.mode == "lines" and new: print(bar(t, 0), file=self.out or sys.stdout, flush=True)
 
 # %% ../../nbs/32_train.callbacks.ipynb #723b1588
 def bar(t, # a trainer
