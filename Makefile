@@ -23,7 +23,7 @@ test slow: export MPLBACKEND := agg
 test slow: export HF_HUB_OFFLINE := 1
 test: .venv/ok      ## install, then every notebook (but for cells marked slow), then the rules of the whole
 	$(BIN)/nbdev-test --timing $(SAVE) --skip-folder-re '^([_.]|recipes|benchmarks)'
-	$(BIN)/nbdev-test nbs/recipes --timing
+	$(BIN)/nbdev-test nbs/recipes --timing --cell-timeout 900
 	$(BIN)/python -m pytest -q
 slow: .venv/ok      ## the slow cells too
 	$(BIN)/nbdev-test --timing --flags slow

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['text_lengths', 'repeats', 'conflicts', 'garbled', 'Audit', 'audit']
 
-# %% ../../nbs/15_data.audit.ipynb #d29b78a9
+# %% ../../nbs/15_data.audit.ipynb #3e76f8b1
 import re
 
 import numpy as np
@@ -13,7 +13,7 @@ from fastcore.basics import patch
 
 from ..core import Grid, InputError, clip, escape_md, suggest
 from .labels import Labels, check_labels
-from .split import exact_groups, near_duplicates
+from .split import duplicate_groups
 from .table import Table
 
 # %% ../../nbs/15_data.audit.ipynb #6e52789d
@@ -64,15 +64,15 @@ class Audit:
         "Everything, ready for JSON."
         return dict(vars(self))
 
-# %% ../../nbs/15_data.audit.ipynb #25f83e7c
+# %% ../../nbs/15_data.audit.ipynb #0f2e2a25
 def audit(table: Table, # with labels or without
           group=None, # name of a column whose values must stay together in a split (a customer, a thread)
           seed=0) -> Audit:
     "Measure a table. Raises `InputError` for a group column that is not there; labels that can't be learned are among `problems`."
     texts, rows = table.texts, table.frame.index.to_numpy()
-    exact = exact_groups(texts)
+    exact, near = duplicate_groups(texts, seed=seed)
     found = Audit(name=table.name, rows=len(table), dropped=table.dropped, notes=table.notes, labels=None, conflicts=None,
-                  lengths=text_lengths(texts, rows), repeats=repeats(exact, near_duplicates(texts, seed=seed)),
+                  lengths=text_lengths(texts, rows), repeats=repeats(exact, near),
                   garbled=sum(map(garbled, texts)), groups=_groups(table, group))
     if table.label is not None: _audit_labels(found, table.values, exact, rows)
     found.warnings += _warnings(found)
