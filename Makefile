@@ -21,9 +21,8 @@ demo: .venv/ok      ## install, then the main job on a real sample: a report and
 test slow: export OMP_NUM_THREADS ?= 2
 test slow: export MPLBACKEND := agg
 test slow: export HF_HUB_OFFLINE := 1
-test: .venv/ok      ## install, then every notebook (but for cells marked slow), then the rules of the whole
+test: .venv/ok      ## install, then every notebook (but for cells marked slow), then the rules of the whole and the recipes on small tables
 	$(BIN)/nbdev-test --timing $(SAVE) --skip-folder-re '^([_.]|recipes|benchmarks)'
-	$(BIN)/nbdev-test nbs/recipes --timing --cell-timeout 900
 	$(BIN)/python -m pytest -q
 slow: .venv/ok      ## the slow cells too
 	$(BIN)/nbdev-test --timing --flags slow

@@ -9,6 +9,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'insight_nb.cli._check': ('cli.html#_check', 'insight_nb/cli.py'),
                                 'insight_nb.cli._check_arguments': ('cli.html#_check_arguments', 'insight_nb/cli.py'),
                                 'insight_nb.cli._cost_line': ('cli.html#_cost_line', 'insight_nb/cli.py'),
+                                'insight_nb.cli._ctrl_c_stops_training': ('cli.html#_ctrl_c_stops_training', 'insight_nb/cli.py'),
                                 'insight_nb.cli._execute': ('cli.html#_execute', 'insight_nb/cli.py'),
                                 'insight_nb.cli._guard_line': ('cli.html#_guard_line', 'insight_nb/cli.py'),
                                 'insight_nb.cli._papermill': ('cli.html#_papermill', 'insight_nb/cli.py'),

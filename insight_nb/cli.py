@@ -6,7 +6,7 @@
 __all__ = ['Parameter', 'parameters', 'convert', 'values', 'recipes', 'find_recipe', 'read_recipe', 'free_name', 'check_out',
            'RunError', 'run', 'summary', 'parser', 'main']
 
-# %% ../nbs/90_cli.ipynb #fc8dd5b6
+# %% ../nbs/90_cli.ipynb #9b861176
 import argparse
 import ast
 import contextlib
@@ -19,6 +19,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import tokenize
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,16 +135,32 @@ class RunError(RuntimeError): "A recipe broke for a reason that is not the user'
 
 _DISK = ("No space left on device", "Disk quota exceeded", "Read-only file system") # the user's to mend, whoever says it
 
-# %% ../nbs/90_cli.ipynb #7eb2bd93
+# %% ../nbs/90_cli.ipynb #8c2ce232
+@contextlib.contextmanager
+def _ctrl_c_stops_training():
+    "The first Ctrl-C interrupts the kernel: training stops, and the run goes on to its report. The second ends the run."
+    def first(*_):
+        import psutil
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _say("Stopping the training; the report is made from what was learned. Ctrl-C again ends the run.")
+        for p in psutil.Process().children(recursive=True):
+            if "ipykernel_launcher" in p.cmdline(): p.send_signal(signal.SIGINT)
+    here = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, first) if here else None
+    try: yield
+    finally:
+        if here: signal.signal(signal.SIGINT, before)
+
 def _papermill(path, notebook, given):
     import nbformat
     import papermill
     os.environ |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "JUPYTER_PREFER_ENV_PATH": "1"} # no debugger notice; this Python's own kernel
-    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    for name, value in (("PYTHONWARNINGS", "ignore"), ("INSIGHT_NB_PROGRESS", "lines")): os.environ.setdefault(name, value) # a line for each epoch
     logging.getLogger("papermill").setLevel(logging.CRITICAL) # what matters comes as an exception
-    papermill.execute_notebook(nbformat.read(path, as_version=4), str(notebook).replace("{", "{{").replace("}", "}}"), given, kernel_name="python3",
-                               language="python", progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr,
-                               extra_arguments=["--log-level=CRITICAL"])
+    name = str(notebook).replace("{", "{{").replace("}", "}}")
+    with _ctrl_c_stops_training():
+        papermill.execute_notebook(nbformat.read(path, as_version=4), name, given, kernel_name="python3", language="python", progress_bar=False,
+                                   stdout_file=sys.stdout, stderr_file=sys.stderr, extra_arguments=["--log-level=CRITICAL"])
 
 # %% ../nbs/90_cli.ipynb #6330a3db
 def _stopped(error):

@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['facts', 'markdown_page', 'html_page']
 
-# %% ../nbs/05_page.ipynb #2522ac04
+# %% ../nbs/05_page.ipynb #b4f2710d
 import html
 import re
 
 from .core import Grid, cell, clip, escape_md
-from .figures import Picture
 
 # %% ../nbs/05_page.ipynb #394bdfaf
 def _fact(v):

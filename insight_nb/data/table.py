@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['text_fault', 'Table', 'tidy', 'read_table', 'pick_rows']
 
-# %% ../../nbs/10_data.table.ipynb #21be5719
+# %% ../../nbs/10_data.table.ipynb #56f5926a
 from collections import Counter
 from functools import cached_property
 from itertools import chain
@@ -15,7 +15,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..core import Grid, InputError, clip, suggest, text_hash
-from ..files import check_columns, read_frame, write_frame
+from ..files import check_columns, read_frame
 from ..text import clean_text, is_number
 
 # %% ../../nbs/10_data.table.ipynb #01c9f2e1

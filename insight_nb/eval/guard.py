@@ -6,12 +6,12 @@
 __all__ = ['weights_finite', 'label_order', 'row_order', 'loss_fell', 'beats_majority', 'truncation', 'split_duplicates',
            'small_classes', 'adapters_changed', 'ranks_moved', 'reload_equal', 'language']
 
-# %% ../../nbs/45_eval.guard.ipynb #a789411c
+# %% ../../nbs/45_eval.guard.ipynb #14c0702f
 import numpy as np
 
 from ..core import clip
 from .metrics import wilson
-from .report import GUARD, Check
+from .report import Check
 
 # %% ../../nbs/45_eval.guard.ipynb #881fd54b
 def _finite(t): return bool((t.isfinite() if hasattr(t, "isfinite") else np.isfinite(t)).all())

@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['SCHEMA', 'TASKS', 'describe', 'save_bundle', 'read_info', 'check_files', 'Bundle', 'load_bundle']
 
-# %% ../../nbs/60_ship.bundle.ipynb #1a8b0ff5
+# %% ../../nbs/60_ship.bundle.ipynb #84cea372
 import hashlib
 import json
-import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path

@@ -40,20 +40,20 @@ def warmup_linear(step: int, # from 0
     if step < rise: return (step + 1) / rise
     return max(steps - step, 1) / max(steps - rise + 1, 1)
 
-# %% ../../nbs/30_train.optim.ipynb #8c20b277
+# %% ../../nbs/30_train.optim.ipynb #f585bfee
 @dataclass(frozen=True)
 class Settings:
     "How to train. Frozen, so that what the report says is what was used."
     epochs: int = 3 # passes over the rows
     batch_size: int = 32 # texts in a step
-    learning_rate: float = 2e-4 # learning rate of the body, at its peak
-    head_learning_rate: float = 2e-3 # learning rate of the head, at its peak
+    learning_rate: float = 1e-4 # learning rate of the body, at its peak
+    head_learning_rate: float = 1e-3 # learning rate of the head, at its peak
     decay: float = .01 # weight decay of matrices
     warmup: float = .1 # share of the steps in which the rate rises
     clip: float = 1. # largest norm of the whole gradient
     seed: int = 0
 
-# %% ../../nbs/30_train.optim.ipynb #878d49aa
+# %% ../../nbs/30_train.optim.ipynb #5556a3dc
 def choose_settings(rows, # number of training rows
                     classes=2, # number of labels
                     method="full", # "full", or "frozen" for the head alone
@@ -63,14 +63,16 @@ def choose_settings(rows, # number of training rows
     "Settings by rule from rows, classes and width of the backbone; a wide (base-sized) backbone gets a lower rate. Raises InputError for values that can't work."
     steps = 600 if classes > 20 else 180 # many classes need more steps to come apart
     epochs = int(min(max(-(-steps * 32 // max(rows, 1)), 3 if classes <= 20 else 6), 30)) * (3 if method == "frozen" else 1)
-    rate = 2e-4 if width < 512 else 4e-5
+    rate = (2e-4 if classes > 20 else 1e-4) * (1 if width < 512 else .25)
     rule = Settings(epochs=epochs, learning_rate=rate, head_learning_rate=1e-2 if method == "frozen" else 10 * rate)
     given = {k: v for k, v in given.items() if v is not None}
+    by_hand = [k for k in given if k != "seed"]
     if "learning_rate" in given: given.setdefault("head_learning_rate", 10 * given["learning_rate"])
     for k, v in given.items():
         if v < 0 or (v == 0 and k in ("epochs", "batch_size", "learning_rate", "clip")): raise InputError(f"{k} is {v}: it must be above 0.")
-    said = f"{rows:,} rows in {classes} classes, a backbone {width} wide, method {method}: {epochs} epochs, peak rate {rate:g}" + (f"; set by hand: {', '.join(given)}" if given else "")
-    return replace(rule, **given), said
+    s = replace(rule, **given)
+    said = f"{rows:,} rows in {classes} classes, a backbone {width} wide, method {method}: {s.epochs} epochs, peak rate {s.learning_rate:g}"
+    return s, said + (f"; set by hand: {', '.join(by_hand)}" if by_hand else "")
 
 # %% ../../nbs/30_train.optim.ipynb #edc0039a
 def pick_precision(device="cpu") -> str: # "bf16", "fp16" or "no"
