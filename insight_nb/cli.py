@@ -172,8 +172,10 @@ def _stopped(error):
     if full := next((d for d in _DISK if d in text), None): return InputError(f"The results can't be written: {full}. Make room, or choose another --out.")
     return RunError(f"{name}: {text}")
 
-# %% ../nbs/90_cli.ipynb #993763a9
+# %% ../nbs/90_cli.ipynb #228f21b8
 def _execute(path, temp, out, given):
+    import nbformat
+    from nbformat.sign import NotebookNotary
     notebook = temp / "notebook.ipynb"
     try: _papermill(path, notebook, given | {"out": str(temp.absolute())})
     except Exception as e:
@@ -185,6 +187,7 @@ def _execute(path, temp, out, given):
         raise stop from None
     here, there = (json.dumps(str(p.absolute()), ensure_ascii=False)[1:-1] for p in (temp, out))
     notebook.write_text(notebook.read_text(encoding="utf-8").replace(here, there), encoding="utf-8")
+    NotebookNotary().sign(nbformat.read(notebook, as_version=4)) # the user ran it, so Jupyter may show its figures
 
 # %% ../nbs/90_cli.ipynb #7d14f2a0
 def run(recipe, # a recipe's name or a notebook's path

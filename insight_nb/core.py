@@ -107,15 +107,15 @@ def to_markdown(self: Grid) -> str:
 @patch
 def _repr_markdown_(self: Grid): return self.to_markdown()
 
-# %% ../nbs/00_core.ipynb #5063dd0d
+# %% ../nbs/00_core.ipynb #9a071100
 @patch
 def to_html(self: Grid) -> str:
     "An HTML table, its cells escaped, in the colours of the page around it."
     def row(r, tag):
         return "<tr>" + "".join(f'<{tag} style="text-align:{"right" if _number(c) else "left"}">{html.escape(c)}</{tag}>' for c in r) + "</tr>"
-    head = f'<caption style="text-align:left;caption-side:top">{html.escape(self.caption)}</caption>' if self.caption else ""
+    head = f"<div>{html.escape(self.caption)}</div>" if self.caption else ""
     body = "".join(row(r, "td") for r in self.rows)
-    return f'<table class="tex2jax_ignore mathjax_ignore">{head}<thead>{row(self.columns, "th")}</thead><tbody>{body}</tbody></table>'
+    return f'{head}<table class="tex2jax_ignore mathjax_ignore"><thead>{row(self.columns, "th")}</thead><tbody>{body}</tbody></table>'
 @patch
 def _repr_html_(self: Grid): return self.to_html()
 
