@@ -391,6 +391,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'insight_nb.figures.Picture._repr_html_': ('figures.html#picture._repr_html_', 'insight_nb/figures.py'),
                                     'insight_nb.figures.Picture._repr_markdown_': ( 'figures.html#picture._repr_markdown_',
                                                                                     'insight_nb/figures.py'),
+                                    'insight_nb.figures.Picture._repr_svg_': ('figures.html#picture._repr_svg_', 'insight_nb/figures.py'),
                                     'insight_nb.figures._tidy_svg': ('figures.html#_tidy_svg', 'insight_nb/figures.py'),
                                     'insight_nb.figures.figure': ('figures.html#figure', 'insight_nb/figures.py'),
                                     'insight_nb.figures.figure_svg': ('figures.html#figure_svg', 'insight_nb/figures.py'),

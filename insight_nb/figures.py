@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['INK', 'BLUE', 'ORANGE', 'figure', 'plain', 'figure_svg', 'Picture']
 
-# %% ../nbs/04_figures.ipynb #c7af0221
+# %% ../nbs/04_figures.ipynb #9bf3ed1d
 import html
 import re
 import warnings
 from dataclasses import dataclass
 from io import StringIO
+
+from fastcore.basics import patch
 
 from .core import Grid, cell, escape_md, width
 
@@ -69,3 +71,10 @@ class Picture:
         return f'<figure class="tex2jax_ignore mathjax_ignore" style="margin:1em 0"><figcaption><b>{html.escape(cell(self.title))}</b></figcaption>{self.svg}</figure>'
     def _repr_markdown_(self): return f"**{escape_md(cell(self.title))}**" + (f"\n\n{self.grid.to_markdown()}" if self.grid else "")
     def __repr__(self): return f"{cell(self.title)}\n{self.grid or ''}".strip()
+
+# %% ../nbs/04_figures.ipynb #abd0943c
+@patch
+def _repr_svg_(self: Picture):
+    ink = "<style>svg{color:#24292f;font-family:sans-serif}@media(prefers-color-scheme:dark){svg{color:#d0d7de}}</style>"
+    end = self.svg.index(">") + 1
+    return self.svg[:end] + ink + self.svg[end:]

@@ -10,7 +10,7 @@ from traitlets.config import Config
 
 ROOT = Path(__file__).parents[1]
 IMAGES = "nbs/images" # as README.md, at the root, links to them
-BEST_FIRST = ["text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/html", "text/plain"] # of one output's forms
+BEST_FIRST = ["image/svg+xml", "text/markdown", "image/png", "image/jpeg", "text/html", "text/plain"] # of one output's forms
 
 
 def render(index: Path) -> dict[str, bytes]:
