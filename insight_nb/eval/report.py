@@ -83,12 +83,13 @@ def failed(self: Report) -> list[str]: return [c.name for c in self.guard if c.p
 # %% ../../nbs/41_eval.report.ipynb #7a7bab52
 def _percent(v): return f"{100 * v:.1f} %"
 
-# %% ../../nbs/41_eval.report.ipynb #cb2a0a57
+# %% ../../nbs/41_eval.report.ipynb #d5baad91
 @patch
 def verdict(self: Report) -> str:
     "One or two sentences: failed checks first, then accuracy with its interval, against no model."
     failed = self.failed()
     head = f"Don't ship this yet: {', '.join(failed)} failed. " if failed else ""
+    if (self.model or {}).get("stopped"): head += f"Training ended early: {clip(self.model['stopped'], 200)}. "
     if self.metrics is None: return head + "Nothing has been measured yet."
     a, b, u, always = self.metrics["accuracy"], self.baseline["accuracy"], self.untrained, f"always saying “{clip(self.majority, 30)}”"
     untrained = f", the untrained model on {_percent(u['accuracy'].value)}" if u else ""

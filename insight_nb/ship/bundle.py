@@ -34,7 +34,7 @@ def describe(model: Model, max_length, temperature) -> dict:
     return {"schema": SCHEMA, "task": model.task.name, "labels": list(model.task.names), "max_length": int(max_length), "temperature": float(temperature),
             "threshold": None, "backbone": {"name": str(b.name), "identity": b.identity, "max_length": b.max_length}, "versions": versions}
 
-# %% ../../nbs/60_ship.bundle.ipynb #1fa12243
+# %% ../../nbs/60_ship.bundle.ipynb #ca316536
 def save_bundle(path, # the folder to make
                 model: Model, # trained; its backbone has the tokenizer, its task the names
                 max_length: int, # tokens at which texts are cut
@@ -46,6 +46,7 @@ def save_bundle(path, # the folder to make
     with whole(path, force) as temp:
         temp.mkdir()
         save_model(model, temp / "model.safetensors")
+        (temp / "model.safetensors").chmod(0o644) # readable by the one who serves it
         model.backbone.encoder.config.save_pretrained(temp)
         model.backbone.tokenizer.save_pretrained(temp)
         info = {**(facts or {}), **describe(model, max_length, temperature)}
@@ -70,9 +71,11 @@ def read_info(path) -> dict: # what bundle.json says
     if info.get("seal") != _seal(info): raise InputError(f"{path / 'bundle.json'} was changed or is damaged: its seal does not match. Copy the bundle again.")
     return info
 
-# %% ../../nbs/60_ship.bundle.ipynb #a4584389
+# %% ../../nbs/60_ship.bundle.ipynb #0db0946c
 def check_files(path, files: dict): # name -> sha256
-    "Raise InputError unless every file of a bundle is there and unchanged."
+    "Raise InputError unless every file of a bundle is there and unchanged, and no other."
+    more = sorted(p.name for p in Path(path).iterdir() if p.name not in files and p.name != "bundle.json" and not p.name.startswith("."))
+    if more: raise InputError(f"{Path(path) / more[0]} does not belong to this bundle: take it out, since it could change what the model does.")
     for name, expected in files.items():
         f = Path(path) / name
         if Path(name).name != name or not f.is_file(): raise InputError(f"{f} is missing: the bundle is not whole. Copy it again.")
