@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['logits_of', 'predict', 'predict_frame', 'time_per_text']
 
-# %% ../../nbs/61_ship.predict.ipynb #5b3d1515
+# %% ../../nbs/61_ship.predict.ipynb #89e85114
 import time
 
 import numpy as np
@@ -13,22 +13,22 @@ import pandas as pd
 
 from ..core import InputError, suggest
 from ..data.dataset import Dataset, tokenise
-from ..data.table import clean_text, text_fault
+from ..data.table import text_fault, text_of
 from .bundle import Bundle
 from ..train.trainer import predict_logits
 
-# %% ../../nbs/61_ship.predict.ipynb #2fe5169e
+# %% ../../nbs/61_ship.predict.ipynb #5cccf346
 def logits_of(bundle: Bundle, texts) -> np.ndarray: # (rows, classes) float32, in the order of the texts
     "What the model says of some texts, before temperature."
     if not len(texts): return np.zeros((0, len(bundle.labels)), dtype=np.float32)
-    tokens = tokenise([clean_text(t) for t in texts], bundle.model.backbone.tokenizer, bundle.info["max_length"])
+    tokens = tokenise([text_of(t) for t in texts], bundle.model.backbone.tokenizer, bundle.info["max_length"])
     return predict_logits(bundle.model, Dataset(tokens, pad_id=bundle.model.backbone.tokenizer.pad_token_id))
 
 def predict(bundle: Bundle, texts) -> tuple[list[str], np.ndarray]: # labels, and probabilities (rows, classes)
     "The most probable label of each text, and the probability of every label."
     return bundle.model.task.decode(logits_of(bundle, texts), bundle.info["temperature"])
 
-# %% ../../nbs/61_ship.predict.ipynb #3154930a
+# %% ../../nbs/61_ship.predict.ipynb #29c7a5ff
 def predict_frame(bundle: Bundle,
                   frame: pd.DataFrame, # any columns; every one is kept
                   text="text", # name of the column to read
@@ -41,7 +41,7 @@ def predict_frame(bundle: Bundle,
     if taken: raise InputError(f"the table has a column {taken[0]!r} already: rename it, since the prediction goes there.")
     faults = [text_fault(v) for v in frame[text]]
     good = np.array([f is None for f in faults], dtype=bool)
-    labels, probs = predict(bundle, [str(v) for v in frame[text][good]])
+    labels, probs = predict(bundle, list(frame[text][good]))
     return _with_answers(frame, good, faults, labels, probs, bundle.labels.names if probabilities else ())
 
 # %% ../../nbs/61_ship.predict.ipynb #10135287
