@@ -40,13 +40,13 @@ def warmup_linear(step: int, # from 0
     if step < rise: return (step + 1) / rise
     return max(steps - step, 1) / max(steps - rise + 1, 1)
 
-# %% ../../nbs/30_train.optim.ipynb #442c2dcd
+# %% ../../nbs/30_train.optim.ipynb #eb16c145
 @dataclass(frozen=True)
 class Settings:
     "How to train. Frozen, so that what the report says is what was used."
     epochs: int = 3 # passes over the rows
     batch_size: int = 32 # most texts in a step
-    token_budget: int = 8192 # most tokens in a step, padding included: what bounds the memory when texts are long
+    token_budget: int = 4096 # most tokens in a step, padding included: what bounds the memory when texts are long
     learning_rate: float = 1e-4 # learning rate of the body, at its peak
     head_learning_rate: float = 1e-3 # learning rate of the head, at its peak
     decay: float = .01 # weight decay of matrices
