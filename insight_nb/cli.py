@@ -6,7 +6,7 @@
 __all__ = ['Parameter', 'parameters', 'convert', 'values', 'recipes', 'find_recipe', 'read_recipe', 'free_name', 'check_out',
            'RunError', 'run', 'summary', 'parser', 'main']
 
-# %% ../nbs/90_cli.ipynb #9b861176
+# %% ../nbs/90_cli.ipynb #95091e13
 import argparse
 import ast
 import contextlib
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import insight_nb
-from .core import InputError, suggest, whole, with_interval
+from .core import InputError, cell, plural, suggest, whole, with_interval
 
 # %% ../nbs/90_cli.ipynb #a0f9f9d8
 @dataclass
@@ -120,22 +120,36 @@ def free_name(stem, # the recipe's name
     while Path(folder, f"{stem}-{n}").exists() or list(Path(folder).glob(f".{stem}-{n}.*")): n += 1
     return Path(folder, f"{stem}-{n}")
 
-# %% ../nbs/90_cli.ipynb #37cc8adc
+# %% ../nbs/90_cli.ipynb #1ead26e3
+_LEFT = ("notebook.ipynb", "report.html", "evidence.json", "bundle", ".ipynb_checkpoints") # what a run leaves, and Jupyter beside it
+
+def _is_run(out):
+    try: return "insight_nb" in json.loads(Path(out, "notebook.ipynb").read_text(encoding="utf-8"))["metadata"]
+    except (OSError, ValueError, KeyError, TypeError): return False
+
 def check_out(out, # the folder asked for
               force): # replace an earlier run?
     "Raise `InputError` unless `out` is free, or is an earlier run that may be replaced."
     if not os.path.lexists(out): return
     if not force: raise InputError(f"{out} exists already: choose another --out, or say --force to replace it.")
     inside = Path(out).resolve() in [Path.cwd(), *Path.cwd().parents]
-    if inside or not Path(out, "notebook.ipynb").is_file():
+    if inside or not _is_run(out):
         raise InputError(f"{out} is not the folder of an earlier run, so --force won't replace it: choose another --out.")
+    other = next((name for name in sorted(os.listdir(out)) if name not in _LEFT), None)
+    if other: raise InputError(f"{out} holds {other!r}, which is not of a run, so --force won't replace it: move that away, or choose another --out.")
 
-# %% ../nbs/90_cli.ipynb #f84e98d3
+# %% ../nbs/90_cli.ipynb #1fd9a52f
 class RunError(RuntimeError): "A recipe broke for a reason that is not the user's. The message is one line."
 
 _DISK = ("No space left on device", "Disk quota exceeded", "Read-only file system") # the user's to mend, whoever says it
 
-# %% ../nbs/90_cli.ipynb #8c2ce232
+def _environment():
+    "For the kernel: no debugger notice, this Python's own kernel, no warnings, a line for each epoch unless CI wants quiet."
+    os.environ |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "JUPYTER_PREFER_ENV_PATH": "1"}
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    if not os.environ.get("CI"): os.environ.setdefault("INSIGHT_NB_PROGRESS", "lines")
+
+# %% ../nbs/90_cli.ipynb #22cbaacb
 @contextlib.contextmanager
 def _ctrl_c_stops_training():
     "The first Ctrl-C interrupts the kernel: training stops, and the run goes on to its report. The second ends the run."
@@ -154,8 +168,7 @@ def _ctrl_c_stops_training():
 def _papermill(path, notebook, given):
     import nbformat
     import papermill
-    os.environ |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "JUPYTER_PREFER_ENV_PATH": "1"} # no debugger notice; this Python's own kernel
-    for name, value in (("PYTHONWARNINGS", "ignore"), ("INSIGHT_NB_PROGRESS", "lines")): os.environ.setdefault(name, value) # a line for each epoch
+    _environment()
     logging.getLogger("papermill").setLevel(logging.CRITICAL) # what matters comes as an exception
     name = str(notebook).replace("{", "{{").replace("}", "}}")
     with _ctrl_c_stops_training():
@@ -172,7 +185,7 @@ def _stopped(error):
     if full := next((d for d in _DISK if d in text), None): return InputError(f"The results can't be written: {full}. Make room, or choose another --out.")
     return RunError(f"{name}: {text}")
 
-# %% ../nbs/90_cli.ipynb #228f21b8
+# %% ../nbs/90_cli.ipynb #0aad3fe5
 def _execute(path, temp, out, given):
     import nbformat
     from nbformat.sign import NotebookNotary
@@ -186,8 +199,10 @@ def _execute(path, temp, out, given):
             stop = RunError(f"{stop} (the notebook as far as it ran: {kept})")
         raise stop from None
     here, there = (json.dumps(str(p.absolute()), ensure_ascii=False)[1:-1] for p in (temp, out))
-    notebook.write_text(notebook.read_text(encoding="utf-8").replace(here, there), encoding="utf-8")
-    NotebookNotary().sign(nbformat.read(notebook, as_version=4)) # the user ran it, so Jupyter may show its figures
+    ran = nbformat.reads(notebook.read_text(encoding="utf-8").replace(here, there), as_version=4)
+    ran.metadata.insight_nb = {"recipe": path.stem}
+    nbformat.write(ran, notebook)
+    NotebookNotary().sign(ran) # the user ran it, so Jupyter may show its figures
 
 # %% ../nbs/90_cli.ipynb #7d14f2a0
 def run(recipe, # a recipe's name or a notebook's path
@@ -222,9 +237,9 @@ def summary(out # the folder of a run
     lines += [(Path(name).stem, f"{out}/{name}") for name in ("report.html", "notebook.ipynb", "bundle") if Path(out, name).exists()]
     return "\n".join(f"{k:<10}{v}" for k, v in lines)
 
-# %% ../nbs/90_cli.ipynb #487c5666
+# %% ../nbs/90_cli.ipynb #0f8aa806
 def _guard_line(guard):
-    failed = [f"{g['check']} ({g['detail']})" for g in guard if g["passed"] is False]
+    failed = [f"{g['check']} ({cell(g['detail'])})" for g in guard if g["passed"] is False]
     asked = sum(g["passed"] is not None for g in guard)
     return f"{asked - len(failed)} of {asked} checks passed" + (f"; FAILED: {', '.join(failed)}" if failed else "")
 
@@ -232,11 +247,17 @@ def _cost_line(cost):
     units = {"train_seconds": "{:.0f} s training", "predict_ms_per_text": "{:.1f} ms per text", "peak_memory_mb": "{:,.0f} MB", "device": "{}"}
     return ", ".join(form.format(cost[k]) for k, form in units.items() if cost.get(k) is not None)
 
-# %% ../nbs/90_cli.ipynb #2feab28c
+# %% ../nbs/90_cli.ipynb #e544f9a4
 class _Parser(argparse.ArgumentParser):
     def __init__(self, **kw):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kw)
     def error(self, message): raise InputError(f"{message[0].upper()}{message[1:]}. See: {self.prog} --help")
+    def _check_value(self, action, value):
+        if action.choices and value not in action.choices: raise InputError(f"There is no command {value!r}.{suggest(value, action.choices)}")
+    def parse_known_args(self, args=None, namespace=None):
+        found, extra = super().parse_known_args(args, namespace)
+        if extra: raise InputError(f"{self.prog} takes no {extra[0]!r}.{suggest(extra[0], self._option_string_actions)}")
+        return found, extra
 
 # %% ../nbs/90_cli.ipynb #ace00f19
 def _run(args):
@@ -253,31 +274,37 @@ def _run_help(args):
              for p in known.values() if p.name != "out"]
     return text + "\n".join([f"\n{args.recipe}: {about}", f"  {'-p NAME':<15}{'type':<15}{'default':<18}meaning", *lines])
 
-# %% ../nbs/90_cli.ipynb #2a79bbfc
+# %% ../nbs/90_cli.ipynb #71a68b91
 def _predict(args):
     from insight_nb.data.samples import open_frame
     from insight_nb.files import write_frame
-    with tempfile.TemporaryDirectory() as folder, whole(args.out or Path(folder, "predictions.csv"), args.force) as temp:
+    with tempfile.TemporaryDirectory() as folder, whole(args.out or Path(folder, "predictions.csv"), args.force, file=True) as temp:
         frame = open_frame(args.table)[0]
         write_frame(frame.head(0), temp)
         from insight_nb.ship.bundle import load_bundle
         from insight_nb.ship.predict import predict_frame
         result = predict_frame(load_bundle(args.bundle), frame, text=args.text, probabilities=args.probabilities)
         write_frame(result, temp, force=True)
-        if not args.out: return shutil.copyfileobj(temp.open(encoding="utf-8-sig", newline=""), sys.stdout)
+        if not args.out: return _show(temp)
     failed = sum(bool(e) for e in result["error"].fillna("")) if "error" in result else 0
-    print(f"{len(result)} rows, {failed} of them with an error, in {args.out}")
+    print(f"{plural(len(result), 'row')}, {failed} of them with an error, in {args.out}")
 
-# %% ../nbs/90_cli.ipynb #377cdb80
+def _show(file):
+    with open(file, encoding="utf-8-sig", newline="") as f: # the mark at its start is for Excel
+        if not sys.stdout.isatty(): shutil.copyfileobj(f, sys.stdout)
+        else: print(*map(cell, f), sep="\n")
+
+# %% ../nbs/90_cli.ipynb #378f9455
 def _check(args):
     from insight_nb.data.audit import audit
     from insight_nb.data.samples import open_table
     label = None if args.label == "none" else args.label
     with contextlib.ExitStack() as stack:
-        temp = stack.enter_context(whole(args.json, args.force)) if args.json else None
+        temp = stack.enter_context(whole(args.json, args.force, file=True)) if args.json else None
         found = audit(open_table(args.table, text=args.text, label=label))
         if temp: temp.write_text(json.dumps(found.to_dict(), ensure_ascii=False, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     print(found)
+    if found.problems: raise InputError(found.problems[0])
 
 def _samples(args):
     from insight_nb.data.samples import samples
@@ -341,15 +368,15 @@ def _check_arguments(p):
     p.add_argument("--json", metavar="FILE", help="write the report as JSON too")
     p.add_argument("--force", action="store_true", help="replace FILE")
 
-# %% ../nbs/90_cli.ipynb #7ebaa610
-def _say(text): print("insight-nb:", " ".join(str(text).split()), file=sys.stderr)
+# %% ../nbs/90_cli.ipynb #f8753874
+def _say(text): print("insight-nb:", cell(text), file=sys.stderr)
 
 def _unexpected(e):
     last = e.__traceback__
     while last.tb_next: last = last.tb_next
     return f"{type(e).__name__}: {e} ({Path(last.tb_frame.f_code.co_filename).name}, line {last.tb_lineno})"
 
-# %% ../nbs/90_cli.ipynb #f3482678
+# %% ../nbs/90_cli.ipynb #e44bf6da
 def main(argv=None # the arguments; None: those of the process
         ) -> int: # the exit status
     "Run the command line. Returns 0 done, 2 the input is at fault, 1 anything else, 130 interrupted."
@@ -359,7 +386,7 @@ def main(argv=None # the arguments; None: those of the process
         args.call(args)
         sys.stdout.flush()
         return 0
-    except InputError as e: status, text = 2, e
+    except InputError as e: status, text = 2, str(e).replace("or say force to", "or say --force to") # as one says it here
     except RunError as e: status, text = 1, e
     except KeyboardInterrupt: status, text = 130, "Interrupted. Nothing was left under the final name."
     except BrokenPipeError: # the reader of our output has gone, as in `| head`

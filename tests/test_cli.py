@@ -70,7 +70,7 @@ LABELS = {
 }
 
 
-@pytest.mark.parametrize("make, words", TABLES.values(), ids=TABLES)
+@pytest.mark.parametrize("make, words", (TABLES | LABELS).values(), ids=TABLES | LABELS)
 def test_check_refuses(ends, make, words): refused(ends("check", make()), *words)
 
 @pytest.mark.parametrize("make, words", (TABLES | LABELS).values(), ids=TABLES | LABELS)
@@ -100,6 +100,9 @@ def test_wrong_words(ends, words):
 def test_wrong_words_are_answered_with_the_nearest(ends):
     refused(ends("run", "clasify"), "classify")
     refused(ends("run", "classify", "-p", "tabel", "a.csv"), "'table'")
+    refused(ends("rnu", "classify"), "Did you mean 'run'?")
+    refused(ends("foo"), "'run', 'predict', 'check', 'samples'")
+    refused(ends("run", "classify", "--outt", "x"), "Did you mean '--out'?")
     refused(ends("run", "classify", "-p", "rows", "many"), "rows", "whole number", "many")
 
 
@@ -110,10 +113,15 @@ def test_where_the_results_go(ends, monkeypatch, words):
     Path("taken").mkdir()
     Path("taken/mine.txt").write_text("keep me")
     words = words if "--json" in words else [*words, "--out"]
-    refused(ends(*words, "taken"), "taken", "exists")
+    refused(ends(*words, "taken"), "taken", "exists" if "run" in words else "taken is a folder: name a file.")
+    refused(ends(*words, "new/" + "a" * 300), "too long")
+    if "check" in words: refused(ends(*words, "taken", "--force"), "taken is a folder: name a file.")
+    if "check" in words: refused(ends(*words, "good.csv"), "say --force to replace it")
     refused(ends(*words, "good.csv/out"), "good.csv")
     if "run" in words: refused(ends(*words, "taken", "--force"), "not the folder of an earlier run")
     if "run" in words: refused(ends(*words, ".", "--force"), "not the folder of an earlier run")
+    Path("taken/notebook.ipynb").write_text('{"metadata": {"insight_nb": {}}}')
+    if "run" in words: refused(ends(*words, "taken", "--force"), "holds 'mine.txt'")
     assert Path("taken/mine.txt").read_text() == "keep me"
 
 
@@ -148,6 +156,13 @@ def test_predict_keeps_every_row(ends, trained):
     assert all(r["error"] or 0 <= r["probability"] <= 1 for r in rows)
     assert ends("predict", trained / "bundle", "new.jsonl", "--out", "out.csv").status == 0
     assert "\n7," in Path("out.csv").read_text(encoding="utf-8-sig") and ",=" not in Path("out.csv").read_text(encoding="utf-8-sig")
+
+
+def test_predict_writes_no_file_over_a_folder(ends):
+    write_csv("new.csv", good)
+    Path("taken.csv").mkdir()
+    Path("taken.csv/mine.txt").write_text("keep me")
+    refused(ends("predict", "bundle", "new.csv", "--out", "taken.csv", "--force"), "taken.csv is a folder: name a file.")
 
 
 def test_predict_refuses(ends, trained):

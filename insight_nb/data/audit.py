@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['text_lengths', 'repeats', 'conflicts', 'garbled', 'Audit', 'audit']
 
-# %% ../../nbs/15_data.audit.ipynb #3e76f8b1
+# %% ../../nbs/15_data.audit.ipynb #39cb6ff3
 import re
 
 import numpy as np
 from fastcore.basics import patch
 
-from ..core import Grid, InputError, clip, escape_md, suggest
+from ..core import Grid, InputError, cell, clip, escape_md, plural, suggest
 from .labels import Labels, check_labels
 from .split import duplicate_groups
 from .table import Table
@@ -95,28 +95,28 @@ def _groups(table, group):
     sizes = table.frame[group].value_counts(dropna=False)
     return {"column": group, "number": len(sizes), "largest": int(sizes.iloc[0]), "largest_name": clip(sizes.index[0])}
 
-# %% ../../nbs/15_data.audit.ipynb #9928d3ff
+# %% ../../nbs/15_data.audit.ipynb #e4b27606
 def _warnings(a):
     n, dropped, out = a.rows, sum(a.dropped.values()), []
     def warn(when, sentence): out.extend([sentence] if when else [])
-    warn(dropped > .05 * (n + dropped), f"{dropped:,} of {n + dropped:,} rows can't be used: see why before training on the rest.")
-    warn(n < 50, f"only {n} rows: intervals will be wide.")
+    warn(dropped > .05 * (n + dropped), f"{dropped:,} of {plural(n + dropped, 'row')} can't be used: see why before training on the rest.")
+    warn(n < 50, f"only {plural(n, 'row')}: intervals will be wide.")
     if a.labels:
         name, most = max(a.labels.items(), key=lambda p: p[1])
         warn(most > .9 * n and len(a.labels) > 1, f"{most / n:.0%} of the rows are {clip(name, 30)!r}: look at macro-F1, not at accuracy.")
         c = a.conflicts
-        warn(c["texts"], f"equal texts with several labels: {c['texts']:,}, in {c['rows']:,} rows (such as {_and(c['examples'])}). Settle them: "
+        warn(c["texts"], f"equal texts with several labels: {c['texts']:,}, in {plural(c['rows'], 'row')} (such as {_and(c['examples'])}). Settle them: "
                          f"no model can be right on more than {c['ceiling']:.2%} of all rows.")
     again = a.repeats["exact"] + a.repeats["near"]
-    warn(again > .01 * n, f"{again:,} rows repeat others: the split keeps them out of train where they are in test.")
-    warn(a.garbled > .005 * n, f"{a.garbled:,} texts ({a.garbled / n:.1%}) look garbled by a wrong encoding: go back to the source if you can.")
+    warn(again > .01 * n, f"rows that repeat others: {again:,}. The split drops them from train where a copy is in test.")
+    warn(a.garbled > .005 * n, f"texts that look garbled by a wrong encoding: {a.garbled:,} ({a.garbled / n:.1%}). Go back to the source if you can.")
     warn(a.lengths["longest"] > 5000, f"the longest text has {a.lengths['longest']:,} characters (row {a.lengths['longest_row']}): models cut such texts.")
-    warn(a.groups and a.groups["number"] < 10, f"only {(a.groups or {}).get('number')} groups: a split by group will be uneven.")
+    warn(a.groups and a.groups["number"] < 10, f"only {plural((a.groups or {}).get('number', 0), 'group')}: a split by group will be uneven.")
     return out
 
 def _and(pairs): return ", ".join(f"{a} and {b}" for a, b in pairs[:1])
 
-# %% ../../nbs/15_data.audit.ipynb #b990ec37
+# %% ../../nbs/15_data.audit.ipynb #9d41ec93
 @patch
 def facts_grid(self: Audit) -> Grid:
     "The counts as a table."
@@ -125,10 +125,10 @@ def facts_grid(self: Audit) -> Grid:
             ("characters in a text: median (quartiles)", f"{size['median']:,} ({size['quarter']:,} to {size['three_quarters']:,})"),
             ("longest text", f"{size['longest']:,} characters, row {size['longest_row']}"),
             ("rows that repeat an earlier one", f"{again['exact']:,} exactly, {again['near']:,} nearly")]
-    if self.conflicts: rows.append(("equal texts with several labels", f"{self.conflicts['texts']:,} texts, {self.conflicts['rows']:,} rows"))
+    if self.conflicts: rows.append(("equal texts with several labels", f"{plural(self.conflicts['texts'], 'text')}, {plural(self.conflicts['rows'], 'row')}"))
     rows.append(("texts that look garbled", f"{self.garbled:,}"))
     if self.groups:
-        rows.append((f"groups by {clip(self.groups['column'], 30)}", f"{self.groups['number']:,}, the largest with {self.groups['largest']:,} rows"))
+        rows.append((f"groups by {clip(self.groups['column'], 30)}", f"{self.groups['number']:,}, the largest with {plural(self.groups['largest'], 'row')}"))
     return Grid(["what", "how much"], rows + [("note", n) for n in self.notes], self.name)
 
 # %% ../../nbs/15_data.audit.ipynb #a0766298
@@ -139,13 +139,13 @@ def labels_grid(self: Audit, most=12) -> Grid:
     if len(rows) > most: rows[most - 3:-3] = [(f"... {len(rows) - most} more", "", "")]
     return Grid(["label", "rows", "share"], rows)
 
-# %% ../../nbs/15_data.audit.ipynb #b85ac0bc
+# %% ../../nbs/15_data.audit.ipynb #4cd800ff
 @patch
 def _advice(self: Audit): return [f"problem: {p}" for p in self.problems] + self.warnings or ["nothing to warn about"]
 @patch
 def _grids(self: Audit): return [self.facts_grid(), *([self.labels_grid()] if self.labels else [])]
 @patch
-def __repr__(self: Audit): return "\n\n".join(map(repr, self._grids())) + "\n\n" + "\n".join(f"- {s}" for s in self._advice())
+def __repr__(self: Audit): return "\n\n".join(map(repr, self._grids())) + "\n\n" + "\n".join(f"- {cell(s)}" for s in self._advice())
 
 # %% ../../nbs/15_data.audit.ipynb #764be714
 @patch

@@ -150,7 +150,7 @@ def _shares(tokenizer, ids):
     n = max(1, counts.sum())
     return counts[ids == unknown].sum() / n, counts[letter].sum() / n, n
 
-# %% ../../nbs/13_data.dataset.ipynb #d8c2dfa8
+# %% ../../nbs/13_data.dataset.ipynb #af9233f7
 def language_fit(texts, # str each
                  tokenizer, # a fast tokenizer of transformers
                  sample=2000, # texts to look at, 500 characters of each
@@ -162,10 +162,11 @@ def language_fit(texts, # str each
     ids = tokenise(texts, tokenizer, min(512, getattr(tokenizer, "model_max_length", 512))).ids
     unknown, single, n = _shares(tokenizer, ids)
     joined = "".join(texts)
-    characters = 2 * len(re.findall("[\u3040-\u30ff\u3400-\u9fff]", joined)) > sum(map(str.isalpha, joined))
-    fits = bool(unknown <= .05 and (single <= .5 or characters))
+    mostly = lambda letters: 2 * len(re.findall(letters, joined)) > sum(map(str.isalpha, joined))
+    crumbs = len(joined) / n < 3 and single > .18 and mostly("[A-Za-z\u00c0-\u024f\u1e00-\u1eff]")
+    fits = bool(unknown <= .05 and (single <= .5 and not crumbs or mostly("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")))
     measured = f"{unknown:.0%} of the tokens are unknown, {single:.0%} single letters, {len(joined) / n:.1f} characters per token"
-    verdict = "the tokenizer knows this language" if fits else "this encoder was not made for the language of these texts, choose another backbone"
+    verdict = "no sign of a foreign script" if fits else "this encoder was not made for the language of these texts, choose another backbone"
     return dict(unknown_share=float(unknown), single_character_share=float(single), characters_per_token=float(len(joined) / n),
                 fits=fits, detail=f"{verdict}: {measured}")
 

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Labels', 'check_labels']
 
-# %% ../../nbs/12_data.labels.ipynb #4f1b733a
+# %% ../../nbs/12_data.labels.ipynb #2abab830
 import math
 from collections import Counter
 
 import numpy as np
 from fastcore.basics import patch
 
-from ..core import InputError, clip, suggest
+from ..core import InputError, clip, plural, suggest
 
 # %% ../../nbs/12_data.labels.ipynb #3a4cef94
 def _order(name):
@@ -86,14 +86,15 @@ def _looks_like(counts, rows):
     if len(counts) <= 50 or len(counts) <= .5 * rows: return None
     return "a regression target (numbers to be predicted) or an id" if all(_order(n) for n in counts) else "an id or free text"
 
-# %% ../../nbs/12_data.labels.ipynb #498aec07
+# %% ../../nbs/12_data.labels.ipynb #94199427
 def check_labels(values, # (rows,) labels as text
                  at_least=2, # rows that each class must have
                 ) -> list: # sentences on what is worth knowing
     "Raises `InputError` where the labels can't be learned as classes."
     counts = Counter(values)
     if len(counts) < 2:
-        raise InputError(f"all {len(values):,} rows have the label {clip(next(iter(counts), ''), 30)!r}: two classes are needed to learn a difference.")
+        rows = f"all {plural(len(values), 'row')} have" if len(values) > 1 else "the only row has"
+        raise InputError(f"{rows} the label {clip(next(iter(counts), ''), 30)!r}: two classes are needed to learn a difference.")
     other = _looks_like(counts, len(values))
     if other:
         raise InputError(f"the labels have {len(counts):,} distinct values in {len(values):,} rows (such as {clip(values[0], 30)!r}): "

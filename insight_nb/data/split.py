@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['normalise', 'exact_groups', 'duplicate_groups', 'near_duplicates', 'Split', 'split', 'split_given']
 
-# %% ../../nbs/11_data.split.ipynb #0c0012d8
+# %% ../../nbs/11_data.split.ipynb #2bb58ecd
 import unicodedata
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from ..core import Grid, InputError, suggest
+from ..core import Grid, InputError, plural, suggest
 from .table import Table
 
 # %% ../../nbs/11_data.split.ipynb #8734c9c1
@@ -146,16 +146,16 @@ def near_duplicates(texts, # str each
     "The near groups of `duplicate_groups`."
     return duplicate_groups(texts, threshold, seed)[1]
 
-# %% ../../nbs/11_data.split.ipynb #ffa81e6b
+# %% ../../nbs/11_data.split.ipynb #20421833
 def _rows(size, n, what):
     if isinstance(size, bool) or not isinstance(size, (int, float, np.number)) or not 0 <= size or size != size or size >= 1 and size != int(size):
         raise InputError(f"{what} is {size!r}: give a share from 0 to below 1, or a number of rows.")
-    return round(size * n) if size < 1 else int(size)
+    return int(size) if size >= 1 else max(1, round(size * n)) if size else 0
 
 def _sizes(n, test, valid, train):
     sizes = _rows(test, n, "test"), _rows(valid, n, "valid"), 1 if train is None else _rows(train, n, "train")
     if sum(sizes) > n or not sizes[2]:
-        raise InputError(f"{n:,} rows are too few for {sizes[0]:,} test, {sizes[1]:,} validation and {sizes[2] or 'no'} training rows: change the sizes.")
+        raise InputError(f"{plural(n, 'row')} can't give {sizes[0]:,} test, {sizes[1]:,} validation and {sizes[2] or 'no'} training rows: change the sizes.")
     return sizes[0], sizes[1], train if train is None else sizes[2]
 
 # %% ../../nbs/11_data.split.ipynb #1d774c64
@@ -170,7 +170,7 @@ def _quota(counts, k, leave):
         quota[np.argmax(np.where(room, np.sign(gap) * (share - quota), -np.inf))] += np.sign(gap)
     return quota
 
-# %% ../../nbs/11_data.split.ipynb #0536cb5f
+# %% ../../nbs/11_data.split.ipynb #7992ce08
 def _draw(ids, pool, k, leave, rng):
     "k rows of a pool, each label in proportion; the rest of the pool."
     pool = rng.permutation(pool)
@@ -180,13 +180,14 @@ def _draw(ids, pool, k, leave, rng):
     chosen = rank < _quota(counts, k, leave)[ids[pool]] if k else np.zeros(len(pool), bool)
     return np.sort(pool[chosen]), np.sort(pool[~chosen])
 
-def _by_label(ids, names, n_test, n_valid, rng):
+def _by_label(ids, names, n_test, n_valid, rng, notes):
     counts, sides = np.bincount(ids), 1 + (n_test > 0) + (n_valid > 0)
     if counts.min() < sides:
         raise InputError(f"label {names[counts.argmin()]!r} is too small to split: it has {counts.min()} of the {sides} rows needed, one for each side. "
                          "Label more of it, drop it, or give test and valid as tables.")
-    for what, k in (("test", n_test), ("valid", n_valid)):
-        if 0 < k < len(counts): raise InputError(f"{what} has {k} rows for {len(counts)} labels, and needs at least one of each: make it larger.")
+    few = [what for what, k in (("test", n_test), ("validation", n_valid)) if 0 < k < len(counts)]
+    notes += [f"{what} has {len(counts)} rows, more than asked: one for each label" for what in few]
+    n_test, n_valid = (max(k, len(counts)) if k else 0 for k in (n_test, n_valid))
     test, rest = _draw(ids, np.arange(len(ids)), n_test, sides - 1, rng)
     valid, train = _draw(ids, rest, n_valid, 1, rng)
     return train, valid, test
@@ -263,15 +264,17 @@ def _apart(texts, ids, parts, keep):
     if not keep: train, valid = train[~alike[0]], valid[~alike[1]]
     return (train, valid, test), {k: int(v) for k, v in found.items()}
 
-# %% ../../nbs/11_data.split.ipynb #86654816
-def _finish(table, ids, names, parts, n_train, seed, keep):
-    parts, found = _apart(table.texts, ids, parts, keep)
+# %% ../../nbs/11_data.split.ipynb #436e5af5
+def _finish(table, ids, names, parts, n_train, seed, keep, notes):
+    asked, (parts, found) = len(parts[1]), _apart(table.texts, ids, parts, keep)
     train, valid, test = parts
+    if asked and not len(valid):
+        raise InputError(f"validation has no row left: its {plural(asked, 'row')} were copies of rows in test. Give other rows, or keep duplicates.")
     lost = np.setdiff1d(ids, ids[train])
     if len(lost):
-        raise InputError(f"label {names[lost[0]]!r} has no row left in train: its {(ids == lost[0]).sum()} rows are in test or validation, or copies of rows there. "
+        raise InputError(f"label {names[lost[0]]!r} has no row left in train: its {plural((ids == lost[0]).sum(), 'row')} went to test or validation, or were copies of rows there. "
                          "Label more of it, drop it, or keep duplicates.")
-    notes = [f"no row of label {names[i]!r} in {what}" for what, p in (("validation", valid), ("test", test)) if len(p) for i in np.setdiff1d(ids, ids[p])]
+    notes += [f"no row of label {names[i]!r} in {what}" for what, p in (("validation", valid), ("test", test)) if len(p) for i in np.setdiff1d(ids, ids[p])]
     if n_train and n_train < len(names): raise InputError(f"train has {n_train} rows for {len(names)} labels, and needs at least one of each: make it larger.")
     if n_train and n_train > len(train): notes.append(f"{len(train):,} training rows are left of the {n_train:,} asked for")
     elif n_train: train = _draw(ids, train, n_train, 0, np.random.default_rng([seed, 1]))[0]
@@ -279,7 +282,7 @@ def _finish(table, ids, names, parts, n_train, seed, keep):
     if gone: notes.append(f"{gone:,} rows that are copies of rows on a later side were removed")
     return Split(train, valid, test, notes, found)
 
-# %% ../../nbs/11_data.split.ipynb #49ca9f6f
+# %% ../../nbs/11_data.split.ipynb #437f7df6
 def _column(table, column):
     if column not in table.frame.columns: raise InputError(f"{table.name} has no column {column!r}.{suggest(column, table.frame.columns)}")
     return table.frame[column].tolist()
@@ -297,13 +300,13 @@ def split(table: Table, # rows of text, with labels or without
     if group and time: raise InputError("group and time can't both rule the split: choose one.")
     n_test, n_valid, n_train = _sizes(len(table), test, valid, train)
     ids, names = pd.factorize(np.array(table.values or [""] * len(table), dtype=object), sort=True)
-    rng = np.random.default_rng(seed)
+    rng, notes = np.random.default_rng(seed), []
     if group: parts = _by_group(ids, _column(table, group), n_test, n_valid, rng)
     elif time: parts = _by_time(_times(_column(table, time), time), n_test, n_valid)
-    else: parts = _by_label(ids, names, n_test, n_valid, rng)
-    return _finish(table, ids, names, parts, n_train, seed, keep_duplicates)
+    else: parts = _by_label(ids, names, n_test, n_valid, rng, notes)
+    return _finish(table, ids, names, parts, n_train, seed, keep_duplicates, notes)
 
-# %% ../../nbs/11_data.split.ipynb #d1d33086
+# %% ../../nbs/11_data.split.ipynb #200b7407
 def _together(tables):
     first = tables[0]
     frames = [t.frame.assign(**{first.text: t.texts} | ({first.label: t.values} if first.label else {})) for t in tables]
@@ -317,10 +320,10 @@ def _check_known(train, given):
         if t.values is None: raise InputError(f"{t.name} has no labels, and can't be a side of the split: name its label column.")
         new = [v for v in t.values if v not in known]
         if new:
-            raise InputError(f"{t.name} has the label {new[0]!r} ({len(new)} rows without a label of train): drop them, or add such rows to train."
+            raise InputError(f"{t.name} has the label {new[0]!r} ({plural(len(new), 'row')} without a label of train): drop them, or add such rows to train."
                              + suggest(new[0], sorted(known)))
 
-# %% ../../nbs/11_data.split.ipynb #3e37efb2
+# %% ../../nbs/11_data.split.ipynb #1a8678eb
 def split_given(train: Table, # rows to learn from
                 valid=None, # a table, or share or number of the training rows; None: a tenth
                 test=None, # the same; None: a fifth
@@ -335,7 +338,8 @@ def split_given(train: Table, # rows to learn from
     at = np.split(np.arange(len(table)), np.cumsum([len(t) for t in [train, *given]])[:-1])
     drawn = [0 if isinstance(t, Table) else _rows(share if t is None else t, len(train), what)
              for t, share, what in ((valid, .1, "valid"), (test, .2, "test"))]
-    parts = list(_by_label(ids[at[0]], names, drawn[1], drawn[0], np.random.default_rng(seed)))
+    notes = []
+    parts = list(_by_label(ids[at[0]], names, drawn[1], drawn[0], np.random.default_rng(seed), notes))
     if isinstance(valid, Table): parts[1] = at[1]
     if isinstance(test, Table): parts[2] = at[-1]
-    return table, _finish(table, ids, names, parts, None, seed, keep_duplicates)
+    return table, _finish(table, ids, names, parts, None, seed, keep_duplicates, notes)

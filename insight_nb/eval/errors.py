@@ -25,12 +25,14 @@ def mistakes(y, # (rows,) true class ids
     wrong = np.flatnonzero(probs.argmax(1) != y)
     return wrong[np.argsort(-probs[wrong].max(1), kind="stable")]
 
-# %% ../../nbs/43_eval.errors.ipynb #39c6921e
-def _grid(at, texts, y, probs, names, rows, caption):
+# %% ../../nbs/43_eval.errors.ipynb #f21d7986
+def _grid(at, texts, y, probs, names, rows, n, caption):
+    if len(at) > n: caption += f"; the first {n}:"
+    probs = np.asarray(probs)
     row = lambda i: [rows[i] if rows is not None else i, clip(texts[i], 160), clip(names[y[i]], 40), clip(names[probs[i].argmax()], 40), float(probs[i].max())]
-    return Grid(["row", "text", "label", "prediction", "probability"], [row(i) for i in at], caption)
+    return Grid(["row", "text", "label", "prediction", "probability"], [row(i) for i in at[:n]], caption)
 
-# %% ../../nbs/43_eval.errors.ipynb #282fae18
+# %% ../../nbs/43_eval.errors.ipynb #a764b49f
 def confident_mistakes(texts, # (rows,) str
                        y, # (rows,) true class ids
                        probs, # (rows, classes) probabilities
@@ -40,7 +42,7 @@ def confident_mistakes(texts, # (rows,) str
                       ) -> Grid:
     "The mistakes that the model is surest of."
     at = mistakes(y, probs)
-    return _grid(at[:n], texts, y, np.asarray(probs), names, rows, f"{len(at):,} of {len(y):,} rows are wrong" + (f"; the {n} surest:" if len(at) > n else ""))
+    return _grid(at, texts, y, probs, names, rows, n, f"{len(at):,} of {len(y):,} rows are wrong")
 
 # %% ../../nbs/43_eval.errors.ipynb #d8d93a6c
 def thresholds(y, # (rows,) labels as given, class ids
@@ -83,7 +85,7 @@ def suspects(y, # (rows,) labels as given, class ids
     margin = probs[at, y[at]] - probs[at, sure[at]]
     return at[np.argsort(margin, kind="stable")]
 
-# %% ../../nbs/43_eval.errors.ipynb #3bd7962c
+# %% ../../nbs/43_eval.errors.ipynb #d1e3cbf7
 def label_suspects(texts, # (rows,) str
                    y, # (rows,) labels as given, class ids
                    probs, # (rows, classes) held-out probabilities
@@ -93,5 +95,4 @@ def label_suspects(texts, # (rows,) str
                   ) -> Grid:
     "The labels most worth a second look (confident learning, Northcutt and others 2021)."
     at = suspects(y, probs)
-    caption = f"{len(at):,} of {len(y):,} labels contradict a confident model" + (f"; the {n} most suspicious:" if len(at) > n else "")
-    return _grid(at[:n], texts, y, np.asarray(probs), names, rows, caption)
+    return _grid(at, texts, y, probs, names, rows, n, f"{len(at):,} of {len(y):,} labels contradict a confident model")

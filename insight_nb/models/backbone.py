@@ -6,7 +6,7 @@
 __all__ = ['EMBEDDED', 'EMBEDDED_SHA256', 'Backbone', 'count_parameters', 'freeze', 'embedded_folder', 'weights_hash', 'locate',
            'load_encoder', 'load_tokenizer', 'reads_at_most', 'load_backbone', 'empty_backbone']
 
-# %% ../../nbs/20_models.backbone.ipynb #591cfa83
+# %% ../../nbs/20_models.backbone.ipynb #5a32205f
 import importlib.util
 import re
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import InputError, file_hash
+from ..files import reach_hub
 
 # %% ../../nbs/20_models.backbone.ipynb #4bcfaba9
 class Backbone(nn.Module):
@@ -79,11 +80,14 @@ def locate(name) -> tuple[str, str]: # kind ("embedded", "folder", "hub"), and t
     if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(name)) and not str(name).startswith("."): return "hub", str(name)
     raise InputError(f"backbone {name} is not there: name a folder, a hub id such as owner/model, or nothing for {EMBEDDED}.")
 
-# %% ../../nbs/20_models.backbone.ipynb #011a3607
+# %% ../../nbs/20_models.backbone.ipynb #4d6fb9de
 def _quiet():
-    from transformers.utils import logging
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    import huggingface_hub.utils
+    import transformers.utils.logging
+    huggingface_hub.utils.logging.set_verbosity_error()
+    huggingface_hub.utils.disable_progress_bars()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
 
 def load_encoder(where, # folder or hub id
                  **how # passed to from_pretrained: local_files_only, revision
@@ -115,20 +119,33 @@ def reads_at_most(config, tokenizer) -> int: # tokens, special ones included
     if config.model_type in ("roberta", "xlm-roberta", "camembert", "longformer"): positions -= config.pad_token_id + 1
     return int(min(positions, tokenizer.model_max_length, 8192))
 
-# %% ../../nbs/20_models.backbone.ipynb #827da486
+# %% ../../nbs/20_models.backbone.ipynb #7b677153
+def _cached(name, revision, file="config.json"):
+    "The path of a hub's file in its cache on this machine, or None; the folder is named after the commit."
+    from huggingface_hub import try_to_load_from_cache
+    path = try_to_load_from_cache(name, file, revision=revision)
+    return Path(path) if isinstance(path, str) else None
+
+def _from_hub(name, revision):
+    "How to load a hub id: from the local cache where that is enough or all there is, else from the hub."
+    kept = all(_cached(name, revision, f) for f in ("config.json", "tokenizer.json", "model.safetensors"))
+    return {"revision": revision or "main", "local_files_only": kept or not reach_hub(f"backbone {name}", "model")}
+
+# %% ../../nbs/20_models.backbone.ipynb #5474e2c4
 def load_backbone(name=None, # None for the embedded one, a folder, or a hub id
                   revision=None # of a hub id: a branch, tag or commit
                  ) -> Backbone:
     "Load a backbone in 32 bits. The embedded one and folders never touch the network. Raises InputError if it can't be had whole."
     kind, where = locate(name)
-    how = {"local_files_only": True} if kind != "hub" else {"revision": revision} if revision else {}
     identity = weights_hash(where, EMBEDDED_SHA256 if kind == "embedded" else None) if kind != "hub" else ""
-    try: encoder, tokenizer = load_encoder(where, **how), load_tokenizer(where, **how)
+    try:
+        how = _from_hub(where, revision) if kind == "hub" else {"local_files_only": True}
+        encoder, tokenizer = load_encoder(where, **how), load_tokenizer(where, **how)
     except InputError: raise
     except (OSError, ValueError, KeyError, RuntimeError) as e:
         what = "can't be had from the hub" if kind == "hub" else "can't be loaded"
         raise InputError(f"backbone {name} {what} ({str(e).strip().splitlines()[0][:160]}). Check the name, or give a folder that holds config.json, tokenizer.json and *.safetensors.") from None
-    identity = identity or getattr(encoder.config, "_commit_hash", "") or ""
+    if kind == "hub": identity = _cached(where, revision).parent.name
     return Backbone(encoder, tokenizer, EMBEDDED if kind == "embedded" else name, identity, max_length=reads_at_most(encoder.config, tokenizer))
 
 # %% ../../nbs/20_models.backbone.ipynb #faf2369c
