@@ -23,6 +23,7 @@ test slow: export MPLBACKEND := agg
 test slow: export HF_HUB_OFFLINE := 1
 test: .venv/ok      ## install, then every notebook (but for cells marked slow), then the rules of the whole and the recipes on small tables
 	$(BIN)/nbdev-test --timing $(SAVE) --skip-folder-re '^([_.]|recipes|benchmarks)'
+	$(if $(SAVE),$(BIN)/nbdev-clean)
 	$(BIN)/python -m pytest -q
 slow: .venv/ok      ## the slow cells too
 	$(BIN)/nbdev-test --timing --flags slow
@@ -38,7 +39,6 @@ check: .venv/ok     ## what CI runs: lint and test; export, clean and a rerun wi
 	$(FILES) > .venv/before
 	$(MAKE) export
 	$(MAKE) test SAVE=--save
-	$(BIN)/nbdev-clean
 	@$(FILES) | diff .venv/before - || { echo "These files differ from what the notebooks give: run make export, look, and commit."; exit 1; }
 clean:              ## remove what was installed and built
 	rm -rf .venv build dist *.egg-info
