@@ -97,7 +97,7 @@ def verdict(self: Report) -> str:
     return (f"{head}The model is right on {_percent(a.value)} of {a.n:,} test rows (95 % interval: {100 * a.low:.1f} to {_percent(a.high)}); "
             f"{always} is right on {_percent(b.value)}{untrained}.{tail}")
 
-# %% ../../nbs/41_eval.report.ipynb #b16e2f46
+# %% ../../nbs/41_eval.report.ipynb #14eaf86f
 LABELS = dict(accuracy="accuracy", macro_f1="macro-F1", mcc="MCC", log_loss="log-loss (less is better)")
 
 @patch
@@ -105,7 +105,7 @@ def metrics_grid(self: Report) -> Grid:
     "The four metrics beside the majority class and the untrained model."
     others = {f"always “{clip(self.majority, 20)}”": self.baseline} | ({"untrained": self.untrained} if self.untrained else {})
     rows = [[label, self.metrics[k], *(o[k] for o in others.values())] for k, label in LABELS.items()]
-    return Grid(["metric", "this model", *others], rows, f"{self.metrics['accuracy'].n:,} test rows, 95 % intervals (Wilson for accuracy, bootstrap otherwise)")
+    return Grid(["metric", "this model", *others], rows, f"{self.metrics['accuracy'].n:,} test rows, 95 % intervals (Wilson for accuracy, bootstrap otherwise); without a model, log-loss is that of the class shares")
 
 # %% ../../nbs/41_eval.report.ipynb #bcb97f70
 @patch
