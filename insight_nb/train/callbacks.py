@@ -93,13 +93,12 @@ def curve(losses, # training loss of each step
             f'<polyline points="{line}" fill="none" stroke="#3b78b5" stroke-width="2"/>{dots}{text(35, 16, f"{top:.2f}", "end")}{text(35, h - 28, "0", "end")}'
             f'{text(40, h - 12, "loss by step: line training, dots validation")}{text(w - 10, h - 12, str(len(y)), "end")}</svg>')
 
-# %% ../../nbs/32_train.callbacks.ipynb #48ebbd4c
+# %% ../../nbs/32_train.callbacks.ipynb #3fffbed3
 class History:
     "A run as people read it: a row for each epoch, and the curve."
     def __init__(self, t): # a trainer
         self.rows, self.losses, self.notes = t.history, t.losses, [*t.collapses, *([t.stopped] if t.stopped else [])]
-        per = max(1, t.steps // max(t.settings.epochs, 1))
-        self.marks = [(per * r["epoch"] - 1, r["valid_loss"]) for r in t.history if "valid_loss" in r]
+        self.marks = [(r["step"] - 1, r["valid_loss"]) for r in t.history if "valid_loss" in r]
         self.head = f"epoch {t.passed} of {t.settings.epochs}, step {t.at} of {t.steps}"
 
     def grid(self, timed=True) -> Grid: # with or without seconds

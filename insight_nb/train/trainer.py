@@ -145,12 +145,12 @@ def validate(self: Trainer) -> dict: # valid_loss and score, where there are row
     loss = self.model.task.loss(torch.from_numpy(logits), torch.as_tensor(self.valid.labels))[0].item()
     return {"valid_loss": loss, **({"score": self.score(self.valid.labels, logits)} if self.score else {})}
 
-# %% ../../nbs/31_train.trainer.ipynb #64e79636
+# %% ../../nbs/31_train.trainer.ipynb #4bd68780
 @patch
 def end_epoch(self: Trainer):
     "Validate, note what happened, keep the weights if they are the best so far."
-    start = len(self.losses) - len(self.batches)
-    row = {"epoch": self.passed, "loss": float(torch.stack(self.losses[max(start, 0):]).mean()), **self.validate()}
+    start = self.history[-1]["step"] if self.history else 0 # epochs may differ in their number of steps
+    row = {"epoch": self.passed, "step": self.at, "loss": float(torch.stack(self.losses[start:]).mean()), **self.validate()}
     self.history.append(row | {"seconds": self.seconds, "learning_rate": self.optimiser.param_groups[0]["lr"]})
     value = row.get("score", -row.get("valid_loss", -self.passed))
     sound = np.isfinite(row["loss"]) and np.isfinite(row.get("valid_loss", 0.))
