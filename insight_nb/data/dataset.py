@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Tokens', 'tokenise', 'language_fit', 'Dataset', 'plan_batches', 'padding_share', 'Batches']
 
-# %% ../../nbs/13_data.dataset.ipynb #0d66c889
+# %% ../../nbs/13_data.dataset.ipynb #768e5696
 import hashlib
 import json
 import os
@@ -13,13 +13,16 @@ import re
 import warnings
 from array import array
 from dataclasses import dataclass, field
+from io import BytesIO
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from fastcore.basics import patch
 
-from ..core import InputError, file_hash, text_hash, whole
+from ..core import InputError, text_hash, whole
 from ..tensors import Batch
 
 # %% ../../nbs/13_data.dataset.ipynb #e6ea2c2e
@@ -39,53 +42,87 @@ class Tokens:
     @property
     def lengths(self): return np.diff(self.offsets)
 
-# %% ../../nbs/13_data.dataset.ipynb #878073cd
+# %% ../../nbs/13_data.dataset.ipynb #f2b304c1
+def _places(starts, lengths):
+    "Where the tokens of some rows lie, row after row."
+    ends = np.cumsum(lengths)
+    return np.repeat(starts - ends + lengths, lengths) + np.arange(ends[-1] if len(ends) else 0)
+
 @patch
 def take(self: Tokens,
          rows, # positions, in the order wanted
         ) -> Tokens:
     "The tokens of some rows only."
     rows = np.asarray(rows, dtype=np.int64)
-    ids = np.concatenate([np.empty(0, np.int32), *[self[i] for i in rows]])
-    return Tokens(ids, np.concatenate([[0], np.cumsum(self.lengths[rows])]), self.truncated[rows])
+    starts, lengths = self.offsets[:-1][rows], self.lengths[rows]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    ids = np.empty(offsets[-1], dtype=np.int32)
+    for i in range(0, len(rows), 4096):
+        part = slice(i, i + 4096)
+        ids[offsets[i]:offsets[min(i + 4096, len(rows))]] = self.ids[_places(starts[part], lengths[part])]
+    return Tokens(ids, offsets, self.truncated[rows])
 
-# %% ../../nbs/13_data.dataset.ipynb #1d9fc75a
+# %% ../../nbs/13_data.dataset.ipynb #2d443326
+def _check(i, text):
+    if not isinstance(text, str): raise InputError(f"row {i} is {type(text).__name__}, not text: make it a string, or drop the row.")
+    if text.isascii(): return
+    try: text.encode()
+    except UnicodeEncodeError: raise InputError(f"row {i} holds half a character (a lone surrogate): clean the text first.") from None
+
 def _chunks(texts, rows=1000, characters=1_000_000):
-    start = size = 0
-    for i, t in enumerate(texts):
-        if i - start == rows or i > start and size + len(t) > characters:
-            yield texts[start:i]
-            start, size = i, 0
+    part, size = [], 0
+    for i, t in enumerate(_python(texts) if isinstance(texts, (pa.Array, pa.ChunkedArray)) else texts):
+        _check(i, t)
+        if part and (len(part) == rows or size + len(t) > characters):
+            yield part
+            part, size = [], 0
+        part.append(t)
         size += len(t)
-    if start < len(texts): yield texts[start:]
+    if part: yield part
 
-def _encode(texts, tokenizer, max_length):
+# %% ../../nbs/13_data.dataset.ipynb #2678da8f
+def _python(column, rows=1000, size=1_000_000):
+    "The values of an Arrow column as Python objects: never more than `rows` of them at once, or `size` bytes."
+    for i in range(0, len(column), rows):
+        part = column.slice(i, rows)
+        if pa.types.is_dictionary(part.type): part = part.cast(part.type.value_type)
+        if rows > 1 and part.nbytes > size: yield from _python(part, rows // 2, size)
+        else: yield from _values(part)
+
+def _values(part):
+    try: return part.to_pylist()
+    except UnicodeDecodeError: # what is no letter becomes half of one, which is named with its row
+        return [b if b is None else b.decode(errors="surrogateescape") for b in part.cast(pa.large_binary()).to_pylist()]
+
+# %% ../../nbs/13_data.dataset.ipynb #c93de012
+def _encode(texts, tokenizer, max_length, out):
+    "Write the ids of all rows to the binary file `out`. Returns where each row starts, and whether it was cut."
     call = lambda rows, n: tokenizer(rows, truncation=True, max_length=n, return_attention_mask=False, return_token_type_ids=False)["input_ids"]
-    ids, sizes, truncated = array("i"), [0], []
+    sizes, truncated = array("q", [0]), bytearray()
     for rows in _chunks(texts):
         found = call(rows, max_length + 1)
-        long = [i for i, r in enumerate(found) if len(r) > max_length]
-        truncated += np.isin(np.arange(len(rows)), long).tolist()
-        if long:
-            for i, r in zip(long, call([rows[i] for i in long], max_length)): found[i] = r
-        for r in found: ids.extend(r)
-        sizes += map(len, found)
-    return Tokens(np.array(ids, dtype=np.int32), np.cumsum(sizes, dtype=np.int64), np.array(truncated, dtype=bool))
+        cut = [len(r) > max_length for r in found]
+        if any(cut):
+            again = iter(call([t for t, c in zip(rows, cut) if c], max_length))
+            found = [next(again) if c else r for r, c in zip(found, cut)]
+        out.write(np.fromiter(chain.from_iterable(found), dtype=np.int32))
+        sizes.extend(map(len, found))
+        truncated.extend(cut)
+    return np.cumsum(sizes, dtype=np.int64), np.frombuffer(truncated, dtype=bool)
 
-# %% ../../nbs/13_data.dataset.ipynb #914e73c7
-def _check_texts(texts):
-    for i, t in enumerate(texts):
-        if not isinstance(t, str): raise InputError(f"row {i} is {type(t).__name__}, not text: make it a string, or drop the row.")
-        if not t.isascii():
-            try: t.encode()
-            except UnicodeEncodeError: raise InputError(f"row {i} holds half a character (a lone surrogate): clean the text first.") from None
+def _hold(texts, tokenizer, max_length):
+    "The tokens of these texts, in memory."
+    out = BytesIO()
+    offsets, truncated = _encode(texts, tokenizer, max_length, out)
+    return Tokens(np.frombuffer(out.getbuffer(), dtype=np.int32), offsets, truncated)
 
+# %% ../../nbs/13_data.dataset.ipynb #732bd668
 def _check_length(tokenizer, max_length):
     least, most = len(tokenizer([""])["input_ids"][0]) + 1, getattr(tokenizer, "model_max_length", None) or max_length
     if not least <= max_length <= most:
         raise InputError(f"max_length is {max_length}, but this tokenizer needs {least} to {most} tokens: choose a number between them.")
 
-# %% ../../nbs/13_data.dataset.ipynb #4f0b6f46
+# %% ../../nbs/13_data.dataset.ipynb #0ac3af1a
 def _identity(tokenizer):
     "All that decides a tokenizer's output, as text; None when it can't be written down."
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -96,49 +133,70 @@ def _identity(tokenizer):
     return json.dumps([type(tokenizer).__name__, side, tokenizers.__version__, state], sort_keys=True)
 
 def _key(texts, identity, max_length):
-    return text_hash(["tokens 1", identity, str(max_length), *texts])[:32]
+    "The name of these tokens. Every row is checked on the way."
+    letters, lengths = hashlib.sha256(), hashlib.sha256()
+    for rows in _chunks(texts):
+        letters.update("".join(rows).encode())
+        lengths.update(np.array([len(t) for t in rows]))
+    return text_hash(["tokens 2", identity, str(max_length), letters.hexdigest(), lengths.hexdigest()])[:32]
 
-# %% ../../nbs/13_data.dataset.ipynb #a684d1e6
-_PARTS = ("ids", "offsets", "truncated")
+# %% ../../nbs/13_data.dataset.ipynb #fd59c444
+def _seal(tokens, name):
+    h = hashlib.sha256(f"{name} {len(tokens)}".encode())
+    for a in (tokens.offsets, tokens.truncated, tokens.ids): h.update(a)
+    return h.hexdigest()
 
-def _store(folder, tokens):
+def _write(path, tokens, name):
+    lists = pa.LargeListArray.from_arrays(pa.array(tokens.offsets), pa.array(tokens.ids))
+    batch = pa.record_batch([lists, pa.array(tokens.truncated)], names=["ids", "truncated"])
+    batch = batch.replace_schema_metadata({"name": name, "sha256": _seal(tokens, name)})
+    wide = pa.ipc.IpcWriteOptions(allow_64bit=True) # more than two thousand million tokens
+    with pa.OSFile(str(path), "wb") as f, pa.ipc.new_file(f, batch.schema, options=wide) as out: out.write_batch(batch)
+
+# %% ../../nbs/13_data.dataset.ipynb #5619a47a
+def _load(path):
+    "The tokens kept in a file, or None when they are not there, or not as they were written."
     try:
-        with whole(folder, force=True) as temp:
-            temp.mkdir()
-            for name in _PARTS: np.save(temp / f"{name}.npy", getattr(tokens, name))
-            (temp / "hashes.json").write_text(json.dumps({n: file_hash(temp / f"{n}.npy") for n in _PARTS}))
-    except InputError as e: warnings.warn(f"tokens are not cached: {e}", stacklevel=3)
-    except OSError as e:
-        if not folder.exists(): warnings.warn(f"tokens are not cached: {folder}: {e}", stacklevel=3)
+        batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+        batch.validate()
+        ids, truncated = batch.columns
+        tokens = Tokens(ids.values.to_numpy(), ids.offsets.to_numpy(), truncated.to_numpy(zero_copy_only=False))
+        return tokens if batch.schema.metadata[b"sha256"].decode() == _seal(tokens, Path(path).stem) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException): return None
 
-# %% ../../nbs/13_data.dataset.ipynb #0512b351
-def _load(folder):
-    "The tokens kept in a folder, or None when they are not there, or not as they were written."
-    try:
-        hashes = json.loads((folder / "hashes.json").read_text())
-        if any(file_hash(folder / f"{n}.npy") != hashes[n] for n in _PARTS): return None
-        return Tokens(*[np.load(folder / f"{n}.npy", mmap_mode="r").view(np.ndarray) for n in _PARTS])
-    except (OSError, ValueError, KeyError, TypeError): return None
+# %% ../../nbs/13_data.dataset.ipynb #c6540a27
+def _store(path, texts, tokenizer, max_length):
+    with whole(path, force=True, file=True) as temp:
+        raw = temp.with_name("ids")
+        with open(raw, "wb") as out: offsets, truncated = _encode(texts, tokenizer, max_length, out)
+        ids = np.frombuffer(pa.memory_map(str(raw)).read_buffer(), dtype=np.int32)
+        _write(temp, Tokens(ids, offsets, truncated), path.stem)
 
-# %% ../../nbs/13_data.dataset.ipynb #8eaf2c6a
-def tokenise(texts, # str each, row by row
+def _kept(path, texts, tokenizer, max_length):
+    "The tokens in this file, which is written when it has to be; None, with a warning, when it can't be."
+    tokens, fault = _load(path), "it is damaged again"
+    if tokens is not None: return tokens
+    try: _store(path, texts, tokenizer, max_length)
+    except (InputError, OSError) as e: fault = e
+    tokens = _load(path) # another run's, where this one's could not be written
+    if tokens is None: warnings.warn(f"tokens are not cached: {path}: {fault}", stacklevel=3)
+    return tokens
+
+# %% ../../nbs/13_data.dataset.ipynb #c4cc9f8d
+def tokenise(texts, # str each, row by row: a sequence, or a column of an Arrow table
              tokenizer, # called like a fast tokenizer of transformers
              max_length: int, # most tokens of a row, special tokens included
              cache=None, # a folder, True for the usual one, None for no cache
-            ) -> Tokens:
+            ) -> Tokens: # with a cache, looking into its file
     "Token ids of every text, cut to `max_length` with the special tokens kept. Raises `InputError` for rows that are no text."
-    texts = list(texts)
-    _check_texts(texts)
-    _check_length(tokenizer, max_length)
+    if iter(texts) is texts: texts = list(texts) # what can be walked only once
     identity = _identity(tokenizer) if cache else None
-    if identity is None: return _encode(texts, tokenizer, max_length)
+    key = _key(texts, identity, max_length)
+    _check_length(tokenizer, max_length)
+    if identity is None: return _hold(texts, tokenizer, max_length)
     usual = os.environ.get("INSIGHT_NB_CACHE") or Path.home() / ".cache" / "insight_nb"
-    folder = Path(usual if cache is True else cache) / _key(texts, identity, max_length)
-    kept = _load(folder)
-    if kept is None:
-        kept = _encode(texts, tokenizer, max_length)
-        _store(folder, kept)
-    return kept
+    tokens = _kept(Path(usual if cache is True else cache) / f"{key}.arrow", texts, tokenizer, max_length)
+    return _hold(texts, tokenizer, max_length) if tokens is None else tokens
 
 # %% ../../nbs/13_data.dataset.ipynb #28da620c
 def _shares(tokenizer, ids):
@@ -188,7 +246,7 @@ class Dataset:
 
     def __len__(self): return len(self.tokens)
 
-# %% ../../nbs/13_data.dataset.ipynb #e616e718
+# %% ../../nbs/13_data.dataset.ipynb #79850c3d
 @patch
 def batch(self: Dataset,
           rows, # positions in the data set
@@ -199,7 +257,7 @@ def batch(self: Dataset,
     lengths = t.offsets[rows + 1] - t.offsets[rows]
     mask = np.arange(lengths.max(initial=0)) < lengths[:, None]
     ids = np.full(mask.shape, self.pad_id, dtype=np.int64)
-    if len(rows): ids[mask] = np.concatenate([t[i] for i in rows])
+    ids[mask] = t.ids[_places(t.offsets[rows], lengths)]
     pick = lambda a: None if a is None else torch.from_numpy(a[rows])
     return Batch(torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(rows), pick(self.labels), pick(self.weights))
 
@@ -214,7 +272,7 @@ def _cut(lengths, # (rows,) in falling order within the stretch
         i += min(batch_size or len(lengths), token_budget // max(1, int(lengths[i])) if token_budget else len(lengths))
     return starts
 
-# %% ../../nbs/13_data.dataset.ipynb #336d2c91
+# %% ../../nbs/13_data.dataset.ipynb #e63bdf16
 def plan_batches(lengths, # (rows,) tokens of each row
                  batch_size=None, # most rows of a batch
                  token_budget=None, # most places of a batch, padding included
@@ -234,7 +292,8 @@ def plan_batches(lengths, # (rows,) tokens of each row
     for i in range(0, len(order), stretch):
         rows = order[i:i + stretch]
         rows = rows[np.argsort(-lengths[rows], kind="stable")]
-        batches += np.split(rows, _cut(lengths[rows].tolist(), batch_size, token_budget)[1:])
+        starts = _cut(lengths[rows].tolist(), batch_size, token_budget)
+        batches += [rows[a:b] for a, b in pairwise([*starts, len(rows)])]
     return [batches[i] for i in rng.permutation(len(batches))] if shuffle else batches
 
 # %% ../../nbs/13_data.dataset.ipynb #aa0e3f95
