@@ -56,6 +56,13 @@ def loss(self: Classify, logits: Tensor, # (batch, classes) float32
     total = w.sum().clamp(min=1e-12)
     return (each * w).sum() / total, total
 
+# %% ../../nbs/23_models.tasks.ipynb #ad18c398
+@patch
+def answers(self: Classify, logits: Tensor # (batch, classes)
+           ) -> np.ndarray: # (batch,) int32 class ids
+    "What evaluation keeps of the logits."
+    return logits.argmax(1).to(torch.int32).numpy()
+
 # %% ../../nbs/23_models.tasks.ipynb #ce537b11
 @patch
 def decode(self: Classify, logits: np.ndarray, # (rows, classes) float32

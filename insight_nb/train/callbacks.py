@@ -40,7 +40,7 @@ def constant_loss(labels, # (rows,) int64
     q = n[n > 0] / n.sum()
     return float(-(q * np.log(q)).sum())
 
-# %% ../../nbs/32_train.callbacks.ipynb #c2837878
+# %% ../../nbs/32_train.callbacks.ipynb #427cc41e
 class CollapseGuard:
     "Raises `Collapsed` when the loss is not finite or has run away; and at the end of an epoch, a third of the steps and 20 of them gone, when it has not beaten a constant answer and every prediction is one class."
     def __init__(self, every=10): # steps between looks at the loss
@@ -61,7 +61,7 @@ class CollapseGuard:
     def epoch(self, t):
         self.look(t)
         if t.at < max(20, t.steps / 3) or t.valid is None: return
-        loss, answers = t.history[-1]["loss"], np.unique(t.valid_logits.argmax(1))
+        loss, answers = t.history[-1]["loss"], np.unique(t.valid_answers)
         if loss > .99 * self.floor and len(answers) == 1:
             raise Collapsed(f"the loss is {loss:.3f}, a constant answer has {self.floor:.3f}, and every prediction is the same class")
 

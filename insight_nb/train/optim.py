@@ -44,42 +44,58 @@ def warmup_linear(step: int, # from 0
     if step < rise: return (step + 1) / rise
     return max(steps - step, 1) / max(steps - rise + 1, 1)
 
-# %% ../../nbs/30_train.optim.ipynb #d5659ce8
+# %% ../../nbs/30_train.optim.ipynb #5d407605
 class AdamW(torch.optim.AdamW):
     "Decoupled weight decay (Loshchilov & Hutter 2019). Tables with sparse gradients are updated row by row, with the result of dense AdamW."
     def rows_state(self, p) -> dict:
         "What is known of a table: its moments, `seen` (the step up to which each row is done), `kept` and `moved`."
-        one = lambda v: torch.tensor([v], dtype=torch.float64)
-        if not self.state[p]:
-            self.state[p] = {"step": torch.tensor(0.), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p),
-                             "seen": torch.zeros(len(p), dtype=torch.int64), "kept": one(1.), "moved": one(0.)}
-        return self.state[p]
+        s = self.state[p]
+        if not s: s.update(step=torch.tensor(0.), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+        if "seen" not in s:
+            t = int(s["step"])
+            s.update(seen=torch.full((len(p),), t), kept=torch.ones(t + 1, dtype=torch.float64), moved=torch.zeros(t + 1, dtype=torch.float64))
+        return s
 
     def tables(self): # (table, its group) pairs
         return [(p, g) for g in self.param_groups for p in g["params"] if "seen" in self.state.get(p, ()) or p.grad is not None and p.grad.is_sparse]
 
-# %% ../../nbs/30_train.optim.ipynb #f0b6542b
+# %% ../../nbs/30_train.optim.ipynb #42058099
+@patch
+@torch.no_grad()
+def due(self: AdamW, p, # a table (rows, width)
+        rows # int64, each once
+       ) -> tuple[Tensor, Tensor, Tensor]: # weights and both moments of these rows, each (rows, width)
+    "Where rows stand when the steps that did not touch them are made up for."
+    s, group = self.state[p], next(g for q, g in self.tables() if q is p)
+    since, (b1, b2) = s["seen"][rows], group["betas"]
+    m, v, k = s["exp_avg"][rows], s["exp_avg_sq"][rows], (s["step"] - since)[:, None]
+    eps = group["eps"] * (1 - b2**since.double()).sqrt()[:, None].to(p.dtype)
+    w = p[rows] * s["kept"][since, None].to(p.dtype)
+    w.addcdiv_(m * s["moved"][since, None].to(p.dtype), (v.sqrt() + eps).clamp_(min=1e-30), value=-1)
+    return w, m * b1**k, v * b2**k
+
+# %% ../../nbs/30_train.optim.ipynb #015e24a5
 @patch
 @torch.no_grad()
 def catch_up(self: AdamW, p, # a table (rows, width)
-             rows=None): # int64, each once; None: all
-    "Make up for the steps in which these rows were not touched."
-    if p not in self.state: return
-    s, group = self.state[p], next(g for q, g in self.tables() if q is p)
-    rows = torch.arange(len(p)) if rows is None else rows
+             rows): # int64, each once
+    "Bring rows up to date, before they are read."
+    if "seen" not in self.state.get(p, ()): return
+    s = self.state[p]
     rows = rows[s["seen"][rows] < s["step"]]
-    since, (b1, b2) = s["seen"][rows], group["betas"]
-    m, v, k = s["exp_avg"][rows], s["exp_avg_sq"][rows], (s["step"] - since)[:, None]
-    w = p[rows] * s["kept"][since, None].to(p.dtype)
-    eps = group["eps"] * (1 - b2**since.double()).sqrt()[:, None].to(p.dtype)
-    p[rows] = w.addcdiv_(m * s["moved"][since, None].to(p.dtype), (v.sqrt() + eps).clamp_(min=1e-30), value=-1)
-    s["exp_avg"][rows], s["exp_avg_sq"][rows], s["seen"][rows] = m * b1**k, v * b2**k, int(s["step"])
+    if len(rows): p[rows], s["exp_avg"][rows], s["exp_avg_sq"][rows] = self.due(p, rows)
+    s["seen"][rows] = int(s["step"])
 
-# %% ../../nbs/30_train.optim.ipynb #a42b392d
 @patch
-def step_rows(self: AdamW, p, group): # a table with a sparse gradient, and its group
+def settled(self: AdamW, p) -> Tensor: # of the shape of p
+    "A weight as it stands now, every row up to date; the optimiser goes on as if nobody had looked."
+    return self.due(p, torch.arange(len(p)))[0] if "seen" in self.state.get(p, ()) else p.detach()
+
+# %% ../../nbs/30_train.optim.ipynb #ed5b824b
+@patch
+def step_rows(self: AdamW, p, group): # a table with a gradient, and its group
     "One step of AdamW in the rows that the gradient names."
-    s, g, (b1, b2), lr = self.rows_state(p), p.grad.coalesce(), group["betas"], group["lr"]
+    s, g, (b1, b2), lr = self.rows_state(p), p.grad.to_sparse(1).coalesce(), group["betas"], group["lr"]
     rows, g = g.indices()[0], g.values()
     self.catch_up(p, rows)
     s["step"] += 1
@@ -109,7 +125,7 @@ def load_state_dict(self: AdamW, state):
     params = [p for g in self.param_groups for p in g["params"]]
     for i, saved in state["state"].items(): self.state[params[i]].update({k: saved[k] for k in ("seen", "kept", "moved") if k in saved})
 
-# %% ../../nbs/30_train.optim.ipynb #bd4d7176
+# %% ../../nbs/30_train.optim.ipynb #567a8c74
 def large_tables(model: nn.Module, least=4096) -> list: # modules
     "The trained embeddings of at least so many rows whose weights nothing else uses."
     owners = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
@@ -126,9 +142,7 @@ def lazy_tables(model: nn.Module, optimiser: AdamW, least=4096): # rows from whi
     try: yield tables
     finally:
         for h in hooks: h.remove()
-        for m in tables:
-            m.sparse = False
-            optimiser.catch_up(m.weight)
+        for m in tables: m.sparse = False
 
 # %% ../../nbs/30_train.optim.ipynb #9c438cd3
 @torch.no_grad()
