@@ -6,7 +6,7 @@
 __all__ = ['Parameter', 'parameters', 'convert', 'values', 'recipes', 'find_recipe', 'read_recipe', 'free_name', 'check_out',
            'RunError', 'run', 'summary', 'parser', 'main']
 
-# %% ../nbs/90_cli.ipynb #95091e13
+# %% ../nbs/90_cli.ipynb #380f43b9
 import argparse
 import ast
 import contextlib
@@ -20,6 +20,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import tokenize
 from dataclasses import dataclass
 from pathlib import Path
@@ -259,13 +260,12 @@ class _Parser(argparse.ArgumentParser):
         if extra: raise InputError(f"{self.prog} takes no {extra[0]!r}.{suggest(extra[0], self._option_string_actions)}")
         return found, extra
 
-# %% ../nbs/90_cli.ipynb #ace00f19
+# %% ../nbs/90_cli.ipynb #d6fcbfcf
 def _run(args):
     if args.help: return print(_run_help(args))
     if not args.recipe: raise InputError(f"Which recipe?{suggest('', recipes())} A notebook's path works too.")
     print(summary(run(args.recipe, args.p, args.out, args.force)))
 
-# %% ../nbs/90_cli.ipynb #1d9d5c3a
 def _run_help(args):
     text = args.parser.format_help()
     if not args.recipe: return text + "".join(f"\n  {name:<12}{read_recipe(p)[0]}" for name, p in recipes().items())
@@ -274,20 +274,17 @@ def _run_help(args):
              for p in known.values() if p.name != "out"]
     return text + "\n".join([f"\n{args.recipe}: {about}", f"  {'-p NAME':<15}{'type':<15}{'default':<18}meaning", *lines])
 
-# %% ../nbs/90_cli.ipynb #71a68b91
+# %% ../nbs/90_cli.ipynb #9d9445ac
 def _predict(args):
     from insight_nb.data.samples import open_frame
-    from insight_nb.files import write_frame
-    with tempfile.TemporaryDirectory() as folder, whole(args.out or Path(folder, "predictions.csv"), args.force, file=True) as temp:
-        frame = open_frame(args.table)[0]
-        write_frame(frame.head(0), temp)
-        from insight_nb.ship.bundle import load_bundle
-        from insight_nb.ship.predict import predict_frame
-        result = predict_frame(load_bundle(args.bundle), frame, text=args.text, probabilities=args.probabilities)
-        write_frame(result, temp, force=True)
-        if not args.out: return _show(temp)
-    failed = sum(bool(e) for e in result["error"].fillna("")) if "error" in result else 0
-    print(f"{plural(len(result), 'row')}, {failed} of them with an error, in {args.out}")
+    from insight_nb.files import read_chunks
+    chunks = read_chunks(open_frame(args.table)[0] if args.table.startswith("sample:") else args.table)
+    from insight_nb.ship.predict import predict_file
+    with tempfile.TemporaryDirectory() as folder:
+        out = args.out or Path(folder, "predictions.csv")
+        found = predict_file(args.bundle, chunks, out, args.text, args.probabilities, force=args.force, tell=_progress())
+        if not args.out: return _show(out)
+    print(f"{plural(found['rows'], 'row')}, {found['errors']} of them with an error, in {args.out}")
 
 def _show(file):
     with open(file, encoding="utf-8-sig", newline="") as f: # the mark at its start is for Excel
@@ -368,8 +365,19 @@ def _check_arguments(p):
     p.add_argument("--json", metavar="FILE", help="write the report as JSON too")
     p.add_argument("--force", action="store_true", help="replace FILE")
 
-# %% ../nbs/90_cli.ipynb #f8753874
+# %% ../nbs/90_cli.ipynb #0ead01de
 def _say(text): print("insight-nb:", cell(text), file=sys.stderr)
+
+def _progress(every=30):
+    "A function that is told how far a job is, and says so on stderr: after `every` seconds, and less often the longer it takes."
+    began = said = time.monotonic()
+    def tell(done, rows):
+        nonlocal said
+        now = time.monotonic()
+        if now - said < max(every, (now - began) / 10) or done == rows: return
+        said = now
+        _say(f"{done:,} of {rows:,} rows, about {plural(math.ceil((now - began) / done * (rows - done) / 60), 'minute')} left")
+    return tell
 
 def _unexpected(e):
     last = e.__traceback__

@@ -1,14 +1,19 @@
 """Bad input ends as promised: status 2, one line that says what and where, no traceback, nothing half-written. Recipes run in this process,
 without a kernel, so that a case costs milliseconds; nbs/90_cli.ipynb shows the same with real kernels, and test_recipes.py trains with one."""
+import csv
+import gzip
 import json
 import shutil
 import struct
 import types
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from conftest import rows_of, write_csv
 from insight_nb import cli
+from insight_nb.files import read_chunks, read_frame
 from notebooks import Notebook, _python
 
 
@@ -49,7 +54,6 @@ def text(content, name="bad.csv"):
 def table(rows, name="bad.csv"): return lambda: write_csv(name, rows)
 def folder(): Path("bad").mkdir(); return "bad"
 def excel():
-    import pandas as pd
     pd.DataFrame({"text": []}).to_excel("bad.xlsx"); return "bad.xlsx"
 
 good = rows_of(60)
@@ -156,6 +160,58 @@ def test_predict_keeps_every_row(ends, trained):
     assert all(r["error"] or 0 <= r["probability"] <= 1 for r in rows)
     assert ends("predict", trained / "bundle", "new.jsonl", "--out", "out.csv").status == 0
     assert "\n7," in Path("out.csv").read_text(encoding="utf-8-sig") and ",=" not in Path("out.csv").read_text(encoding="utf-8-sig")
+
+
+@pytest.fixture
+def in_pieces(monkeypatch):
+    "Call it, and tables are predicted 7 rows at a time."
+    return lambda: monkeypatch.setattr("insight_nb.files.read_chunks", lambda source: read_chunks(source, rows=7))
+
+
+def write_odd(name):
+    "40 odd rows with a byte order mark and CRLF, packed; 9 in a row have no text, so that pieces of 7 have none."
+    texts = [t for t in [*ODD.values(), "-5 stars", 'a "b", c', "很" * 9] if len(t) < 99]
+    rows = [(i, ("", " ", "\u3000")[i % 3] if 12 <= i < 21 else texts[i % len(texts)], f"=1+{i}") for i in range(40)]
+    with gzip.open(name, "wt", encoding="utf-8-sig", errors="surrogatepass", newline="") as f: csv.writer(f).writerows([("id", "text", "sum"), *rows])
+
+
+def predictions(file):
+    "What is in it: all cells but the answers; which rows have an answer; the probabilities."
+    frame = read_frame(file)[0]
+    answers = [c for c in frame if c.startswith("pr")]
+    assert len(answers) == 5
+    return frame.drop(columns=answers).values.tolist(), frame["prediction"].astype(bool).tolist(), frame[answers[1:]].apply(pd.to_numeric).to_numpy(float)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv.gz", ".jsonl", ".json", ".parquet", ".xlsx"])
+def test_predict_in_pieces_and_at_once(ends, trained, in_pieces, suffix):
+    write_odd("new.csv.gz")
+    words = ["predict", trained / "bundle", "new.csv.gz", "--probabilities", "--out"]
+    assert ends(*words, f"one{suffix}").status == 0
+    in_pieces()
+    assert ends(*words, f"many{suffix}").status == 0
+    (cells, answered, numbers), (one, _, want) = predictions(f"many{suffix}"), predictions(f"one{suffix}")
+    assert cells == one and [int(r[0]) for r in cells] == list(range(40)) and answered == [not 12 <= i < 21 for i in range(40)]
+    np.testing.assert_allclose(numbers, want, atol=.01)
+
+
+def test_predict_finds_the_last_line_before_it_starts(ends):
+    Path("new.csv").write_text("text,id\r\n" + "很好,1\r\n" * 50_000 + "well, well,2\r\n", encoding="utf-8-sig")
+    refused(ends("predict", "bundle", "new.csv", "--out", "out.csv"), "new.csv, line 50002 has 3 cells where the header has 2")
+    Path("new.jsonl").write_text('{"text": "a"}\n' * 50_000 + '{"text": \n')
+    refused(ends("predict", "bundle", "new.jsonl", "--out", "out.csv"), "new.jsonl, line 50001 is not JSON")
+
+
+def test_predict_is_interrupted_between_pieces(ends, trained, in_pieces, monkeypatch):
+    from insight_nb.ship.predict import predict_frame
+    def ctrl_c(bundle, frame, *args):
+        if frame.index[0] == 14: raise KeyboardInterrupt
+        return predict_frame(bundle, frame, *args)
+    monkeypatch.setattr("insight_nb.ship.predict.predict_frame", ctrl_c)
+    in_pieces()
+    write_odd("new.csv.gz")
+    end = ends("predict", trained / "bundle", "new.csv.gz", "--out", "out.csv")
+    assert (end.status, end.lines, end.same) == (130, ["insight-nb: Interrupted. Nothing was left under the final name."], True)
 
 
 def test_predict_writes_no_file_over_a_folder(ends):

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['Tokens', 'tokenise', 'language_fit', 'Dataset', 'plan_batches', 'padding_share', 'Batches']
 
-# %% ../../nbs/13_data.dataset.ipynb #768e5696
+# %% ../../nbs/13_data.dataset.ipynb #e270cbfc
 import hashlib
 import json
 import os
 import re
+import tempfile
 import warnings
 from array import array
 from dataclasses import dataclass, field
@@ -42,12 +43,13 @@ class Tokens:
     @property
     def lengths(self): return np.diff(self.offsets)
 
-# %% ../../nbs/13_data.dataset.ipynb #f2b304c1
+# %% ../../nbs/13_data.dataset.ipynb #973ef67f
 def _places(starts, lengths):
     "Where the tokens of some rows lie, row after row."
     ends = np.cumsum(lengths)
     return np.repeat(starts - ends + lengths, lengths) + np.arange(ends[-1] if len(ends) else 0)
 
+# %% ../../nbs/13_data.dataset.ipynb #5eb9d13d
 @patch
 def take(self: Tokens,
          rows, # positions, in the order wanted
@@ -62,13 +64,14 @@ def take(self: Tokens,
         ids[offsets[i]:offsets[min(i + 4096, len(rows))]] = self.ids[_places(starts[part], lengths[part])]
     return Tokens(ids, offsets, self.truncated[rows])
 
-# %% ../../nbs/13_data.dataset.ipynb #2d443326
+# %% ../../nbs/13_data.dataset.ipynb #109afb88
 def _check(i, text):
     if not isinstance(text, str): raise InputError(f"row {i} is {type(text).__name__}, not text: make it a string, or drop the row.")
     if text.isascii(): return
     try: text.encode()
     except UnicodeEncodeError: raise InputError(f"row {i} holds half a character (a lone surrogate): clean the text first.") from None
 
+# %% ../../nbs/13_data.dataset.ipynb #52216e5a
 def _chunks(texts, rows=1000, characters=1_000_000):
     part, size = [], 0
     for i, t in enumerate(_python(texts) if isinstance(texts, (pa.Array, pa.ChunkedArray)) else texts):
@@ -94,7 +97,7 @@ def _values(part):
     except UnicodeDecodeError: # what is no letter becomes half of one, which is named with its row
         return [b if b is None else b.decode(errors="surrogateescape") for b in part.cast(pa.large_binary()).to_pylist()]
 
-# %% ../../nbs/13_data.dataset.ipynb #c93de012
+# %% ../../nbs/13_data.dataset.ipynb #c3cc2664
 def _encode(texts, tokenizer, max_length, out):
     "Write the ids of all rows to the binary file `out`. Returns where each row starts, and whether it was cut."
     call = lambda rows, n: tokenizer(rows, truncation=True, max_length=n, return_attention_mask=False, return_token_type_ids=False)["input_ids"]
@@ -110,19 +113,14 @@ def _encode(texts, tokenizer, max_length, out):
         truncated.extend(cut)
     return np.cumsum(sizes, dtype=np.int64), np.frombuffer(truncated, dtype=bool)
 
+# %% ../../nbs/13_data.dataset.ipynb #1fccee86
 def _hold(texts, tokenizer, max_length):
     "The tokens of these texts, in memory."
     out = BytesIO()
     offsets, truncated = _encode(texts, tokenizer, max_length, out)
     return Tokens(np.frombuffer(out.getbuffer(), dtype=np.int32), offsets, truncated)
 
-# %% ../../nbs/13_data.dataset.ipynb #732bd668
-def _check_length(tokenizer, max_length):
-    least, most = len(tokenizer([""])["input_ids"][0]) + 1, getattr(tokenizer, "model_max_length", None) or max_length
-    if not least <= max_length <= most:
-        raise InputError(f"max_length is {max_length}, but this tokenizer needs {least} to {most} tokens: choose a number between them.")
-
-# %% ../../nbs/13_data.dataset.ipynb #0ac3af1a
+# %% ../../nbs/13_data.dataset.ipynb #adf43ca9
 def _identity(tokenizer):
     "All that decides a tokenizer's output, as text; None when it can't be written down."
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -132,6 +130,7 @@ def _identity(tokenizer):
     side = getattr(tokenizer, "truncation_side", "right")
     return json.dumps([type(tokenizer).__name__, side, tokenizers.__version__, state], sort_keys=True)
 
+# %% ../../nbs/13_data.dataset.ipynb #2ed3c6d3
 def _key(texts, identity, max_length):
     "The name of these tokens. Every row is checked on the way."
     letters, lengths = hashlib.sha256(), hashlib.sha256()
@@ -140,12 +139,15 @@ def _key(texts, identity, max_length):
         lengths.update(np.array([len(t) for t in rows]))
     return text_hash(["tokens 2", identity, str(max_length), letters.hexdigest(), lengths.hexdigest()])[:32]
 
-# %% ../../nbs/13_data.dataset.ipynb #fd59c444
+# %% ../../nbs/13_data.dataset.ipynb #4cb91cb4
 def _seal(tokens, name):
     h = hashlib.sha256(f"{name} {len(tokens)}".encode())
-    for a in (tokens.offsets, tokens.truncated, tokens.ids): h.update(a)
+    for a in (tokens.offsets, tokens.truncated, tokens.ids):
+        h.update(a.dtype.str.encode())
+        h.update(a)
     return h.hexdigest()
 
+# %% ../../nbs/13_data.dataset.ipynb #fdc3fc59
 def _write(path, tokens, name):
     lists = pa.LargeListArray.from_arrays(pa.array(tokens.offsets), pa.array(tokens.ids))
     batch = pa.record_batch([lists, pa.array(tokens.truncated)], names=["ids", "truncated"])
@@ -164,23 +166,30 @@ def _load(path):
         return tokens if batch.schema.metadata[b"sha256"].decode() == _seal(tokens, Path(path).stem) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException): return None
 
-# %% ../../nbs/13_data.dataset.ipynb #c6540a27
+# %% ../../nbs/13_data.dataset.ipynb #56df3cee
 def _store(path, texts, tokenizer, max_length):
-    with whole(path, force=True, file=True) as temp:
-        raw = temp.with_name("ids")
-        with open(raw, "wb") as out: offsets, truncated = _encode(texts, tokenizer, max_length, out)
-        ids = np.frombuffer(pa.memory_map(str(raw)).read_buffer(), dtype=np.int32)
+    with whole(path, force=True, file=True) as temp, tempfile.TemporaryFile(dir=temp.parent) as out:
+        offsets, truncated = _encode(texts, tokenizer, max_length, out)
+        out.flush()
+        ids = np.memmap(out, dtype=np.int32, mode="r") if offsets[-1] else np.empty(0, dtype=np.int32) # an empty file has no map
         _write(temp, Tokens(ids, offsets, truncated), path.stem)
 
+# %% ../../nbs/13_data.dataset.ipynb #db3c1f58
 def _kept(path, texts, tokenizer, max_length):
     "The tokens in this file, which is written when it has to be; None, with a warning, when it can't be."
-    tokens, fault = _load(path), "it is damaged again"
+    tokens, fault = _load(path), "the file was damaged at once"
     if tokens is not None: return tokens
     try: _store(path, texts, tokenizer, max_length)
     except (InputError, OSError) as e: fault = e
     tokens = _load(path) # another run's, where this one's could not be written
-    if tokens is None: warnings.warn(f"tokens are not cached: {path}: {fault}", stacklevel=3)
+    if tokens is None: warnings.warn(f"tokens are not cached: {fault}", stacklevel=3)
     return tokens
+
+# %% ../../nbs/13_data.dataset.ipynb #732bd668
+def _check_length(tokenizer, max_length):
+    least, most = len(tokenizer([""])["input_ids"][0]) + 1, getattr(tokenizer, "model_max_length", None) or max_length
+    if not least <= max_length <= most:
+        raise InputError(f"max_length is {max_length}, but this tokenizer needs {least} to {most} tokens: choose a number between them.")
 
 # %% ../../nbs/13_data.dataset.ipynb #c4cc9f8d
 def tokenise(texts, # str each, row by row: a sequence, or a column of an Arrow table
@@ -314,7 +323,7 @@ def padding_share(lengths, # (rows,) tokens of each row
     widest = np.maximum.reduceat(inside, np.cumsum(sizes) - sizes)
     return float(1 - inside.sum() / max(1, (sizes * widest).sum()))
 
-# %% ../../nbs/13_data.dataset.ipynb #3ba17136
+# %% ../../nbs/13_data.dataset.ipynb #e9baf039
 @dataclass
 class Batches:
     "The batches of a data set, epoch after epoch. Left in the middle, it goes on from there."
@@ -327,10 +336,9 @@ class Batches:
     step: int = field(default=0, init=False) # batches of it already handed out
 
     def __len__(self): return len(self.plan)
-
     def __repr__(self): return f"Batches({len(self.dataset):,} rows, {len(self):,} batches, epoch {self.epoch}, step {self.step})"
 
-# %% ../../nbs/13_data.dataset.ipynb #3e592e87
+# %% ../../nbs/13_data.dataset.ipynb #ac97afe6
 @patch(as_prop=True)
 def plan(self: Batches):
     "The rows of each batch of the current epoch."
@@ -345,6 +353,7 @@ def padding_share(self: Batches):
     "The share of the current epoch's places that hold padding."
     return padding_share(self.dataset.tokens.lengths, self.plan)
 
+# %% ../../nbs/13_data.dataset.ipynb #ced9585f
 @patch
 def __iter__(self: Batches):
     for i in range(self.step, len(self.plan)):
@@ -352,7 +361,7 @@ def __iter__(self: Batches):
         yield self.dataset.batch(self.plan[i])
     self.epoch, self.step = self.epoch + 1, 0
 
-# %% ../../nbs/13_data.dataset.ipynb #7c7550f9
+# %% ../../nbs/13_data.dataset.ipynb #4d97cc11
 @patch
 def state(self: Batches) -> dict:
     "Where the walk stands: `load_state` goes on from there."
@@ -360,6 +369,7 @@ def state(self: Batches) -> dict:
     plan = hashlib.sha256(settings + self.dataset.tokens.lengths.tobytes()).hexdigest()[:16]
     return dict(epoch=self.epoch, step=self.step, plan=plan)
 
+# %% ../../nbs/13_data.dataset.ipynb #13223dcb
 @patch
 def load_state(self: Batches,
                state: dict): # from `state`

@@ -6,7 +6,7 @@
 __all__ = ['logits_by_batch', 'predict_logits', 'Trainer', 'weights_of', 'accelerator_for', 'Stop', 'Collapsed', 'patient',
            'read_run', 'peak_memory']
 
-# %% ../../nbs/31_train.trainer.ipynb #7acc86ae
+# %% ../../nbs/31_train.trainer.ipynb #81bf84aa
 import json
 import signal
 import sys
@@ -26,16 +26,19 @@ from torch import Tensor, nn
 
 from ..core import InputError, whole
 from ..data.dataset import Batches, Dataset, plan_batches
-from ..models.fused import fuse
+from ..models.fused import fuse, hold_copies
 from ..tensors import Batch, hold_memory, seed_all
 from .optim import AdamW, Settings, clip_, lazy_tables, param_groups, pick_precision, warmup_linear
 
-# %% ../../nbs/31_train.trainer.ipynb #67afc929
+# %% ../../nbs/31_train.trainer.ipynb #6245c807
+def _forward(model, batch, half): # logits, float32, on the CPU
+    with torch.no_grad(), torch.autocast(batch.ids.device.type, half, enabled=bool(half)): return model(batch).logits.float().cpu()
+
 def logits_by_batch(model: nn.Module, # `Batch` in, `Output` out
                     dataset: Dataset,
                     token_budget=4096, # padded tokens in a batch
                     device=None, # by default where the model is
-                    precision="no"): # "no": 32 bits; "bf16", "fp16": matrix products in 16 bits
+                    precision="no"): # "no": 32 bits; "bf16", "fp16": matrix products in 16 bits; "int8": in 8, on a CPU
     "Yields row positions and their logits, (batch, classes) float32 on the CPU: longest rows first, no dropout, no gradients."
     hold_memory(), fuse(model)
     device = torch.device(device or next(model.parameters()).device)
@@ -43,9 +46,10 @@ def logits_by_batch(model: nn.Module, # `Batch` in, `Output` out
     budget, was = max(token_budget, int(dataset.tokens.lengths.max(initial=0))), model.training
     model.eval()
     try:
-        for rows in plan_batches(dataset.tokens.lengths, batch_size=256, token_budget=budget, shuffle=False):
-            with torch.no_grad(), torch.autocast(device.type, half, enabled=bool(half)): logits = model(dataset.batch(rows).to(device)).logits
-            yield rows, logits.float().cpu()
+        with hold_copies(model, precision) as layers:
+            if precision == "int8" and not layers: raise InputError("int8 needs a BERT-like encoder on a CPU: choose another precision.")
+            for rows in plan_batches(dataset.tokens.lengths, batch_size=256, token_budget=budget, shuffle=False):
+                yield rows, _forward(model, dataset.batch(rows).to(device), half)
     finally: model.train(was)
 
 # %% ../../nbs/31_train.trainer.ipynb #82d934f5
