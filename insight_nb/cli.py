@@ -274,15 +274,18 @@ def _run_help(args):
              for p in known.values() if p.name != "out"]
     return text + "\n".join([f"\n{args.recipe}: {about}", f"  {'-p NAME':<15}{'type':<15}{'default':<18}meaning", *lines])
 
-# %% ../nbs/90_cli.ipynb #9d9445ac
+# %% ../nbs/90_cli.ipynb #b39fb7ba
 def _predict(args):
     from insight_nb.data.samples import open_frame
     from insight_nb.files import read_chunks
     chunks = read_chunks(open_frame(args.table)[0] if args.table.startswith("sample:") else args.table)
+    from insight_nb.ship.bundle import load_bundle
     from insight_nb.ship.predict import predict_file
     with tempfile.TemporaryDirectory() as folder:
         out = args.out or Path(folder, "predictions.csv")
-        found = predict_file(args.bundle, chunks, out, args.text, args.probabilities, force=args.force, tell=_progress())
+        bundle = load_bundle(args.bundle, args.precision)
+        found = predict_file(bundle, chunks, out, args.text, args.probabilities, force=args.force, tell=_progress())
+        if a := found["agreement"]: _say(f"{a['precision']}: of {a['rows']} texts that were tried, {a['same']:.1%} got the answer of 32 bits, with probabilities within {a['far']:.1g}")
         if not args.out: return _show(out)
     print(f"{plural(found['rows'], 'row')}, {found['errors']} of them with an error, in {args.out}")
 
@@ -349,13 +352,14 @@ def _run_arguments(p):
     p.add_argument("--force", action="store_true", help="replace the results of an earlier run")
     p.add_argument("-h", "--help", action="store_true", help="show this, and the parameters of RECIPE")
 
-# %% ../nbs/90_cli.ipynb #bf6aac17
+# %% ../nbs/90_cli.ipynb #9a806901
 def _predict_arguments(p):
     p.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
     p.add_argument("table", metavar="TABLE", help="a file, a hub id or sample:NAME")
     p.add_argument("--text", default="text", metavar="COL", help="the column that holds the text; default: text")
     p.add_argument("--out", metavar="FILE", help="a .csv, .tsv, .jsonl, .json, .parquet or .xlsx file; default: CSV on the terminal")
     p.add_argument("--probabilities", action="store_true", help="one column for each label too")
+    p.add_argument("--precision", default="auto", metavar="BITS", help="no: 32 bits; bf16; int8; auto: bf16 for long tables, if the answers stay; default: auto")
     p.add_argument("--force", action="store_true", help="replace FILE")
 
 def _check_arguments(p):
