@@ -82,7 +82,7 @@ def settle_precision(bundle: Bundle, texts, # some of the texts to predict
     sound = found and (bundle.precision != "auto" or found["same"] >= least and found["far"] <= far)
     return replace(bundle, precision=name if sound else "no"), found
 
-# %% ../../nbs/61_ship.predict.ipynb #858200f4
+# %% ../../nbs/61_ship.predict.ipynb #f883676c
 def predict_file(bundle, # a Bundle; or the folder of one, to predict with precision "auto"
                  source, # whatever `read_chunks` reads, or what it gave
                  out, # the file to write, of any format of `frame_writer`
@@ -105,6 +105,7 @@ def predict_file(bundle, # a Bundle; or the folder of one, to predict with preci
             if tell: tell(done, chunks.rows)
     return {"rows": done, "errors": errors, "seconds": time.perf_counter() - began, "agreement": agreed if bundle.precision != "no" else None}
 
+# %% ../../nbs/61_ship.predict.ipynb #843c1fbc
 def _some(chunks, text, precision, n=256): # texts from all over the first piece
     if precision == "no" or chunks.rows < 2000 and precision == "auto": return []
     first = next(iter(chunks))
