@@ -144,7 +144,7 @@ def lazy_tables(model: nn.Module, optimiser: AdamW, least=4096): # rows from whi
         for h in hooks: h.remove()
         for m in tables: m.sparse = False
 
-# %% ../../nbs/30_train.optim.ipynb #9c438cd3
+# %% ../../nbs/30_train.optim.ipynb #cc1cb329
 @torch.no_grad()
 def clip_(params, # weights with gradients, some of them sparse
           limit # largest norm of all gradients together
@@ -155,7 +155,8 @@ def clip_(params, # weights with gradients, some of them sparse
         if p.grad.is_sparse: p.grad = p.grad.coalesce()
     grads = [p.grad.values() if p.grad.is_sparse else p.grad for p in held]
     total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-    torch._foreach_mul_(grads, (limit / (total + 1e-6)).clamp(max=1.))
+    factor = (limit / (total + 1e-6)).clamp(max=1.)
+    torch._foreach_mul_(grads, factor.item() if factor.is_cpu else factor) # a GPU is not waited for
     return total
 
 # %% ../../nbs/30_train.optim.ipynb #eb16c145
