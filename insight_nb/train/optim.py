@@ -74,7 +74,7 @@ def due(self: AdamW, p, # a table (rows, width)
     w.addcdiv_(m * s["moved"][since, None].to(p.dtype), (v.sqrt() + eps).clamp_(min=1e-30), value=-1)
     return w, m * b1**k, v * b2**k
 
-# %% ../../nbs/30_train.optim.ipynb #015e24a5
+# %% ../../nbs/30_train.optim.ipynb #b3529995
 @patch
 @torch.no_grad()
 def catch_up(self: AdamW, p, # a table (rows, width)
@@ -87,9 +87,12 @@ def catch_up(self: AdamW, p, # a table (rows, width)
     s["seen"][rows] = int(s["step"])
 
 @patch
-def settled(self: AdamW, p) -> Tensor: # of the shape of p
+def settled(self: AdamW, p) -> Tensor: # of the shape of p, on the CPU, a copy
     "A weight as it stands now, every row up to date; the optimiser goes on as if nobody had looked."
-    return self.due(p, torch.arange(len(p)))[0] if "seen" in self.state.get(p, ()) else p.detach()
+    out = p.detach().to("cpu", copy=True)
+    if "seen" not in self.state.get(p, ()): return out
+    for rows in torch.arange(len(p)).split(4096): out[rows] = self.due(p, rows)[0] # a piece at a time: the copies would fill memory
+    return out
 
 # %% ../../nbs/30_train.optim.ipynb #ed5b824b
 @patch

@@ -163,7 +163,7 @@ def validate(self: Trainer) -> dict: # valid_loss and score, where there are row
         self.valid_answers[rows] = task.answers(logits)
     return {"valid_loss": loss / total, **({"score": self.score(self.valid.labels, self.valid_answers)} if self.score else {})}
 
-# %% ../../nbs/31_train.trainer.ipynb #7c99cf68
+# %% ../../nbs/31_train.trainer.ipynb #f826629c
 @patch
 def lazy(self: Trainer):
     "Within this block large tables are updated row by row: on a CPU, where it pays, and in a single process."
@@ -173,8 +173,8 @@ def lazy(self: Trainer):
 @patch
 def weights(self: Trainer) -> dict: # name -> tensor on the CPU, a copy
     "The model's weights as they stand, every row up to date."
-    behind = {n: p for n, p in self.model.named_parameters() if "seen" in self.optimiser.state.get(p, ())}
-    return weights_of(self.model) | {n: self.optimiser.optimizer.settled(p) for n, p in behind.items()}
+    settled, own = self.optimiser.optimizer.settled, dict(self.model.named_parameters())
+    return {k: settled(own[k]) if k in own else v.detach().to("cpu", copy=True) for k, v in self.model.state_dict().items()}
 
 # %% ../../nbs/31_train.trainer.ipynb #e588dbbb
 @patch
