@@ -24,12 +24,12 @@ y = r.integers(0, 2, 245) # the last batch is an odd one
 texts = ["".join(r.choice(list("abm" if c else "yzm"), r.integers(3, 12))) for c in y]
 rows = Dataset(tokenise(texts, FakeTokenizer(), max_length=16), labels=y)
 seed_all(0)
-model = Model(Backbone(FakeEncoder(width=8), FakeTokenizer(), "fake", width=8), Classify(["late", "early"], dropout=0.))
+model = Model(Backbone(FakeEncoder(width=8, vocab=5000), FakeTokenizer(), "fake", width=8), Classify(["late", "early"], dropout=0.))
 settings = Settings(epochs=2, batch_size=16, learning_rate=5e-3, head_learning_rate=5e-2)
 trainer = Trainer(model, rows, rows, lambda y, answers: float((answers == y).mean()), settings, device="cpu", precision="no")
 trainer.fit()
 trainer.save(f"{sys.argv[1]}/run") # all processes write the same run: it must come out whole
-if trainer.acc.is_main_process: save_file(trainer.weights(), f"{sys.argv[1]}/weights.safetensors")
+if trainer.acc.is_main_process: save_file(trainer.model.state_dict(), f"{sys.argv[1]}/weights.safetensors")
 print(trainer.acc.num_processes, "processes, losses", [h["loss"] for h in trainer.history])
 """
 

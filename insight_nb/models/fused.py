@@ -5,15 +5,17 @@
 # %% auto #0
 __all__ = ['SAME', 'keep_share', 'drop_mask', 'drop_', 'attend', 'attend_back', 'to_int8', 'Int8', 'times', 'layer_parts',
            'layer_tensors', 'copies', 'Shape', 'layer_forward', 'layer_backward', 'FusedLayer', 'is_plain', 'bias_of',
-           'fused_forward', 'Dropout', 'fuse', 'hold_copies']
+           'fused_forward', 'Dropout', 'fuse', 'make_copies', 'using']
 
-# %% ../../nbs/24_models.fused.ipynb #6951b23f
+# %% ../../nbs/24_models.fused.ipynb #40704e2b
 import math
+import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 # %% ../../nbs/24_models.fused.ipynb #349a44bf
@@ -79,10 +81,10 @@ def to_int8(x: Tensor # (rows, columns) float
     scale = x.abs().amax(1, keepdim=True).clamp_(min=1e-12).div_(127)
     return (x / scale).round_().to(torch.int8), scale
 
-# %% ../../nbs/24_models.fused.ipynb #73d77d61
+# %% ../../nbs/24_models.fused.ipynb #8190c5a0
 class Int8:
     "A weight (out, in) in 8 bits."
-    dtype = torch.float32 # what it is multiplied with
+    dtype = torch.float32 # of what it takes and gives
     def __init__(self, weight): self.q, self.scale = to_int8(weight.float())
 
 # %% ../../nbs/24_models.fused.ipynb #ead87376
@@ -198,7 +200,7 @@ def layer_backward(d: Tensor, # (batch * tokens, width) float32, gradient of the
     dx, qkv = _attention_back(t, c[2], c, s, (*attention, o), needs)
     return d + dx, [*(g for pair in qkv for g in pair), *out, *norm1, *up, *down, *norm2]
 
-# %% ../../nbs/24_models.fused.ipynb #4faf971f
+# %% ../../nbs/24_models.fused.ipynb #be48e25a
 class FusedLayer(torch.autograd.Function):
     "`layer_forward` with `layer_backward` as its gradient."
     @staticmethod
@@ -209,6 +211,7 @@ class FusedLayer(torch.autograd.Function):
         return z
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, d):
         saved = ctx.saved_tensors
         dx, grads = layer_backward(d, saved[:12], ctx.s, saved[12:], ctx.needs_input_grad[4:])
@@ -217,14 +220,17 @@ class FusedLayer(torch.autograd.Function):
 # %% ../../nbs/24_models.fused.ipynb #a91abd92
 SAME = ("BertLayer", "RobertaLayer", "XLMRobertaLayer", "CamembertLayer", "ElectraLayer") # one layer under five names
 
-# %% ../../nbs/24_models.fused.ipynb #98bc78f3
+# %% ../../nbs/24_models.fused.ipynb #e7f293ae
 def is_plain(layer, x: Tensor) -> bool:
     "Whether `layer_forward` does what this layer would do with these hidden states."
-    parts = layer_parts(layer)
-    kinds = [type(p) for p in parts] == [nn.Linear] * 4 + [nn.LayerNorm] + [nn.Linear] * 2 + [nn.LayerNorm]
-    hooks = any(p._forward_hooks or p._forward_pre_hooks or p._backward_hooks for p in parts)
-    act = type(layer.intermediate.intermediate_act_fn).__name__
-    return kinds and not hooks and act == "GELUActivation" and not layer.is_decoder and x.is_cpu and x.dtype in (torch.float32, torch.float64)
+    a, out = layer.attention, layer.output
+    parts, drops = layer_parts(layer), [a.output.dropout, out.dropout, a.self.dropout]
+    kinds = [type(m) for m in [*parts, *drops]] == [nn.Linear] * 4 + [nn.LayerNorm] + [nn.Linear] * 2 + [nn.LayerNorm] + [nn.Dropout] * 3
+    if not kinds or any(t is None for t in layer_tensors(layer)) or not type(a.self).__name__.endswith("SelfAttention"): return False
+    watched = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or "forward" in vars(m) for m in layer.modules() if m is not layer)
+    exact = type(layer.intermediate.intermediate_act_fn).__name__ == "GELUActivation" and drops[0].p == drops[1].p and parts[4].eps == parts[7].eps
+    here = x.is_cpu and x.dtype in (torch.float32, torch.float64) and x.dtype == parts[0].weight.dtype
+    return exact and here and not watched and not layer.is_decoder and not torch.compiler.is_compiling()
 
 # %% ../../nbs/24_models.fused.ipynb #b0e4bdef
 def bias_of(mask: Tensor | None, # (batch, 1, tokens or 1, tokens): True or 0 where a token is seen; None: all are
@@ -233,25 +239,34 @@ def bias_of(mask: Tensor | None, # (batch, 1, tokens or 1, tokens): True or 0 wh
     if mask is None or mask.dtype != torch.bool: return mask if mask is None else mask.to(dtype)
     return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
 
-# %% ../../nbs/24_models.fused.ipynb #44c81db0
+# %% ../../nbs/24_models.fused.ipynb #239da9bb
+_made = threading.local() # copies of weights that were made beforehand, in the thread that uses them
+
 def fused_forward(layer, x: Tensor, # (batch, tokens, width)
                   mask: Tensor | None # of transformers
                  ) -> Tensor: # the same shape, in the dtype of x
     "What a plain layer computes: in autocast's format where autocast is on, else in that of x."
-    a, out, train = layer.attention, layer.output, layer.training
+    a, out = layer.attention, layer.output
     dt = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    s = Shape(*x.shape, a.self.num_attention_heads, out.LayerNorm.eps, out.dropout.p * train, a.self.dropout.p * train)
-    tensors, held = layer_tensors(layer), None if train else getattr(layer, "held", None)
+    s = Shape(*x.shape, a.self.num_attention_heads, out.LayerNorm.eps, out.dropout.p * out.dropout.training, a.self.dropout.p * a.self.training)
+    tensors, held = layer_tensors(layer), None if layer.training else _made.__dict__.get("copies", {}).get(layer)
     with torch.autocast("cpu", enabled=False):
         if held: z, _ = layer_forward(x.reshape(-1, s.width), bias_of(mask, held[0].dtype), held, s)
         else: z = FusedLayer.apply(x.reshape(-1, s.width), bias_of(mask, dt), copies(tensors, dt), s, *tensors)
     return z.view(x.shape)
 
-# %% ../../nbs/24_models.fused.ipynb #dc1bb9fd
+# %% ../../nbs/24_models.fused.ipynb #1ec668b6
 class _Fused:
     def forward(self, hidden_states, attention_mask=None, *more, **kwargs):
-        if any(m is not None for m in more) or not is_plain(self, hidden_states): return super().forward(hidden_states, attention_mask, *more, **kwargs)
+        more_asked = any(m is not None for m in [*more, *map(kwargs.get, ("past_key_values", "encoder_hidden_states"))])
+        odd_mask = attention_mask is not None and getattr(attention_mask, "ndim", 0) != 4
+        if more_asked or odd_mask or not is_plain(self, hidden_states): return super().forward(hidden_states, attention_mask, *more, **kwargs)
         return fused_forward(self, hidden_states, attention_mask)
+
+def _fused(kind): # the class of layers, fused: made once, and found by its name
+    name = f"Fused{kind.__name__}"
+    if name not in globals(): globals()[name] = type(name, (_Fused, kind), {"__module__": __name__})
+    return globals()[name]
 
 # %% ../../nbs/24_models.fused.ipynb #a02b3a5d
 class Dropout(nn.Dropout):
@@ -260,26 +275,28 @@ class Dropout(nn.Dropout):
         mask = drop_mask(x.shape, self.p) if self.training and x.is_cpu else None
         return super().forward(x) if mask is None else x * drop_(torch.ones_like(x), mask, self.p)
 
-# %% ../../nbs/24_models.fused.ipynb #65dc04cf
+# %% ../../nbs/24_models.fused.ipynb #6e8a024c
 def fuse(module: nn.Module # of any kind
         ) -> int: # how many layers are fused now
     "Let every BERT layer inside a module run `fused_forward` where it can; its weights and their names stay. Calling it again changes nothing."
     for m in module.modules():
-        if type(m).__name__ in SAME: m.__class__ = type(f"Fused{type(m).__name__}", (_Fused, type(m)), {})
+        if type(m).__name__ in SAME: m.__class__ = _fused(type(m))
         if type(m).__name__.endswith("Embeddings") and type(getattr(m, "dropout", None)) is nn.Dropout: m.dropout.__class__ = Dropout
     return sum(isinstance(m, _Fused) for m in module.modules())
 
-# %% ../../nbs/24_models.fused.ipynb #a5fa333d
-@contextmanager
-def hold_copies(module: nn.Module, # with fused layers
+# %% ../../nbs/24_models.fused.ipynb #baccadb9
+def make_copies(module: nn.Module, # with fused layers
                 precision="no" # "no": 32 bits; "bf16", "fp16"; "int8"
-               ):
-    "Within this block fused layers on a CPU predict with copies of their weights made once. Raises ValueError for another precision."
+               ) -> dict: # layer -> what `layer_forward` takes
+    "Copies of the weights of all fused layers on a CPU. Raises ValueError for another precision."
     if precision not in ("no", "bf16", "fp16", "int8"): raise ValueError(f"precision is {precision!r}: expected 'no', 'bf16', 'fp16' or 'int8'")
-    layers = [m for m in module.modules() if isinstance(m, _Fused) and next(m.parameters()).is_cpu and is_plain(m, next(m.parameters()))]
-    for m in layers:
-        c = copies(layer_tensors(m), {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32))
-        m.held = [Int8(t) if precision == "int8" and t.ndim == 2 else t for t in c]
-    try: yield len(layers)
-    finally:
-        for m in layers: del m.held
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    made = {m: copies(layer_tensors(m), dtype) for m in module.modules() if isinstance(m, _Fused) and is_plain(m, next(m.parameters()))}
+    return {m: [Int8(t) if precision == "int8" and t.ndim == 2 else t for t in c] for m, c in made.items()}
+
+@contextmanager
+def using(made: dict): # of `make_copies`
+    "Within this block fused layers that don't train take these copies."
+    before, _made.copies = _made.__dict__.get("copies", {}), made
+    try: yield
+    finally: _made.copies = before

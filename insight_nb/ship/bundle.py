@@ -81,8 +81,8 @@ def check_files(path, files: dict): # name -> sha256
         if Path(name).name != name or not f.is_file(): raise InputError(f"{f} is missing: the bundle is not whole. Copy it again.")
         if file_hash(f) != expected: raise InputError(f"{f} is damaged or was changed: its sha256 does not match. Copy the bundle again.")
 
-# %% ../../nbs/60_ship.bundle.ipynb #3e086af8
-PRECISIONS = ("no", "bf16", "int8", "auto") # 32 bits; products in 16 or 8 bits; auto: 16 bits for long files, if the answers stay
+# %% ../../nbs/60_ship.bundle.ipynb #41372973
+PRECISIONS = ("no", "bf16", "fp16", "int8", "auto") # 32 bits; products in 16 or 8 bits; auto: 16 bits for long files, if the answers stay
 
 @dataclass
 class Bundle:

@@ -72,12 +72,13 @@ def agreement(bundle: Bundle, texts, # some of the texts to predict
     same = np.mean([x == y for x, y in zip(a, b)]) if a else 1.
     return {"precision": precision, "rows": len(a), "same": float(same), "far": float(np.abs(p - q).max(initial=0))}
 
-# %% ../../nbs/61_ship.predict.ipynb #1a1de10d
+# %% ../../nbs/61_ship.predict.ipynb #1874a9ae
 def settle_precision(bundle: Bundle, texts, # some of the texts to predict
                      least=.995, far=.02 # share of equal answers, and difference of a probability, that "auto" asks for
                     ) -> tuple[Bundle, dict | None]: # "auto" is decided; the agreement, where there is one
-    "Decide for fewer bits if the machine computes in bf16 and the answers stay. Other precisions are only measured."
-    name = bundle.precision if bundle.precision != "auto" else pick_precision("cpu") if len(texts) else "no"
+    "Decide for 16 bits if the device computes in them and the answers stay. Other precisions are only measured."
+    name, device = bundle.precision, next(bundle.model.parameters()).device
+    if name == "auto": name = pick_precision(device) if len(texts) else "no"
     found = agreement(bundle, texts, name) if name != "no" else None
     sound = found and (bundle.precision != "auto" or found["same"] >= least and found["far"] <= far)
     return replace(bundle, precision=name if sound else "no"), found

@@ -74,7 +74,7 @@ def due(self: AdamW, p, # a table (rows, width)
     w.addcdiv_(m * s["moved"][since, None].to(p.dtype), (v.sqrt() + eps).clamp_(min=1e-30), value=-1)
     return w, m * b1**k, v * b2**k
 
-# %% ../../nbs/30_train.optim.ipynb #b3529995
+# %% ../../nbs/30_train.optim.ipynb #ad433f8f
 @patch
 @torch.no_grad()
 def catch_up(self: AdamW, p, # a table (rows, width)
@@ -87,12 +87,9 @@ def catch_up(self: AdamW, p, # a table (rows, width)
     s["seen"][rows] = int(s["step"])
 
 @patch
-def settled(self: AdamW, p) -> Tensor: # of the shape of p, on the CPU, a copy
-    "A weight as it stands now, every row up to date; the optimiser goes on as if nobody had looked."
-    out = p.detach().to("cpu", copy=True)
-    if "seen" not in self.state.get(p, ()): return out
-    for rows in torch.arange(len(p)).split(4096): out[rows] = self.due(p, rows)[0] # a piece at a time: the copies would fill memory
-    return out
+def settle(self: AdamW, p):
+    "Bring all rows up to date: afterwards the table is where dense AdamW would have it."
+    for rows in torch.arange(len(p), device=p.device).split(4096): self.catch_up(p, rows) # a piece at a time, to spare memory
 
 # %% ../../nbs/30_train.optim.ipynb #ed5b824b
 @patch
@@ -111,7 +108,7 @@ def step_rows(self: AdamW, p, group): # a table with a gradient, and its group
     fade = (b1 / b2**.5)**torch.arange(int(t), 0, -1, dtype=torch.float64)
     s["moved"] = torch.cat([s["moved"] * shrink + lr * root / (1 - b1**t) * fade, s["moved"].new_zeros(1)])
 
-# %% ../../nbs/30_train.optim.ipynb #3491cca1
+# %% ../../nbs/30_train.optim.ipynb #c02753f4
 @patch
 @torch.no_grad()
 def step(self: AdamW, closure=None):
@@ -126,9 +123,9 @@ def load_state_dict(self: AdamW, state):
     "Go on from a saved state; torch would round the lists to the dtype of the weights."
     torch.optim.AdamW.load_state_dict(self, state)
     params = [p for g in self.param_groups for p in g["params"]]
-    for i, saved in state["state"].items(): self.state[params[i]].update({k: saved[k] for k in ("seen", "kept", "moved") if k in saved})
+    for i, saved in state["state"].items(): self.state[params[i]].update({k: saved[k].to(params[i].device) for k in ("seen", "kept", "moved") if k in saved})
 
-# %% ../../nbs/30_train.optim.ipynb #567a8c74
+# %% ../../nbs/30_train.optim.ipynb #72cf1668
 def large_tables(model: nn.Module, least=4096) -> list: # modules
     "The trained embeddings of at least so many rows whose weights nothing else uses."
     owners = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
@@ -145,7 +142,9 @@ def lazy_tables(model: nn.Module, optimiser: AdamW, least=4096): # rows from whi
     try: yield tables
     finally:
         for h in hooks: h.remove()
-        for m in tables: m.sparse = False
+        for m in tables:
+            m.sparse = False
+            optimiser.settle(m.weight)
 
 # %% ../../nbs/30_train.optim.ipynb #cc1cb329
 @torch.no_grad()
