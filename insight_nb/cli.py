@@ -274,7 +274,7 @@ def _run_help(args):
              for p in known.values() if p.name != "out"]
     return text + "\n".join([f"\n{args.recipe}: {about}", f"  {'-p NAME':<15}{'type':<15}{'default':<18}meaning", *lines])
 
-# %% ../nbs/90_cli.ipynb #b39fb7ba
+# %% ../nbs/90_cli.ipynb #f4ac56ff
 def _predict(args):
     from insight_nb.data.samples import open_frame
     from insight_nb.files import read_chunks
@@ -285,7 +285,9 @@ def _predict(args):
         out = args.out or Path(folder, "predictions.csv")
         bundle = load_bundle(args.bundle, args.precision)
         found = predict_file(bundle, chunks, out, args.text, args.probabilities, force=args.force, tell=_progress())
-        if a := found["agreement"]: _say(f"{a['precision']}: of {a['rows']} texts that were tried, {a['same']:.1%} got the answer of 32 bits, with probabilities within {a['far']:.1g}")
+        if a := found["agreement"]:
+            kept = "" if found["precision"] == a["precision"] else "; not good enough, so all is in 32 bits"
+            _say(f"{a['precision']}: of {a['rows']} texts that were tried, {a['same']:.1%} got the answer of 32 bits, with probabilities within {a['far']:.1g}{kept}")
         if not args.out: return _show(out)
     print(f"{plural(found['rows'], 'row')}, {found['errors']} of them with an error, in {args.out}")
 
@@ -352,14 +354,14 @@ def _run_arguments(p):
     p.add_argument("--force", action="store_true", help="replace the results of an earlier run")
     p.add_argument("-h", "--help", action="store_true", help="show this, and the parameters of RECIPE")
 
-# %% ../nbs/90_cli.ipynb #9a806901
+# %% ../nbs/90_cli.ipynb #cf8e8458
 def _predict_arguments(p):
     p.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
     p.add_argument("table", metavar="TABLE", help="a file, a hub id or sample:NAME")
     p.add_argument("--text", default="text", metavar="COL", help="the column that holds the text; default: text")
     p.add_argument("--out", metavar="FILE", help="a .csv, .tsv, .jsonl, .json, .parquet or .xlsx file; default: CSV on the terminal")
     p.add_argument("--probabilities", action="store_true", help="one column for each label too")
-    p.add_argument("--precision", default="auto", metavar="BITS", help="no: 32 bits; bf16; int8; auto: bf16 for long tables, if the answers stay; default: auto")
+    p.add_argument("--precision", default="auto", metavar="BITS", help="no: 32 bits; bf16; fp16; int8; auto: bf16 for long tables, if the answers stay; default: auto")
     p.add_argument("--force", action="store_true", help="replace FILE")
 
 def _check_arguments(p):

@@ -72,18 +72,18 @@ def agreement(bundle: Bundle, texts, # some of the texts to predict
     same = np.mean([x == y for x, y in zip(a, b)]) if a else 1.
     return {"precision": precision, "rows": len(a), "same": float(same), "far": float(np.abs(p - q).max(initial=0))}
 
-# %% ../../nbs/61_ship.predict.ipynb #1874a9ae
+# %% ../../nbs/61_ship.predict.ipynb #2c9a957c
 def settle_precision(bundle: Bundle, texts, # some of the texts to predict
                      least=.995, far=.02 # share of equal answers, and difference of a probability, that "auto" asks for
                     ) -> tuple[Bundle, dict | None]: # "auto" is decided; the agreement, where there is one
     "Decide for 16 bits if the device computes in them and the answers stay. Other precisions are only measured."
     name, device = bundle.precision, next(bundle.model.parameters()).device
     if name == "auto": name = pick_precision(device) if len(texts) else "no"
-    found = agreement(bundle, texts, name) if name != "no" else None
-    sound = found and (bundle.precision != "auto" or found["same"] >= least and found["far"] <= far)
+    found = agreement(bundle, texts, name) if name != "no" and len(texts) else None
+    sound = bundle.precision != "auto" or found and found["same"] >= least and found["far"] <= far
     return replace(bundle, precision=name if sound else "no"), found
 
-# %% ../../nbs/61_ship.predict.ipynb #f883676c
+# %% ../../nbs/61_ship.predict.ipynb #e3fe1a8f
 def predict_file(bundle, # a Bundle; or the folder of one, to predict with precision "auto"
                  source, # whatever `read_chunks` reads, or what it gave
                  out, # the file to write, of any format of `frame_writer`
@@ -92,7 +92,7 @@ def predict_file(bundle, # a Bundle; or the folder of one, to predict with preci
                  rows=20_000, # of a piece: what is in memory at a time
                  force=False, # replace what is there
                  tell=None # called after each piece with the rows done and the rows in all
-                ) -> dict: # rows, errors (rows without an answer), seconds, agreement (None where all is in 32 bits)
+                ) -> dict: # rows, errors (rows without an answer), seconds, precision, agreement (None where only 32 bits were tried)
     "Predict a table into a file that is whole or absent. Raises InputError as `read_chunks`, `predict_frame` and `frame_writer` do."
     began, done, errors = time.perf_counter(), 0, 0
     with frame_writer(out, force) as write:
@@ -104,7 +104,7 @@ def predict_file(bundle, # a Bundle; or the folder of one, to predict with preci
             write(answered)
             done, errors = done + len(frame), errors + int((answered["error"] != "").sum())
             if tell: tell(done, chunks.rows)
-    return {"rows": done, "errors": errors, "seconds": time.perf_counter() - began, "agreement": agreed if bundle.precision != "no" else None}
+    return {"rows": done, "errors": errors, "seconds": time.perf_counter() - began, "precision": bundle.precision, "agreement": agreed}
 
 # %% ../../nbs/61_ship.predict.ipynb #843c1fbc
 def _some(chunks, text, precision, n=256): # texts from all over the first piece
