@@ -220,14 +220,15 @@ class FusedLayer(torch.autograd.Function):
 # %% ../../nbs/24_models.fused.ipynb #a91abd92
 SAME = ("BertLayer", "RobertaLayer", "XLMRobertaLayer", "CamembertLayer", "ElectraLayer") # one layer under five names
 
-# %% ../../nbs/24_models.fused.ipynb #e7f293ae
+# %% ../../nbs/24_models.fused.ipynb #1517ff1b
 def is_plain(layer, x: Tensor) -> bool:
     "Whether `layer_forward` does what this layer would do with these hidden states."
     a, out = layer.attention, layer.output
     parts, drops = layer_parts(layer), [a.output.dropout, out.dropout, a.self.dropout]
     kinds = [type(m) for m in [*parts, *drops]] == [nn.Linear] * 4 + [nn.LayerNorm] + [nn.Linear] * 2 + [nn.LayerNorm] + [nn.Dropout] * 3
     if not kinds or any(t is None for t in layer_tensors(layer)) or not type(a.self).__name__.endswith("SelfAttention"): return False
-    watched = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or "forward" in vars(m) for m in layer.modules() if m is not layer)
+    inside = [*parts, *drops, a, a.self, a.output, layer.intermediate, out] # named one by one: this is asked at every pass
+    watched = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or "forward" in vars(m) for m in inside)
     exact = type(layer.intermediate.intermediate_act_fn).__name__ == "GELUActivation" and drops[0].p == drops[1].p and parts[4].eps == parts[7].eps
     here = x.is_cpu and x.dtype in (torch.float32, torch.float64) and x.dtype == parts[0].weight.dtype
     return exact and here and not watched and not layer.is_decoder and not torch.compiler.is_compiling()

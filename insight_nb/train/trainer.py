@@ -32,7 +32,7 @@ from ..models.fused import fuse, make_copies, using
 from ..tensors import Batch, hold_memory, seed_all
 from .optim import AdamW, Settings, clip_, lazy_tables, param_groups, pick_precision, warmup_linear
 
-# %% ../../nbs/31_train.trainer.ipynb #646af2cd
+# %% ../../nbs/31_train.trainer.ipynb #95433b9a
 def _forward(model, batch, half): # logits, float32, on the CPU
     with torch.no_grad(), torch.autocast(batch.ids.device.type, half, enabled=bool(half)): return model(batch).logits.float().cpu()
 
@@ -42,18 +42,20 @@ def logits_by_batch(model: nn.Module, # `Batch` in, `Output` out
                     device=None, # by default where the model is
                     precision="no"): # "no": 32 bits; "bf16", "fp16": matrix products in 16 bits; "int8": in 8, on a CPU
     "Yields row positions and their logits, (batch, classes) float32 on the CPU: longest rows first, no dropout, no gradients."
-    hold_memory(), fuse(model)
-    device = torch.device(device or next(model.parameters()).device)
+    if not getattr(model, "seen", False): hold_memory(), fuse(model) # once: a single text has no time to lose
+    model.seen, device = True, torch.device(device or next(model.parameters()).device)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     budget, was = max(token_budget, int(dataset.tokens.lengths.max(initial=0))), model.training
-    model.eval()
+    plan = plan_batches(dataset.tokens.lengths, batch_size=256, token_budget=budget, shuffle=False)
+    if was: model.eval()
     try:
-        made = make_copies(model, precision)
+        made = make_copies(model, precision) if len(plan) > 1 or precision == "int8" else {}
         if precision == "int8" and not made: raise InputError("int8 needs a BERT-like encoder on a CPU: choose another precision.")
-        for rows in plan_batches(dataset.tokens.lengths, batch_size=256, token_budget=budget, shuffle=False):
+        for rows in plan:
             with using(made): logits = _forward(model, dataset.batch(rows).to(device), half)
             yield rows, logits
-    finally: model.train(was)
+    finally:
+        if was: model.train()
 
 # %% ../../nbs/31_train.trainer.ipynb #82d934f5
 def predict_logits(model: nn.Module, dataset: Dataset, token_budget=4096, device=None, precision="no") -> np.ndarray: # (rows, classes) float32, in row order
