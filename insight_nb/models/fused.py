@@ -87,12 +87,13 @@ class Int8:
     dtype = torch.float32 # of what it takes and gives
     def __init__(self, weight): self.q, self.scale = to_int8(weight.float())
 
-# %% ../../nbs/24_models.fused.ipynb #ead87376
+# %% ../../nbs/24_models.fused.ipynb #3f8834c0
 def times(x: Tensor, # (rows, in)
-          weight, # (out, in), a tensor or an `Int8`
-          bias: Tensor # (out,)
+          weight, # (out, in), a tensor or an `Int8`; or a list of them, for outputs side by side
+          bias # (out,), or a list of them
          ) -> Tensor: # (rows, out)
     "A linear layer."
+    if isinstance(weight, list): return torch.cat([times(x, w, b) for w, b in zip(weight, bias)], 1)
     if not isinstance(weight, Int8): return torch.addmm(bias, x, weight.t())
     q, scale = to_int8(x)
     return torch.addcmul(bias, torch._int_mm(q, weight.q.t()).float().mul_(scale), weight.scale.t())
@@ -107,13 +108,14 @@ def layer_tensors(layer) -> list[Tensor]: # sixteen
     "The weight and the bias of each of them."
     return [t for part in layer_parts(layer) for t in (part.weight, part.bias)]
 
-# %% ../../nbs/24_models.fused.ipynb #91980352
+# %% ../../nbs/24_models.fused.ipynb #de3c1b71
 def copies(tensors, # of `layer_tensors`
-           dtype # of the matrix products
+           dtype, # of the matrix products
+           join=torch.cat # `list` leaves query, key and value apart: for a single text joining costs more than it brings
           ) -> list[Tensor]: # twelve: qkv, output, norm, up, down, norm, each weight and bias
     "The weights as the products want them: query, key and value in one, matrices in `dtype`."
     t = [t.detach() for t in tensors]
-    joined = [torch.cat([u.to(dtype) for u in t[i:6:2]]) for i in (0, 1)]
+    joined = [join([u.to(dtype) for u in t[i:6:2]]) for i in (0, 1)]
     return joined + [u if i in (8, 9, 14, 15) else u.to(dtype) for i, u in enumerate(t) if i >= 6]
 
 # %% ../../nbs/24_models.fused.ipynb #64233a7c
@@ -143,13 +145,13 @@ def _add_dropped(h: Tensor, x: Tensor, p): # h is spent; x stays
     mask = drop_mask(h.shape, p)
     return x + drop_(h, mask, p), mask
 
-# %% ../../nbs/24_models.fused.ipynb #9ab87f80
+# %% ../../nbs/24_models.fused.ipynb #74b9965e
 def layer_forward(x: Tensor, # (batch * tokens, width) float32
                   bias: Tensor | None, # of `attend`
                   c: list[Tensor], # of `copies`
                   s: Shape) -> tuple[Tensor, tuple]: # the layer's output, float32; what `layer_backward` needs
     "One post-norm transformer layer."
-    dt = c[0].dtype
+    dt = c[2].dtype
     xc = x.to(dt)
     q, k, v = s.split(times(xc, c[0], c[1]))
     o, weights, mask = attend(q, k, v, bias, s.p_weights)
@@ -240,7 +242,7 @@ def bias_of(mask: Tensor | None, # (batch, 1, tokens or 1, tokens): True or 0 wh
     if mask is None or mask.dtype != torch.bool: return mask if mask is None else mask.to(dtype)
     return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
 
-# %% ../../nbs/24_models.fused.ipynb #239da9bb
+# %% ../../nbs/24_models.fused.ipynb #cdb49a4a
 _made = threading.local() # copies of weights that were made beforehand, in the thread that uses them
 
 def fused_forward(layer, x: Tensor, # (batch, tokens, width)
@@ -252,7 +254,8 @@ def fused_forward(layer, x: Tensor, # (batch, tokens, width)
     s = Shape(*x.shape, a.self.num_attention_heads, out.LayerNorm.eps, out.dropout.p * out.dropout.training, a.self.dropout.p * a.self.training)
     tensors, held = layer_tensors(layer), None if layer.training else _made.__dict__.get("copies", {}).get(layer)
     with torch.autocast("cpu", enabled=False):
-        if held: z, _ = layer_forward(x.reshape(-1, s.width), bias_of(mask, held[0].dtype), held, s)
+        if not held and not torch.is_grad_enabled(): held = copies(tensors, dt, torch.cat if s.batch * s.tokens > 256 else list)
+        if held: z, _ = layer_forward(x.reshape(-1, s.width), bias_of(mask, held[2].dtype), held, s)
         else: z = FusedLayer.apply(x.reshape(-1, s.width), bias_of(mask, dt), copies(tensors, dt), s, *tensors)
     return z.view(x.shape)
 
