@@ -6,10 +6,11 @@
 __all__ = ['Parameter', 'parameters', 'convert', 'values', 'recipes', 'find_recipe', 'read_recipe', 'free_name', 'check_out',
            'RunError', 'run', 'summary', 'parser', 'main']
 
-# %% ../nbs/90_cli.ipynb #380f43b9
+# %% ../nbs/90_cli.ipynb #5a37f6ea
 import argparse
 import ast
 import contextlib
+import functools
 import io
 import json
 import logging
@@ -274,7 +275,7 @@ def _run_help(args):
              for p in known.values() if p.name != "out"]
     return text + "\n".join([f"\n{args.recipe}: {about}", f"  {'-p NAME':<15}{'type':<15}{'default':<18}meaning", *lines])
 
-# %% ../nbs/90_cli.ipynb #f4ac56ff
+# %% ../nbs/90_cli.ipynb #d640e801
 def _predict(args):
     from insight_nb.data.samples import open_frame
     from insight_nb.files import read_chunks
@@ -283,8 +284,8 @@ def _predict(args):
     from insight_nb.ship.predict import predict_file
     with tempfile.TemporaryDirectory() as folder:
         out = args.out or Path(folder, "predictions.csv")
-        bundle = load_bundle(args.bundle, args.precision)
-        found = predict_file(bundle, chunks, out, args.text, args.probabilities, force=args.force, tell=_progress())
+        load = functools.partial(load_bundle, args.bundle, args.precision) # when the output's name has been tried out
+        found = predict_file(load, chunks, out, args.text, args.probabilities, force=args.force, tell=_progress())
         if a := found["agreement"]:
             kept = "" if found["precision"] == a["precision"] else "; not good enough, so all is in 32 bits"
             _say(f"{a['precision']}: of {a['rows']} texts that were tried, {a['same']:.1%} got the answer of 32 bits, with probabilities within {a['far']:.1g}{kept}")

@@ -83,8 +83,8 @@ def settle_precision(bundle: Bundle, texts, # some of the texts to predict
     sound = bundle.precision != "auto" or found and found["same"] >= least and found["far"] <= far
     return replace(bundle, precision=name if sound else "no"), found
 
-# %% ../../nbs/61_ship.predict.ipynb #e3fe1a8f
-def predict_file(bundle, # a Bundle; or the folder of one, to predict with precision "auto"
+# %% ../../nbs/61_ship.predict.ipynb #7db7914d
+def predict_file(bundle, # a Bundle, or a function that loads one; or the folder of one, to predict with precision "auto"
                  source, # whatever `read_chunks` reads, or what it gave
                  out, # the file to write, of any format of `frame_writer`
                  text="text", # name of the column to read
@@ -97,7 +97,7 @@ def predict_file(bundle, # a Bundle; or the folder of one, to predict with preci
     began, done, errors = time.perf_counter(), 0, 0
     with frame_writer(out, force) as write:
         chunks = source if isinstance(source, Chunks) else read_chunks(source, rows)
-        bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle, "auto")
+        if not isinstance(bundle, Bundle): bundle = bundle() if callable(bundle) else load_bundle(bundle, "auto")
         bundle, agreed = settle_precision(bundle, _some(chunks, text, bundle.precision))
         for frame in chunks:
             answered = predict_frame(bundle, frame, text, probabilities)
