@@ -25,8 +25,8 @@ test: .venv/ok      ## install, then every notebook (but for cells marked slow),
 	$(BIN)/nbdev-test --timing $(SAVE) --skip-folder-re '^([_.]|recipes|benchmarks)'
 	$(if $(SAVE),$(BIN)/nbdev-clean)
 	$(BIN)/python -m pytest -q
-slow: .venv/ok      ## the slow cells too
-	$(BIN)/nbdev-test --timing --flags slow
+slow: .venv/ok      ## the slow cells too (recipes and benchmarks are run on their own)
+	$(BIN)/nbdev-test --timing --flags slow --skip-folder-re '^([_.]|recipes|benchmarks)'
 
 lab: .venv/ok       ## the notebooks in the browser
 	$(BIN)/jupyter lab nbs/index.ipynb

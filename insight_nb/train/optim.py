@@ -59,14 +59,14 @@ class AdamW(torch.optim.AdamW):
     def tables(self): # (table, its group) pairs
         return [(p, g) for g in self.param_groups for p in g["params"] if "seen" in self.state.get(p, ()) or p.grad is not None and p.grad.is_sparse]
 
-# %% ../../nbs/30_train.optim.ipynb #42058099
+# %% ../../nbs/30_train.optim.ipynb #03f2fc92
 @patch
 @torch.no_grad()
 def due(self: AdamW, p, # a table (rows, width)
         rows # int64, each once
        ) -> tuple[Tensor, Tensor, Tensor]: # weights and both moments of these rows, each (rows, width)
     "Where rows stand when the steps that did not touch them are made up for."
-    s, group = self.state[p], next(g for q, g in self.tables() if q is p)
+    s, group = self.state[p], next(g for g in self.param_groups if any(q is p for q in g["params"]))
     since, (b1, b2) = s["seen"][rows], group["betas"]
     m, v, k = s["exp_avg"][rows], s["exp_avg_sq"][rows], (s["step"] - since)[:, None]
     eps = group["eps"] * (1 - b2**since.double()).sqrt()[:, None].to(p.dtype)
@@ -74,7 +74,7 @@ def due(self: AdamW, p, # a table (rows, width)
     w.addcdiv_(m * s["moved"][since, None].to(p.dtype), (v.sqrt() + eps).clamp_(min=1e-30), value=-1)
     return w, m * b1**k, v * b2**k
 
-# %% ../../nbs/30_train.optim.ipynb #ad433f8f
+# %% ../../nbs/30_train.optim.ipynb #2c190279
 @patch
 @torch.no_grad()
 def catch_up(self: AdamW, p, # a table (rows, width)
@@ -86,10 +86,17 @@ def catch_up(self: AdamW, p, # a table (rows, width)
     if len(rows): p[rows], s["exp_avg"][rows], s["exp_avg_sq"][rows] = self.due(p, rows)
     s["seen"][rows] = int(s["step"])
 
+# %% ../../nbs/30_train.optim.ipynb #dbf719e6
 @patch
+@torch.no_grad()
 def settle(self: AdamW, p):
     "Bring all rows up to date: afterwards the table is where dense AdamW would have it."
-    for rows in torch.arange(len(p), device=p.device).split(4096): self.catch_up(p, rows) # a piece at a time, to spare memory
+    if "seen" not in self.state.get(p, ()): return
+    s = self.state[p]
+    still = ~(s["exp_avg"].any(1) | s["exp_avg_sq"].any(1))
+    p.mul_(torch.where(still, s["kept"][s["seen"]], 1.).to(p.dtype)[:, None])
+    s["seen"][still] = int(s["step"])
+    for rows in (~still).nonzero()[:, 0].split(4096): self.catch_up(p, rows)
 
 # %% ../../nbs/30_train.optim.ipynb #ed5b824b
 @patch
@@ -146,7 +153,7 @@ def lazy_tables(model: nn.Module, optimiser: AdamW, least=4096): # rows from whi
             m.sparse = False
             optimiser.settle(m.weight)
 
-# %% ../../nbs/30_train.optim.ipynb #cc1cb329
+# %% ../../nbs/30_train.optim.ipynb #a7e49fab
 @torch.no_grad()
 def clip_(params, # weights with gradients, some of them sparse
           limit # largest norm of all gradients together
@@ -158,7 +165,7 @@ def clip_(params, # weights with gradients, some of them sparse
     grads = [p.grad.values() if p.grad.is_sparse else p.grad for p in held]
     total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
     factor = (limit / (total + 1e-6)).clamp(max=1.)
-    torch._foreach_mul_(grads, factor.item() if factor.is_cpu else factor) # a GPU is not waited for
+    if not (factor.is_cpu and factor == 1): torch._foreach_mul_(grads, factor.item() if factor.is_cpu else factor) # a GPU is not waited for
     return total
 
 # %% ../../nbs/30_train.optim.ipynb #eb16c145
