@@ -7,7 +7,7 @@ __all__ = ['SAME', 'keep_share', 'drop_mask', 'drop_', 'attend', 'attend_back', 
            'layer_tensors', 'copies', 'Shape', 'layer_forward', 'layer_backward', 'FusedLayer', 'is_plain', 'bias_of',
            'fused_forward', 'Dropout', 'fuse', 'make_copies', 'using']
 
-# %% ../../nbs/24_models.fused.ipynb #40704e2b
+# %% ../../nbs/24_models.fused.ipynb #1830c74b
 import math
 import threading
 from contextlib import contextmanager
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from .adapters import GraftedLinear, GraftedNorm
 
 # %% ../../nbs/24_models.fused.ipynb #349a44bf
 def keep_share(p) -> float: # in steps of 1/256
@@ -98,15 +100,15 @@ def times(x: Tensor, # (rows, in)
     q, scale = to_int8(x)
     return torch.addcmul(bias, torch._int_mm(q, weight.q.t()).float().mul_(scale), weight.scale.t())
 
-# %% ../../nbs/24_models.fused.ipynb #3db8b431
+# %% ../../nbs/24_models.fused.ipynb #e70090d2
 def layer_parts(layer) -> list: # eight modules
     "The modules of a BERT layer: query, key, value, output, its norm, up, down, its norm."
     a = layer.attention
     return [a.self.query, a.self.key, a.self.value, a.output.dense, a.output.LayerNorm, layer.intermediate.dense, layer.output.dense, layer.output.LayerNorm]
 
 def layer_tensors(layer) -> list[Tensor]: # sixteen
-    "The weight and the bias of each of them."
-    return [t for part in layer_parts(layer) for t in (part.weight, part.bias)]
+    "The weight and the bias of each of them, with what an adapter changes in them."
+    return [t for part in layer_parts(layer) for t in (part.parts() if hasattr(part, "graft") else (part.weight, part.bias))]
 
 # %% ../../nbs/24_models.fused.ipynb #de3c1b71
 def copies(tensors, # of `layer_tensors`
@@ -222,13 +224,18 @@ class FusedLayer(torch.autograd.Function):
 # %% ../../nbs/24_models.fused.ipynb #a91abd92
 SAME = ("BertLayer", "RobertaLayer", "XLMRobertaLayer", "CamembertLayer", "ElectraLayer") # one layer under five names
 
-# %% ../../nbs/24_models.fused.ipynb #1517ff1b
+# %% ../../nbs/24_models.fused.ipynb #10dc6b67
+_PLAIN = {GraftedLinear: nn.Linear, GraftedNorm: nn.LayerNorm}
+
+def _kind(m): return _PLAIN.get(type(m)) if hasattr(m, "graft") and m.graft.foldable else type(m)
+
+# %% ../../nbs/24_models.fused.ipynb #c923dbe3
 def is_plain(layer, x: Tensor) -> bool:
     "Whether `layer_forward` does what this layer would do with these hidden states."
     a, out = layer.attention, layer.output
     parts, drops = layer_parts(layer), [a.output.dropout, out.dropout, a.self.dropout]
-    kinds = [type(m) for m in [*parts, *drops]] == [nn.Linear] * 4 + [nn.LayerNorm] + [nn.Linear] * 2 + [nn.LayerNorm] + [nn.Dropout] * 3
-    if not kinds or any(t is None for t in layer_tensors(layer)) or not type(a.self).__name__.endswith("SelfAttention"): return False
+    kinds = [_kind(m) for m in [*parts, *drops]] == [nn.Linear] * 4 + [nn.LayerNorm] + [nn.Linear] * 2 + [nn.LayerNorm] + [nn.Dropout] * 3
+    if not kinds or any(m.weight is None or m.bias is None for m in parts) or not type(a.self).__name__.endswith("SelfAttention"): return False
     inside = [*parts, *drops, a, a.self, a.output, layer.intermediate, out] # named one by one: this is asked at every pass
     watched = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or "forward" in vars(m) for m in inside)
     exact = type(layer.intermediate.intermediate_act_fn).__name__ == "GELUActivation" and drops[0].p == drops[1].p and parts[4].eps == parts[7].eps

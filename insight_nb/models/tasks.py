@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['class_weights', 'Classify', 'Model', 'check_task']
 
-# %% ../../nbs/23_models.tasks.ipynb #92fb1bc1
+# %% ../../nbs/23_models.tasks.ipynb #2e1adf75
 import numpy as np
 import torch
 from fastcore.basics import patch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core import InputError, suggest
+from .adapters import switch_adapter
 from .backbone import Backbone
 from .heads import Classifier
 from ..tensors import Batch, Output
@@ -74,14 +75,15 @@ def decode(self: Classify, logits: np.ndarray, # (rows, classes) float32
     probs = z / z.sum(1, keepdims=True)
     return [self.names[i] for i in probs.argmax(1)], probs
 
-# %% ../../nbs/23_models.tasks.ipynb #f972fdd8
+# %% ../../nbs/23_models.tasks.ipynb #36e5ced4
 class Model(nn.Module):
     "A backbone with the head of a task: a `Batch` in, an `Output` out."
     def __init__(self, backbone: Backbone, task):
         super().__init__()
-        self.backbone, self.head, self.task = backbone, task.head(backbone.width), task
+        self.backbone, self.head, self.task, self.adapter = backbone, task.head(backbone.width), task, backbone.adapter
 
     def forward(self, batch: Batch) -> Output:
+        switch_adapter(self.backbone, self.adapter)
         return Output(self.head(self.backbone(batch.ids, batch.mask), batch.mask))
 
 # %% ../../nbs/23_models.tasks.ipynb #00cf2a50

@@ -104,7 +104,7 @@ def accelerator_for(device=None, precision=None) -> Accelerator:
     AcceleratorState._reset_state()
     return Accelerator(mixed_precision=precision, cpu=cpu)
 
-# %% ../../nbs/31_train.trainer.ipynb #6c706a80
+# %% ../../nbs/31_train.trainer.ipynb #d8e32934
 @patch
 def begin(self: Trainer):
     "Seed, move to the device, make optimiser and batches, forget any earlier run."
@@ -114,7 +114,8 @@ def begin(self: Trainer):
     hold_memory(), fuse(self.model)
     self.first = Kept(self.model.state_dict())
     self.net = self.model.to(self.acc.device) if self.acc.num_processes == 1 else self.acc.prepare_model(self.model)
-    groups = param_groups(self.model, s.learning_rate, s.head_learning_rate, s.decay)
+    groups = param_groups(self.model, s.learning_rate, s.head_learning_rate, s.decay, s.layer_decay)
+    self.trained = [p for g in groups for p in g["params"]]
     self.peak = [g["lr"] for g in groups]
     fused = {"fused": True} if self.acc.device.type in ("cpu", "cuda") else {}
     self.optimiser = self.acc.prepare_optimizer(AdamW(groups, **fused))
@@ -135,7 +136,7 @@ def share(self: Trainer, batch: Batch) -> Batch:
     w = w[mine] * (1. if me < batch.size else 0.)
     return Batch(batch.ids[mine], batch.mask[mine], batch.rows[mine], batch.labels[mine], w)
 
-# %% ../../nbs/31_train.trainer.ipynb #80d69b2c
+# %% ../../nbs/31_train.trainer.ipynb #275f7018
 @patch
 def backward(self: Trainer, batch: Batch) -> Tensor: # the mean loss over the whole batch, detached
     "Compute the loss of a batch and its gradients."
@@ -144,10 +145,11 @@ def backward(self: Trainer, batch: Batch) -> Tensor: # the mean loss over the wh
     loss, weight = self.model.task.loss(logits, batch.labels, batch.weights)
     if self.acc.num_processes > 1:
         loss = loss * weight * self.acc.num_processes / self.acc.reduce(weight.detach(), "sum")
-    self.acc.backward(loss)
+    extra = self.model.adapter.penalty() if self.model.adapter else None
+    self.acc.backward(loss if extra is None else loss + extra)
     return loss.detach() if self.acc.num_processes == 1 else self.acc.reduce(loss.detach(), "mean")
 
-# %% ../../nbs/31_train.trainer.ipynb #797fa67e
+# %% ../../nbs/31_train.trainer.ipynb #f6ba62cf
 @patch
 def train_step(self: Trainer, batch: Batch):
     "One update of the weights."
@@ -155,9 +157,11 @@ def train_step(self: Trainer, batch: Batch):
     for g, peak in zip(self.optimiser.param_groups, self.peak): g["lr"] = peak * factor
     self.losses.append(self.backward(batch))
     self.acc.unscale_gradients(self.optimiser)
+    if self.model.adapter: self.model.adapter.look()
     clip_(self.model.parameters(), self.settings.clip)
     self.optimiser.step()
     self.optimiser.zero_grad(set_to_none=True)
+    if self.model.adapter: self.model.adapter.reallocate(self.at, self.steps)
     self.at += 1
     self.tokens += batch.real
 
@@ -187,7 +191,7 @@ def rowwise(self: Trainer) -> bool:
     "Whether large tables are updated row by row: on a CPU, where it pays, and in a single process."
     return self.acc.device.type == "cpu" and self.acc.num_processes == 1
 
-# %% ../../nbs/31_train.trainer.ipynb #8d845f5c
+# %% ../../nbs/31_train.trainer.ipynb #d18b7e44
 @patch
 def end_epoch(self: Trainer):
     "Validate, note what happened, keep the weights if they are the best so far."
@@ -195,7 +199,7 @@ def end_epoch(self: Trainer):
     row = {"epoch": self.passed, "step": self.at, "loss": float(torch.stack(self.losses[start:]).mean()), **self.validate()}
     self.history.append(row | {"seconds": self.seconds, "learning_rate": self.optimiser.param_groups[0]["lr"]})
     value = row.get("score", -row.get("valid_loss", -self.passed))
-    sound = np.isfinite(row["loss"]) and np.isfinite(row.get("valid_loss", 0.))
+    sound = np.isfinite(row["loss"]) and np.isfinite(row.get("valid_loss", 0.)) and (not self.model.adapter or self.model.adapter.settled)
     if sound and (self.best is None or value > self.best[0]):
         self.best = (value, self.passed, Kept(self.model.state_dict()) if self.passed < self.settings.epochs else None) # None: those in the model
     self.tell("epoch")
@@ -302,7 +306,7 @@ def fit(self: Trainer) -> list[dict]: # the history: one row for each epoch
     self.tell("end")
     return self.history
 
-# %% ../../nbs/31_train.trainer.ipynb #53347f42
+# %% ../../nbs/31_train.trainer.ipynb #aa91e9bf
 @patch
 def start_again(self: Trainer, why: str) -> list[dict]:
     "Begin anew with a gentler schedule, once; the second time keep what there is and say so."
@@ -315,6 +319,7 @@ def start_again(self: Trainer, why: str) -> list[dict]:
     s = self.settings
     self.settings = replace(s, learning_rate=s.learning_rate * .3, head_learning_rate=s.head_learning_rate * .3, warmup=max(.3, s.warmup))
     self.model.load_state_dict(self.first.load())
+    for p in self.trained: p.requires_grad_(True) # whatever a callback has frozen
     self.begin()
     self.tell("start")
     return self.fit()
@@ -352,7 +357,7 @@ def check_settings(self: Trainer, facts, folder):
     changed = [k for k, v in facts["settings"].items() if getattr(self.settings, k) != v]
     if changed: raise InputError(f"{folder} was trained with another {changed[0]} ({facts['settings'][changed[0]]}): use the same, or another folder.")
 
-# %% ../../nbs/31_train.trainer.ipynb #61cbd928
+# %% ../../nbs/31_train.trainer.ipynb #ffe1f162
 @patch
 def resume(self: Trainer, folder):
     "Take up a run that `save` wrote; `fit()` then goes on at the next step. Raises InputError if nothing is there or the settings differ."
@@ -360,7 +365,6 @@ def resume(self: Trainer, folder):
     part = lambda start: {k[len(start):]: v for k, v in tensors.items() if k.startswith(start)}
     self.check_settings(facts, folder)
     self.begin()
-    self.tell("start")
     self.restore(part("model."), part("opt."))
     self.batches.load_state(facts["batches"])
     self.losses, self.best = list(tensors["losses"]), (*facts["best"], Kept(part("best."))) if facts["best"] else None
@@ -368,6 +372,7 @@ def resume(self: Trainer, folder):
     torch.set_rng_state(tensors["rng"])
     if "cuda_rng" in tensors: torch.cuda.set_rng_state(tensors["cuda_rng"])
     if facts["scaler"] and self.acc.scaler: self.acc.scaler.load_state_dict(facts["scaler"])
+    self.tell("start")
 
 # %% ../../nbs/31_train.trainer.ipynb #d5dec139
 def peak_memory(device) -> float | None: # megabytes of 10^6 bytes; None where the system does not tell
