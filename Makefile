@@ -22,10 +22,10 @@ test slow: export OMP_NUM_THREADS ?= 2
 test slow: export MPLBACKEND := agg
 test slow: export HF_HUB_OFFLINE := 1
 test: .venv/ok      ## install, then every notebook (but for cells marked slow), then the rules of the whole and the recipes on small tables
-	$(BIN)/nbdev-test --timing $(SAVE) --skip-folder-re '^([_.]|recipes|benchmarks)'
+	$(BIN)/nbdev-test --timing $(SAVE) --skip-folder-re '^([_.]|recipes|benchmarks|lessons)'
 	$(if $(SAVE),$(BIN)/nbdev-clean)
 	$(BIN)/python -m pytest -q
-slow: .venv/ok      ## the slow cells too (recipes and benchmarks are run on their own)
+slow: .venv/ok      ## the slow cells and the lessons too (recipes and benchmarks are run on their own)
 	$(BIN)/nbdev-test --timing --flags slow --skip-folder-re '^([_.]|recipes|benchmarks)'
 
 lab: .venv/ok       ## the notebooks in the browser

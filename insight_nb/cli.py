@@ -224,20 +224,21 @@ def run(recipe, # a recipe's name or a notebook's path
         _execute(path, temp, out, given)
     return out
 
-# %% ../nbs/90_cli.ipynb #13d520e4
+# %% ../nbs/90_cli.ipynb #212c7449
 def summary(out # the folder of a run
            ) -> str:
     "The result of a run for the terminal, from its evidence.json."
     file = Path(out, "evidence.json")
     e = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    lines = [("", "value [95 % interval]   majority")] if e.get("metrics") else []
-    for name in [m for m in ("accuracy", "macro_f1", "mcc") if m in e.get("metrics", {})]:
+    lines = [("", f"value [95 % interval]   {'majority' if 'accuracy' in e['metrics'] else 'knowing nothing'}")] if e.get("metrics") else []
+    for name in [m for m in e.get("metrics", {}) if m != "log_loss"]:
         m, base = e["metrics"][name], e.get("baseline", {}).get(name, {})
         lines.append((name, f"{with_interval(m['value'], m['low'], m['high'])}    {with_interval(base.get('value'), None, None)}"))
     lines += [("guard", _guard_line(e["guard"]))] if e.get("guard") else []
     lines += [("cost", _cost_line(e["cost"]))] if e.get("cost") else []
     lines += [(Path(name).stem, f"{out}/{name}") for name in ("report.html", "notebook.ipynb", "bundle") if Path(out, name).exists()]
-    return "\n".join(f"{k:<10}{v}" for k, v in lines)
+    wide = max(10, *(len(k) + 2 for k, _ in lines)) if lines else 10
+    return "\n".join(f"{k:<{wide}}{v}" for k, v in lines)
 
 # %% ../nbs/90_cli.ipynb #0f8aa806
 def _guard_line(guard):
@@ -275,7 +276,7 @@ def _run_help(args):
              for p in known.values() if p.name != "out"]
     return text + "\n".join([f"\n{args.recipe}: {about}", f"  {'-p NAME':<15}{'type':<15}{'default':<18}meaning", *lines])
 
-# %% ../nbs/90_cli.ipynb #d640e801
+# %% ../nbs/90_cli.ipynb #d37d4150
 def _predict(args):
     from insight_nb.data.samples import open_frame
     from insight_nb.files import read_chunks
@@ -285,7 +286,7 @@ def _predict(args):
     with tempfile.TemporaryDirectory() as folder:
         out = args.out or Path(folder, "predictions.csv")
         load = functools.partial(load_bundle, args.bundle, args.precision) # when the output's name has been tried out
-        found = predict_file(load, chunks, out, args.text, args.probabilities, force=args.force, tell=_progress())
+        found = predict_file(load, chunks, out, (args.text, args.second) if args.second else args.text, args.probabilities, force=args.force, tell=_progress())
         if a := found["agreement"]:
             kept = "" if found["precision"] == a["precision"] else "; not good enough, so all is in 32 bits"
             _say(f"{a['precision']}: of {a['rows']} texts that were tried, {a['same']:.1%} got the answer of 32 bits, with probabilities within {a['far']:.1g}{kept}")
@@ -355,11 +356,12 @@ def _run_arguments(p):
     p.add_argument("--force", action="store_true", help="replace the results of an earlier run")
     p.add_argument("-h", "--help", action="store_true", help="show this, and the parameters of RECIPE")
 
-# %% ../nbs/90_cli.ipynb #cf8e8458
+# %% ../nbs/90_cli.ipynb #75a213b9
 def _predict_arguments(p):
     p.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
     p.add_argument("table", metavar="TABLE", help="a file, a hub id or sample:NAME")
     p.add_argument("--text", default="text", metavar="COL", help="the column that holds the text; default: text")
+    p.add_argument("--second", metavar="COL", help="the column that holds the second text, for a bundle of pairs; default: as in training")
     p.add_argument("--out", metavar="FILE", help="a .csv, .tsv, .jsonl, .json, .parquet or .xlsx file; default: CSV on the terminal")
     p.add_argument("--probabilities", action="store_true", help="one column for each label too")
     p.add_argument("--precision", default="auto", metavar="BITS", help="no: 32 bits; bf16; fp16; int8; auto: bf16 for long tables, if the answers stay; default: auto")

@@ -23,27 +23,34 @@ def check_shape(t: Tensor, # any tensor
         raise ValueError(f"shape is {tuple(t.shape)}, expected {tuple('any' if s is None else s for s in shape)}")
     return t
 
-# %% ../nbs/01_tensors.ipynb #5a4ed759
+# %% ../nbs/01_tensors.ipynb #5e7aa84c
 @dataclass
 class Batch:
     "Padded token ids of a few rows, and where the rows came from."
     ids: Tensor # (batch, tokens) int64, padded
     mask: Tensor # (batch, tokens) bool, True for text
     rows: Tensor # (batch,) int64, positions in the data set
-    labels: Tensor | None = None # (batch,) int64
+    labels: Tensor | None = None # (batch,) int64; (batch, tokens) int64 for tags; float32 for numbers, or (batch, labels) for several at once
     weights: Tensor | None = None # (batch,) float32, how much each row counts
+    extra: Tensor | None = None # (batch, tokens) int64, what is known of each token besides its id
+    owner: Tensor | None = None # (batch,) int64, where several lines of ids are windows of one text: which of the rows; then rows, labels and weights are of texts
 
     def __post_init__(self): check_shape(self.mask, *self.ids.shape)
 
     @property
-    def size(self): return len(self.ids)
+    def size(self): return len(self.rows)
 
     @property
     def real(self): return int(self.mask.sum()) # tokens that are text
 
-    def to(self, device):
-        move = lambda t: None if t is None else t.to(device, non_blocking=True)
-        return Batch(*map(move, (self.ids, self.mask, self.rows, self.labels, self.weights)))
+    def each(self, change): return Batch(*(None if t is None else change(t) for t in vars(self).values())) # a batch with every tensor changed
+    def to(self, device): return self.each(lambda t: t.to(device, non_blocking=True))
+    def some(self, at): # positions of rows
+        if self.owner is None: return self.each(lambda t: t[at])
+        lines = torch.isin(self.owner, at)
+        cut = lambda t, by: None if t is None else t[by]
+        owner = torch.searchsorted(at, self.owner[lines])
+        return Batch(self.ids[lines], self.mask[lines], *(cut(t, at) for t in (self.rows, self.labels, self.weights)), cut(self.extra, lines), owner)
 
 # %% ../nbs/01_tensors.ipynb #6f0ae63f
 @dataclass
@@ -75,7 +82,7 @@ class FakeTokenizer:
         row = lambda t: [1, *[3 + ord(c) % 997 for c in t][:max_length - 2 if truncation else None], 2]
         return {"input_ids": [row(t) for t in texts]}
 
-# %% ../nbs/01_tensors.ipynb #a301c657
+# %% ../nbs/01_tensors.ipynb #951d1c09
 class FakeEncoder(nn.Module):
     "Ids (batch, tokens) and mask in, hidden states (batch, tokens, width) out."
     def __init__(self, width=16, # of the hidden states
@@ -84,4 +91,4 @@ class FakeEncoder(nn.Module):
         self.width, self.embed, self.mix = width, nn.Embedding(vocab, width), nn.Linear(width, width)
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, ids, mask): return self.norm(torch.tanh(self.mix(self.embed(ids)))) * mask.unsqueeze(-1)
+    def forward(self, ids, mask, add=0.): return self.norm(torch.tanh(self.mix(self.embed(ids) + add))) * mask.unsqueeze(-1) # add: to the vectors of the ids

@@ -18,11 +18,12 @@ from ..core import Grid, InputError, clip, plural, suggest, text_hash
 from ..files import check_columns, read_frame
 from ..text import clean_text, is_number
 
-# %% ../../nbs/10_data.table.ipynb #418961f1
+# %% ../../nbs/10_data.table.ipynb #66f76ad7
 _BLANK = "".join(c for c in map(chr, range(0x10000)) if c.isspace()) + "\x00\u180e\u200b\u200c\u200d\u2060\ufeff"
 
 def _missing(v): return v is None or v is pd.NA or v is pd.NaT or (isinstance(v, (float, np.floating)) and v != v)
 
+# %% ../../nbs/10_data.table.ipynb #c9c25410
 def text_fault(value # a cell of the text column, of any type
               ) -> "str | None": # "missing text", "empty text", "not a text", or None where it can be used
     "Why a text can't be used."
@@ -31,6 +32,7 @@ def text_fault(value # a cell of the text column, of any type
     if isinstance(value, (list, tuple, dict, set, np.ndarray)): return "not a text"
     return text_fault(text_of(value))
 
+# %% ../../nbs/10_data.table.ipynb #23f3054b
 def text_of(value) -> str: # a cell in which `text_fault` finds no fault
     "A cell as the text that a model reads, in training and in prediction: bytes decoded, other values as `str` shows them, then `clean_text`."
     return clean_text(value if isinstance(value, str) else value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value))
@@ -67,7 +69,7 @@ def _column(frame, column, name, what):
         raise InputError(f"{name} has no column {column!r} for the {what}.{suggest(column, frame.columns)}")
     return frame[column].tolist()
 
-# %% ../../nbs/10_data.table.ipynb #c3e58d33
+# %% ../../nbs/10_data.table.ipynb #b7e9510f
 def _check_rows(texts, faults, text, label, frame, name):
     if faults.count("missing label") == len(faults):
         raise InputError(f"{name} has no label in any of its {plural(len(faults), 'row')}: column {label!r} is empty. Label some rows, or name another column.")
@@ -79,6 +81,7 @@ def _check_rows(texts, faults, text, label, frame, name):
         kind = next((f"values of type {type(v).__name__}" for v in used if not is_number(text_of(v))), "numbers")
         raise InputError(f"{name}: column {text!r} holds only {kind}, no texts. Name the column with the texts.{suggest(text, others) if others else ''}")
 
+# %% ../../nbs/10_data.table.ipynb #8c4e9754
 def _counts(dropped): return ", ".join(f"{n:,} {why}" for why, n in sorted(dropped.items()))
 
 # %% ../../nbs/10_data.table.ipynb #89701bf2

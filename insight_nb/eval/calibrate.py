@@ -72,11 +72,12 @@ def fit_temperature(logits, # (rows, classes) of the validation rows
     if (logits.argmax(1) == y).all(): return 1.
     return 1 / _bisect(logits - logits.mean(1, keepdims=True), y, 1 / 20, 1 / .05)
 
-# %% ../../nbs/42_eval.calibrate.ipynb #90d3960a
+# %% ../../nbs/42_eval.calibrate.ipynb #59601a59
 def _state(logits, y, bins):
     probs = softmax(np.asarray(logits))
     return dict(ece=ece(probs, y, bins), log_loss=log_loss(y, probs), ece_by_chance=ece_by_chance(probs, bins), reliability=reliability(probs, y, bins))
 
+# %% ../../nbs/42_eval.calibrate.ipynb #3357d4f7
 def calibrate(valid_logits, # (rows, classes)
               valid_y, # (rows,) class ids
               test_logits, # (rows, classes), other rows

@@ -210,9 +210,10 @@ def _matrix_metrics(c, acc, seed):
     if np.trace(c) == n: low, method = np.minimum(values, [acc.low, (k * acc.low - 1) / max(k - 1, 1)]), f"no mistake seen: from accuracy's {WILSON}"
     return {name: _metric(values[i], (low[i], min(high[i], 1)), n, method) for i, name in enumerate(["macro_f1", "mcc"])}
 
-# %% ../../nbs/40_eval.metrics.ipynb #5b8804fc
+# %% ../../nbs/40_eval.metrics.ipynb #d7c26764
 def _answers(probs): return np.concatenate([probs[i:i + 50_000].argmax(1) for i in range(0, len(probs), 50_000)]) # in slices: numpy may copy
 
+# %% ../../nbs/40_eval.metrics.ipynb #fcfa0c44
 def evaluate(y, # (rows,) true class ids
              probs, # (rows, classes) probabilities
              names=None, # class names: adds "precision:NAME", "recall:NAME" and "f1:NAME"

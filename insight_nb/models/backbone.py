@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..core import InputError, file_hash
 from ..files import reach_hub
 
-# %% ../../nbs/20_models.backbone.ipynb #bbbaa800
+# %% ../../nbs/20_models.backbone.ipynb #36307347
 class Backbone(nn.Module):
     "An encoder with its tokenizer: ids and mask in, hidden states (batch, tokens, width) out."
     def __init__(self, encoder, # module: (input_ids, attention_mask) -> .last_hidden_state, or ids, mask -> tensor
@@ -31,9 +31,14 @@ class Backbone(nn.Module):
         self.width = width or encoder.config.hidden_size
         self.max_length, self.adapter = max_length, None # what is grafted onto the encoder: see adapters
 
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor: # (batch, tokens) int64, (batch, tokens) bool
-        if not hasattr(self.encoder, "config"): return self.encoder(ids, mask)
-        return self.encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+    def forward(self, ids: Tensor, mask: Tensor, # (batch, tokens) int64, (batch, tokens) bool
+                add: Tensor | None = None, # (batch, tokens, width), to the vectors of the ids
+                segments: Tensor | None = None # (batch, tokens) int64, 0 or 1: which of two texts
+               ) -> Tensor: # (batch, tokens, width)
+        if not hasattr(self.encoder, "config"): return self.encoder(ids, mask) if add is None else self.encoder(ids, mask, add)
+        words = {"input_ids": ids} if add is None else {"inputs_embeds": self.encoder.get_input_embeddings()(ids) + add}
+        if segments is not None and getattr(self.encoder.config, "type_vocab_size", 0) > 1: words["token_type_ids"] = segments
+        return self.encoder(attention_mask=mask.long(), **words).last_hidden_state
 
 # %% ../../nbs/20_models.backbone.ipynb #af07e9d6
 def count_parameters(module: nn.Module) -> tuple[int, int]: # total, trainable
@@ -80,7 +85,7 @@ def locate(name) -> tuple[str, str]: # kind ("embedded", "folder", "hub"), and t
     if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(name)) and not str(name).startswith("."): return "hub", str(name)
     raise InputError(f"backbone {name} is not there: name a folder, a hub id such as owner/model, or nothing for {EMBEDDED}.")
 
-# %% ../../nbs/20_models.backbone.ipynb #4d6fb9de
+# %% ../../nbs/20_models.backbone.ipynb #ad635ecd
 def _quiet():
     import huggingface_hub.utils
     import transformers.utils.logging
@@ -89,6 +94,7 @@ def _quiet():
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
 
+# %% ../../nbs/20_models.backbone.ipynb #090cd609
 def load_encoder(where, # folder or hub id
                  **how # passed to from_pretrained: local_files_only, revision
                 ) -> nn.Module:
@@ -119,13 +125,14 @@ def reads_at_most(config, tokenizer) -> int: # tokens, special ones included
     if config.model_type in ("roberta", "xlm-roberta", "camembert", "longformer"): positions -= config.pad_token_id + 1
     return int(min(positions, tokenizer.model_max_length, 8192))
 
-# %% ../../nbs/20_models.backbone.ipynb #7b677153
+# %% ../../nbs/20_models.backbone.ipynb #f1b14b99
 def _cached(name, revision, file="config.json"):
     "The path of a hub's file in its cache on this machine, or None; the folder is named after the commit."
     from huggingface_hub import try_to_load_from_cache
     path = try_to_load_from_cache(name, file, revision=revision)
     return Path(path) if isinstance(path, str) else None
 
+# %% ../../nbs/20_models.backbone.ipynb #d44541a5
 def _from_hub(name, revision):
     "How to load a hub id: from the local cache where that is enough or all there is, else from the hub."
     kept = all(_cached(name, revision, f) for f in ("config.json", "tokenizer.json", "model.safetensors"))

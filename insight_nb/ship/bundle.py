@@ -6,7 +6,7 @@
 __all__ = ['SCHEMA', 'TASKS', 'PRECISIONS', 'describe', 'save_weights', 'load_adapter', 'save_bundle', 'read_info', 'check_files',
            'Bundle', 'load_bundle']
 
-# %% ../../nbs/60_ship.bundle.ipynb #c05dc682
+# %% ../../nbs/60_ship.bundle.ipynb #83a20ab0
 import hashlib
 import json
 from dataclasses import dataclass
@@ -19,31 +19,33 @@ from ..core import InputError, file_hash, whole
 from ..data.labels import Labels
 from ..models.adapters import Adapter, switch_adapter
 from ..models.backbone import empty_backbone, load_backbone, locate
-from ..models.tasks import Classify, Model
+from ..models.tagging import Tag
+from ..models.tasks import Classify, Model, MultiLabel, Regress
 
-# %% ../../nbs/60_ship.bundle.ipynb #a278b096
+# %% ../../nbs/60_ship.bundle.ipynb #93c395f9
 SCHEMA = 1
-TASKS = {"classify": Classify}
+TASKS = {t.name: t for t in (Classify, MultiLabel, Regress, Tag)}
 
 def _seal(info: dict) -> str:
     return hashlib.sha256(json.dumps({k: v for k, v in info.items() if k != "seal"}, sort_keys=True).encode()).hexdigest()
 
-# %% ../../nbs/60_ship.bundle.ipynb #34d48311
+# %% ../../nbs/60_ship.bundle.ipynb #6d55ddf6
 def describe(model: Model, max_length, temperature) -> dict:
     "What `bundle.json` says of a model, before the files' hashes."
     b = model.backbone
     versions = {p: version(p) for p in ("torch", "transformers", "tokenizers", "safetensors")}
     adapter = model.adapter and {"method": model.adapter.method, "options": model.adapter.options}
     return {"schema": SCHEMA, "task": model.task.name, "labels": list(model.task.names), "max_length": int(max_length), "temperature": float(temperature), "threshold": None,
-            "backbone": {"name": str(b.name), "identity": b.identity, "max_length": b.max_length}, "adapter": adapter, "versions": versions}
+            "settings": model.task.settings(), "backbone": {"name": str(b.name), "identity": b.identity, "max_length": b.max_length}, "adapter": adapter, "versions": versions}
 
-# %% ../../nbs/60_ship.bundle.ipynb #cae47057
+# %% ../../nbs/60_ship.bundle.ipynb #a03fc3b5
 def save_weights(model: Model, path):
     "Write the weights as safetensors: all of them, or those of the adapter and the head."
     if not model.adapter: return save_model(model, path)
     parts = {"adapter": model.adapter.state(), "head": model.head.state_dict()}
     save_file({f"{part}.{k}": v.cpu().contiguous() for part, state in parts.items() for k, v in state.items()}, path)
 
+# %% ../../nbs/60_ship.bundle.ipynb #8ab13464
 def load_adapter(path, info, task, # a folder, what its bundle.json says, and its task
                  backbone=None) -> Model: # one that is loaded already
     "An adapter on its encoder, which is loaded by its name. Raises InputError if it is another one than in training, or if anything is missing."
@@ -80,13 +82,14 @@ def save_bundle(path, # the folder to make
         (temp / "bundle.json").write_text(json.dumps(info, indent=1, sort_keys=True, ensure_ascii=False), encoding="utf-8")
     return info
 
-# %% ../../nbs/60_ship.bundle.ipynb #256501d9
+# %% ../../nbs/60_ship.bundle.ipynb #5d9c269f
 def _read(path):
     if not path.is_dir(): raise InputError(f"{path} is not a bundle: no such folder.")
     if not (path / "bundle.json").is_file(): raise InputError(f"{path} is not a bundle: it has no bundle.json. Name the folder that a run wrote as bundle.")
     try: return json.loads((path / "bundle.json").read_text(encoding="utf-8"))
     except ValueError: raise InputError(f"{path / 'bundle.json'} is damaged: it is not JSON. Copy the bundle again.") from None
 
+# %% ../../nbs/60_ship.bundle.ipynb #11676fbb
 def read_info(path) -> dict: # what bundle.json says
     "Read and check `bundle.json`. Raises InputError if the folder is no bundle, was changed, or is from a newer version."
     path, info = Path(path), _read(Path(path))
@@ -123,7 +126,7 @@ class Bundle:
     def labels(self): return Labels(self.model.task.names)
     def __repr__(self): return f"Bundle({self.info['task']}, {len(self.labels)} labels, {self.info['backbone']['name']})"
 
-# %% ../../nbs/60_ship.bundle.ipynb #b91715f4
+# %% ../../nbs/60_ship.bundle.ipynb #751c768e
 def load_bundle(path, # the folder
                 precision="no", # of its predictions: a name in `PRECISIONS`
                 backbone=None # for an adapter: an encoder that is loaded already, to be shared with other adapters on it
@@ -132,7 +135,7 @@ def load_bundle(path, # the folder
     info = read_info(path)
     check_files(path, info["files"])
     if info["task"] not in TASKS: raise InputError(f"{path} is for the task {info['task']!r}, which this version does not know: update insight_nb.")
-    b, task = info["backbone"], TASKS[info["task"]](info["labels"])
+    b, task = info["backbone"], TASKS[info["task"]](info["labels"], **info.get("settings", {}))
     if info.get("adapter"): return Bundle(load_adapter(path, info, task, backbone).eval(), info, precision)
     model = Model(empty_backbone(path, b["name"], b["identity"], b["max_length"]), task)
     load_model(model, Path(path) / "model.safetensors", strict=True)

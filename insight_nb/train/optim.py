@@ -125,7 +125,7 @@ def step_rows(self: AdamW, p, group): # a table with a gradient, and its group
     fade = (b1 / b2**.5)**torch.arange(int(t), 0, -1, dtype=torch.float64)
     s["moved"] = torch.cat([s["moved"] * shrink + lr * root / (1 - b1**t) * fade, s["moved"].new_zeros(1)])
 
-# %% ../../nbs/30_train.optim.ipynb #c02753f4
+# %% ../../nbs/30_train.optim.ipynb #dd2d6844
 @patch
 @torch.no_grad()
 def step(self: AdamW, closure=None):
@@ -135,6 +135,7 @@ def step(self: AdamW, closure=None):
         p.grad = None
     return torch.optim.AdamW.step(self, closure)
 
+# %% ../../nbs/30_train.optim.ipynb #da86e16e
 @patch
 def load_state_dict(self: AdamW, state):
     "Go on from a saved state; torch would round the lists to the dtype of the weights."
@@ -142,13 +143,14 @@ def load_state_dict(self: AdamW, state):
     params = [p for g in self.param_groups for p in g["params"]]
     for i, saved in state["state"].items(): self.state[params[i]].update({k: saved[k].to(params[i].device) for k in ("seen", "kept", "moved") if k in saved})
 
-# %% ../../nbs/30_train.optim.ipynb #72cf1668
+# %% ../../nbs/30_train.optim.ipynb #7daabbcd
 def large_tables(model: nn.Module, least=4096) -> list: # modules
     "The trained embeddings of at least so many rows whose weights nothing else uses."
     owners = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
     fits = lambda m: type(m) is nn.Embedding and m.num_embeddings >= least and m.weight.requires_grad and m.max_norm is None and not m.scale_grad_by_freq
     return [m for m in model.modules() if fits(m) and owners[id(m.weight)] == 1]
 
+# %% ../../nbs/30_train.optim.ipynb #e0b8788b
 @contextmanager
 def lazy_tables(model: nn.Module, optimiser: AdamW, least=4096): # rows from which a table counts as large
     "Update the large tables of a model row by row while the block runs."
@@ -193,19 +195,21 @@ class Settings:
     clip: float = 1. # largest norm of the whole gradient
     seed: int = 0
 
-# %% ../../nbs/30_train.optim.ipynb #d633c330
+# %% ../../nbs/30_train.optim.ipynb #366642c7
 STEEPER = {"lora": 10, "adalora": 20, "bottleneck": 10, "prefix": 50, "bitfit": 20} # times the rate of a full fine-tune
 
 def choose_settings(rows, # number of training rows
                     classes=2, # number of labels
                     method="full", # of `models.adapters.METHODS`
                     width=384, # of the backbone
+                    task="classify", # its name
                     **given # fields of `Settings`; None means: by the rule
                    ) -> tuple[Settings, str]: # and a sentence that says what the rule was
     "Settings by rule from rows, classes and width of the backbone; a wide (base-sized) backbone gets a lower rate. Raises InputError for values that can't work."
     steps = 600 if classes > 20 else 180 # many classes need more steps to come apart
     epochs = int(min(max(-(-steps * 32 // max(rows, 1)), 3 if classes <= 20 else 6), 30)) * (3 if method == "frozen" else 1)
-    rate = (2e-4 if classes > 20 else 1e-4) * (1 if width < 512 else .25)
+    rate = (2e-4 if classes > 20 or task == "tag" else 1e-4) * (1 if width < 512 else .25)
+    if task == "tag": epochs = max(epochs, 5)
     head = 1e-2 if method == "frozen" else 10 * rate
     rule = Settings(epochs=epochs, learning_rate=rate * STEEPER.get(method, 1), head_learning_rate=head)
     given = {k: v for k, v in given.items() if v is not None}

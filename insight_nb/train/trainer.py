@@ -32,21 +32,22 @@ from ..models.fused import fuse, make_copies, using
 from ..tensors import Batch, hold_memory, seed_all
 from .optim import AdamW, Settings, clip_, lazy_tables, param_groups, pick_precision, warmup_linear
 
-# %% ../../nbs/31_train.trainer.ipynb #69a6c253
-def _forward(model, batch, half): # logits, float32, on the CPU
-    with torch.no_grad(), torch.autocast(batch.ids.device.type, half, enabled=bool(half)): return model(batch).logits.float().cpu()
+# %% ../../nbs/31_train.trainer.ipynb #8e8a199d
+def _forward(model, batch, half): # logits, float32, on the CPU; of the real tokens, row after row, where there are some for each
+    with torch.no_grad(), torch.autocast(batch.ids.device.type, half, enabled=bool(half)): logits = model(batch).logits.float()
+    return (logits[batch.mask] if logits.ndim == 3 else logits).cpu()
 
 def logits_by_batch(model: nn.Module, # `Batch` in, `Output` out
                     dataset: Dataset,
                     token_budget=4096, # padded tokens in a batch
                     device=None, # by default where the model is
                     precision="no"): # "no": 32 bits; "bf16", "fp16": matrix products in 16 bits; "int8": in 8, on a CPU
-    "Yields row positions and their logits, (batch, classes) float32 on the CPU: longest rows first, no dropout, no gradients."
+    "Yields row positions and their logits, (batch or all its tokens, classes) float32 on the CPU: longest rows first, no dropout, no gradients."
     if not getattr(model, "prepared", False): hold_memory(), fuse(model) # once: a single text has no time to lose
     model.prepared, device = True, torch.device(device or next(model.parameters()).device)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    budget, was = max(token_budget, int(dataset.tokens.lengths.max(initial=0))), model.training
-    plan = plan_batches(dataset.tokens.lengths, batch_size=256, token_budget=budget, shuffle=False)
+    budget, was = max(token_budget, int(dataset.lengths.max(initial=0))), model.training
+    plan = plan_batches(dataset.lengths, batch_size=256, token_budget=budget, shuffle=False)
     if was: model.eval()
     try:
         made = make_copies(model, precision) if len(plan) > 1 or precision == "int8" else {}
@@ -57,13 +58,14 @@ def logits_by_batch(model: nn.Module, # `Batch` in, `Output` out
     finally:
         if was: model.train()
 
-# %% ../../nbs/31_train.trainer.ipynb #82d934f5
-def predict_logits(model: nn.Module, dataset: Dataset, token_budget=4096, device=None, precision="no") -> np.ndarray: # (rows, classes) float32, in row order
-    "The model's logits for every row; arguments as for `logits_by_batch`."
+# %% ../../nbs/31_train.trainer.ipynb #7cce8234
+def predict_logits(model: nn.Module, dataset: Dataset, token_budget=4096, device=None, precision="no") -> np.ndarray: # (rows or all tokens, classes) float32, in row order
+    "The model's logits for every row, or every token; arguments as for `logits_by_batch`."
     out = None
     for rows, logits in logits_by_batch(model, dataset, token_budget, device, precision):
-        if out is None: out = np.full((len(dataset), logits.shape[1]), np.nan, dtype=np.float32)
-        out[rows] = logits.numpy()
+        at = dataset.at(rows, logits)
+        if out is None: out = np.full((len(dataset if at is rows else dataset.tokens.ids), logits.shape[1]), np.nan, dtype=np.float32)
+        out[at] = logits.numpy()
     return out
 
 # %% ../../nbs/31_train.trainer.ipynb #e2c9828f
@@ -124,7 +126,7 @@ def begin(self: Trainer):
     self.at, self.passed, self.losses, self.history, self.best, self.last = 0, 0, [], [], None, None
     self.seconds, self.tokens, self.begun = 0., 0, True
 
-# %% ../../nbs/31_train.trainer.ipynb #6bf2ad06
+# %% ../../nbs/31_train.trainer.ipynb #16d806f8
 @patch
 def share(self: Trainer, batch: Batch) -> Batch:
     "This process's rows of a batch."
@@ -134,7 +136,7 @@ def share(self: Trainer, batch: Batch) -> Batch:
     if len(mine) == 0: mine = torch.zeros(1, dtype=torch.long)
     w = torch.ones(batch.size) if batch.weights is None else batch.weights
     w = w[mine] * (1. if me < batch.size else 0.)
-    return Batch(batch.ids[mine], batch.mask[mine], batch.rows[mine], batch.labels[mine], w)
+    return replace(batch.some(mine), weights=w)
 
 # %% ../../nbs/31_train.trainer.ipynb #275f7018
 @patch
@@ -165,19 +167,20 @@ def train_step(self: Trainer, batch: Batch):
     self.at += 1
     self.tokens += batch.real
 
-# %% ../../nbs/31_train.trainer.ipynb #a6cfc30c
+# %% ../../nbs/31_train.trainer.ipynb #00a4f383
 @patch
 def validate(self: Trainer) -> dict: # valid_loss and score, where there are rows and a score
-    "Loss and score on the validation rows; `valid_answers` (rows,) holds what the task made of the logits."
+    "Loss and score on the validation rows; `valid_answers`, as long as the labels, holds what the task made of the logits."
     if self.valid is None: return {}
     loss, total, task = 0., 0., self.model.task
     self.valid_answers = None
     for rows, logits in logits_by_batch(self.model, self.valid, device=self.acc.device, precision=self.acc.mixed_precision):
-        mean, weight = task.loss(logits, torch.from_numpy(self.valid.labels[rows]))
+        at = self.valid.at(rows, logits)
+        mean, weight = task.loss(logits, torch.from_numpy(self.valid.labels[at]))
         loss, total = loss + (mean * weight).item(), total + weight.item()
         answers = task.answers(logits)
-        if self.valid_answers is None: self.valid_answers = np.zeros(len(self.valid), dtype=answers.dtype)
-        self.valid_answers[rows] = answers
+        if self.valid_answers is None: self.valid_answers = np.zeros((len(self.valid.labels), *answers.shape[1:]), dtype=answers.dtype)
+        self.valid_answers[at] = answers
     return {"valid_loss": loss / total, **({"score": self.score(self.valid.labels, self.valid_answers)} if self.score else {})}
 
 # %% ../../nbs/31_train.trainer.ipynb #c389304e
@@ -229,10 +232,8 @@ def heed(self: Trainer):
     "Stop here if Ctrl-C was pressed during the step."
     if self.asked: raise KeyboardInterrupt
 
-# %% ../../nbs/31_train.trainer.ipynb #f40f971c
-def weights_of(model) -> dict: # name -> tensor on the CPU, a copy
-    "A copy of a model's weights."
-    return {k: v.detach().to("cpu", copy=True) for k, v in model.state_dict().items()}
+# %% ../../nbs/31_train.trainer.ipynb #c839e14e
+def weights_of(model) -> dict: return {k: v.detach().to("cpu", copy=True) for k, v in model.state_dict().items()} # name -> a copy on the CPU
 
 def _flat(optimiser) -> dict: # "opt.parameter.name" -> tensor
     state = optimiser.state_dict()["state"]
