@@ -22,6 +22,7 @@ def render(index: Path) -> dict[str, bytes]:
     notebook = nbformat.from_dict(processed.nb | {"cells": cells, "metadata": {"language_info": {"name": "python"}}})
     text, resources = exporter.from_notebook_node(notebook, {"output_files_dir": IMAGES, "unique_key": "readme"})
     text = "\n".join(line.rstrip() for line in text.splitlines())
+    text = text.replace("```python\n\n```\n", "") # cells of which every line is hidden
     while "\n\n\n" in text: text = text.replace("\n\n\n", "\n\n")
     return {"README.md": (text.strip() + "\n").encode()} | resources["outputs"]
 
