@@ -14,22 +14,24 @@ import regex
 
 from .core import InputError
 
-# %% ../nbs/07_tags.ipynb #3396590b
+# %% ../nbs/07_tags.ipynb #3149c2e5
 _ALONE = r"[\p{Han}\p{Hiragana}\p{Katakana}]"
 _LETTER = r"[[\p{L}\p{M}\p{N}_]--[\p{Han}\p{Hiragana}\p{Katakana}]]"
-_WORD = regex.compile(rf"(?V1){_ALONE}\p{{M}}*|(?:\p{{L}}\.){{2,}}|{_LETTER}+(?:[.'’&@/\-]{_LETTER}+|(?<=\p{{N}})[,:]\p{{N}}+)*|\X")
+_WORD = regex.compile(rf"(?V1){_ALONE}\p{{M}}*|(?:\p{{L}}\.){{2,}}|['’]s\b|{_LETTER}+(?:(?!['’]s\b)[.'’&@/\-]{_LETTER}+|(?<=\p{{N}})[,:]\p{{N}}+)*|\X")
+_FINE = regex.compile(rf"(?V1){_ALONE}\p{{M}}*|{_LETTER}+|\X")
 
-def words_of(text: str) -> list[tuple[int, int]]: # start and end of each word, in characters
+def words_of(text: str, fine=False # whether hyphens, points and the like part words
+            ) -> list[tuple[int, int]]: # start and end of each word, in characters
     "Where the words of a text are. What is not a word is white space."
-    return [m.span() for m in _WORD.finditer(text) if not m[0].isspace()]
+    return [m.span() for m in (_FINE if fine else _WORD).finditer(text) if not m[0].isspace()]
 
-# %% ../nbs/07_tags.ipynb #a8dfc0cb
+# %% ../nbs/07_tags.ipynb #9293ef94
 _ENDS, _ONLY = {"L", "E"}, {"U", "S"}
 
 def split_tag(tag: str) -> tuple[str, str]: # prefix (B, I, L, E, U, S, or "O", or "" where there is none), and kind
     "The two parts of a tag: B-PER, B_PER and b-PER are the same."
     if tag in ("O", "o", ""): return "O", ""
-    if len(tag) > 2 and tag[1] in "-_" and tag[0].upper() in "BILEUS": return tag[0].upper(), tag[2:]
+    if len(tag) > 2 and (tag[1] == "-" and tag[0].upper() in "BILEUS" or tag[1] == "_" and tag[0] in "BILEUS"): return tag[0].upper(), tag[2:] # e_mail is a kind
     return "", tag
 
 # %% ../nbs/07_tags.ipynb #c9af25de

@@ -259,7 +259,7 @@ class Dataset:
     @property
     def lengths(self): return self.tokens.lengths # (rows,) tokens of each, as far as planning goes
 
-# %% ../../nbs/13_data.dataset.ipynb #5f3e6dd3
+# %% ../../nbs/13_data.dataset.ipynb #c9e34081
 @patch
 def lengths_of(self: Tokens, rows): return self.offsets[rows + 1] - self.offsets[rows] # (rows,) tokens of each
 
@@ -281,7 +281,8 @@ def take(self: Dataset, rows) -> "Dataset":
     "Some rows only, with all that is known of them."
     rows = np.asarray(rows, dtype=np.int64)
     pick = lambda a: None if a is None else a[rows] if len(a) == len(self) else a[self.places(rows)]
-    return Dataset(self.tokens.take(rows), pick(self.labels), pick(self.weights), self.pad_id, pick(self.extra))
+    chance = None if self.chance is None else self.chance[rows] / self.chance[rows].sum()
+    return Dataset(self.tokens.take(rows), pick(self.labels), pick(self.weights), self.pad_id, pick(self.extra), chance)
 
 # %% ../../nbs/13_data.dataset.ipynb #fd43d19f
 @patch
@@ -397,11 +398,11 @@ def __iter__(self: Batches):
         yield self.dataset.batch(self.plan[i])
     self.epoch, self.step = self.epoch + 1, 0
 
-# %% ../../nbs/13_data.dataset.ipynb #fbfb0522
+# %% ../../nbs/13_data.dataset.ipynb #8f2854f0
 @patch
 def state(self: Batches) -> dict:
     "Where the walk stands: `load_state` goes on from there."
-    settings = repr((self.batch_size, self.token_budget, self.seed, self.shuffle)).encode()
+    settings = repr((self.batch_size, self.token_budget, self.seed, self.shuffle)).encode() + (b"" if self.dataset.chance is None else self.dataset.chance.tobytes())
     plan = hashlib.sha256(settings + self.dataset.lengths.tobytes()).hexdigest()[:16]
     return dict(epoch=self.epoch, step=self.step, plan=plan)
 

@@ -24,7 +24,7 @@ from .windows import content_size, special_ends, window_starts
 from ..tags import casing_of, check_spans, cut_words, spans_of, tags_of, to_characters, to_iob2, to_words, words_of
 from ..text import find_encoding, open_bytes
 
-# %% ../../nbs/18_data.tags.ipynb #fdbe5167
+# %% ../../nbs/18_data.tags.ipynb #95531ac2
 @dataclass
 class Tagged:
     "Texts, where their words are, and a tag for each word."
@@ -34,6 +34,7 @@ class Tagged:
     docs: np.ndarray | None = None # (texts,) int64, which document each is from; None: each stands alone
     name: str = "frame" # of the source
     notes: list = field(default_factory=list) # sentences on what was guessed or mended
+    fine: bool = False # how the words were cut: see `words_of`
     rows: np.ndarray | None = None # (texts,) row numbers in the source
     dropped: dict = field(default_factory=dict) # reason -> number of rows
 
@@ -42,16 +43,16 @@ class Tagged:
     def __len__(self): return len(self.texts)
     def cut(self, i): return [self.texts[i][a:b] for a, b in self.words[i]] # the words of one text
 
-# %% ../../nbs/18_data.tags.ipynb #c2d60733
+# %% ../../nbs/18_data.tags.ipynb #1334eb5c
 @patch
 def take(self: Tagged, at) -> Tagged: # positions, in the order wanted
     "Some of the texts."
     pick = lambda x: None if x is None else x[np.asarray(at, dtype=np.int64)] if isinstance(x, np.ndarray) else [x[i] for i in at]
-    return Tagged(*map(pick, (self.texts, self.words, self.tags, self.docs)), self.name, self.notes, pick(self.rows), self.dropped)
+    return Tagged(*map(pick, (self.texts, self.words, self.tags, self.docs)), self.name, self.notes, self.fine, pick(self.rows), self.dropped)
 
-def untagged(texts) -> Tagged: # str each
+def untagged(texts, fine=False) -> Tagged: # str each; as of `words_of`
     "Texts and their words, without tags."
-    return Tagged(list(texts), [words_of(t) for t in texts], None)
+    return Tagged(list(texts), [words_of(t, fine) for t in texts], None, fine=fine)
 
 @patch
 def spans(self: Tagged, i, tags=None) -> list: # (start, end, kind) in characters
@@ -80,7 +81,7 @@ def __repr__(self: Tagged): return repr(self.grid())
 @patch
 def _repr_html_(self: Tagged): return self.grid().to_html()
 
-# %% ../../nbs/18_data.tags.ipynb #68005145
+# %% ../../nbs/18_data.tags.ipynb #18072df6
 def join_tagged(*parts) -> Tagged: # of `Tagged`
     "All texts, one after the other; texts of different parts are never of one document."
     alone = all(p.docs is None for p in parts)
@@ -92,7 +93,7 @@ def join_tagged(*parts) -> Tagged: # of `Tagged`
     all_of = lambda k: list(chain.from_iterable(getattr(p, k) for p in parts))
     dropped = {k: sum(p.dropped.get(k, 0) for p in parts) for p in parts for k in p.dropped}
     notes = [n if len(parts) == 1 else f"{p.name}: {n}" for p in parts for n in p.notes]
-    return Tagged(all_of("texts"), all_of("words"), all_of("tags"), None if alone else np.concatenate(docs), " + ".join(p.name for p in parts), notes, np.concatenate([p.rows for p in parts]), dropped)
+    return Tagged(all_of("texts"), all_of("words"), all_of("tags"), None if alone else np.concatenate(docs), " + ".join(p.name for p in parts), notes, parts[0].fine, np.concatenate([p.rows for p in parts]), dropped)
 
 # %% ../../nbs/18_data.tags.ipynb #c2049af3
 @patch
@@ -100,19 +101,26 @@ def digest(self: Tagged) -> str:
     "The sha256 of texts and spans in order."
     return text_hash(chain.from_iterable((t, repr(self.spans(i) if self.tags else [])) for i, t in enumerate(self.texts)))
 
-# %% ../../nbs/18_data.tags.ipynb #54a4e35b
+# %% ../../nbs/18_data.tags.ipynb #396e0d90
 def _column_lines(path):
     "(line number, cells) of each line, no cells at the end of a sentence; every line has as many cells as the first."
-    how, n = find_encoding(path), None
+    how, n, begins = find_encoding(path), None, True # of a sentence
     with io.TextIOWrapper(open_bytes(path), how[0], how[1]) as lines:
         for i, line in enumerate(lines, 1):
-            cells = [c for c in (line.strip("\r\n").split("\t") if "\t" in line else line.split())]
-            if cells and cells[0] == "-DOCSTART-" or not any(cells): yield i, cells[:1]
-            elif n is None and len(cells) < 2: raise InputError(f"{path.name}, line {i} has one column: a word and its tag are needed, separated by a tab or a space.")
-            elif len(cells) != (n := n or len(cells)):
-                if line.startswith("# "): continue # a comment
-                raise InputError(f"{path.name}, line {i} has {plural(len(cells), 'column')} where the lines before have {n}: {clip(line.strip(), 40)!r}.")
+            if begins and line.startswith("# ") and len(_cells(line)) != n: continue # a comment
+            cells = _cells(line)
+            begins = not any(cells) or cells[0] == "-DOCSTART-"
+            if begins: yield i, cells[:1]
+            elif n is None and len(cells) < 2: raise InputError(f"{path.name}, line {i} has one column: a word and its tag are needed, separated by a tab, a space, a comma or a bar.")
+            elif len(cells) != (n := n or len(cells)): raise InputError(f"{path.name}, line {i} has {plural(len(cells), 'column')} where the lines before have {n}: {clip(line.strip(), 40)!r}.")
+            elif not cells[0].strip() or not cells[-1].strip(): raise InputError(f"{path.name}, line {i} has no {'tag' if cells[0].strip() else 'word'}: {clip(line.strip(), 40)!r}.")
             else: yield i, cells
+
+def _cells(line):
+    line = line.strip("\r\n")
+    if "\t" in line: return line.split("\t")
+    if len(line.split()) != 1: return line.split()
+    return next((line.rsplit(s, 1) for s in ",|;" if line.count(s) and line.rsplit(s, 1)[1]), [line])
 
 # %% ../../nbs/18_data.tags.ipynb #906f6c8d
 def _sentences(path):
@@ -139,7 +147,7 @@ def join_words(words) -> tuple[str, list]: # the text, and (start, end) of each 
 
 def _spaceless(c): return "\u2e80" <= c <= "\u9fff" or "\uff00" <= c <= "\uffef" or c >= "\U00020000" and c <= "\U0003ffff"
 
-# %% ../../nbs/18_data.tags.ipynb #e0c5a320
+# %% ../../nbs/18_data.tags.ipynb #a255dbf3
 def _without_language(sentences):
     "The words without a prefix that all have, and a note."
     first = sentences[0][0][:3] if sentences and sentences[0] else ""
@@ -152,7 +160,7 @@ def _tagged(sentences, tags, docs, name, notes, rows, dropped=None):
     if scheme not in ("IOB2", "none"): notes = [*notes, f"tags read as {scheme}"]
     if repaired: notes = [*notes, f"{plural(repaired, 'tag')} that continued nothing now begin a span"]
     texts, words = zip(*map(join_words, sentences))
-    return Tagged(list(texts), list(words), tags, docs, name, notes, np.array(rows), dropped or {})
+    return Tagged(list(texts), list(words), tags, docs, name, notes, False, np.array(rows), dropped or {})
 
 # %% ../../nbs/18_data.tags.ipynb #047c1de6
 def read_columns(path) -> Tagged:
@@ -177,14 +185,14 @@ def _list(value, where, what):
 
 _KINDS = ("label", "type", "kind", "entity", "entity_group", "tag")
 
-# %% ../../nbs/18_data.tags.ipynb #471182e7
+# %% ../../nbs/18_data.tags.ipynb #e4b04ad5
 def _span(s, where):
     "(start, end, kind) of a span as people write it."
     if isinstance(s, dict):
         kind = next((s[k] for k in _KINDS if s.get(k) is not None), None)
         s = [s.get("start"), s.get("end"), kind]
-    if len(s) == 3 and isinstance(s[0], str): s = [s[1], s[2], s[0]]
-    if len(s) != 3 or not all(isinstance(v, (int, np.integer)) for v in s[:2]) or not isinstance(s[2], str) or not s[2]:
+    if isinstance(s, (list, tuple)) and len(s) == 3 and isinstance(s[0], str): s = [s[1], s[2], s[0]]
+    if not isinstance(s, (list, tuple)) or len(s) != 3 or not all(isinstance(v, (int, np.integer)) for v in s[:2]) or not isinstance(s[2], str) or not s[2]:
         raise InputError(f"{where}a span is {clip(repr(s), 60)}: expected start, end and label.")
     return int(s[0]), int(s[1]), s[2]
 
@@ -201,16 +209,18 @@ def _from_lists(frame, text, label, name, notes):
     lost = len(frame) - len(rows)
     return _tagged(words, tags, None, name, notes, rows, {"no words": lost} if lost else {})
 
-# %% ../../nbs/18_data.tags.ipynb #40ea6776
+# %% ../../nbs/18_data.tags.ipynb #18eb80d5
 def _from_spans(frame, text, label, name, notes):
-    out, faults = Tagged([], [], [], None, name, list(notes)), {}
+    out, faults, cut = Tagged([], [], [], None, name, list(notes), fine=True), {}, 0
     for i, t, s in zip(frame.index, frame[text], frame[label]):
         if fault := text_fault(t): faults[fault] = faults.get(fault, 0) + 1; continue
         where, t = f"{name}, row {i}: ", text_of(t)
         spans = check_spans(t, [_span(v, where) for v in _list(s, where, label)], where)
-        words = cut_words(words_of(t), spans)
+        words = cut_words(whole := words_of(t, fine=True), spans)
+        cut += len(words) > len(whole)
         for part, new in ((out.texts, t), (out.words, words), (out.tags, tags_of(to_words(words, spans), len(words)))): part.append(new)
     if not out.texts: raise InputError(f"{name} has no text in column {text!r}.")
+    if cut: out.notes.append(f"in {plural(cut, 'text')} a span ends inside a word, which is cut there; in texts without spans words are whole")
     out.rows, out.dropped = np.array([i for i, t in zip(frame.index, frame[text]) if text_fault(t) is None]), faults
     return out
 
@@ -290,13 +300,10 @@ def sees_casing(tokenizer) -> bool:
     a, b = (tokenizer(t)["input_ids"] for t in ("Apple Rome", "apple rome"))
     return a != b
 
-# %% ../../nbs/18_data.tags.ipynb #35f3313f
+# %% ../../nbs/18_data.tags.ipynb #eeb8b0ad
 def _owner(n, size, starts):
-    "For each of n tokens the window in which it is farthest from an edge; the ends of the text are no edges."
-    at = np.arange(n)[:, None]
-    left, right = at - starts, starts + min(size, n) - 1 - at
-    room = np.where((left < 0) | (right < 0), -1, np.minimum(np.where(starts == 0, n, left), np.where(starts + size >= n, n, right)))
-    return room.argmax(1)
+    "For each of n tokens the window in which it is farthest from an edge: they change in the middle of what two windows share."
+    return np.searchsorted((starts[1:] + starts[:-1] + size) / 2, np.arange(n), "right")
 
 # %% ../../nbs/18_data.tags.ipynb #e26caccf
 @dataclass

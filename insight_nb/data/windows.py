@@ -65,7 +65,7 @@ def batch(self: Windows, rows) -> Batch: # positions of rows
     t = Dataset(Tokens(np.zeros(len(self), np.int32), np.arange(len(self) + 1), np.zeros(len(self), bool)), self.labels, self.weights).batch(rows)
     return Batch(b.ids, b.mask, t.rows, t.labels, t.weights, owner=t.rows.new_tensor(np.repeat(np.arange(len(rows)), counts)))
 
-# %% ../../nbs/16_data.windows.ipynb #01c3270e
+# %% ../../nbs/16_data.windows.ipynb #ff6c8ebf
 @patch
 def take(self: Windows, rows) -> Windows:
     "Some rows only."
@@ -73,7 +73,8 @@ def take(self: Windows, rows) -> Windows:
     lines = np.concatenate([np.zeros(0, np.int64), *[np.arange(self.starts[r], self.starts[r + 1]) for r in rows]])
     pick = lambda a: None if a is None else a[rows]
     starts = np.cumsum([0, *np.diff(self.starts)[rows]])
-    return Windows(self.tokens.take(lines), pick(self.labels), pick(self.weights), self.pad_id, None, pick(self.chance), starts)
+    chance = None if self.chance is None else self.chance[rows] / self.chance[rows].sum()
+    return Windows(self.tokens.take(lines), pick(self.labels), pick(self.weights), self.pad_id, None, chance, starts)
 
 # %% ../../nbs/16_data.windows.ipynb #3670e329
 @patch

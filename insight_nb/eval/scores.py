@@ -15,7 +15,7 @@ from .report import Check, Report
 from ..figures import BLUE, INK, ORANGE, Picture, figure, figure_svg
 from ..page import facts, html_page
 
-# %% ../../nbs/47_eval.scores.ipynb #23dc9334
+# %% ../../nbs/47_eval.scores.ipynb #410792d0
 def _ranks(v): # average ranks of ties
     _, at, n = np.unique(v, return_inverse=True, return_counts=True)
     return (np.cumsum(n) - (n - 1) / 2)[at]
@@ -27,14 +27,13 @@ def _correlation(a, b):
 
 def number_metrics(y, # (rows,) true numbers
                    p, # (rows,) answers
-                   mean, # of the training rows: what knows nothing says
                    seed=0) -> dict: # mae, rmse, r2, spearman -> Metric
     "Scores of a regression with bootstrap intervals. Raises ValueError for NaN."
     y, p = np.asarray(y, float), np.asarray(p, float)
     if y.shape != p.shape or not (np.isfinite(y).all() and np.isfinite(p).all()): raise ValueError(f"{y.shape} true numbers and {p.shape} answers: expected finite numbers, one for each row")
     off = y - p
     stats = {"mae": lambda i: np.abs(off[i]).mean(), "rmse": lambda i: np.sqrt((off[i]**2).mean()),
-             "r2": lambda i: 1 - (off[i]**2).sum() / max(((y[i] - mean)**2).sum(), 1e-300), "spearman": lambda i: _correlation(_ranks(y[i]), _ranks(p[i]))}
+             "r2": lambda i: 1 - (off[i]**2).sum() / max(((y[i] - y[i].mean())**2).sum(), 1e-300), "spearman": lambda i: _correlation(_ranks(y[i]), _ranks(p[i]))}
     whole = np.arange(len(y))
     return {k: Metric(float(f(whole)), *map(float, bootstrap(f, len(y), seed=seed) if np.isfinite(f(whole)) else (np.nan, np.nan)), len(y), BOOTSTRAP) for k, f in stats.items()}
 

@@ -221,14 +221,14 @@ def method_options(method, # one of `METHODS`
     if method not in of: raise InputError(f"method {method!r} takes no rank: leave it out, or choose one of {', '.join(of)}.")
     return of[method]
 
-# %% ../../nbs/22_models.adapters.ipynb #c5e2e57c
+# %% ../../nbs/22_models.adapters.ipynb #362d7918
 class Adapter:
     "The grafts of one method. Raises InputError for a method or an option that the backbone can't take."
     def __init__(self, backbone: Backbone, # without another adapter
                  method, # a key of `ADAPTERS`
                  **options): # of the method: rank, alpha, where; target; size, style; length
         if method not in ADAPTERS: raise InputError(f"method is {method!r}, which is no adapter.{suggest(method, ADAPTERS)}")
-        self.method, self.options, switch = method, options, backbone.adapter
+        self.method, self.options, self.folded, switch = method, options, False, backbone.adapter
         if switch: switch_adapter(backbone, None)
         try: self.grafts = ADAPTERS[method](backbone.encoder, backbone.width, **options)
         except TypeError: raise InputError(f"method {method!r} does not take {', '.join(options)}.") from None
@@ -239,10 +239,10 @@ class Adapter:
     @property
     def size(self): return sum(p.numel() for g in self.grafts.values() for p in g.parameters())
 
-# %% ../../nbs/22_models.adapters.ipynb #4959d967
+# %% ../../nbs/22_models.adapters.ipynb #104544b5
 def switch_adapter(backbone: Backbone, adapter: Adapter | None):
     "Take the adapter out that is there, and put another one in, or none. No weight is copied."
-    now = backbone.adapter
+    now, adapter = backbone.adapter, None if adapter and adapter.folded else adapter
     if now is adapter: return
     modules = dict(backbone.encoder.named_modules())
     for path in now.grafts if now else (): take_graft(modules[path])
@@ -294,7 +294,7 @@ def load(self: Adapter, state: dict):
     with torch.no_grad():
         for k, v in mine.items(): v.copy_(state[k])
 
-# %% ../../nbs/22_models.adapters.ipynb #b4f8526e
+# %% ../../nbs/22_models.adapters.ipynb #62afd5b6
 @torch.no_grad()
 def fold_adapter(backbone: Backbone):
     "Make the adapter's change part of the encoder's own weights. Raises InputError for one that can't be."
@@ -306,12 +306,14 @@ def fold_adapter(backbone: Backbone):
     for path, (weight, bias) in new.items():
         modules[path].weight.copy_(weight)
         if bias is not None: modules[path].bias.copy_(bias)
+    adapter.folded = backbone.changed = True # it is in the weights now, and must not be put in again
 
-# %% ../../nbs/22_models.adapters.ipynb #cde6c85a
+# %% ../../nbs/22_models.adapters.ipynb #1e9846f9
 @patch
 @torch.no_grad()
 def look(self: AdaptiveRank, smooth=.85, sure=.85): # how much of the mean, and of its uncertainty, is kept at each step
-    "Note from the gradients that are there now how much each weight matters."
+    "Note from the gradients that are there now how much each weight matters; a step whose gradients overflowed says nothing."
+    if not all(torch.isfinite(getattr(self, k).grad).all() for k in ("p", "sizes", "q")): return
     for k in ("p", "sizes", "q"):
         t = getattr(self, k)
         felt, mean, doubt = (t * t.grad).abs(), getattr(self, f"{k}_mean"), getattr(self, f"{k}_doubt")
@@ -360,7 +362,7 @@ def look(self: Adapter):
     "Note what the gradients say, before they are gone."
     for g in self.adaptive: g.look()
 
-# %% ../../nbs/22_models.adapters.ipynb #880093ff
+# %% ../../nbs/22_models.adapters.ipynb #260c7960
 @patch
 def ranks(self: Adapter) -> dict | None: # path -> directions in use; None for methods without
     "The rank of each layer."
@@ -377,5 +379,5 @@ def reallocate(self: Adapter, at: int, steps: int): # the step that was made, fr
     "Move ranks to where they are needed, on schedule."
     if self.settled: return
     first = sum(len(g.sizes) for g in self.adaptive)
-    budget = rank_budget(at, steps, first, self.target)
+    budget = self.target if at >= steps - 1 else rank_budget(at, steps, first, self.target)
     if budget < first: cut_ranks(self.adaptive, budget, final=budget == self.target)

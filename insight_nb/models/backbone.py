@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..core import InputError, file_hash
 from ..files import reach_hub
 
-# %% ../../nbs/20_models.backbone.ipynb #36307347
+# %% ../../nbs/20_models.backbone.ipynb #edfdc833
 class Backbone(nn.Module):
     "An encoder with its tokenizer: ids and mask in, hidden states (batch, tokens, width) out."
     def __init__(self, encoder, # module: (input_ids, attention_mask) -> .last_hidden_state, or ids, mask -> tensor
@@ -29,7 +29,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.encoder, self.tokenizer, self.name, self.identity = encoder, tokenizer, name, identity
         self.width = width or encoder.config.hidden_size
-        self.max_length, self.adapter = max_length, None # what is grafted onto the encoder: see adapters
+        self.max_length, self.adapter, self.changed = max_length, None, False # what is grafted onto the encoder; whether its own weights are no longer those of `identity`
 
     def forward(self, ids: Tensor, mask: Tensor, # (batch, tokens) int64, (batch, tokens) bool
                 add: Tensor | None = None, # (batch, tokens, width), to the vectors of the ids

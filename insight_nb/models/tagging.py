@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['allowed', 'best_path', 'Tag']
 
-# %% ../../nbs/25_models.tagging.ipynb #c765ee86
+# %% ../../nbs/25_models.tagging.ipynb #c2bc9482
 import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import Tensor
 
 from .heads import Tagger
-from .tasks import class_loss, entropy, shares_of, weighted
+from .tasks import class_floor, class_loss, shares_of, weighted
 from ..tags import CASING_SIZE, split_tag
 
 # %% ../../nbs/25_models.tagging.ipynb #4781bd25
@@ -62,11 +62,11 @@ def loss(self: Tag, logits, labels, weights=None): # (batch, tokens, tags) and (
     if self.weights is not None: w = self.weights.to(y.device)[y] * (1 if w is None else w)
     return weighted(class_loss(logits[there], y, self.focal, self.smoothing), w)
 
-# %% ../../nbs/25_models.tagging.ipynb #0cb1e512
+# %% ../../nbs/25_models.tagging.ipynb #c27f077f
 @patch
 def floor(self: Tag, labels) -> float: # ids, -100 where there is none
     "The loss of the best model that ignores the text."
-    return entropy(shares_of(labels, self.weights))
+    return class_floor(shares_of(labels, self.weights), self.focal, self.smoothing)
 
 # %% ../../nbs/25_models.tagging.ipynb #a30548f1
 @patch

@@ -29,19 +29,20 @@ TASKS = {t.name: t for t in (Classify, MultiLabel, Regress, Tag)}
 def _seal(info: dict) -> str:
     return hashlib.sha256(json.dumps({k: v for k, v in info.items() if k != "seal"}, sort_keys=True).encode()).hexdigest()
 
-# %% ../../nbs/60_ship.bundle.ipynb #6d55ddf6
+# %% ../../nbs/60_ship.bundle.ipynb #2ff3715e
 def describe(model: Model, max_length, temperature) -> dict:
     "What `bundle.json` says of a model, before the files' hashes."
     b = model.backbone
     versions = {p: version(p) for p in ("torch", "transformers", "tokenizers", "safetensors")}
-    adapter = model.adapter and {"method": model.adapter.method, "options": model.adapter.options}
+    adapter = model.adapter and not model.adapter.folded and {"method": model.adapter.method, "options": model.adapter.options}
     return {"schema": SCHEMA, "task": model.task.name, "labels": list(model.task.names), "max_length": int(max_length), "temperature": float(temperature), "threshold": None,
             "settings": model.task.settings(), "backbone": {"name": str(b.name), "identity": b.identity, "max_length": b.max_length}, "adapter": adapter, "versions": versions}
 
-# %% ../../nbs/60_ship.bundle.ipynb #a03fc3b5
+# %% ../../nbs/60_ship.bundle.ipynb #3a26f036
 def save_weights(model: Model, path):
     "Write the weights as safetensors: all of them, or those of the adapter and the head."
-    if not model.adapter: return save_model(model, path)
+    if not model.adapter or model.adapter.folded: return save_model(model, path)
+    if model.backbone.changed: raise InputError(f"the encoder under this adapter is no longer {model.backbone.name} as it was: an adapter alone would be put on another. Train the adapter on a fresh backbone.")
     parts = {"adapter": model.adapter.state(), "head": model.head.state_dict()}
     save_file({f"{part}.{k}": v.cpu().contiguous() for part, state in parts.items() for k, v in state.items()}, path)
 

@@ -26,14 +26,14 @@ from ..tags import spans_of, to_characters, words_of
 from ..train.optim import pick_precision
 from ..train.trainer import predict_logits
 
-# %% ../../nbs/61_ship.predict.ipynb #0d26fd48
+# %% ../../nbs/61_ship.predict.ipynb #d59e0775
 def logits_of(bundle: Bundle, texts): # (rows, classes) float32, in the order of the texts; of a tagger a list of (words, tags)
     "What the model says of some texts, or pairs of texts, before temperature."
     if not len(texts): return np.zeros((0, len(bundle.labels)), dtype=np.float32)
     tokenizer, length, precision = bundle.model.backbone.tokenizer, bundle.info["max_length"], "no" if bundle.precision == "auto" else bundle.precision
     answer = lambda rows: predict_logits(bundle.model, rows, precision=precision)
     if bundle.info["task"] == "tag":
-        rows = tag_rows(untagged([text_of(t) for t in texts]), tokenizer, length, bundle.info.get("overlap", 0))
+        rows = tag_rows(untagged([text_of(t) for t in texts], bundle.info.get("fine", False)), tokenizer, length, bundle.info.get("overlap", 0))
         return rows.words(answer(rows.dataset(pad_id=tokenizer.pad_token_id)))
     if bundle.info.get("second"):
         tokens, segments = tokenise_pairs(*([text_of(t) for t in side] for side in zip(*texts)), tokenizer, length)
@@ -42,16 +42,16 @@ def logits_of(bundle: Bundle, texts): # (rows, classes) float32, in the order of
     if bundle.info.get("overlap") is not None: return answer(window_rows(texts, tokenizer, length, bundle.info["overlap"], pad_id=tokenizer.pad_token_id))
     return answer(Dataset(tokenise(texts, tokenizer, length), pad_id=tokenizer.pad_token_id))
 
-# %% ../../nbs/61_ship.predict.ipynb #cc472d59
+# %% ../../nbs/61_ship.predict.ipynb #09b4945e
 def predict(bundle: Bundle, texts) -> tuple[list, np.ndarray]: # answers, and probabilities (rows, classes)
     "What the task makes of each text: a label, a tuple of labels, a number, or a list of spans; and the probability of every label (of a tagger: for each word)."
     answers, probs = bundle.model.task.decode(logits_of(bundle, texts), bundle.info["temperature"])
-    return ([_spans(text_of(t), tags, p, bundle.labels) for t, tags, p in zip(texts, answers, probs)], probs) if bundle.info["task"] == "tag" else (answers, probs)
+    return ([_spans(text_of(t), tags, p, bundle) for t, tags, p in zip(texts, answers, probs)], probs) if bundle.info["task"] == "tag" else (answers, probs)
 
-# %% ../../nbs/61_ship.predict.ipynb #debed671
-def _spans(text, tags, probs, labels):
+# %% ../../nbs/61_ship.predict.ipynb #2e8fb9c9
+def _spans(text, tags, probs, bundle):
     "The spans of one text, each as sure as the least sure of its words."
-    words, sure = words_of(text), probs[np.arange(len(tags)), labels.ids(tags)]
+    words, sure = words_of(text, bundle.info.get("fine", False)), probs[np.arange(len(tags)), bundle.labels.ids(tags)]
     in_words = spans_of(tags)
     return [{"start": a, "end": b, "label": kind, "text": text[a:b], "probability": float(sure[i:j].min())} for (a, b, kind), (i, j, _) in zip(to_characters(words, in_words), in_words)]
 

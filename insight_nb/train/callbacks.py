@@ -31,7 +31,7 @@ class EarlyStop:
         since = t.passed - t.best[1] if t.best else 0
         if since >= self.patience: raise Stop(f"no better score for {since} epochs")
 
-# %% ../../nbs/32_train.callbacks.ipynb #48127caf
+# %% ../../nbs/32_train.callbacks.ipynb #47d33cab
 class Unfreeze:
     "Gradual unfreezing (Howard and Ruder 2018): the head alone, then one more layer at a time, all of them after `share` of the steps."
     def __init__(self, share=.5): self.share = share
@@ -49,6 +49,9 @@ class Unfreeze:
         self.open = now
         for i, layer in enumerate(self.layers):
             for p in layer: p.requires_grad_(i < now)
+
+    def end(self, t): # the next trainer finds all layers open; after an interrupt fit() goes on with those that are
+        for p in t.trained if not t.interrupted else (): p.requires_grad_(True)
 
 # %% ../../nbs/32_train.callbacks.ipynb #db2090c9
 class Average:
@@ -76,7 +79,7 @@ class Average:
             with torch.no_grad(): torch._foreach_copy_(t.trained, kept)
         else: t.best = (found.get("score", -found["valid_loss"]), t.passed, None) # those in the model
 
-# %% ../../nbs/32_train.callbacks.ipynb #977d4d74
+# %% ../../nbs/32_train.callbacks.ipynb #0742c610
 class CollapseGuard:
     "Raises `Collapsed` when the loss is not finite or has run away; and at the end of an epoch, a third of the steps and 20 of them gone, when it has not beaten a constant answer and every prediction is one class."
     def __init__(self, every=10): # steps between looks at the loss
@@ -91,7 +94,7 @@ class CollapseGuard:
     def look(self, t):
         recent = torch.stack(t.losses[-self.every:])
         if not recent.isfinite().all(): raise Collapsed("the loss is not a finite number")
-        if recent.mean() > 3 * self.floor + 1: raise Collapsed(f"the loss ran away to {recent.mean():.1f}; a constant answer has {self.floor:.2f}")
+        if recent.mean() > 3 * max(self.floor, float(t.losses[0])) + 1: raise Collapsed(f"the loss ran away to {recent.mean():.1f}; a constant answer has {self.floor:.2f}")
 
     def epoch(self, t):
         self.look(t)

@@ -32,7 +32,7 @@ from ..models.fused import fuse, make_copies, using
 from ..tensors import Batch, hold_memory, seed_all
 from .optim import AdamW, Settings, clip_, lazy_tables, param_groups, pick_precision, warmup_linear
 
-# %% ../../nbs/31_train.trainer.ipynb #8e8a199d
+# %% ../../nbs/31_train.trainer.ipynb #049d7da6
 def _forward(model, batch, half): # logits, float32, on the CPU; of the real tokens, row after row, where there are some for each
     with torch.no_grad(), torch.autocast(batch.ids.device.type, half, enabled=bool(half)): logits = model(batch).logits.float()
     return (logits[batch.mask] if logits.ndim == 3 else logits).cpu()
@@ -43,6 +43,7 @@ def logits_by_batch(model: nn.Module, # `Batch` in, `Output` out
                     device=None, # by default where the model is
                     precision="no"): # "no": 32 bits; "bf16", "fp16": matrix products in 16 bits; "int8": in 8, on a CPU
     "Yields row positions and their logits, (batch or all its tokens, classes) float32 on the CPU: longest rows first, no dropout, no gradients."
+    if hasattr(model, "attach"): model.attach()
     if not getattr(model, "prepared", False): hold_memory(), fuse(model) # once: a single text has no time to lose
     model.prepared, device = True, torch.device(device or next(model.parameters()).device)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
@@ -106,7 +107,7 @@ def accelerator_for(device=None, precision=None) -> Accelerator:
     AcceleratorState._reset_state()
     return Accelerator(mixed_precision=precision, cpu=cpu)
 
-# %% ../../nbs/31_train.trainer.ipynb #d8e32934
+# %% ../../nbs/31_train.trainer.ipynb #bb83c5c8
 @patch
 def begin(self: Trainer):
     "Seed, move to the device, make optimiser and batches, forget any earlier run."
@@ -118,10 +119,12 @@ def begin(self: Trainer):
     self.net = self.model.to(self.acc.device) if self.acc.num_processes == 1 else self.acc.prepare_model(self.model)
     groups = param_groups(self.model, s.learning_rate, s.head_learning_rate, s.decay, s.layer_decay)
     self.trained = [p for g in groups for p in g["params"]]
+    self.model.backbone.changed |= self.model.adapter is None and any(p.requires_grad for p in self.model.backbone.parameters())
     self.peak = [g["lr"] for g in groups]
     fused = {"fused": True} if self.acc.device.type in ("cpu", "cuda") else {}
     self.optimiser = self.acc.prepare_optimizer(AdamW(groups, **fused))
-    self.batches = Batches(self.train, batch_size=s.batch_size, token_budget=s.token_budget, seed=s.seed)
+    budget = max(s.token_budget, int(self.train.lengths.max(initial=0))) # a row of many windows is a batch by itself
+    self.batches = Batches(self.train, batch_size=s.batch_size, token_budget=budget, seed=s.seed)
     self.steps = len(self.batches) * s.epochs
     self.at, self.passed, self.losses, self.history, self.best, self.last = 0, 0, [], [], None, None
     self.seconds, self.tokens, self.begun = 0., 0, True
