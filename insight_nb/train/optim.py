@@ -195,7 +195,7 @@ class Settings:
     clip: float = 1. # largest norm of the whole gradient
     seed: int = 0
 
-# %% ../../nbs/30_train.optim.ipynb #366642c7
+# %% ../../nbs/30_train.optim.ipynb #d249b36a
 STEEPER = {"lora": 10, "adalora": 20, "bottleneck": 10, "prefix": 50, "bitfit": 20} # times the rate of a full fine-tune
 
 def choose_settings(rows, # number of training rows
@@ -207,7 +207,7 @@ def choose_settings(rows, # number of training rows
                    ) -> tuple[Settings, str]: # and a sentence that says what the rule was
     "Settings by rule from rows, classes and width of the backbone; a wide (base-sized) backbone gets a lower rate. Raises InputError for values that can't work."
     steps = 600 if classes > 20 else 180 # many classes need more steps to come apart
-    epochs = int(min(max(-(-steps * 32 // max(rows, 1)), 3 if classes <= 20 else 6), 30)) * (3 if method == "frozen" else 1)
+    epochs = int(min(max(-(-steps * 32 // max(rows, 1)), 3 if classes <= 20 else 8), 30)) * (3 if method == "frozen" else 1)
     rate = (2e-4 if classes > 20 or task == "tag" else 1e-4) * (1 if width < 512 else .25)
     if task == "tag": epochs = max(epochs, 5)
     head = 1e-2 if method == "frozen" else 10 * rate
