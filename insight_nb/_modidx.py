@@ -357,6 +357,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'insight_nb/data/windows.py'),
                                          'insight_nb.data.windows.Windows.lengths': ( 'data.windows.html#windows.lengths',
                                                                                       'insight_nb/data/windows.py'),
+                                         'insight_nb.data.windows.Windows.lines': ( 'data.windows.html#windows.lines',
+                                                                                    'insight_nb/data/windows.py'),
                                          'insight_nb.data.windows.Windows.take': ( 'data.windows.html#windows.take',
                                                                                    'insight_nb/data/windows.py'),
                                          'insight_nb.data.windows.content_size': ( 'data.windows.html#content_size',

@@ -6,8 +6,9 @@
 __all__ = ['COLUMNS', 'Tagged', 'untagged', 'join_tagged', 'join_words', 'read_columns', 'open_tagged', 'tag_names',
            'first_tokens', 'spaced', 'sees_casing', 'TagRows', 'tag_rows']
 
-# %% ../../nbs/18_data.tags.ipynb #702133e6
+# %% ../../nbs/18_data.tags.ipynb #b74cc7e7
 import io
+from collections import Counter
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -59,12 +60,11 @@ def spans(self: Tagged, i, tags=None) -> list: # (start, end, kind) in character
     "The spans of one text, by its own tags or by others."
     return to_characters(self.words[i], spans_of(self.tags[i] if tags is None else tags))
 
-# %% ../../nbs/18_data.tags.ipynb #90e5d9de
+# %% ../../nbs/18_data.tags.ipynb #2bf86971
 @patch
 def kinds(self: Tagged) -> dict: # kind -> number of spans
     "What is tagged, and how often."
-    found = [t[2:] for t in chain.from_iterable(self.tags or ()) if t[0] == "B"]
-    return {k: found.count(k) for k in sorted(set(found))}
+    return dict(sorted(Counter(t[2:] for t in chain.from_iterable(self.tags or ()) if t[0] == "B").items()))
 
 # %% ../../nbs/18_data.tags.ipynb #2b51b540
 @patch

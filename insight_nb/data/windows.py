@@ -37,7 +37,7 @@ def content_size(max_length, overlap, before, after) -> int: # tokens of text in
     if not 0 <= 2 * overlap <= size: raise InputError(f"windows of {max_length} tokens can't overlap by {overlap}: choose at most {max(size, 0) // 2}.")
     return size
 
-# %% ../../nbs/16_data.windows.ipynb #fb8af4d7
+# %% ../../nbs/16_data.windows.ipynb #f1ba0154
 @dataclass
 class Windows(Dataset):
     "Rows that may have several windows each; `tokens` holds the windows, row after row."
@@ -50,31 +50,31 @@ class Windows(Dataset):
             if a is not None and len(a) != len(self): raise ValueError(f"{len(a)} {name} for {len(self)} rows: give one for each row")
         if self.labels is not None: self.labels = np.asarray(self.labels, dtype=np.float32 if np.asarray(self.labels).dtype.kind == "f" else np.int64)
 
+    def lines(self, rows): return np.concatenate([np.zeros(0, np.int64), *[np.arange(self.starts[r], self.starts[r + 1]) for r in rows]]) # where their windows are
+
     @property
     def lengths(self): # what a row costs: as many tokens as its windows have
         return np.add.reduceat(self.tokens.lengths, self.starts[:-1]) if len(self) else np.zeros(0, dtype=np.int64)
 
-# %% ../../nbs/16_data.windows.ipynb #915cfd58
+# %% ../../nbs/16_data.windows.ipynb #a2e87f1f
 @patch
 def batch(self: Windows, rows) -> Batch: # positions of rows
     "Some rows, all of their windows."
     rows = np.asarray(rows, dtype=np.int64)
     counts = np.diff(self.starts)[rows]
-    lines = np.concatenate([np.zeros(0, np.int64), *[np.arange(self.starts[r], self.starts[r + 1]) for r in rows]])
-    b = Dataset(self.tokens, pad_id=self.pad_id).batch(lines)
+    b = Dataset(self.tokens, pad_id=self.pad_id).batch(self.lines(rows))
     t = Dataset(Tokens(np.zeros(len(self), np.int32), np.arange(len(self) + 1), np.zeros(len(self), bool)), self.labels, self.weights).batch(rows)
     return Batch(b.ids, b.mask, t.rows, t.labels, t.weights, owner=t.rows.new_tensor(np.repeat(np.arange(len(rows)), counts)))
 
-# %% ../../nbs/16_data.windows.ipynb #ff6c8ebf
+# %% ../../nbs/16_data.windows.ipynb #319988c5
 @patch
 def take(self: Windows, rows) -> Windows:
     "Some rows only."
     rows = np.asarray(rows, dtype=np.int64)
-    lines = np.concatenate([np.zeros(0, np.int64), *[np.arange(self.starts[r], self.starts[r + 1]) for r in rows]])
     pick = lambda a: None if a is None else a[rows]
     starts = np.cumsum([0, *np.diff(self.starts)[rows]])
     chance = None if self.chance is None else self.chance[rows] / self.chance[rows].sum()
-    return Windows(self.tokens.take(lines), pick(self.labels), pick(self.weights), self.pad_id, None, chance, starts)
+    return Windows(self.tokens.take(self.lines(rows)), pick(self.labels), pick(self.weights), self.pad_id, None, chance, starts)
 
 # %% ../../nbs/16_data.windows.ipynb #3670e329
 @patch
