@@ -121,34 +121,38 @@ def decode(self: Classify, logits: np.ndarray, # (rows, classes) float32
     probs = z / z.sum(1, keepdims=True)
     return [self.names[i] for i in probs.argmax(1)], probs
 
-# %% ../../nbs/23_models.tasks.ipynb #c3296ce7
+# %% ../../nbs/23_models.tasks.ipynb #5d1e10ba
 class MultiLabel:
     "Any number of labels for each text."
     name = "multilabel"
     def __init__(self, names, # of the labels
                  weights: Tensor | None = None, # (labels,) float32: how much a yes counts against a no
-                 dropout=.1, thresholds=None): # (labels,) probabilities from which a label is given; 1/2 by default
-        self.names, self.weights, self.dropout = tuple(names), weights, dropout
+                 dropout=.1, thresholds=None, # (labels,) probabilities from which a label is given; 1/2 by default
+                 focal=0.): # as of `class_loss`
+        if focal < 0: raise InputError(f"focal is {focal}: it must be at least 0.")
+        self.names, self.weights, self.dropout, self.focal = tuple(names), weights, dropout, focal
         self.thresholds = np.full(len(self.names), .5) if thresholds is None else np.asarray(thresholds, dtype=float)
 
     def head(self, width): return Classifier(width, len(self.names), self.dropout)
     def settings(self): return {"thresholds": self.thresholds.tolist()}
 
-# %% ../../nbs/23_models.tasks.ipynb #cce8568d
+# %% ../../nbs/23_models.tasks.ipynb #a4a54a34
 @patch
 def loss(self: MultiLabel, logits, labels, weights=None): # (batch, labels) float32 both
     "Weighted mean of the binary cross-entropies of each row."
-    yes = None if self.weights is None else self.weights.to(logits.device)
-    return weighted(F.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none", pos_weight=yes).mean(1), weights)
+    yes, labels = None if self.weights is None else self.weights.to(logits.device), labels.float()
+    each = F.binary_cross_entropy_with_logits(logits, labels, reduction="none", pos_weight=yes)
+    if self.focal: each = each * (logits.sigmoid() - labels).abs()**self.focal # how far off it is
+    return weighted(each.mean(1), weights)
 
-# %% ../../nbs/23_models.tasks.ipynb #c5d04367
+# %% ../../nbs/23_models.tasks.ipynb #a0c68747
 @patch
 def floor(self: MultiLabel, labels) -> float: # (rows, labels)
-    "The loss of the best model that ignores the text."
+    "The loss of saying the shares: of all constant answers the best, and with focal loss near it."
     p = np.clip(np.asarray(labels, dtype=float).mean(0), 1e-9, 1 - 1e-9)
     w = np.ones(len(p)) if self.weights is None else self.weights.numpy()
-    q = w * p / (w * p + 1 - p) # what it says: a yes that counts w times
-    return float((-w * p * np.log(q) - (1 - p) * np.log(1 - q)).mean())
+    q = w * p / (w * p + 1 - p) # a yes counts w times
+    return float((-w * p * np.log(q) * (1 - q)**self.focal - (1 - p) * np.log(1 - q) * q**self.focal).mean())
 
 # %% ../../nbs/23_models.tasks.ipynb #7b4d7bb8
 @patch
