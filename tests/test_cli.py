@@ -136,6 +136,58 @@ def test_a_full_disk(ends, monkeypatch):
     refused(ends("check", "good.csv", "--json", "out.json"), "No space left")
 
 
+# Bad input of the other recipes: each ends before anything is trained
+
+jsonl = lambda *rows: text("\n".join(map(json.dumps, rows)), "bad.jsonl")
+tags = [{"text": f"{name} {r['text']}", "label": [{"start": 0, "end": 3, "label": "PER"}]} for name, r in zip(["Ann", "Bob", "Eve", "Kim", "Tom"] * 12, good)]
+pairs = [{"text": f"question {i}", "second": f"answer {i * 7}", "label": ("yes", "no")[i % 2]} for i in range(60)]
+numbers = [{"text": f"{r['text']}", "label": i % 7} for i, r in enumerate(good)]
+sets = [{"text": r["text"], "label": ("a;b", "b", "a;c")[i % 3]} for i, r in enumerate(good)]
+OTHERS = { # what is wrong -> recipe, a maker of the table's name, parameters, words that the message must hold
+    "a word without its tag": ("tag", text("Ann\tB-PER\nleft\n", "bad.conll"), {}, ["bad.conll", "line 2", "1 column"]),
+    "no tags": ("tag", text("Ann\nleft\n", "bad.conll"), {}, ["bad.conll", "line 1", "one column"]),
+    "nothing tagged": ("tag", jsonl(*[{**r, "label": []} for r in tags]), {}, ["bad.jsonl", "no span"]),
+    "words and tags of different length": ("tag", jsonl({"text": ["Ann", "left"], "label": ["B-PER"]}), {}, ["row 0", "2 words", "1 tag"]),
+    "a span outside the text": ("tag", jsonl(*tags, {"text": "Ann", "label": [[0, 9, "PER"]]}), {}, ["row 60", "0 to 9"]),
+    "spans that overlap": ("tag", jsonl(*tags, {"text": "Ann Lee", "label": [[0, 3, "PER"], [2, 7, "LOC"]]}), {}, ["row 60", "overlaps"]),
+    "windows that overlap too much": ("tag", jsonl(*tags), {"max_length": 16, "overlap": 12}, ["overlap by 12"]),
+    "a target that is text": ("regress", table([*numbers, {"text": "odd", "label": "many"}]), {}, ["row 60", "'many'"]),
+    "a target that is NaN": ("regress", table([*numbers, {"text": "odd", "label": "-nan"}]), {}, ["row 60", "'-nan'"]),
+    "a target without end": ("regress", jsonl(*numbers, {"text": "odd", "label": float("inf")}), {}, ["row 60", "'inf'"]),
+    "a constant target": ("regress", table([{**r, "label": 3} for r in numbers]), {}, ["3", "nothing to learn"]),
+    "classes weighted in a regression": ("regress", table(numbers), {"class_weights": "balanced"}, ["class_weights"]),
+    "negative weights": ("regress", table([{**r, "sure": -1} for r in numbers]), {"weight": "sure"}, ["'sure'", "-1"]),
+    "several labels as classes": ("classify", table(sets), {}, ["several labels", "multilabel"]),
+    "classes as several labels": ("multilabel", table([{**r, "label": "a"} for r in good]), {}, ["1 label"]),
+    "a broken list of labels": ("multilabel", table([*sets, {"text": "odd", "label": "[a"}]), {}, ["row 60", "JSON"]),
+    "pairs with one side empty": ("pair", table([{**r, "second": " "} for r in pairs]), {}, ["empty text in the second text"]),
+    "no second column": ("pair", table([{"text": r["text"], "scond": "a", "label": "b"} for r in pairs]), {}, ["'second'", "'scond'"]),
+    "a column twice": ("pair", table(pairs), {"second": "text"}, ["two columns"]),
+    "too much smoothing": ("pair", table(pairs), {"smoothing": 1.5}, ["smoothing is 1.5"]),
+    "no column of weights": ("pair", table([{**r, "sure": 1} for r in pairs]), {"weight": "shure"}, ["'shure'", "'sure'"]),
+}
+
+@pytest.mark.parametrize("recipe, make, given, words", OTHERS.values(), ids=OTHERS)
+def test_other_recipes_refuse(ends, recipe, make, given, words):
+    given = [w for k, v in given.items() for w in ("-p", k, v)]
+    refused(ends("run", recipe, "-p", "table", make(), *given, "--out", "out"), *words)
+
+
+def test_unknown_tags_in_the_test_table(ends):
+    Path("train.conll").write_text("".join(f"Ann{i}\tB-PER\nleft\tO\n\n" for i in range(40)))
+    Path("test.conll").write_text("Rome\tB-LOC\n\n")
+    refused(ends("run", "tag", "-p", "table", "train.conll", "-p", "test", "test.conll", "--out", "out"), "'LOC'", "no training row")
+
+
+METHODS = {"a rank above the width": ["lora", "rank", 400], "a rank for a method that has none": ["bitfit", "rank", 4], "a rank of nothing": ["adalora", "rank", 0],
+           "a prefix of less than nothing": ["prefix", "rank", -3], "a bottleneck wider than the layer": ["bottleneck", "rank", 10_000]}
+
+@pytest.mark.parametrize("recipe", ["classify", "tag", "regress", "multilabel", "pair"])
+@pytest.mark.parametrize("method, name, value", METHODS.values(), ids=METHODS)
+def test_methods_that_cannot_work(ends, recipe, method, name, value):
+    refused(ends("run", recipe, "-p", "method", method, "-p", name, value, "--out", "out"), str(value) if method != "bitfit" else "takes no rank")
+
+
 # Odd, but not bad: these texts are worked on
 
 ODD = {"a text of 1 MB": "long " * 200_000, "a null byte": "a\0b", "a lone surrogate": "a\ud800b", "HTML": "<script>alert(1)</script>", "a formula": "=HYPERLINK(\"x\")",

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'Tagged', 'untagged', 'join_tagged', 'join_words', 'read_columns', 'open_tagged', 'tag_names',
-           'first_tokens', 'spaced', 'sees_casing', 'TagRows', 'tag_rows']
+           'first_tokens', 'spaced', 'sees_casing', 'TagRows', 'tag_rows', 'readings', 'join_rows']
 
 # %% ../../nbs/18_data.tags.ipynb #b74cc7e7
 import io
@@ -332,6 +332,13 @@ class TagRows:
         out = np.where((self.place >= 0).reshape(-1, *[1] * (values.ndim - 1)), values[self.place], missing) if len(values) else np.zeros((len(self.place), *values.shape[1:]))
         return np.split(out, np.cumsum(self.sizes)[:-1])
 
+# %% ../../nbs/18_data.tags.ipynb #30363faf
+@patch
+def several(self: TagRows) -> np.ndarray: # (texts,) bool
+    "Which texts are read in several windows."
+    window = np.where(self.place < 0, -1, np.searchsorted(self.tokens.starts, self.place, "right"))
+    return np.array([len(set(w[w >= 0])) > 1 for w in np.split(window, np.cumsum(self.sizes)[:-1])], dtype=bool)
+
 # %% ../../nbs/18_data.tags.ipynb #9da8ab1b
 def _stretches(docs, n):
     "Runs of texts that are read together."
@@ -367,22 +374,48 @@ class _Windows:
         tokens = Tokens(join(self.ids, np.int32), np.cumsum([0, *self.lengths]), np.zeros(len(self.lengths), dtype=bool))
         return TagRows(tokens, join(self.place, np.int64), join(self.casing, np.int64), sizes)
 
-# %% ../../nbs/18_data.tags.ipynb #3a851cb2
+# %% ../../nbs/18_data.tags.ipynb #05e8e69c
 def _spread(first, kinds, n):
     "The casing of each word for all of its n tokens."
     out = np.zeros(n, dtype=np.int64)
     out[first[first >= 0][::-1]] = kinds[first >= 0][::-1]
     return out[np.maximum.accumulate(np.where(out > 0, np.arange(n), 0))] if n else out
 
-# %% ../../nbs/18_data.tags.ipynb #7fb89364
+def _joined(texts, sep):
+    "The same of texts that are read together, the casing for every token; with a separator between two texts."
+    ids, firsts, casing, n = [], [], [], 0
+    for t, first, kinds in texts:
+        if n: ids.append(sep); casing.append(np.zeros(len(sep), dtype=np.int64)); n += len(sep)
+        ids.append(t)
+        firsts.append(np.where(first < 0, -1, first + n))
+        casing.append(_spread(first, kinds, len(t)))
+        n += len(t)
+    return tuple(map(np.concatenate, (ids, firsts, casing)))
+
+# %% ../../nbs/18_data.tags.ipynb #8d8d1bdf
 @patch
 def add(self: _Windows, texts): # (token ids, first token of each word, casing of each word) of texts that are read together
-    ids, shift = np.concatenate([t[0] for t in texts]), np.cumsum([0, *[len(t[0]) for t in texts]])
-    first = np.concatenate([np.where(t[1] < 0, -1, t[1] + s) for t, s in zip(texts, shift)])
-    kinds, starts, begin = _spread(first, np.concatenate([t[2] for t in texts]), len(ids)), window_starts(len(ids), self.size, self.overlap), []
+    ids, first, kinds = _joined(texts, self.after[:1])
+    starts, begin = window_starts(len(ids), self.size, self.overlap), []
     for s in starts:
         begin.append(self.at + len(self.before) - s)
         self.window(ids[s:s + self.size], kinds[s:s + self.size])
     place, there = np.full(len(first), -1, dtype=np.int64), first >= 0
     place[there] = first[there] + np.array(begin)[_owner(len(ids), self.size, starts)[first[there]]]
     self.place.append(place)
+
+# %% ../../nbs/18_data.tags.ipynb #be3f7a58
+def readings(tagged: Tagged, tokenizer, max_length=128, overlap=32, # as of `tag_rows`
+             context=True # read the texts of a document together, too
+            ) -> list[TagRows]: # in their documents and alone; alone, where there are no documents
+    "The ways in which some texts are read."
+    alone = tagged.take(range(len(tagged)))
+    alone.docs = None
+    return [tag_rows(t, tokenizer, max_length, overlap) for t in ([tagged, alone] if context and tagged.docs is not None else [alone])]
+
+def join_rows(*parts: Dataset) -> Dataset: # with labels, without weights
+    "The rows of several data sets, one after the other."
+    join = lambda values: np.concatenate(list(values))
+    lengths = join(p.tokens.lengths for p in parts)
+    tokens = Tokens(join(p.tokens.ids for p in parts), np.cumsum([0, *lengths]), join(p.tokens.truncated for p in parts))
+    return Dataset(tokens, join(p.labels for p in parts), pad_id=parts[0].pad_id, extra=join(p.extra for p in parts))

@@ -191,12 +191,13 @@ def _adalora(encoder, width, rank=24, target=16, where=None):
     if not 1 <= target < rank: raise InputError(f"target is {target}: it must be from 1 to below the rank at the start, {rank}.")
     return {k: AdaptiveRank(m.weight, rank) for k, m in layers.items()}
 
-# %% ../../nbs/22_models.adapters.ipynb #247ecb9d
+# %% ../../nbs/22_models.adapters.ipynb #12937efa
 def _least(name, value):
     if value < 1: raise InputError(f"{name} is {value}: it must be at least 1.")
 
 def _bottleneck(encoder, width, size=64, style="pfeiffer"):
     _least("size", size)
+    if size > width: raise InputError(f"size is {size}: a bottleneck is narrower than what it stands in, {width} here.")
     return {k: Bottleneck(width, size) for k in after_blocks(encoder, width, style)}
 
 def _prefix(encoder, width, length=20):

@@ -195,8 +195,8 @@ class Settings:
     clip: float = 1. # largest norm of the whole gradient
     seed: int = 0
 
-# %% ../../nbs/30_train.optim.ipynb #d249b36a
-STEEPER = {"lora": 10, "adalora": 20, "bottleneck": 10, "prefix": 50, "bitfit": 20} # times the rate of a full fine-tune
+# %% ../../nbs/30_train.optim.ipynb #6f2a26e0
+STEEPER = {"lora": 5, "adalora": 10, "bottleneck": 10, "prefix": 50, "bitfit": 20} # times the rate of a full fine-tune
 
 def choose_settings(rows, # number of training rows
                     classes=2, # number of labels
@@ -210,11 +210,11 @@ def choose_settings(rows, # number of training rows
     epochs = int(min(max(-(-steps * 32 // max(rows, 1)), 3 if classes <= 20 else 8), 30)) * (3 if method == "frozen" else 1)
     rate = (2e-4 if classes > 20 or task == "tag" else 1e-4) * (1 if width < 512 else .25)
     if task == "tag": epochs = max(epochs, 5)
-    head = 1e-2 if method == "frozen" else 10 * rate
+    head = 10 * rate if method == "full" else 1e-2
     rule = Settings(epochs=epochs, learning_rate=rate * STEEPER.get(method, 1), head_learning_rate=head)
     given = {k: v for k, v in given.items() if v is not None}
     by_hand = [k for k in given if k != "seed"]
-    if "learning_rate" in given: given.setdefault("head_learning_rate", 10 * given["learning_rate"])
+    if "learning_rate" in given and method == "full": given.setdefault("head_learning_rate", 10 * given["learning_rate"])
     for k, v in given.items():
         if v < 0 or (v == 0 and k in ("epochs", "batch_size", "learning_rate", "clip")): raise InputError(f"{k} is {v}: it must be above 0.")
     s = replace(rule, **given)
