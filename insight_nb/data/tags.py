@@ -6,7 +6,7 @@
 __all__ = ['COLUMNS', 'Tagged', 'untagged', 'join_tagged', 'join_words', 'read_columns', 'open_tagged', 'tag_names',
            'first_tokens', 'spaced', 'sees_casing', 'TagRows', 'tag_rows', 'readings', 'join_rows']
 
-# %% ../../nbs/18_data.tags.ipynb #b74cc7e7
+# %% ../../nbs/18_data.tags.ipynb #9fa5154e
 import io
 from collections import Counter
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..core import Grid, InputError, clip, plural, suggest, text_hash
-from .dataset import Dataset, Tokens
+from .dataset import Dataset, Tokens, in_chunks
 from .samples import open_frame
 from .table import Table, text_fault, text_of
 from .windows import content_size, special_ends, window_starts
@@ -280,10 +280,11 @@ def spaced(text, words, where) -> tuple[str, list]: # the text, and (start, end)
     more = np.cumsum(np.isin(np.arange(len(words)), where))
     return " ".join(text[a:b] for a, b in zip(cuts, cuts[1:])), [(a + m, b + m) for (a, b), m in zip(words, more.tolist())]
 
-# %% ../../nbs/18_data.tags.ipynb #5f796305
-def _pieces(texts, words, tokenizer, many=1000):
-    for at in range(0, len(texts), many):
-        pairs = list(zip(texts[at:at + many], words[at:at + many]))
+# %% ../../nbs/18_data.tags.ipynb #3e4a149f
+def _pieces(texts, words, tokenizer):
+    words = iter(words)
+    for part in in_chunks(texts):
+        pairs = list(zip(part, words))
         found = _encode(pairs, tokenizer)
         again = range(len(pairs))
         for _ in range(5): # a token that is broken up may show another
@@ -332,11 +333,11 @@ class TagRows:
         out = np.where((self.place >= 0).reshape(-1, *[1] * (values.ndim - 1)), values[self.place], missing) if len(values) else np.zeros((len(self.place), *values.shape[1:]))
         return np.split(out, np.cumsum(self.sizes)[:-1])
 
-# %% ../../nbs/18_data.tags.ipynb #30363faf
+# %% ../../nbs/18_data.tags.ipynb #6ca55c6f
 @patch
 def several(self: TagRows) -> np.ndarray: # (texts,) bool
     "Which texts are read in several windows."
-    window = np.where(self.place < 0, -1, np.searchsorted(self.tokens.starts, self.place, "right"))
+    window = np.where(self.place < 0, -1, np.searchsorted(self.tokens.offsets, self.place, "right"))
     return np.array([len(set(w[w >= 0])) > 1 for w in np.split(window, np.cumsum(self.sizes)[:-1])], dtype=bool)
 
 # %% ../../nbs/18_data.tags.ipynb #9da8ab1b

@@ -6,16 +6,17 @@
 __all__ = ['numbers', 'row_weights', 'separator_of', 'label_sets', 'label_matrix', 'looks_multilabel', 'open_pairs',
            'tokenise_pairs']
 
-# %% ../../nbs/17_data.targets.ipynb #ac940882
+# %% ../../nbs/17_data.targets.ipynb #d7a07f88
 import json
 import math
 from collections import Counter
+from itertools import chain
 
 import numpy as np
 import pandas as pd
 
 from ..core import InputError, clip, plural, suggest
-from .dataset import Tokens
+from .dataset import Tokens, in_chunks
 from .labels import Labels
 from .samples import open_frame
 from .table import Table, text_fault, text_of, tidy
@@ -112,19 +113,22 @@ def open_pairs(source, # whatever `open_frame` opens
     table.dropped = {k: v for k, v in Counter(table.dropped).items()} | Counter(f for f in faults if f)
     return table
 
-# %% ../../nbs/17_data.targets.ipynb #e231d431
+# %% ../../nbs/17_data.targets.ipynb #8c0fb67a
 def tokenise_pairs(first, second, # (rows,) str each
                    tokenizer, # fast, of transformers
                    max_length: int # most tokens of a row, special tokens included
                   ) -> tuple[Tokens, np.ndarray]: # tokens, and the segment of each (all tokens,) int64
     "Token ids of pairs of texts."
-    def call(a, b, n): return tokenizer(a, b, truncation=True, max_length=n, return_attention_mask=False, return_token_type_ids=True)
-    ids, segments, cut = [], [], []
-    for i in range(0, len(first), 1000):
-        a, b = list(first[i:i + 1000]), list(second[i:i + 1000])
-        found, longer = call(a, b, max_length), call(a, b, max_length + 1)
-        ids += found["input_ids"]
-        segments += found["token_type_ids"]
-        cut += [len(r) > max_length for r in longer["input_ids"]]
+    def call(a, b, n): return list(zip(*(tokenizer(a, b, truncation=True, max_length=n, return_attention_mask=False, return_token_type_ids=True)[k] for k in ("input_ids", "token_type_ids"))))
+    rows, cut, others = [], [], chain.from_iterable(in_chunks(second))
+    for a in in_chunks(first):
+        pairs = list(zip(a, others))
+        found = call(*map(list, zip(*pairs)), max_length + 1)
+        longer = [i for i, (ids, _) in enumerate(found) if len(ids) > max_length]
+        if longer:
+            for i, new in zip(longer, call(*map(list, zip(*(pairs[i] for i in longer))), max_length)): found[i] = new
+        cut += [len(rows) + i for i in longer]
+        rows += found
+    ids, segments = ([r[k] for r in rows] for k in (0, 1))
     flat = lambda rows, kind: np.concatenate([np.zeros(0, kind), *[np.array(r, dtype=kind) for r in rows]])
-    return Tokens(flat(ids, np.int32), np.cumsum([0, *map(len, ids)]), np.array(cut, dtype=bool)), flat(segments, np.int64)
+    return Tokens(flat(ids, np.int32), np.cumsum([0, *map(len, ids)]), np.isin(np.arange(len(rows)), cut)), flat(segments, np.int64)

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['window_starts', 'special_ends', 'content_size', 'Windows', 'window_rows', 'text_rows']
 
-# %% ../../nbs/16_data.windows.ipynb #6bdd36a0
+# %% ../../nbs/16_data.windows.ipynb #806fb590
 from dataclasses import dataclass
 
 import numpy as np
 from fastcore.basics import patch
 
 from ..core import InputError
-from .dataset import Dataset, Tokens, tokenise
+from .dataset import Dataset, Tokens, in_chunks, tokenise
 from ..tensors import Batch
 
 # %% ../../nbs/16_data.windows.ipynb #6121a379
@@ -80,7 +80,7 @@ def take(self: Windows, rows) -> Windows:
 @patch
 def at(self: Windows, rows, values): return rows # all that is said is said of rows
 
-# %% ../../nbs/16_data.windows.ipynb #511a7a1c
+# %% ../../nbs/16_data.windows.ipynb #e0dfdc96
 def window_rows(texts, # str each
                 tokenizer, # fast, of transformers
                 max_length=256, # tokens of a window, special ones included
@@ -89,8 +89,8 @@ def window_rows(texts, # str each
     "Texts as rows of windows: nothing of them is cut off."
     before, after = special_ends(tokenizer)
     size, ids, starts = content_size(max_length, overlap, before, after), [], [0]
-    for i in range(0, len(texts), 1000):
-        for row in tokenizer(list(texts[i:i + 1000]), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False)["input_ids"]:
+    for part in in_chunks(texts):
+        for row in tokenizer(part, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False)["input_ids"]:
             row = np.array(row, dtype=np.int32)
             ids += [np.concatenate([before, row[a:a + size], after]) for a in window_starts(len(row), size, overlap)]
             starts.append(len(ids))

@@ -195,7 +195,7 @@ class Settings:
     clip: float = 1. # largest norm of the whole gradient
     seed: int = 0
 
-# %% ../../nbs/30_train.optim.ipynb #6f2a26e0
+# %% ../../nbs/30_train.optim.ipynb #fbeef777
 STEEPER = {"lora": 5, "adalora": 10, "bottleneck": 10, "prefix": 50, "bitfit": 20} # times the rate of a full fine-tune
 
 def choose_settings(rows, # number of training rows
@@ -211,7 +211,7 @@ def choose_settings(rows, # number of training rows
     rate = (2e-4 if classes > 20 or task == "tag" else 1e-4) * (1 if width < 512 else .25)
     if task == "tag": epochs = max(epochs, 5)
     head = 10 * rate if method == "full" else 1e-2
-    rule = Settings(epochs=epochs, learning_rate=rate * STEEPER.get(method, 1), head_learning_rate=head)
+    rule = Settings(epochs=epochs, learning_rate=rate * STEEPER.get(method, 1), head_learning_rate=head, token_budget=768 if task == "tag" else Settings.token_budget)
     given = {k: v for k, v in given.items() if v is not None}
     by_hand = [k for k in given if k != "seed"]
     if "learning_rate" in given and method == "full": given.setdefault("head_learning_rate", 10 * given["learning_rate"])
