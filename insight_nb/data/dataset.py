@@ -238,7 +238,7 @@ def language_fit(texts, # str each
     return dict(unknown_share=float(unknown), single_character_share=float(single), characters_per_token=float(len(joined) / n),
                 fits=fits, detail=f"{verdict}: {measured}")
 
-# %% ../../nbs/13_data.dataset.ipynb #b347e8b7
+# %% ../../nbs/13_data.dataset.ipynb #f75bb609
 @dataclass
 class Dataset:
     "Tokens, with a label and a weight for each row where there are any."
@@ -259,6 +259,7 @@ class Dataset:
     def __len__(self): return len(self.tokens)
     @property
     def lengths(self): return self.tokens.lengths # (rows,) tokens of each, as far as planning goes
+    def lines(self, rows): return rows # which rows of `tokens` are theirs
 
 # %% ../../nbs/13_data.dataset.ipynb #c9e34081
 @patch
@@ -373,7 +374,7 @@ class Batches:
     def __len__(self): return len(self.plan)
     def __repr__(self): return f"Batches({len(self.dataset):,} rows, {len(self):,} batches, epoch {self.epoch}, step {self.step})"
 
-# %% ../../nbs/13_data.dataset.ipynb #22aa0a92
+# %% ../../nbs/13_data.dataset.ipynb #5c99d4d7
 @patch(as_prop=True)
 def plan(self: Batches):
     "The rows of each batch of the current epoch."
@@ -389,7 +390,7 @@ def plan(self: Batches):
 @patch(as_prop=True)
 def padding_share(self: Batches):
     "The share of the current epoch's places that hold padding."
-    return padding_share(self.dataset.lengths, self.plan)
+    return padding_share(self.dataset.tokens.lengths, [self.dataset.lines(rows) for rows in self.plan])
 
 # %% ../../nbs/13_data.dataset.ipynb #ced9585f
 @patch

@@ -83,17 +83,24 @@ def failed(self: Report) -> list[str]: return [c.name for c in self.guard if c.p
 # %% ../../nbs/41_eval.report.ipynb #7a7bab52
 def _percent(v): return f"{100 * v:.1f} %"
 
-# %% ../../nbs/41_eval.report.ipynb #d5baad91
+# %% ../../nbs/41_eval.report.ipynb #6447f8ac
+@patch
+def _head(self: Report):
+    failed, stopped = self.failed(), (self.model or {}).get("stopped")
+    return (f"Don't ship this yet: {', '.join(failed)} failed. " * bool(failed) + f"Training ended early: {clip(stopped, 200)}. " * bool(stopped)
+            + "Nothing has been measured yet." * (self.metrics is None))
+
+@patch(as_prop=True)
+def beats(self: Report) -> bool: return self.metrics["accuracy"].low > self.baseline["accuracy"].value # what the majority class gives
+
 @patch
 def verdict(self: Report) -> str:
     "One or two sentences: failed checks first, then accuracy with its interval, against no model."
-    failed = self.failed()
-    head = f"Don't ship this yet: {', '.join(failed)} failed. " if failed else ""
-    if (self.model or {}).get("stopped"): head += f"Training ended early: {clip(self.model['stopped'], 200)}. "
-    if self.metrics is None: return head + "Nothing has been measured yet."
+    head = self._head()
+    if self.metrics is None: return head
     a, b, u, always = self.metrics["accuracy"], self.baseline["accuracy"], self.untrained, f"always saying “{clip(self.majority, 30)}”"
     untrained = f", the untrained model on {_percent(u['accuracy'].value)}" if u else ""
-    tail = "" if a.low > b.value else f" It is not shown to beat {always}."
+    tail = "" if self.beats else f" It is not shown to beat {always}."
     return (f"{head}The model is right on {_percent(a.value)} of {a.n:,} test rows (95 % interval: {100 * a.low:.1f} to {_percent(a.high)}); "
             f"{always} is right on {_percent(b.value)}{untrained}.{tail}")
 
@@ -214,7 +221,7 @@ def _calibrated(c):
     return (f"The probabilities are divided by a temperature of {c['temperature']:.2f}, fitted on the validation rows. Expected calibration error: "
             f"{c['ece_before']:.3f} before, {c['ece_after']:.3f} after{chance}.")
 
-# %% ../../nbs/41_eval.report.ipynb #690d016c
+# %% ../../nbs/41_eval.report.ipynb #5a14b402
 @patch
 def sections(self: Report) -> list: # (title, [str, Grid or Picture, ...])
     "What the report shows, in order; sections that are not filled are left out."
@@ -222,13 +229,16 @@ def sections(self: Report) -> list: # (title, [str, Grid or Picture, ...])
     detail = self.confusion_picture if len(self.names) <= 12 else self.pairs_grid
     found = [("Result", some(self.metrics, self.metrics_grid, self.scores_picture)), ("Classes", some(self.metrics, self.class_grid, detail)),
              ("Calibration", some(self.calibration, lambda: _calibrated(self.calibration), self.reliability_picture)),
-             ("The surest mistakes", some(self.mistakes, lambda: self.mistakes)), ("Likely label errors", some(self.suspects, lambda: self.suspects)),
-             ("Cost", some(self.cost, lambda: facts(self.cost))), ("Guard", some(self.guard, self.guard_grid)),
-             ("Data", some(self.data, lambda: facts(self.data))), ("Model", some(self.model, lambda: facts(self.model))),
-             ("Training", some(self.history, self.history_grid)), ("Versions", some(self.versions, lambda: facts(self.versions | {"seed": self.seed})))]
+             ("The surest mistakes", some(self.mistakes, lambda: self.mistakes)), ("Likely label errors", some(self.suspects, lambda: self.suspects)), *self._facts()]
     return [(title, blocks) for title, blocks in found if blocks]
 
-# %% ../../nbs/41_eval.report.ipynb #11e5db0a
+@patch
+def _facts(self: Report):
+    some = lambda x, show=facts: [show(x)] if x else []
+    return [("Cost", some(self.cost)), ("Guard", some(self.guard, lambda _: self.guard_grid())), ("Data", some(self.data)), ("Model", some(self.model)),
+            ("Training", some(self.history, lambda _: self.history_grid())), ("Versions", some(self.versions and self.versions | {"seed": self.seed}))]
+
+# %% ../../nbs/41_eval.report.ipynb #42b413d2
 @patch
 def to_markdown(self: Report) -> str:
     "The whole report as Markdown; pictures give their tables."
@@ -236,8 +246,7 @@ def to_markdown(self: Report) -> str:
 @patch
 def to_html(self: Report) -> str:
     "The whole report as one page: no script, nothing fetched, light and dark."
-    good = self.metrics and not self.failed() and self.metrics["accuracy"].low > self.baseline["accuracy"].value
-    return html_page(f"{self.task}: report", self.verdict(), self.sections(), good)
+    return html_page(f"{self.task}: report", self.verdict(), self.sections(), bool(self.metrics) and not self.failed() and self.beats)
 
 # %% ../../nbs/41_eval.report.ipynb #fc377826
 @patch

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['number_metrics', 'label_metrics', 'best_thresholds', 'label_grid', 'ScoreReport', 'beats_nothing']
 
-# %% ../../nbs/47_eval.scores.ipynb #bf056f81
+# %% ../../nbs/47_eval.scores.ipynb #8d974681
 import numpy as np
 from fastcore.basics import patch
 
@@ -13,7 +13,6 @@ from ..core import Grid, clip, with_interval
 from .metrics import BOOTSTRAP, WILSON, Metric, bootstrap, wilson
 from .report import Check, Report
 from ..figures import BLUE, INK, ORANGE, Picture, figure, figure_svg
-from ..page import facts, html_page
 
 # %% ../../nbs/47_eval.scores.ipynb #410792d0
 def _ranks(v): # average ranks of ties
@@ -90,7 +89,7 @@ class ScoreReport(Report):
         self.shown, self.against, self.smaller, self.unit, self.blocks = dict(shown), against, set(smaller), unit, []
         self.calibration = {"method": "none", "detail": "this task has no probabilities that add up to one"}
 
-# %% ../../nbs/47_eval.scores.ipynb #a3e29643
+# %% ../../nbs/47_eval.scores.ipynb #4c54bcb2
 @patch
 def fill(self: ScoreReport, metrics: dict, baseline: dict, # name -> Metric
          *blocks, untrained=None): # grids and pictures; the metrics of the untrained model
@@ -101,21 +100,23 @@ def fill(self: ScoreReport, metrics: dict, baseline: dict, # name -> Metric
     return self
 
 @patch(as_prop=True)
-def lead(self: ScoreReport) -> tuple: # the leading metric, that of knowing nothing, whether it is surely better
+def lead(self: ScoreReport) -> tuple: # the leading metric, and that of knowing nothing
     k = next(iter(self.shown))
-    m, b = self.metrics[k], self.baseline[k]
-    return m, b, bool(m.high < b.value if k in self.smaller else m.low > b.value) or b.value != b.value
+    return self.metrics[k], self.baseline[k]
 
-# %% ../../nbs/47_eval.scores.ipynb #d4e8dd8c
+@patch(as_prop=True)
+def beats(self: ScoreReport) -> bool: # whether the leading metric is surely better than what knows nothing
+    m, b = self.lead
+    return bool(m.high < b.value if next(iter(self.shown)) in self.smaller else m.low > b.value) or b.value != b.value
+
+# %% ../../nbs/47_eval.scores.ipynb #5d5bd43f
 @patch
 def verdict(self: ScoreReport) -> str:
     "One or two sentences: failed checks first, then the leading metric, against knowing nothing."
-    failed = self.failed()
-    head = f"Don't ship this yet: {', '.join(failed)} failed. " if failed else ""
-    if (self.model or {}).get("stopped"): head += f"Training ended early: {clip(self.model['stopped'], 200)}. "
-    if self.metrics is None: return head + "Nothing has been measured yet."
-    (m, b, better), name = self.lead, next(iter(self.shown.values()))
-    more = "" if better else f" It is not shown to beat {self.against}."
+    head = self._head()
+    if self.metrics is None: return head
+    (m, b), name = self.lead, next(iter(self.shown.values()))
+    more = "" if self.beats else f" It is not shown to beat {self.against}."
     other = "" if b.value != b.value else f"; {self.against} has {b.value:.3f}"
     return f"{head}The {name} is {m.value:.3f} (95 % interval: {m.low:.3f} to {m.high:.3f}, {m.n:,} in the test rows){other}.{more}"
 
@@ -143,20 +144,13 @@ def scores_picture(self: ScoreReport) -> Picture:
     title = f"{self.shown[keys[0]]} {with_interval(m.value, m.low, m.high)}"
     return Picture(title[:1].upper() + title[1:], figure_svg(fig, title), None)
 
-# %% ../../nbs/47_eval.scores.ipynb #cd6d4f5a
+# %% ../../nbs/47_eval.scores.ipynb #0a8fbd2e
 @patch
 def sections(self: ScoreReport) -> list: # as of `Report`
     "What the report shows, in order."
     some = lambda x, *blocks: [b() for b in blocks] if x else []
-    found = [("Result", some(self.metrics, self.metrics_grid, self.scores_picture)), ("Details", list(self.blocks)), ("Rows to look at", some(self.mistakes, lambda: self.mistakes)),
-             ("Cost", some(self.cost, lambda: facts(self.cost))), ("Guard", some(self.guard, self.guard_grid)), ("Data", some(self.data, lambda: facts(self.data))),
-             ("Model", some(self.model, lambda: facts(self.model))), ("Training", some(self.history, self.history_grid)), ("Versions", some(self.versions, lambda: facts(self.versions | {"seed": self.seed})))]
+    found = [("Result", some(self.metrics, self.metrics_grid, self.scores_picture)), ("Details", list(self.blocks)), ("Rows to look at", some(self.mistakes, lambda: self.mistakes)), *self._facts()]
     return [(title, blocks) for title, blocks in found if blocks]
-
-@patch
-def to_html(self: ScoreReport) -> str:
-    "The whole report as one page."
-    return html_page(f"{self.task}: report", self.verdict(), self.sections(), bool(self.metrics) and not self.failed() and self.lead[2])
 
 @patch
 def evidence(self: ScoreReport) -> dict:
@@ -164,9 +158,9 @@ def evidence(self: ScoreReport) -> dict:
     self.classes, self.matrix = {}, np.zeros((0, 0))
     return Report.evidence(self)
 
-# %% ../../nbs/47_eval.scores.ipynb #f144d733
+# %% ../../nbs/47_eval.scores.ipynb #cc553027
 def beats_nothing(report: ScoreReport) -> Check:
     "The model is surely better than what knows nothing."
-    (m, b, better), name = report.lead, next(iter(report.shown.values()))
+    (m, b), name, better = report.lead, next(iter(report.shown.values())), report.beats
     found = f"{name} {m.value:.3f} [{m.low:.3f}, {m.high:.3f}], {report.against} {b.value:.3f}"
     return Check("beats_majority", better, found if better else f"{found}: not shown to be better")

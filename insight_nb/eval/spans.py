@@ -33,7 +33,13 @@ def _rates(c): # (..., 3) -> precision, recall, F1
     part = lambda a, b: np.divide(a, b, out=np.full(np.shape(b), np.nan), where=b > 0)
     return np.stack([part(right, got), part(right, there), part(2 * right, got + there)])
 
-# %% ../../nbs/46_eval.spans.ipynb #7d4d71de
+# %% ../../nbs/46_eval.spans.ipynb #64f2c8bc
+def _quantiles(drawn): # (draws, values), some NaN -> the ends of the intervals; NaN where nothing else was drawn
+    out = np.full((2, drawn.shape[1]), np.nan)
+    there = ~np.isnan(drawn).all(0)
+    out[:, there] = np.nanquantile(drawn[:, there], [.025, .975], axis=0)
+    return out
+
 def span_metrics(counts: np.ndarray, # (texts, 3) of `span_counts`
                  draws=1000, seed=0) -> dict: # precision, recall, f1 -> Metric; n is the number of spans in the truth
     "Micro-averaged scores of spans, with bootstrap intervals over texts."
@@ -44,7 +50,7 @@ def span_metrics(counts: np.ndarray, # (texts, 3) of `span_counts`
         n = rng.binomial(len(counts), share, size=size)
         out += [some[rng.integers(len(some), size=k)].sum(0) if len(some) else total for k in n]
     values, drawn = _rates(total), _rates(np.array(out))
-    low, high = (np.nanquantile(drawn, q, axis=1) if len(some) else np.full(3, np.nan) for q in (.025, .975))
+    low, high = _quantiles(drawn.T) if len(some) else np.full((2, 3), np.nan)
     return {k: Metric(float(v), float(min(l, v)), float(max(h, v)), int(total[0]), BOOTSTRAP) for k, v, l, h in zip(("precision", "recall", "f1"), values, low, high)}
 
 # %% ../../nbs/46_eval.spans.ipynb #7c398f26
@@ -68,7 +74,7 @@ def _averages(c): # (..., tags, 3) -> (..., 3): micro, macro, weighted
     f1 = _word_f1(c)
     return np.stack([c[..., 2].sum(-1) / there, np.nanmean(f1, -1), np.nansum(f1 * c[..., 0], -1) / there], -1)
 
-# %% ../../nbs/46_eval.spans.ipynb #b92edfff
+# %% ../../nbs/46_eval.spans.ipynb #bb5d06ce
 def word_metrics(counts, # of `word_counts`
                  draws=1000, seed=0) -> dict: # word_micro_f1, word_macro_f1, word_weighted_f1 -> Metric; n is the number of words
     "Averages over tags, with O, as the tables of papers print them; bootstrap intervals over texts."
@@ -76,7 +82,7 @@ def word_metrics(counts, # of `word_counts`
     for size in np.diff([*range(0, draws, 50), draws]):
         times = rng.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=size) # how often each text is drawn
         drawn.append(_averages((times @ flat).reshape(-1, *total.shape)))
-    low, high = np.nanquantile(np.concatenate(drawn), [.025, .975], axis=0)
+    low, high = _quantiles(np.concatenate(drawn))
     values, n = _averages(total), int(total[:, 0].sum())
     return {f"word_{k}_f1": Metric(float(v), float(min(l, v)), float(max(h, v)), n, BOOTSTRAP) for k, v, l, h in zip(("micro", "macro", "weighted"), values, low, high)}
 

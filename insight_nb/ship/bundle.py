@@ -46,12 +46,13 @@ def save_weights(model: Model, path):
     parts = {"adapter": model.adapter.state(), "head": model.head.state_dict()}
     save_file({f"{part}.{k}": v.cpu().contiguous() for part, state in parts.items() for k, v in state.items()}, path)
 
-# %% ../../nbs/60_ship.bundle.ipynb #8ab13464
+# %% ../../nbs/60_ship.bundle.ipynb #ac769f6b
 def load_adapter(path, info, task, # a folder, what its bundle.json says, and its task
                  backbone=None) -> Model: # one that is loaded already
     "An adapter on its encoder, which is loaded by its name. Raises InputError if it is another one than in training, or if anything is missing."
     b = info["backbone"]
     if backbone is None: backbone = load_backbone(b["name"], b["identity"] if locate(b["name"])[0] == "hub" else None)
+    if backbone.changed: raise InputError(f"the weights of this {backbone.name} were trained, and {path} belongs on what they were before: load the encoder anew.")
     if backbone.identity != b["identity"]: raise InputError(f"{path} was trained on another {b['name']} ({b['identity'][:12]}…) than the one here ({backbone.identity[:12]}…): give the same.")
     adapter, saved = Adapter(backbone, info["adapter"]["method"], **info["adapter"]["options"]), load_file(Path(path) / "model.safetensors")
     part = lambda name: {k.removeprefix(name): v for k, v in saved.items() if k.startswith(name)}

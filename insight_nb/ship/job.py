@@ -31,7 +31,7 @@ def check_parameters(least: dict, # name -> value, from 1 where it is given
     if sampling not in (None, "balanced"): raise InputError(f"sampling is {sampling!r}: say 'balanced', or leave it out.")
     if any(tables) and any(rules): raise InputError("group and time rule a split that is made here: leave them out when test or valid is given.")
 
-# %% ../../nbs/62_ship.job.ipynb #ea0b4e2b
+# %% ../../nbs/62_ship.job.ipynb #0cae9978
 class Job:
     "A backbone made ready for a method of fine-tuning. Raises InputError for a backbone, method or rank that can't work."
     def __init__(self, backbone=None, # folder or hub id; None: the embedded one
@@ -41,8 +41,9 @@ class Job:
                  usual=256, seed=0):
         seed_all(seed)
         self.encoder, self.method, self.seed = load_backbone(backbone), method, seed
-        self.length, self.options = max_length or min(usual, self.encoder.max_length), method_options(method, rank)
-        self.adapter = adapt(self.encoder, method, **self.options)
+        self.length = max_length or min(usual, self.encoder.max_length)
+        self.adapter = adapt(self.encoder, method, **method_options(method, rank))
+        self.options = self.adapter.options if self.adapter else {}
 
     def __repr__(self):
         weights, trained = count_parameters(self.encoder)

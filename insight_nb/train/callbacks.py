@@ -31,7 +31,7 @@ class EarlyStop:
         since = t.passed - t.best[1] if t.best else 0
         if since >= self.patience: raise Stop(f"no better score for {since} epochs")
 
-# %% ../../nbs/32_train.callbacks.ipynb #47d33cab
+# %% ../../nbs/32_train.callbacks.ipynb #7b2d6d99
 class Unfreeze:
     "Gradual unfreezing (Howard and Ruder 2018): the head alone, then one more layer at a time, all of them after `share` of the steps."
     def __init__(self, share=.5): self.share = share
@@ -50,8 +50,12 @@ class Unfreeze:
         for i, layer in enumerate(self.layers):
             for p in layer: p.requires_grad_(i < now)
 
-    def end(self, t): # the next trainer finds all layers open; after an interrupt fit() goes on with those that are
-        for p in t.trained if not t.interrupted else (): p.requires_grad_(True)
+    def again(self, t): # after an interrupt
+        self.open = None
+        self.step(t)
+
+    def end(self, t): # whoever trains this model next finds all layers open
+        for p in t.trained: p.requires_grad_(True)
 
 # %% ../../nbs/32_train.callbacks.ipynb #db2090c9
 class Average:

@@ -195,7 +195,7 @@ class Settings:
     clip: float = 1. # largest norm of the whole gradient
     seed: int = 0
 
-# %% ../../nbs/30_train.optim.ipynb #fbeef777
+# %% ../../nbs/30_train.optim.ipynb #e279efb1
 STEEPER = {"lora": 5, "adalora": 10, "bottleneck": 10, "prefix": 50, "bitfit": 20} # times the rate of a full fine-tune
 
 def choose_settings(rows, # number of training rows
@@ -203,13 +203,14 @@ def choose_settings(rows, # number of training rows
                     method="full", # of `models.adapters.METHODS`
                     width=384, # of the backbone
                     task="classify", # its name
+                    readings=1, # how often each text is read in a pass
                     **given # fields of `Settings`; None means: by the rule
                    ) -> tuple[Settings, str]: # and a sentence that says what the rule was
     "Settings by rule from rows, classes and width of the backbone; a wide (base-sized) backbone gets a lower rate. Raises InputError for values that can't work."
     steps = 600 if classes > 20 else 180 # many classes need more steps to come apart
     epochs = int(min(max(-(-steps * 32 // max(rows, 1)), 3 if classes <= 20 else 8), 30)) * (3 if method == "frozen" else 1)
     rate = (2e-4 if classes > 20 or task == "tag" else 1e-4) * (1 if width < 512 else .25)
-    if task == "tag": epochs = max(epochs, 5)
+    if task == "tag": epochs = max(epochs, 5 if readings == 1 else 4)
     head = 10 * rate if method == "full" else 1e-2
     rule = Settings(epochs=epochs, learning_rate=rate * STEEPER.get(method, 1), head_learning_rate=head, token_budget=768 if task == "tag" else Settings.token_budget)
     given = {k: v for k, v in given.items() if v is not None}

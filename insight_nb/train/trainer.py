@@ -290,12 +290,12 @@ def keep_best(self: Trainer):
     "Put the best weights into the model, if an epoch was finished."
     if self.best and self.best[2]: self.model.load_state_dict(self.best[2].load())
 
-# %% ../../nbs/31_train.trainer.ipynb #432ffe02
+# %% ../../nbs/31_train.trainer.ipynb #08a7b130
 @patch
 def fit(self: Trainer) -> list[dict]: # the history: one row for each epoch
     "Train to the end, or go on from where an interrupt stopped it. The best weights are in the model afterwards."
     if not self.begun: self.begin(); self.tell("start")
-    elif self.last: self.restore(*self.last)
+    elif self.last: self.restore(*self.last); self.tell("again")
     self.interrupted, self.stopped, self.last = False, "", None
     try:
         with patient(self):
