@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'check_parameters', 'Job']
 
-# %% ../../nbs/62_ship.job.ipynb #39151da8
+# %% ../../nbs/62_ship.job.ipynb #a06903c0
 from importlib.metadata import version
 
 import numpy as np
 from fastcore.basics import patch
 
+import insight_nb.eval.guard as guard
 from ..core import InputError
-from ..eval import guard
 from ..models.adapters import adapt, method_options, predicted_size
 from ..models.backbone import count_parameters, load_backbone
 from ..models.tasks import Model
