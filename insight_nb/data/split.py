@@ -323,12 +323,13 @@ def _check_known(train, given):
             raise InputError(f"{t.name} has the label {new[0]!r} ({plural(len(new), 'row')} without a label of train): drop them, or add such rows to train."
                              + suggest(new[0], sorted(known)))
 
-# %% ../../nbs/11_data.split.ipynb #1a8678eb
+# %% ../../nbs/11_data.split.ipynb #fa0b492f
 def split_given(train: Table, # rows to learn from
                 valid=None, # a table, or share or number of the training rows; None: a tenth
                 test=None, # the same; None: a fifth
                 seed=0, # of what is drawn
                 keep_duplicates=False, # leave copies of test rows in train
+                group=None, # column: training rows with the same value stay on one side of what is drawn
                ) -> tuple: # one Table of all rows, and its Split
     "A split of which some sides are given. Raises `InputError` for labels that train doesn't know."
     given = [t for t in (valid, test) if isinstance(t, Table)]
@@ -339,7 +340,9 @@ def split_given(train: Table, # rows to learn from
     drawn = [0 if isinstance(t, Table) else _rows(share if t is None else t, len(train), what)
              for t, share, what in ((valid, .1, "valid"), (test, .2, "test"))]
     notes = []
-    parts = list(_by_label(ids[at[0]], names, drawn[1], drawn[0], np.random.default_rng(seed), notes))
+    rng = np.random.default_rng(seed)
+    if group and any(drawn): parts = list(_by_group(ids[at[0]], _column(train, group), drawn[1], drawn[0], rng))
+    else: parts = list(_by_label(ids[at[0]], names, drawn[1], drawn[0], rng, notes))
     if isinstance(valid, Table): parts[1] = at[1]
     if isinstance(test, Table): parts[2] = at[-1]
     return table, _finish(table, ids, names, parts, None, seed, keep_duplicates, notes)

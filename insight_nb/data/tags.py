@@ -6,8 +6,9 @@
 __all__ = ['COLUMNS', 'Tagged', 'untagged', 'join_tagged', 'join_words', 'read_columns', 'open_tagged', 'tag_names',
            'first_tokens', 'spaced', 'sees_casing', 'TagRows', 'tag_rows', 'readings', 'join_rows']
 
-# %% ../../nbs/18_data.tags.ipynb #9fa5154e
+# %% ../../nbs/18_data.tags.ipynb #e2149a53
 import io
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import chain
@@ -101,7 +102,7 @@ def digest(self: Tagged) -> str:
     "The sha256 of texts and spans in order."
     return text_hash(chain.from_iterable((t, repr(self.spans(i) if self.tags else [])) for i, t in enumerate(self.texts)))
 
-# %% ../../nbs/18_data.tags.ipynb #396e0d90
+# %% ../../nbs/18_data.tags.ipynb #7c8cd6c6
 def _column_lines(path):
     "(line number, cells) of each line, no cells at the end of a sentence; every line has as many cells as the first."
     how, n, begins = find_encoding(path), None, True # of a sentence
@@ -119,7 +120,7 @@ def _column_lines(path):
 def _cells(line):
     line = line.strip("\r\n")
     if "\t" in line: return line.split("\t")
-    if len(line.split()) != 1: return line.split()
+    if len(cells := re.split("[ \t]+", line.strip(" "))) != 1: return cells
     return next((line.rsplit(s, 1) for s in ",|;" if line.count(s) and line.rsplit(s, 1)[1]), [line])
 
 # %% ../../nbs/18_data.tags.ipynb #906f6c8d
@@ -147,7 +148,7 @@ def join_words(words) -> tuple[str, list]: # the text, and (start, end) of each 
 
 def _spaceless(c): return "\u2e80" <= c <= "\u9fff" or "\uff00" <= c <= "\uffef" or c >= "\U00020000" and c <= "\U0003ffff"
 
-# %% ../../nbs/18_data.tags.ipynb #a255dbf3
+# %% ../../nbs/18_data.tags.ipynb #ee18b12e
 def _without_language(sentences):
     "The words without a prefix that all have, and a note."
     first = sentences[0][0][:3] if sentences and sentences[0] else ""
@@ -156,7 +157,8 @@ def _without_language(sentences):
 
 def _tagged(sentences, tags, docs, name, notes, rows, dropped=None):
     "A `Tagged` from lists of words and tags."
-    tags, scheme, repaired = to_iob2(tags)
+    try: tags, scheme, repaired = to_iob2(tags)
+    except InputError as e: raise InputError(f"{name}: {e}") from None
     if scheme not in ("IOB2", "none"): notes = [*notes, f"tags read as {scheme}"]
     if repaired: notes = [*notes, f"{plural(repaired, 'tag')} that continued nothing now begin a span"]
     texts, words = zip(*map(join_words, sentences))

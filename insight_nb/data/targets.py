@@ -21,7 +21,7 @@ from .labels import Labels
 from .samples import open_frame
 from .table import Table, text_fault, text_of, tidy
 
-# %% ../../nbs/17_data.targets.ipynb #a0922474
+# %% ../../nbs/17_data.targets.ipynb #c9c06f28
 def numbers(values, # (rows,) cells, of text or numbers
             name="the target", rows=None, # what to call the column; (rows,) row numbers for messages
             constant=False # may all be the same?
@@ -32,7 +32,7 @@ def numbers(values, # (rows,) cells, of text or numbers
         try: out[i] = float(str(v).replace("\u2212", "-"))
         except ValueError: out[i] = math.nan
         if not math.isfinite(out[i]):
-            raise InputError(f"row {i if rows is None else rows[i]} of {name} is {clip(str(v), 30)!r}, not a number: mend or drop it. For names of classes use the recipe classify.")
+            raise InputError(f"row {i if rows is None else rows[i]} of {name} is {clip(str(v), 30)!r}, not a number: mend or drop it." + " For names of classes use the recipe classify." * (not constant))
     if len(out) and (out == out[0]).all() and not constant: raise InputError(f"{name} is {out[0]:g} in all {plural(len(out), 'row')}: there is nothing to learn.")
     return out
 
@@ -76,18 +76,27 @@ def label_sets(values, # (rows,) cells
     if len(seen) < 2: raise InputError(f"the rows have {plural(len(seen), 'label')} ({clip(', '.join(seen), 40)}) in all: two are needed. Are they separated by ';', '|' or ','?")
     return out
 
-# %% ../../nbs/17_data.targets.ipynb #7abe63ef
+# %% ../../nbs/17_data.targets.ipynb #f33f2284
 def label_matrix(sets, # of `label_sets`
-                 labels: Labels) -> np.ndarray: # (rows, labels) float32, 0 or 1
+                 labels: Labels, rows=None # (rows,) row numbers for messages
+                ) -> np.ndarray: # (rows, labels) float32, 0 or 1
     "A column for each label. Raises InputError for a label that training did not have."
+    known, where = set(labels.names), range(len(sets)) if rows is None else rows
+    for i, n in ((i, n) for i, names in zip(where, sets) for n in names if n not in known):
+        raise InputError(f"row {i} has the label {clip(n, 40)!r}, which is not among the {len(labels)} labels of training.{suggest(n, labels.names)}")
     out = np.zeros((len(sets), len(labels)), dtype=np.float32)
     for i, names in enumerate(sets): out[i, labels.ids(names)] = 1
     return out
 
-# %% ../../nbs/17_data.targets.ipynb #64089d9d
+# %% ../../nbs/17_data.targets.ipynb #97c42265
+def _is_list(v):
+    try: return isinstance(json.loads(v), list)
+    except ValueError: return False
+
 def looks_multilabel(values) -> str | None: # the separator
     "Whether many cells are made of names, with a separator between them, that also occur in other cells."
     texts = [v for v in values if isinstance(v, str)]
+    if sum(v.startswith("[") and v.endswith("]") and _is_list(v) for v in texts) > .5 * len(texts) > 0: return "[...]"
     for s in (";", "|", ","):
         parts = Counter(p.strip() for v in set(texts) for p in v.split(s))
         glued = [v for v in texts if s in v and all(p.strip() and parts[p.strip()] > 1 for p in v.split(s))]

@@ -175,7 +175,7 @@ def attentions(encoder: nn.Module) -> dict: # path -> module
     if not found: raise InputError(f"method 'prefix' does not know the attention of a {type(encoder).__name__}: use 'lora' or 'bottleneck'.")
     return found
 
-# %% ../../nbs/22_models.adapters.ipynb #3a01902e
+# %% ../../nbs/22_models.adapters.ipynb #6627a128
 def _rank(rank, layers):
     least = min(min(m.weight.shape) for m in layers.values())
     if not 1 <= rank <= least: raise InputError(f"rank is {rank}: this backbone's layers take from 1 to {least}.")
@@ -187,11 +187,12 @@ def _lora(encoder, width, rank, alpha=None, where=None):
 
 def _adalora(encoder, width, rank, target, where=None):
     layers = linear_layers(encoder, where)
-    _rank(rank, layers)
+    try: _rank(rank, layers)
+    except InputError as e: raise InputError(f"AdaLoRA that ends at rank {target} begins at {rank}, and {e}") from None
     if not 1 <= target < rank: raise InputError(f"target is {target}: it must be from 1 to below the rank at the start, {rank}.")
     return {k: AdaptiveRank(m.weight, rank) for k, m in layers.items()}
 
-# %% ../../nbs/22_models.adapters.ipynb #d81447eb
+# %% ../../nbs/22_models.adapters.ipynb #f1b1f544
 def _least(name, value):
     if value < 1: raise InputError(f"{name} is {value}: it must be at least 1.")
 
@@ -202,6 +203,7 @@ def _bottleneck(encoder, width, size, style):
 
 def _prefix(encoder, width, length):
     _least("length", length)
+    if length > width: raise InputError(f"length is {length}: a prefix is from 1 to {width} long here.")
     return {k: Prefix(m.all_head_size, length) for k, m in attentions(encoder).items()}
 
 def _bitfit(encoder, width):
@@ -241,11 +243,12 @@ class Adapter:
     @property
     def size(self): return sum(p.numel() for g in self.grafts.values() for p in g.parameters())
 
-# %% ../../nbs/22_models.adapters.ipynb #104544b5
+# %% ../../nbs/22_models.adapters.ipynb #1cdbbacd
 def switch_adapter(backbone: Backbone, adapter: Adapter | None):
     "Take the adapter out that is there, and put another one in, or none. No weight is copied."
     now, adapter = backbone.adapter, None if adapter and adapter.folded else adapter
     if now is adapter: return
+    if adapter and backbone.changed: raise InputError("the encoder under this adapter was trained or folded into since: load the encoder anew.")
     modules = dict(backbone.encoder.named_modules())
     for path in now.grafts if now else (): take_graft(modules[path])
     for path, graft in adapter.grafts.items() if adapter else (): put_graft(modules[path], graft)

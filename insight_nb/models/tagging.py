@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['allowed', 'best_path', 'follow_gain', 'Tag']
 
-# %% ../../nbs/25_models.tagging.ipynb #c2bc9482
+# %% ../../nbs/25_models.tagging.ipynb #bf25c0ea
 import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import Tensor
 
 from .heads import Tagger
-from .tasks import class_floor, class_loss, shares_of, weighted
+from .tasks import check_loss, class_floor, class_loss, shares_of, weighted
 from ..tags import CASING_SIZE, split_tag
 
 # %% ../../nbs/25_models.tagging.ipynb #4781bd25
@@ -50,7 +50,7 @@ def follow_gain(tags, # for each text a list of tags
         np.add.at(counts, (at[:-1], at[1:]), 1)
     return np.log(counts / counts.sum(1, keepdims=True)) - np.log(counts.sum(0) / counts.sum())
 
-# %% ../../nbs/25_models.tagging.ipynb #bbfe498c
+# %% ../../nbs/25_models.tagging.ipynb #4f667556
 class Tag:
     "One tag for each word, in IOB2."
     name = "tag"
@@ -59,6 +59,7 @@ class Tag:
                  dropout=.1, focal=0., smoothing=0., # as for classes
                  casing=False, # whether the tagger reads the casing of words
                  follow=None): # (tags + 1, tags), λ times `follow_gain`; None: nothing is likelier after another
+        check_loss(focal, smoothing)
         self.names, self.weights, self.dropout, self.focal, self.smoothing, self.casing = tuple(names), weights, dropout, focal, smoothing, casing
         self.follow = np.zeros((len(self.names) + 1, len(self.names))) if follow is None else np.asarray(follow, dtype=float)
 

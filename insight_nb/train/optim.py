@@ -195,7 +195,7 @@ class Settings:
     clip: float = 1. # largest norm of the whole gradient
     seed: int = 0
 
-# %% ../../nbs/30_train.optim.ipynb #e279efb1
+# %% ../../nbs/30_train.optim.ipynb #2873417c
 STEEPER = {"lora": 5, "adalora": 10, "bottleneck": 10, "prefix": 50, "bitfit": 20} # times the rate of a full fine-tune
 
 def choose_settings(rows, # number of training rows
@@ -218,6 +218,7 @@ def choose_settings(rows, # number of training rows
     if "learning_rate" in given and method == "full": given.setdefault("head_learning_rate", 10 * given["learning_rate"])
     for k, v in given.items():
         if v < 0 or (v == 0 and k in ("epochs", "batch_size", "learning_rate", "clip")): raise InputError(f"{k} is {v}: it must be above 0.")
+    if not 0 < given.get("layer_decay", 1) <= 1: raise InputError(f"layer_decay is {given['layer_decay']}: it must be above 0 and at most 1.")
     s = replace(rule, **given)
     said = f"{rows:,} rows in {classes} classes, a backbone {width} wide, method {method}: {s.epochs} epochs, peak rate {s.learning_rate:g}"
     return s, said + (f"; set by hand: {', '.join(by_hand)}" if by_hand else "")
