@@ -88,11 +88,12 @@ def label_matrix(sets, # of `label_sets`
     for i, names in enumerate(sets): out[i, labels.ids(names)] = 1
     return out
 
-# %% ../../nbs/17_data.targets.ipynb #97c42265
+# %% ../../nbs/17_data.targets.ipynb #f2dade31
 def _is_list(v):
     try: return isinstance(json.loads(v), list)
     except ValueError: return False
 
+# %% ../../nbs/17_data.targets.ipynb #48853523
 def looks_multilabel(values) -> str | None: # the separator
     "Whether many cells are made of names, with a separator between them, that also occur in other cells."
     texts = [v for v in values if isinstance(v, str)]

@@ -25,7 +25,7 @@ def mcnemar(b: int, c: int) -> float: # rows on which only the first, only the s
     chance = np.exp(logs[n] - logs[:k + 1] - logs[n - k:][::-1] - n * np.log(2)) # of 0 to k heads in n flips
     return float(min(1., 2 * chance.sum() - chance[-1]))
 
-# %% ../../nbs/48_eval.compare.ipynb #1b798753
+# %% ../../nbs/48_eval.compare.ipynb #c55d4b8c
 @dataclass(frozen=True)
 class Difference:
     "A paired difference with its 95 % interval and p-value."
@@ -38,6 +38,7 @@ class Difference:
     def __str__(self): return with_interval(self.value, self.low, self.high)
     def asdict(self): return {"value": self.value, "low": self.low, "high": self.high, "p": self.p, "n": self.n, "method": self.method}
 
+# %% ../../nbs/48_eval.compare.ipynb #368062d1
 def paired(first, second, # (rows,) bool: is it right?
            level=.95) -> Difference: # of accuracy, the first less the second
     "The difference of two accuracies on the same rows."
@@ -68,7 +69,7 @@ def holm(ps) -> np.ndarray: # (comparisons,)
     out[order] = np.minimum(np.maximum.accumulate(ps[order] * np.arange(len(ps), 0, -1)), 1.)
     return out
 
-# %% ../../nbs/48_eval.compare.ipynb #3aa0a08b
+# %% ../../nbs/48_eval.compare.ipynb #b03c0184
 def rows_needed(difference, # of accuracy, above 0
                 disagree, # share of the rows on which just one of the two is right
                 power=.8, # how often it is to be seen
@@ -78,6 +79,7 @@ def rows_needed(difference, # of accuracy, above 0
     a, b = NORMAL.inv_cdf(1 - level / 2), NORMAL.inv_cdf(power)
     return int(np.ceil(((a * np.sqrt(disagree) + b * np.sqrt(disagree - difference**2)) / difference)**2))
 
+# %% ../../nbs/48_eval.compare.ipynb #443c5bf4
 def power_of(n, # test rows
              difference, disagree, level=.05) -> float:
     "How often such a difference is seen with so many rows."

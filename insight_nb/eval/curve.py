@@ -53,7 +53,7 @@ def fit_curve(sizes, scores, # (fits,) rows, and scores from 0 to 1 of which mor
     slope = np.maximum(b[at] + noise * rng.normal(size=draws) / np.sqrt(xx[at]), 1e-9) * middle**c[at]
     return Curve(n, y, a[at], slope, c[at], noise)
 
-# %% ../../nbs/44_eval.curve.ipynb #127bc2ad
+# %% ../../nbs/44_eval.curve.ipynb #a6fcecef
 @patch
 def at(self: Curve, n, # rows
        level=.9, # share of such intervals that hold what will be measured
@@ -63,6 +63,7 @@ def at(self: Curve, n, # rows
     seen = np.clip(1 - error + self.noise * np.random.default_rng(seed).normal(size=len(error)), 0, 1)
     return tuple(float(v) for v in (np.median(np.clip(1 - error, 0, 1)), *np.quantile(seen, [(1 - level) / 2, (1 + level) / 2])))
 
+# %% ../../nbs/44_eval.curve.ipynb #24c5233b
 @patch
 def needed(self: Curve, goal, # a score
            level=.9) -> tuple[float, float, float]: # median, low, high; inf where the goal is out of reach
@@ -71,7 +72,7 @@ def needed(self: Curve, goal, # a score
     with np.errstate(over="ignore"): rows = np.where(room > 0, (self.slope / np.maximum(room, 1e-300))**(1 / self.power), np.inf)
     return tuple(float(v) for v in np.quantile(rows, [.5, (1 - level) / 2, (1 + level) / 2], method="nearest"))
 
-# %% ../../nbs/44_eval.curve.ipynb #fa2371b6
+# %% ../../nbs/44_eval.curve.ipynb #48b357de
 def _rows(n): return f"{float(f'{n:.2g}'):,.0f}" if n < 1e9 else "over a billion"
 
 @patch
@@ -81,6 +82,7 @@ def more(self: Curve, times=2) -> str: # times as many labels
     now, (_, low, high) = self.means()[int(n)], self.at(times * n)
     return f"With {times:g} times the labels ({_rows(times * n)} rows) expect {100 * low:.1f} to {100 * high:.1f} %, after {100 * now:.1f} % with {n:,.0f}."
 
+# %% ../../nbs/44_eval.curve.ipynb #f5e7d295
 @patch
 def reach(self: Curve, goal) -> str: # a score
     "What a goal would take."
@@ -90,7 +92,7 @@ def reach(self: Curve, goal) -> str: # a score
     if math.isinf(middle): return f"{100 * goal:g} % is likely out of reach: most curves end below it; the best take {_rows(low)} rows or more."
     return f"To come to {100 * goal:g} % you need about {_rows(middle)} rows ({_rows(low)} to {_rows(high) if math.isfinite(high) else 'never'})."
 
-# %% ../../nbs/44_eval.curve.ipynb #b230e1df
+# %% ../../nbs/44_eval.curve.ipynb #dbb28707
 def backtest(sizes, scores, # (fits,)
              ahead=4 # how many times the largest size seen
             ) -> list[dict]: # seen, asked, expected, low, high, scores
@@ -103,6 +105,7 @@ def backtest(sizes, scores, # (fits,)
             out.append({"seen": int(last), "asked": int(ahead * last), "expected": expected, "low": low, "high": high, "scores": y[then].tolist()})
     return out
 
+# %% ../../nbs/44_eval.curve.ipynb #0102a0c2
 def backtest_grid(tests: list) -> Grid: # of `backtest`
     "What was predicted beside what came."
     inside = [t["low"] <= s <= t["high"] for t in tests for s in t["scores"]]

@@ -33,12 +33,13 @@ def _rates(c): # (..., 3) -> precision, recall, F1
     part = lambda a, b: np.divide(a, b, out=np.full(np.shape(b), np.nan), where=b > 0)
     return np.stack([part(right, got), part(right, there), part(2 * right, got + there)])
 
-# %% ../../nbs/46_eval.spans.ipynb #87c592c3
+# %% ../../nbs/46_eval.spans.ipynb #142dff74
 def place_counts(truth, found # for each text a list of (start, end, kind) in characters
                 ) -> np.ndarray: # (texts, 3) int64, as of `span_counts`
     "Counts of spans by their places, however the texts were cut into words."
     return np.array([[len(t), len(f), len(set(t) & set(f))] for t, f in zip(truth, found)], dtype=np.int64).reshape(-1, 3)
 
+# %% ../../nbs/46_eval.spans.ipynb #64f2c8bc
 def _quantiles(drawn): # (draws, values), some NaN -> the ends of the intervals; NaN where nothing else was drawn
     out = np.full((2, drawn.shape[1]), np.nan)
     there = ~np.isnan(drawn).all(0)

@@ -42,11 +42,12 @@ class Majority(Rung):
     def learn(self, texts, y): pass
     def predict_proba(self, texts): return np.tile(self.shares, (len(texts), 1))
 
-# %% ../../nbs/50_methods.classical.ipynb #fb91053d
+# %% ../../nbs/50_methods.classical.ipynb #25a1e4e9
 def words_in(text) -> list[str]: # lower-cased; letters of scripts without spaces one by one
     "Words, as far as counting them needs."
     return re.findall(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+", text.lower())
 
+# %% ../../nbs/50_methods.classical.ipynb #1eb740cc
 class Keywords(Rung):
     "The label whose name shares most with the text."
     name, needs = "label names", "labels that are named by words that people write"
@@ -60,12 +61,13 @@ class Keywords(Rung):
         p = self.shares * np.exp(3 * scores) + 1e-12
         return p / p.sum(1, keepdims=True)
 
-# %% ../../nbs/50_methods.classical.ipynb #84b2b5cc
+# %% ../../nbs/50_methods.classical.ipynb #71fa9f1a
 def spaceless(texts) -> bool:
     "Whether most letters are of scripts without spaces."
     letters = "".join(texts[:1000])
     return 2 * len(re.findall(r"[\u3040-\u30ff\u3400-\u9fff]", letters)) > sum(map(str.isalpha, letters))
 
+# %% ../../nbs/50_methods.classical.ipynb #664eb972
 def text_features(texts, most=60_000): # str each; features of each kind at most
     "A vectoriser of words and pieces of words, fitted to some texts."
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -74,12 +76,13 @@ def text_features(texts, most=60_000): # str each; features of each kind at most
     pieces = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), **how) if spaceless(texts) else TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), **how)
     return make_union(TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", **how), pieces).fit(texts)
 
-# %% ../../nbs/50_methods.classical.ipynb #dda75def
+# %% ../../nbs/50_methods.classical.ipynb #bd4ef603
 def folds_of(y, most=4) -> int:
     "How many parts cross-validation can have: as many as the rarest label has rows, at least two; 0 where that can't be."
     least = int(np.unique(y, return_counts=True)[1].min()) if len(y) else 0
     return min(most, least) if least > 1 else 0
 
+# %% ../../nbs/50_methods.classical.ipynb #cbedfabe
 def linear(x, y, # (rows, features), sparse or not; (rows,) ids
            strengths=(1., 10., 100.), # inverse of regularisation, to choose from
            seed=0):
@@ -97,13 +100,14 @@ def linear(x, y, # (rows, features), sparse or not; (rows,) ids
         best = max(strengths, key=lambda c: cross_val_score(model(c), x, y, cv=parts, scoring="neg_log_loss").mean())
         return model(best).fit(x, y)
 
-# %% ../../nbs/50_methods.classical.ipynb #fa14883b
+# %% ../../nbs/50_methods.classical.ipynb #172d644b
 def spread(model, x, classes) -> np.ndarray: # (rows, classes) in sum 1; a label without rows has nothing
     "Probabilities in the order of all labels, also of those that the model never saw."
     out = np.zeros((x.shape[0], classes))
     out[:, model.classes_] = model.predict_proba(x)
     return out
 
+# %% ../../nbs/50_methods.classical.ipynb #66b34071
 class Tfidf(Rung):
     "Words and pieces of words, weighed by a logistic regression."
     name, needs = "TF-IDF + linear", "labelled rows, a few seconds"
