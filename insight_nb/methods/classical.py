@@ -82,14 +82,15 @@ def folds_of(y, most=4) -> int:
     least = int(np.unique(y, return_counts=True)[1].min()) if len(y) else 0
     return min(most, least) if least > 1 else 0
 
-# %% ../../nbs/50_methods.classical.ipynb #cbedfabe
+# %% ../../nbs/50_methods.classical.ipynb #d8906726
 def linear(x, y, # (rows, features), sparse or not; (rows,) ids
            strengths=(1., 10., 100.), # inverse of regularisation, to choose from
            seed=0):
-    "A logistic regression, with the strength that cross-validation on these rows likes best."
+    "A logistic regression, with the strength that cross-validation on these rows likes best. Raises InputError for rows of one label."
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_score
+    if len(np.unique(y)) < 2: raise InputError(f"{plural(len(y), 'row')} of one label: there is nothing to tell apart.")
     many = dict(solver="saga", tol=.02, max_iter=30) if len(np.unique(y)) > 10 else dict(max_iter=1000)
     def model(c): return LogisticRegression(C=c, random_state=seed, **many)
     k = folds_of(y, 3 if len(y) > 3000 else 4)
@@ -107,12 +108,11 @@ def spread(model, x, classes) -> np.ndarray: # (rows, classes) in sum 1; a label
     out[:, model.classes_] = model.predict_proba(x)
     return out
 
-# %% ../../nbs/50_methods.classical.ipynb #66b34071
+# %% ../../nbs/50_methods.classical.ipynb #d6971dab
 class Tfidf(Rung):
     "Words and pieces of words, weighed by a logistic regression."
     name, needs = "TF-IDF + linear", "labelled rows, a few seconds"
     def learn(self, texts, y):
-        if len(np.unique(y)) < 2: raise InputError(f"{plural(len(y), 'row')} of one label: there is nothing to tell apart.")
         self.features = text_features(texts)
         self.model = linear(self.features.transform(texts), y, seed=self.seed)
 
