@@ -98,13 +98,15 @@ def window_rows(texts, # str each
     tokens = Tokens(flat, np.cumsum([0, *map(len, ids)]), np.zeros(len(ids), dtype=bool))
     return Windows(tokens, labels, pad_id=pad_id, starts=np.array(starts, dtype=np.int64))
 
-# %% ../../nbs/16_data.windows.ipynb #9136c20d
+# %% ../../nbs/16_data.windows.ipynb #62d7a432
 def text_rows(texts, tokenizer, # str each; fast, of transformers
               max_length=256, # tokens, special ones included
               labels=None, # (rows,) of any kind
               windows=False # read long texts in windows that overlap by a quarter, don't cut them
              ) -> tuple[Dataset, np.ndarray]: # and whether each text is longer, (rows,) bool
     "Texts as rows to train on or to predict."
-    tokens, pad = tokenise(texts, tokenizer, max_length, cache=True), tokenizer.pad_token_id
-    if not windows: return Dataset(tokens, labels, pad_id=pad), tokens.truncated
-    return window_rows(texts, tokenizer, max_length, max_length // 4, labels, pad), tokens.truncated
+    if windows:
+        rows = window_rows(texts, tokenizer, max_length, max_length // 4, labels, tokenizer.pad_token_id)
+        return rows, np.diff(rows.starts) > 1
+    tokens = tokenise(texts, tokenizer, max_length, cache=True)
+    return Dataset(tokens, labels, pad_id=tokenizer.pad_token_id), tokens.truncated
