@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Pooled', 'embed', 'Frozen', 'Static']
 
-# %% ../../nbs/51_methods.frozen.ipynb #683f651f
+# %% ../../nbs/51_methods.frozen.ipynb #a0905c4d
 import numpy as np
 from torch import nn
 from torch.nn.functional import normalize
 
 from ..data.dataset import Dataset, tokenise
 from .classical import Rung, linear, spread
-from ..models.backbone import Backbone, load_backbone
+from ..models.backbone import Backbone, count_parameters, load_backbone
 from ..models.heads import mean_pool
 from ..tensors import Output
 from ..train.trainer import predict_logits
@@ -37,7 +37,7 @@ def embed(texts, # str each
     rows = Dataset(tokenise(texts, backbone.tokenizer, max_length), pad_id=backbone.tokenizer.pad_token_id)
     return predict_logits(Pooled(backbone, static).eval(), rows, precision=precision) if len(rows) else np.zeros((0, backbone.width), np.float32)
 
-# %% ../../nbs/51_methods.frozen.ipynb #0e9399ac
+# %% ../../nbs/51_methods.frozen.ipynb #9e1ad1a9
 class Frozen(Rung):
     "The encoder's sentence vectors, weighed by a logistic regression."
     name, needs, static = "frozen + linear", "labelled rows and an encoder, run once over each text", False
@@ -55,6 +55,8 @@ class Frozen(Rung):
     def predict_proba(self, texts): return spread(self.model, (self.vectors(list(texts)) - self.mean) / self.scale, len(self.names))
     @property
     def parameters(self): return int(self.model.coef_.size + self.model.intercept_.size)
+    @property
+    def megabytes(self): return 4e-6 * (self.parameters + count_parameters(self.backbone.encoder.get_input_embeddings() if self.static else self.backbone)[0])
 
 class Static(Frozen):
     "The same on the mean of the tokens' own vectors."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EMBEDDED', 'EMBEDDED_SHA256', 'Backbone', 'count_parameters', 'freeze', 'embedded_folder', 'weights_hash', 'locate',
-           'load_encoder', 'load_tokenizer', 'reads_at_most', 'load_backbone', 'empty_backbone']
+           'load_encoder', 'load_tokenizer', 'reads_at_most', 'fetch', 'load_backbone', 'empty_backbone']
 
 # %% ../../nbs/20_models.backbone.ipynb #5a32205f
 import importlib.util
@@ -138,22 +138,29 @@ def _from_hub(name, revision):
     kept = all(_cached(name, revision, f) for f in ("config.json", "tokenizer.json", "model.safetensors"))
     return {"revision": revision or "main", "local_files_only": kept or not reach_hub(f"backbone {name}", "model")}
 
-# %% ../../nbs/20_models.backbone.ipynb #5474e2c4
-def load_backbone(name=None, # None for the embedded one, a folder, or a hub id
-                  revision=None # of a hub id: a branch, tag or commit
-                 ) -> Backbone:
-    "Load a backbone in 32 bits. The embedded one and folders never touch the network. Raises InputError if it can't be had whole."
+# %% ../../nbs/20_models.backbone.ipynb #08ecdb80
+def fetch(name, # None for the embedded one, a folder, or a hub id
+          load, # called with the folder or id, and with what `from_pretrained` is to be told
+          revision=None # of a hub id
+         ) -> tuple: # the name for people, the identity of the weights, what `load` gave
+    "Find a model's files, check them, and load them. Raises InputError if they can't be had whole."
     kind, where = locate(name)
     identity = weights_hash(where, EMBEDDED_SHA256 if kind == "embedded" else None) if kind != "hub" else ""
-    try:
-        how = _from_hub(where, revision) if kind == "hub" else {"local_files_only": True}
-        encoder, tokenizer = load_encoder(where, **how), load_tokenizer(where, **how)
+    try: found = load(where, **(_from_hub(where, revision) if kind == "hub" else {"local_files_only": True}))
     except InputError: raise
     except (OSError, ValueError, KeyError, RuntimeError) as e:
         what = "can't be had from the hub" if kind == "hub" else "can't be loaded"
         raise InputError(f"backbone {name} {what} ({str(e).strip().splitlines()[0][:160]}). Check the name, or give a folder that holds config.json, tokenizer.json and *.safetensors.") from None
     if kind == "hub": identity = _cached(where, revision).parent.name
-    return Backbone(encoder, tokenizer, EMBEDDED if kind == "embedded" else name, identity, max_length=reads_at_most(encoder.config, tokenizer))
+    return EMBEDDED if kind == "embedded" else name, identity, found
+
+# %% ../../nbs/20_models.backbone.ipynb #83ddfed7
+def load_backbone(name=None, # None for the embedded one, a folder, or a hub id
+                  revision=None # of a hub id: a branch, tag or commit
+                 ) -> Backbone:
+    "Load a backbone in 32 bits. The embedded one and folders never touch the network. Raises InputError if it can't be had whole."
+    name, identity, (encoder, tokenizer) = fetch(name, lambda where, **how: (load_encoder(where, **how), load_tokenizer(where, **how)), revision)
+    return Backbone(encoder, tokenizer, name, identity, max_length=reads_at_most(encoder.config, tokenizer))
 
 # %% ../../nbs/20_models.backbone.ipynb #faf2369c
 def empty_backbone(folder, # holds config.json and the tokenizer's files
