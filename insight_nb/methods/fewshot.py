@@ -133,7 +133,7 @@ def some_of_each(y, share=.2, most=500, seed=0) -> np.ndarray: # (rows,) bool
     out[rng.permutation(np.flatnonzero(out))[most:]] = False
     return out
 
-# %% ../../nbs/53_methods.fewshot.ipynb #ef3d0c9d
+# %% ../../nbs/53_methods.fewshot.ipynb #ea3e6f7b
 HIDE = .15 # share of the tokens that is hidden
 
 class Contrastive(Rung):
@@ -141,7 +141,7 @@ class Contrastive(Rung):
     name, needs = "contrastive + linear", "a few labelled rows of each label, and an encoder that is trained on pairs of them"
     def __init__(self, backbone=None, # folder or hub id; None: the embedded one
                  max_length=128, # tokens of a text
-                 pairs=None, # to draw; None: four for each row, from 2,500 to 15,000
+                 pairs=None, # to draw; None: six for each row, from 2,500 to 15,000
                  descriptions=None, # label -> a sentence, more than its name says
                  device=None, precision=None): # as of `Trainer`
         self.backbone, self.max_length, self.pairs, self.descriptions, self.device, self.precision = backbone, max_length, pairs, descriptions, device, precision
@@ -154,14 +154,14 @@ class Contrastive(Rung):
     def vectors(self, texts): # (rows, twice the width)
         return np.concatenate([embed(texts, self.model.backbone, self.max_length, static, self.trainer.acc.mixed_precision if not static else "no") for static in (False, True)], 1)
 
-# %% ../../nbs/53_methods.fewshot.ipynb #f50cd21e
+# %% ../../nbs/53_methods.fewshot.ipynb #f1f8343c
 @patch
 def tune(self: Contrastive, texts, y):
     "Train a fresh encoder on pairs; the rate is a fourth for a wide one."
     seed_all(self.seed)
     encoder = load_backbone(self.backbone)
-    self.model, n = Model(encoder, Contrast(self.names)), self.pairs or int(np.clip(4 * len(y), 2500, 15_000))
-    settings = Settings(epochs=1, batch_size=32, learning_rate=1e-4 * (1 if encoder.width < 512 else .25), seed=self.seed)
+    self.model, n = Model(encoder, Contrast(self.names)), self.pairs or int(np.clip(6 * len(y), 2500, 15_000))
+    settings = Settings(epochs=1, batch_size=48, learning_rate=1e-4 * (1 if encoder.width < 512 else .25), seed=self.seed)
     t = encoder.tokenizer
     rows = Pairs(tokenise(texts, t, self.max_length), y, pad_id=t.pad_token_id, pairs=draw_pairs(y, n, self.seed), hide=HIDE, mask_id=t.mask_token_id, special=tuple(t.all_special_ids))
     self.trainer = Trainer(self.model, rows, settings=settings, callbacks=[Pace(self)], device=self.device, precision=self.precision)

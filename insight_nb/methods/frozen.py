@@ -37,14 +37,16 @@ def embed(texts, # str each
     rows = Dataset(tokenise(texts, backbone.tokenizer, max_length), pad_id=backbone.tokenizer.pad_token_id)
     return predict_logits(Pooled(backbone, static).eval(), rows, precision=precision) if len(rows) else np.zeros((0, backbone.width), np.float32)
 
-# %% ../../nbs/51_methods.frozen.ipynb #9e1ad1a9
+# %% ../../nbs/51_methods.frozen.ipynb #0f8a6411
 class Frozen(Rung):
     "The encoder's sentence vectors, weighed by a logistic regression."
     name, needs, static = "frozen + linear", "labelled rows and an encoder, run once over each text", False
-    def __init__(self, backbone=None, max_length=128): # a `Backbone`, None: the embedded one; tokens of a text
-        self.backbone, self.max_length = backbone, max_length
+    def __init__(self, backbone=None, # a `Backbone`, None: the embedded one
+                 max_length=128, # tokens of a text
+                 precision="no"): # as of `embed`
+        self.backbone, self.max_length, self.precision = backbone, max_length, precision
 
-    def vectors(self, texts): return embed(texts, self.backbone, self.max_length, self.static)
+    def vectors(self, texts): return embed(texts, self.backbone, self.max_length, self.static, self.precision)
 
     def learn(self, texts, y):
         self.backbone = self.backbone or load_backbone()

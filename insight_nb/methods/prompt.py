@@ -33,18 +33,19 @@ def meanings(names, # of the labels
     if mute: raise InputError(f"the label {clip(mute[0])!r} says nothing about the texts: zero-shot needs a description of each such label ({len(mute)} of {len(names)}).")
     return out
 
-# %% ../../nbs/52_methods.prompt.ipynb #9c83d99f
+# %% ../../nbs/52_methods.prompt.ipynb #9e824f5a
 class ZeroShot(Rung):
     "The label whose words are nearest to the text in the encoder's space."
     name, needs = "zero-shot by vectors", "an encoder, and labels whose names or descriptions say what they mean"
-    def __init__(self, descriptions=None, backbone=None, max_length=128): # label -> a sentence; a `Backbone`, None: the embedded one; tokens of a text
-        self.descriptions, self.backbone, self.max_length = descriptions, backbone, max_length
+    def __init__(self, descriptions=None, # label -> a sentence
+                 backbone=None, max_length=128, precision="no"): # as of `Frozen`
+        self.descriptions, self.backbone, self.max_length, self.precision = descriptions, backbone, max_length, precision
 
     def learn(self, texts, y):
         self.backbone = self.backbone or load_backbone()
         self.anchors = embed(meanings(self.names, self.descriptions), self.backbone, self.max_length)
 
-    def predict_proba(self, texts): return softmax(embed(list(texts), self.backbone, self.max_length) @ self.anchors.T / .05)
+    def predict_proba(self, texts): return softmax(embed(list(texts), self.backbone, self.max_length, precision=self.precision) @ self.anchors.T / .05)
     @property
     def megabytes(self): return 4e-6 * (self.anchors.size + count_parameters(self.backbone)[0])
 
