@@ -306,13 +306,22 @@ def split(table: Table, # rows of text, with labels or without
     else: parts = _by_label(ids, names, n_test, n_valid, rng, notes)
     return _finish(table, ids, names, parts, n_train, seed, keep_duplicates, notes)
 
-# %% ../../nbs/11_data.split.ipynb #200b7407
+# %% ../../nbs/11_data.split.ipynb #05dbefdd
 def _together(tables):
     first = tables[0]
     frames = [t.frame.assign(**{first.text: t.texts} | ({first.label: t.values} if first.label else {})) for t in tables]
     dropped = {why: sum(t.dropped.get(why, 0) for t in tables) for t in tables for why in t.dropped}
     name, notes = " + ".join(t.name for t in tables), [n for t in tables for n in t.notes]
     return Table(pd.concat(frames, ignore_index=True), first.text, first.label, name, dropped, notes)
+
+def _same_case(table, known):
+    "A table whose labels are written as in train, where they differ in letter case only."
+    folded = {}
+    for k in known: folded.setdefault(k.casefold(), []).append(k)
+    other = {v: folded[v.casefold()][0] for v in set(table.values or ()) - known if len(folded.get(v.casefold(), ())) == 1}
+    if not other: return table
+    note = f"{plural(len(other), 'label')} written otherwise than in train, in letter case only, such as {min(other)!r}"
+    return Table(table.frame.assign(**{table.label: [other.get(v, v) for v in table.values]}), table.text, table.label, table.name, table.dropped, [*table.notes, note])
 
 def _check_known(train, given):
     known = set(train.values or [])
@@ -323,7 +332,7 @@ def _check_known(train, given):
             raise InputError(f"{t.name} has the label {new[0]!r} ({plural(len(new), 'row')} without a label of train): drop them, or add such rows to train."
                              + suggest(new[0], sorted(known)))
 
-# %% ../../nbs/11_data.split.ipynb #fa0b492f
+# %% ../../nbs/11_data.split.ipynb #a6b1c08e
 def split_given(train: Table, # rows to learn from
                 valid=None, # a table, or share or number of the training rows; None: a tenth
                 test=None, # the same; None: a fifth
@@ -332,6 +341,7 @@ def split_given(train: Table, # rows to learn from
                 group=None, # column: training rows with the same value stay on one side of what is drawn
                ) -> tuple: # one Table of all rows, and its Split
     "A split of which some sides are given. Raises `InputError` for labels that train doesn't know."
+    valid, test = (_same_case(t, set(train.values or ())) if isinstance(t, Table) else t for t in (valid, test))
     given = [t for t in (valid, test) if isinstance(t, Table)]
     _check_known(train, given)
     table = _together([train, *given])

@@ -39,7 +39,7 @@ class Check:
     @property
     def mark(self): return {True: "✓ passed", False: "✗ FAILED", None: "– not applicable"}[self.passed]
 
-# %% ../../nbs/41_eval.report.ipynb #e8c7ad51
+# %% ../../nbs/41_eval.report.ipynb #b4faaf45
 class Report:
     "Sections are attributes, `None` until they are filled."
     def __init__(self, task, # "classify"
@@ -49,6 +49,7 @@ class Report:
         self.metrics = self.baseline = self.untrained = self.classes = self.matrix = self.majority = self.gain = None
         self.data = self.model = self.calibration = self.cost = self.versions = self.history = None
         self.mistakes = self.suspects = None
+        self.headline, self.first, self.more = "", [], {} # a sentence, sections and evidence that a job adds of its own
 
 # %% ../../nbs/41_eval.report.ipynb #cba57d25
 @patch
@@ -84,11 +85,11 @@ def failed(self: Report) -> list[str]: return [c.name for c in self.guard if c.p
 # %% ../../nbs/41_eval.report.ipynb #7a7bab52
 def _percent(v): return f"{100 * v:.1f} %"
 
-# %% ../../nbs/41_eval.report.ipynb #6447f8ac
+# %% ../../nbs/41_eval.report.ipynb #443060d3
 @patch
 def _head(self: Report):
     failed, stopped = self.failed(), (self.model or {}).get("stopped")
-    return (f"Don't ship this yet: {', '.join(failed)} failed. " * bool(failed) + f"Training ended early: {clip(stopped, 200)}. " * bool(stopped)
+    return (f"{self.headline} " * bool(self.headline) + f"Don't ship this yet: {', '.join(failed)} failed. " * bool(failed) + f"Training ended early: {clip(stopped, 200)}. " * bool(stopped)
             + "Nothing has been measured yet." * (self.metrics is None))
 
 @patch(as_prop=True)
@@ -222,13 +223,13 @@ def _calibrated(c):
     return (f"The probabilities are divided by a temperature of {c['temperature']:.2f}, fitted on the validation rows. Expected calibration error: "
             f"{c['ece_before']:.3f} before, {c['ece_after']:.3f} after{chance}.")
 
-# %% ../../nbs/41_eval.report.ipynb #5a14b402
+# %% ../../nbs/41_eval.report.ipynb #4ec89193
 @patch
 def sections(self: Report) -> list: # (title, [str, Grid or Picture, ...])
     "What the report shows, in order; sections that are not filled are left out."
     some = lambda x, *blocks: [b() for b in blocks] if x else []
     detail = self.confusion_picture if len(self.names) <= 12 else self.pairs_grid
-    found = [("Result", some(self.metrics, self.metrics_grid, self.scores_picture)), ("Classes", some(self.metrics, self.class_grid, detail)),
+    found = [*self.first, ("Result", some(self.metrics, self.metrics_grid, self.scores_picture)), ("Classes", some(self.metrics, self.class_grid, detail)),
              ("Calibration", some(self.calibration, lambda: _calibrated(self.calibration), self.reliability_picture)),
              ("The surest mistakes", some(self.mistakes, lambda: self.mistakes)), ("Likely label errors", some(self.suspects, lambda: self.suspects)), *self._facts()]
     return [(title, blocks) for title, blocks in found if blocks]
@@ -282,7 +283,7 @@ def complete(self: Report):
     gone = [g for g in GUARD if g not in {c.name for c in self.guard}]
     if gone: raise ValueError(f"the guard has no line for {', '.join(gone)}: add a Check, with passed=None where it does not apply")
 
-# %% ../../nbs/41_eval.report.ipynb #709d764e
+# %% ../../nbs/41_eval.report.ipynb #5e9e2ddc
 @patch
 def evidence(self: Report) -> dict:
     "The report as plain numbers, texts, lists and dicts (schema 1). ValueError when a section or a check is missing."
@@ -291,7 +292,7 @@ def evidence(self: Report) -> dict:
     guard = [dict(check=c.name, passed=c.passed, detail=c.detail) for c in self.guard]
     return _plain(dict(schema=1, task=self.task, seed=self.seed, data=self.data, model=self.model, baseline=self.baseline, untrained=self.untrained,
                        gain=self.gain, metrics=self.metrics, classes=classes, calibration=self.calibration, cost=self.cost, guard=guard, history=self.history,
-                       versions=self.versions))
+                       versions=self.versions) | self.more)
 
 # %% ../../nbs/41_eval.report.ipynb #a12be618
 @patch

@@ -144,12 +144,12 @@ def scores_picture(self: ScoreReport) -> Picture:
     title = f"{self.shown[keys[0]]} {with_interval(m.value, m.low, m.high)}"
     return Picture(title[:1].upper() + title[1:], figure_svg(fig, title), None)
 
-# %% ../../nbs/47_eval.scores.ipynb #0a8fbd2e
+# %% ../../nbs/47_eval.scores.ipynb #10e16a36
 @patch
 def sections(self: ScoreReport) -> list: # as of `Report`
     "What the report shows, in order."
     some = lambda x, *blocks: [b() for b in blocks] if x else []
-    found = [("Result", some(self.metrics, self.metrics_grid, self.scores_picture)), ("Details", list(self.blocks)), ("Rows to look at", some(self.mistakes, lambda: self.mistakes)), *self._facts()]
+    found = [*self.first, ("Result", some(self.metrics, self.metrics_grid, self.scores_picture)), ("Details", list(self.blocks)), ("Rows to look at", some(self.mistakes, lambda: self.mistakes)), *self._facts()]
     return [(title, blocks) for title, blocks in found if blocks]
 
 @patch

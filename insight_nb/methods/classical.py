@@ -63,11 +63,11 @@ class Pace:
     def step(self, t):
         if t.at == 5 or t.at % 20 == 0: self.rung.pace(t.at, t.steps)
 
-# %% ../../nbs/50_methods.classical.ipynb #c26af076
+# %% ../../nbs/50_methods.classical.ipynb #49d9655e
 @patch
 def settings(self: Rung) -> dict: # of plain values
     "What it was made with; of a backbone its identity."
-    plain = lambda v: v if isinstance(v, (bool, int, float, str, type(None))) else getattr(v, "identity", None) or repr(v)
+    plain = lambda v: v if isinstance(v, (bool, int, float, str, dict, type(None))) else getattr(v, "identity", None) or repr(v)
     return {"kind": type(self).__name__, **{k: plain(getattr(self, k)) for k in inspect.signature(type(self)).parameters}}
 
 # %% ../../nbs/50_methods.classical.ipynb #ecb2959a

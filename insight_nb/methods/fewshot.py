@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TEMPERATURES', 'HIDE', 'prototypes', 'without_self', 'Prototype', 'draw_pairs', 'Pairs', 'contrastive_loss',
-           'Anchored', 'Contrast', 'some_of_each', 'Contrastive']
+           'Anchored', 'Contrast', 'some_of_each', 'usual_pairs', 'Contrastive']
 
 # %% ../../nbs/53_methods.fewshot.ipynb #6a0ba29e
 from dataclasses import dataclass, replace
@@ -141,7 +141,12 @@ def some_of_each(y, share=.2, most=500, seed=0) -> np.ndarray: # (rows,) bool
     out[rng.permutation(np.flatnonzero(out))[most:]] = False
     return out
 
-# %% ../../nbs/53_methods.fewshot.ipynb #ea3e6f7b
+# %% ../../nbs/53_methods.fewshot.ipynb #ab9746bd
+def usual_pairs(rows, labels) -> int: # to draw
+    "Six for each row where there are many labels, from 2,500 to 30,000; three where there are few, from 1,000 to 2,500."
+    return int(np.clip(6 * rows, 2500, 30_000) if labels > 20 else np.clip(3 * rows, 1000, 2500))
+
+# %% ../../nbs/53_methods.fewshot.ipynb #933e3b66
 HIDE = .15 # share of the tokens that is hidden
 
 class Contrastive(Rung):
@@ -149,7 +154,7 @@ class Contrastive(Rung):
     name, needs = "contrastive + linear", "a few labelled rows of each label, and an encoder that is trained on pairs of them"
     def __init__(self, backbone=None, # folder or hub id; None: the embedded one
                  max_length=128, # tokens of a text
-                 pairs=None, # to draw; None: six for each row, from 2,500 to 15,000
+                 pairs=None, # to draw; None: as of `usual_pairs`
                  descriptions=None, # label -> a sentence, more than its name says
                  device=None, precision=None): # as of `Trainer`
         self.backbone, self.max_length, self.pairs, self.descriptions, self.device, self.precision = backbone, max_length, pairs, descriptions, device, precision
@@ -162,13 +167,14 @@ class Contrastive(Rung):
     def vectors(self, texts): # (rows, twice the width)
         return np.concatenate([embed(texts, self.model.backbone, self.max_length, static, self.trainer.acc.mixed_precision if not static else "no") for static in (False, True)], 1)
 
-# %% ../../nbs/53_methods.fewshot.ipynb #1bfc5672
+# %% ../../nbs/53_methods.fewshot.ipynb #17196fb6
 @patch
 def tune(self: Contrastive, texts, y):
     "Train a fresh encoder on pairs; the rate is a fourth for a wide one."
     seed_all(self.seed)
+    self.model = self.trainer = None # of an earlier run: memory
     encoder = load_backbone(self.backbone)
-    self.model, n = Model(encoder, Contrast(self.names)), self.pairs or int(np.clip(6 * len(y), 2500, 15_000))
+    self.model, n = Model(encoder, Contrast(self.names)), self.pairs or usual_pairs(len(y), len(self.names))
     settings = Settings(epochs=1, batch_size=48, learning_rate=1e-4 * (1 if encoder.width < 512 else .25), head_learning_rate=1e-2, seed=self.seed)
     t = encoder.tokenizer
     rows = Pairs(tokenise(texts, t, self.max_length), y, pad_id=t.pad_token_id, pairs=draw_pairs(y, n, self.seed), hide=HIDE, mask_id=t.mask_token_id, special=tuple(t.all_special_ids))
@@ -184,10 +190,10 @@ def fit_head(self: Contrastive, texts, y):
     self.mean, self.scale = x.mean(0), x.std() + 1e-9
     self.linear = linear((x - self.mean) / self.scale, y, (.05,), self.seed)
 
-# %% ../../nbs/53_methods.fewshot.ipynb #ee6e12ef
+# %% ../../nbs/53_methods.fewshot.ipynb #42ccbb9a
 @patch
 def learn(self: Contrastive, texts, y):
-    "Tune and fit twice: without some rows, to calibrate, and with all."
+    "Tune and fit without some rows, to calibrate, then with all."
     if len(np.unique(y)) < 2: raise InputError(f"{plural(len(y), 'row')} of one label: there is nothing to tell apart.")
     held, self.temperature = some_of_each(y, seed=self.seed), 1.
     if held.any():
@@ -196,7 +202,7 @@ def learn(self: Contrastive, texts, y):
         self.fit_head(*some)
         self.temperature = fit_temperature(np.log(self.raw([t for t, h in zip(texts, held) if h]) + 1e-12), y[held])
     every = self.examples(texts, y)
-    self.tune(*every)
+    if not 0 < held.mean() <= .1: self.tune(*every)
     self.fit_head(*every)
 
 @patch

@@ -20,7 +20,7 @@ from ..train.callbacks import CollapseGuard
 from ..train.optim import choose_settings
 from ..train.trainer import Trainer, predict_logits
 
-# %% ../../nbs/54_methods.tuned.ipynb #689ce8f4
+# %% ../../nbs/54_methods.tuned.ipynb #838d49cf
 TITLES = {"full": "full fine-tune", "frozen": "frozen + trained head", "lora": "LoRA", "adalora": "AdaLoRA", "bottleneck": "bottleneck adapter", "prefix": "prefix", "bitfit": "BitFit"}
 
 class Tuned(Rung):
@@ -29,13 +29,13 @@ class Tuned(Rung):
                  backbone=None, # folder or hub id; None: the embedded one
                  max_length=128, # tokens of a text
                  rank=None, # of the adapter
-                 epochs=None, # passes over the rows; None: by the rule
+                 given=None, # what is not left to the rule: epochs, batch_size, learning_rate and others of `Settings`
                  device=None, precision=None): # as of `Trainer`
         if method not in METHODS: raise InputError(f"no method is called {method!r}.{suggest(method, METHODS)}")
-        self.method, self.backbone, self.max_length, self.rank, self.epochs, self.device, self.precision = method, backbone, max_length, rank, epochs, device, precision
+        self.method, self.backbone, self.max_length, self.rank, self.given, self.device, self.precision = method, backbone, max_length, rank, given, device, precision
         self.name, self.needs = TITLES[method], "labelled rows, and an encoder that is trained on them" + " in a small part" * (method != "full")
 
-# %% ../../nbs/54_methods.tuned.ipynb #2a72594d
+# %% ../../nbs/54_methods.tuned.ipynb #e1d12603
 @patch
 def rows(self: Tuned, texts, y=None): return Dataset(tokenise(texts, self.model.backbone.tokenizer, self.max_length), y, pad_id=self.model.backbone.tokenizer.pad_token_id)
 
@@ -47,7 +47,7 @@ def learn(self: Tuned, texts, y):
     encoder = load_backbone(self.backbone)
     adapt(encoder, self.method, **method_options(self.method, self.rank))
     self.model = Model(encoder, Classify(self.names))
-    settings, self.rule = choose_settings(len(y), len(self.names), self.method, encoder.width, epochs=self.epochs, seed=self.seed)
+    settings, self.rule = choose_settings(len(y), len(self.names), self.method, encoder.width, seed=self.seed, **self.given or {})
     self.trainer = Trainer(self.model, self.rows(texts, y), settings=settings, callbacks=[CollapseGuard(), Pace(self)], device=self.device, precision=self.precision)
     self.trainer.fit()
     if self.trainer.interrupted: raise KeyboardInterrupt
