@@ -18,10 +18,11 @@ from fastcore.basics import patch
 
 from ..core import InputError, plural
 
-# %% ../../nbs/50_methods.classical.ipynb #2c0fa792
+# %% ../../nbs/50_methods.classical.ipynb #ef16b230
 class Rung:
     "A method that learns from labelled texts."
     name, needs, limit = "rung", "nothing", None
+    balanced = False # rows of rare labels count as much as those of frequent ones, where the method learns by a loss
 
     def fit(self, texts, # str each
             y, # (rows,) int64, label ids
@@ -63,12 +64,12 @@ class Pace:
     def step(self, t):
         if t.at == 5 or t.at % 20 == 0: self.rung.pace(t.at, t.steps)
 
-# %% ../../nbs/50_methods.classical.ipynb #49d9655e
+# %% ../../nbs/50_methods.classical.ipynb #9bb95a90
 @patch
 def settings(self: Rung) -> dict: # of plain values
     "What it was made with; of a backbone its identity."
     plain = lambda v: v if isinstance(v, (bool, int, float, str, dict, type(None))) else getattr(v, "identity", None) or repr(v)
-    return {"kind": type(self).__name__, **{k: plain(getattr(self, k)) for k in inspect.signature(type(self)).parameters}}
+    return {"kind": type(self).__name__, **({"balanced": True} if self.balanced else {}), **{k: plain(getattr(self, k)) for k in inspect.signature(type(self)).parameters}}
 
 # %% ../../nbs/50_methods.classical.ipynb #ecb2959a
 class Majority(Rung):
@@ -119,16 +120,17 @@ def folds_of(y, most=4) -> int:
     least = int(np.unique(y, return_counts=True)[1].min()) if len(y) else 0
     return min(most, least) if least > 1 else 0
 
-# %% ../../nbs/50_methods.classical.ipynb #7cb1c926
+# %% ../../nbs/50_methods.classical.ipynb #76656d61
 def linear(x, y, # (rows, features), sparse or not; (rows,) ids
            strengths=(1., 10., 100.), # inverse of regularisation, to choose from
-           seed=0, most=20_000): # rows to choose by
+           seed=0, most=20_000, # rows to choose by
+           balanced=False): # rare labels count as much as frequent ones
     "A logistic regression, with the strength that cross-validation on these rows likes best. Raises InputError for rows of one label."
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     if len(np.unique(y)) < 2: raise InputError(f"{plural(len(y), 'row')} of one label: there is nothing to tell apart.")
-    many = dict(solver="saga", tol=.02, max_iter=30) if len(np.unique(y)) > 10 else dict(max_iter=1000)
-    def model(c): return LogisticRegression(C=c, random_state=seed, **many)
+    many = dict(solver="saga", tol=.02, max_iter=30) if len(np.unique(y)) > 10 else dict(max_iter=200, tol=1e-3)
+    def model(c): return LogisticRegression(C=c, random_state=seed, class_weight="balanced" if balanced else None, **many)
     some = np.random.default_rng(seed).permutation(len(y))[:most] if len(y) > most else np.arange(len(y))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning) # it need not be exact
@@ -148,13 +150,13 @@ def spread(model, x, classes) -> np.ndarray: # (rows, classes) in sum 1; a label
     if len(out): out[:, model.classes_] = model.predict_proba(x)
     return out
 
-# %% ../../nbs/50_methods.classical.ipynb #d6971dab
+# %% ../../nbs/50_methods.classical.ipynb #4b44491e
 class Tfidf(Rung):
     "Words and pieces of words, weighed by a logistic regression."
-    name, needs = "TF-IDF + linear", "labelled rows, a few seconds"
+    name, needs, strengths = "TF-IDF + linear", "labelled rows, a few seconds", (1., 10., 100.)
     def learn(self, texts, y):
         self.features = text_features(texts)
-        self.model = linear(self.features.transform(texts), y, seed=self.seed)
+        self.model = linear(self.features.transform(texts), y, self.strengths, self.seed, balanced=self.balanced)
 
     def predict_proba(self, texts): return spread(self.model, self.features.transform(list(texts)), len(self.names)) if len(texts) else np.zeros((0, len(self.names)))
 

@@ -141,10 +141,10 @@ def some_of_each(y, share=.2, most=500, seed=0) -> np.ndarray: # (rows,) bool
     out[rng.permutation(np.flatnonzero(out))[most:]] = False
     return out
 
-# %% ../../nbs/53_methods.fewshot.ipynb #ab9746bd
+# %% ../../nbs/53_methods.fewshot.ipynb #3d033607
 def usual_pairs(rows, labels) -> int: # to draw
-    "Six for each row where there are many labels, from 2,500 to 30,000; three where there are few, from 1,000 to 2,500."
-    return int(np.clip(6 * rows, 2500, 30_000) if labels > 20 else np.clip(3 * rows, 1000, 2500))
+    "Six for each row where there are many labels, from 2,500 to 30,000; a thousand where there are few, which a batch holds all of."
+    return int(np.clip(6 * rows, 2500, 30_000)) if labels > 20 else 1000
 
 # %% ../../nbs/53_methods.fewshot.ipynb #933e3b66
 HIDE = .15 # share of the tokens that is hidden
@@ -167,7 +167,7 @@ class Contrastive(Rung):
     def vectors(self, texts): # (rows, twice the width)
         return np.concatenate([embed(texts, self.model.backbone, self.max_length, static, self.trainer.acc.mixed_precision if not static else "no") for static in (False, True)], 1)
 
-# %% ../../nbs/53_methods.fewshot.ipynb #17196fb6
+# %% ../../nbs/53_methods.fewshot.ipynb #93d4d6b6
 @patch
 def tune(self: Contrastive, texts, y):
     "Train a fresh encoder on pairs; the rate is a fourth for a wide one."
@@ -188,9 +188,9 @@ def fit_head(self: Contrastive, texts, y):
     "The linear model on the vectors of the tuned encoder."
     x = self.vectors(texts)
     self.mean, self.scale = x.mean(0), x.std() + 1e-9
-    self.linear = linear((x - self.mean) / self.scale, y, (.05,), self.seed)
+    self.linear = linear((x - self.mean) / self.scale, y, (.05,), self.seed, balanced=self.balanced)
 
-# %% ../../nbs/53_methods.fewshot.ipynb #42ccbb9a
+# %% ../../nbs/53_methods.fewshot.ipynb #35e2c68c
 @patch
 def learn(self: Contrastive, texts, y):
     "Tune and fit without some rows, to calibrate, then with all."
@@ -202,7 +202,7 @@ def learn(self: Contrastive, texts, y):
         self.fit_head(*some)
         self.temperature = fit_temperature(np.log(self.raw([t for t, h in zip(texts, held) if h]) + 1e-12), y[held])
     every = self.examples(texts, y)
-    if not 0 < held.mean() <= .1: self.tune(*every)
+    if len(y) <= 1000 or not held.any(): self.tune(*every)
     self.fit_head(*every)
 
 @patch

@@ -37,22 +37,26 @@ def embed(texts, # str each
     rows = Dataset(tokenise(texts, backbone.tokenizer, max_length), pad_id=backbone.tokenizer.pad_token_id)
     return predict_logits(Pooled(backbone, static).eval(), rows, precision=precision) if len(rows) else np.zeros((0, backbone.width), np.float32)
 
-# %% ../../nbs/51_methods.frozen.ipynb #0f8a6411
+# %% ../../nbs/51_methods.frozen.ipynb #a70d7611
 class Frozen(Rung):
     "The encoder's sentence vectors, weighed by a logistic regression."
-    name, needs, static = "frozen + linear", "labelled rows and an encoder, run once over each text", False
+    name, needs, static, strengths = "frozen + linear", "labelled rows and an encoder, run once over each text", False, (.003, .01, .03, .1, .3)
     def __init__(self, backbone=None, # a `Backbone`, None: the embedded one
                  max_length=128, # tokens of a text
                  precision="no"): # as of `embed`
-        self.backbone, self.max_length, self.precision = backbone, max_length, precision
+        self.backbone, self.max_length, self.precision, self.known = backbone, max_length, precision, None
 
-    def vectors(self, texts): return embed(texts, self.backbone, self.max_length, self.static, self.precision)
+    def vectors(self, texts): # those of `known`, text -> vector, are not computed again
+        if self.known is None: return embed(texts, self.backbone, self.max_length, self.static, self.precision)
+        new = [t for t in dict.fromkeys(texts) if t not in self.known]
+        self.known.update(zip(new, embed(new, self.backbone, self.max_length, self.static, self.precision)))
+        return np.stack([self.known[t] for t in texts]) if len(texts) else np.zeros((0, self.backbone.width), np.float32)
 
     def learn(self, texts, y):
         self.backbone = self.backbone or load_backbone()
         x = self.vectors(texts)
         self.mean, self.scale = x.mean(0), x.std() + 1e-9
-        self.model = linear((x - self.mean) / self.scale, y, (.003, .01, .03, .1, .3, 1.), self.seed)
+        self.model = linear((x - self.mean) / self.scale, y, self.strengths, self.seed, balanced=self.balanced)
 
     def predict_proba(self, texts): return spread(self.model, (self.vectors(list(texts)) - self.mean) / self.scale, len(self.names))
     @property

@@ -193,12 +193,12 @@ def begin(self: Shelf, rung) -> int:
     path.write_text("." * times)
     return times
 
-# %% ../../nbs/56_methods.ladder.ipynb #40d1fb72
+# %% ../../nbs/56_methods.ladder.ipynb #7ec43429
 def usual_rungs(backbone=None, # folder or hub id; None: the embedded one
                 max_length=128, # tokens of a text
                 descriptions=None, # label -> a sentence, for labels whose names say little
                 entailment=None, causal=None, # folders or hub ids of models that judge; None: none is asked
-                methods=("lora", "bottleneck", "prefix", "full"), # of fine-tuning
+                methods=("lora", "bottleneck", "full"), # of fine-tuning
                 settings=None, # of fine-tuning, as of `Tuned`
                 device=None) -> list[Rung]: # of fine-tuning
     "From the majority class to a full fine-tune."
@@ -428,7 +428,7 @@ def ladder(train, test, # (texts, labels) both: lists; or `Tagged` both
     if not leak.passed: warnings.warn(f"don't believe this ladder: {leak.detail}", stacklevel=2)
     return Ladder(exam, usual_rungs() if rungs is None else rungs, **how).climb()
 
-# %% ../../nbs/56_methods.ladder.ipynb #6f1d1b9b
+# %% ../../nbs/56_methods.ladder.ipynb #5af836d7
 def nested(y, sizes, seed=0) -> list: # of positions
     "Growing parts of the rows, each in the next; of each label one row first."
     order = np.random.default_rng(seed).permutation(len(y))
@@ -440,12 +440,14 @@ def learning(rung: Rung, exam: Exam, parts=(8, 4, 2, 1), seeds=3, limit=None) ->
     "The scores of a rung after learning from parts of the rows. Raises InputError where there are too few rows, OverBudget for want of time."
     sizes = sorted({len(exam.train_y) // p for p in parts if len(exam.train_y) // p >= max(len(exam.names), 8)})
     if len(sizes) < 3: raise InputError(f"{plural(len(exam.train_y), 'row')} with {plural(len(exam.names), 'label')} are too few for a learning curve of three sizes.")
-    scores, watch = [], Rung()
+    scores, watch, rung = [], Rung(), copy.copy(rung)
+    rung.known = {} # frozen encoders read each text once
     watch.start(limit)
     for seed in range(seeds):
-        for n, at in zip(sizes, nested(exam.train_y, sizes, seed)):
+        for n, at in list(zip(sizes, nested(exam.train_y, sizes, seed)))[::-1]:
             one = copy.copy(rung)
             one.fit([exam.train[i] for i in at], exam.train_y[at], exam.names, seed)
             scores.append((n, exam.right(exam.ask(one)).mean()))
-            watch.pace(sum(s for s, _ in scores), seeds * sum(sizes))
+            if hasattr(rung, "strengths"): rung.strengths = (one.model.C,) # chosen once, with all rows
+        watch.pace(seed + 1, seeds)
     return fit_curve(*map(np.array, zip(*scores)))

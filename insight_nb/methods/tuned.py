@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TITLES', 'Tuned']
 
-# %% ../../nbs/54_methods.tuned.ipynb #14468428
+# %% ../../nbs/54_methods.tuned.ipynb #922ac965
 import numpy as np
 from fastcore.basics import patch
 
@@ -14,7 +14,7 @@ from ..data.dataset import Dataset, tokenise
 from .classical import Pace, Rung
 from ..models.adapters import METHODS, adapt, method_options
 from ..models.backbone import count_parameters, load_backbone
-from ..models.tasks import Classify, Model
+from ..models.tasks import Classify, Model, class_weights
 from ..tensors import seed_all
 from ..train.callbacks import CollapseGuard
 from ..train.optim import choose_settings
@@ -35,7 +35,7 @@ class Tuned(Rung):
         self.method, self.backbone, self.max_length, self.rank, self.given, self.device, self.precision = method, backbone, max_length, rank, given, device, precision
         self.name, self.needs = TITLES[method], "labelled rows, and an encoder that is trained on them" + " in a small part" * (method != "full")
 
-# %% ../../nbs/54_methods.tuned.ipynb #e1d12603
+# %% ../../nbs/54_methods.tuned.ipynb #d132d002
 @patch
 def rows(self: Tuned, texts, y=None): return Dataset(tokenise(texts, self.model.backbone.tokenizer, self.max_length), y, pad_id=self.model.backbone.tokenizer.pad_token_id)
 
@@ -46,7 +46,8 @@ def learn(self: Tuned, texts, y):
     seed_all(self.seed)
     encoder = load_backbone(self.backbone)
     adapt(encoder, self.method, **method_options(self.method, self.rank))
-    self.model = Model(encoder, Classify(self.names))
+    weights = class_weights(self.names, np.bincount(y, minlength=len(self.names)), "balanced" if self.balanced else None)
+    self.model = Model(encoder, Classify(self.names, weights))
     settings, self.rule = choose_settings(len(y), len(self.names), self.method, encoder.width, seed=self.seed, **self.given or {})
     self.trainer = Trainer(self.model, self.rows(texts, y), settings=settings, callbacks=[CollapseGuard(), Pace(self)], device=self.device, precision=self.precision)
     self.trainer.fit()
