@@ -41,7 +41,7 @@ class Rung:
     @property
     def megabytes(self) -> float: return 4e-6 * self.parameters # of 10^6 bytes, on disk
 
-# %% ../../nbs/50_methods.classical.ipynb #16d9ddb1
+# %% ../../nbs/50_methods.classical.ipynb #614e3960
 class OverBudget(Exception): "A rung would take longer than it may."
 
 def _time(seconds): return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
@@ -51,6 +51,7 @@ def start(self: Rung, limit): # seconds from now; None: any time
     "Begin to count the time."
     self.began, self.limit = time.monotonic(), limit
 
+# %% ../../nbs/50_methods.classical.ipynb #3cf901e3
 @patch
 def pace(self: Rung, done, of): # steps
     "Raises OverBudget if at this pace the steps would take longer than is left."
@@ -58,6 +59,7 @@ def pace(self: Rung, done, of): # steps
     whole = (time.monotonic() - self.began) * of / max(done, 1)
     if whole > self.limit: raise OverBudget(f"it would take about {_time(whole)}, and {_time(self.limit)} are left")
 
+# %% ../../nbs/50_methods.classical.ipynb #4fc08d8b
 class Pace:
     "For a trainer: tells a rung after the fifth step, and then every twentieth, how far its training is."
     def __init__(self, rung): self.rung = rung
@@ -120,7 +122,7 @@ def folds_of(y, most=4) -> int:
     least = int(np.unique(y, return_counts=True)[1].min()) if len(y) else 0
     return min(most, least) if least > 1 else 0
 
-# %% ../../nbs/50_methods.classical.ipynb #76656d61
+# %% ../../nbs/50_methods.classical.ipynb #eefca02c
 def linear(x, y, # (rows, features), sparse or not; (rows,) ids
            strengths=(1., 10., 100.), # inverse of regularisation, to choose from
            seed=0, most=20_000, # rows to choose by
@@ -136,6 +138,7 @@ def linear(x, y, # (rows, features), sparse or not; (rows,) ids
         warnings.simplefilter("ignore", ConvergenceWarning) # it need not be exact
         return model(_strength(model, x[some], y[some], strengths, seed)).fit(x, y)
 
+# %% ../../nbs/50_methods.classical.ipynb #dafbe33a
 def _strength(model, x, y, strengths, seed):
     from sklearn.model_selection import StratifiedKFold, cross_val_score
     k = folds_of(y, 3 if len(y) > 3000 else 4)
@@ -160,12 +163,13 @@ class Tfidf(Rung):
 
     def predict_proba(self, texts): return spread(self.model, self.features.transform(list(texts)), len(self.names)) if len(texts) else np.zeros((0, len(self.names)))
 
-# %% ../../nbs/50_methods.classical.ipynb #4421a43f
+# %% ../../nbs/50_methods.classical.ipynb #f41ea822
 @patch(as_prop=True)
 def parameters(self: Tfidf) -> int:
     "Weights of the linear model."
     return int(self.model.coef_.size + self.model.intercept_.size)
 
+# %% ../../nbs/50_methods.classical.ipynb #ea56aab3
 @patch(as_prop=True)
 def megabytes(self: Tfidf) -> float:
     "The weights, the features and how rare each is."

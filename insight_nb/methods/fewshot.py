@@ -29,13 +29,14 @@ from ..tensors import Batch, seed_all
 from ..train.optim import Settings
 from ..train.trainer import Trainer
 
-# %% ../../nbs/53_methods.fewshot.ipynb #d607af8f
+# %% ../../nbs/53_methods.fewshot.ipynb #552bd980
 def prototypes(x, y, classes) -> np.ndarray: # (rows, width) of length one, (rows,) ids -> (classes, width); zeros for a label without rows
     "The mean direction of each label."
     sums = np.zeros((classes, x.shape[1]))
     np.add.at(sums, y, x)
     return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-9)
 
+# %% ../../nbs/53_methods.fewshot.ipynb #5bd6560e
 def without_self(x, y, classes) -> np.ndarray: # (rows, classes) cosines; rows whose label has no other row are NaN
     "The likeness of each row to the prototypes, that of its own label made without it."
     sums, n = np.zeros((classes, x.shape[1])), np.bincount(y, minlength=classes)
@@ -101,7 +102,7 @@ class Pairs(Dataset):
         hidden = (torch.rand(b.ids.shape) < self.hide) & b.mask & ~torch.isin(b.ids, torch.tensor(self.special))
         return replace(b, ids=b.ids.masked_fill(hidden, self.mask_id))
 
-# %% ../../nbs/53_methods.fewshot.ipynb #80b8c74c
+# %% ../../nbs/53_methods.fewshot.ipynb #6ecd1cf3
 def contrastive_loss(z: Tensor, # (rows, width) of length one
                      y: Tensor, # (rows,) int64
                      temperature=.07) -> Tensor: # scalar
@@ -112,6 +113,7 @@ def contrastive_loss(z: Tensor, # (rows, width) of length one
     n = same.sum(1)
     return -((logs * same).sum(1)[n > 0] / n[n > 0]).mean() if n.any() else z.sum() * 0
 
+# %% ../../nbs/53_methods.fewshot.ipynb #827cc905
 class Anchored(nn.Module):
     "Pool, make each vector's length one, and compare it with an anchor for each label."
     def __init__(self, width, labels):
@@ -122,6 +124,7 @@ class Anchored(nn.Module):
         z = F.normalize(mean_pool(hidden.float(), mask), dim=1)
         return torch.cat([z, z @ F.normalize(self.anchors, dim=1).T], 1)
 
+# %% ../../nbs/53_methods.fewshot.ipynb #a53b5bf1
 class Contrast:
     "The task of bringing texts of one label together; its logits are vectors and cosines."
     name = "contrast"
@@ -167,7 +170,7 @@ class Contrastive(Rung):
     def vectors(self, texts): # (rows, twice the width)
         return np.concatenate([embed(texts, self.model.backbone, self.max_length, static, self.trainer.acc.mixed_precision if not static else "no") for static in (False, True)], 1)
 
-# %% ../../nbs/53_methods.fewshot.ipynb #93d4d6b6
+# %% ../../nbs/53_methods.fewshot.ipynb #2e52e9f5
 @patch
 def tune(self: Contrastive, texts, y):
     "Train a fresh encoder on pairs; the rate is a fourth for a wide one."
@@ -183,6 +186,7 @@ def tune(self: Contrastive, texts, y):
     self.trainer.fit()
     if self.trainer.interrupted: raise KeyboardInterrupt
 
+# %% ../../nbs/53_methods.fewshot.ipynb #8c4cba36
 @patch
 def fit_head(self: Contrastive, texts, y):
     "The linear model on the vectors of the tuned encoder."
@@ -190,7 +194,7 @@ def fit_head(self: Contrastive, texts, y):
     self.mean, self.scale = x.mean(0), x.std() + 1e-9
     self.linear = linear((x - self.mean) / self.scale, y, (.05,), self.seed, balanced=self.balanced)
 
-# %% ../../nbs/53_methods.fewshot.ipynb #35e2c68c
+# %% ../../nbs/53_methods.fewshot.ipynb #9b1d8da0
 @patch
 def learn(self: Contrastive, texts, y):
     "Tune and fit without some rows, to calibrate, then with all."
@@ -205,6 +209,7 @@ def learn(self: Contrastive, texts, y):
     if len(y) <= 1000 or not held.any(): self.tune(*every)
     self.fit_head(*every)
 
+# %% ../../nbs/53_methods.fewshot.ipynb #df09fa8b
 @patch
 def raw(self: Contrastive, texts): return spread(self.linear, (self.vectors(texts) - self.mean) / self.scale, len(self.names)) # probabilities before calibration
 
@@ -213,6 +218,7 @@ def predict_proba(self: Contrastive, texts):
     "Calibrated probabilities."
     return softmax(np.log(self.raw(list(texts)) + 1e-12) / self.temperature)
 
+# %% ../../nbs/53_methods.fewshot.ipynb #22e1e1cb
 @patch(as_prop=True)
 def parameters(self: Contrastive) -> int: return count_parameters(self.model)[1] + int(self.linear.coef_.size + self.linear.intercept_.size)
 @patch(as_prop=True)

@@ -17,7 +17,7 @@ from ..models.heads import mean_pool
 from ..tensors import Output
 from ..train.trainer import predict_logits
 
-# %% ../../nbs/51_methods.frozen.ipynb #488af4ec
+# %% ../../nbs/51_methods.frozen.ipynb #425315e3
 class Pooled(nn.Module):
     "A backbone whose answer is the mean over a text's tokens, of length one; of their own vectors where no layer is to be run."
     def __init__(self, backbone: Backbone, static=False):
@@ -28,6 +28,7 @@ class Pooled(nn.Module):
         hidden = self.backbone.encoder.get_input_embeddings()(batch.ids) if self.static else self.backbone(batch.ids, batch.mask)
         return Output(normalize(mean_pool(hidden.float(), batch.mask), dim=1))
 
+# %% ../../nbs/51_methods.frozen.ipynb #2ca5b96a
 def embed(texts, # str each
           backbone: Backbone, max_length=128, # tokens
           static=False, # the tokens' own vectors only
@@ -37,7 +38,7 @@ def embed(texts, # str each
     rows = Dataset(tokenise(texts, backbone.tokenizer, max_length), pad_id=backbone.tokenizer.pad_token_id)
     return predict_logits(Pooled(backbone, static).eval(), rows, precision=precision) if len(rows) else np.zeros((0, backbone.width), np.float32)
 
-# %% ../../nbs/51_methods.frozen.ipynb #a70d7611
+# %% ../../nbs/51_methods.frozen.ipynb #b4d2a674
 class Frozen(Rung):
     "The encoder's sentence vectors, weighed by a logistic regression."
     name, needs, static, strengths = "frozen + linear", "labelled rows and an encoder, run once over each text", False, (.003, .01, .03, .1, .3)
@@ -64,6 +65,7 @@ class Frozen(Rung):
     @property
     def megabytes(self): return 4e-6 * (self.parameters + count_parameters(self.backbone.encoder.get_input_embeddings() if self.static else self.backbone)[0])
 
+# %% ../../nbs/51_methods.frozen.ipynb #f9b3df9e
 class Static(Frozen):
     "The same on the mean of the tokens' own vectors."
     name, needs = "token vectors + linear", "labelled rows and an encoder's table of tokens"

@@ -35,10 +35,11 @@ class Tuned(Rung):
         self.method, self.backbone, self.max_length, self.rank, self.given, self.device, self.precision = method, backbone, max_length, rank, given, device, precision
         self.name, self.needs = TITLES[method], "labelled rows, and an encoder that is trained on them" + " in a small part" * (method != "full")
 
-# %% ../../nbs/54_methods.tuned.ipynb #d132d002
+# %% ../../nbs/54_methods.tuned.ipynb #1b95df08
 @patch
 def rows(self: Tuned, texts, y=None): return Dataset(tokenise(texts, self.model.backbone.tokenizer, self.max_length), y, pad_id=self.model.backbone.tokenizer.pad_token_id)
 
+# %% ../../nbs/54_methods.tuned.ipynb #895ec3dd
 @patch
 def learn(self: Tuned, texts, y):
     "Load the encoder and train."
@@ -53,13 +54,14 @@ def learn(self: Tuned, texts, y):
     self.trainer.fit()
     if self.trainer.interrupted: raise KeyboardInterrupt
 
-# %% ../../nbs/54_methods.tuned.ipynb #b5fdef70
+# %% ../../nbs/54_methods.tuned.ipynb #0483bbd9
 @patch
 def predict_proba(self: Tuned, texts):
     "The probabilities of the trained model."
     if not len(texts): return np.zeros((0, len(self.names)))
     return self.model.task.decode(predict_logits(self.model, self.rows(list(texts)), precision=self.trainer.acc.mixed_precision))[1]
 
+# %% ../../nbs/54_methods.tuned.ipynb #129d3ef1
 @patch(as_prop=True)
 def parameters(self: Tuned) -> int: return count_parameters(self.model)[1] # trained weights
 

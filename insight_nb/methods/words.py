@@ -90,7 +90,7 @@ class CRF(TagRung):
     @property
     def parameters(self): return self.model.info().num_features if hasattr(self.model.info(), "num_features") else len(self.model.info().state_features)
 
-# %% ../../nbs/55_methods.words.ipynb #7ec77068
+# %% ../../nbs/55_methods.words.ipynb #cbab4211
 @patch
 def train(self: CRF, crf, x, y, rows, strength):
     "Learn from some texts; the model is read back from its file."
@@ -106,6 +106,7 @@ def train(self: CRF, crf, x, y, rows, strength):
     tagger.open_inmemory(self.bytes)
     return tagger
 
+# %% ../../nbs/55_methods.words.ipynb #f0935e2f
 @patch
 def tags(self: CRF, model, x):
     "The most probable sequence, mended where it can't be."
