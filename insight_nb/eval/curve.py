@@ -72,7 +72,7 @@ def needed(self: Curve, goal, # a score
     with np.errstate(over="ignore"): rows = np.where(room > 0, (self.slope / np.maximum(room, 1e-300))**(1 / self.power), np.inf)
     return tuple(float(v) for v in np.quantile(rows, [.5, (1 - level) / 2, (1 + level) / 2], method="nearest"))
 
-# %% ../../nbs/44_eval.curve.ipynb #48b357de
+# %% ../../nbs/44_eval.curve.ipynb #40e5dd4e
 def _rows(n): return f"{float(f'{n:.2g}'):,.0f}" if n < 1e9 else "over a billion"
 
 @patch
@@ -80,7 +80,7 @@ def more(self: Curve, times=2) -> str: # times as many labels
     "What more labels would bring."
     n = self.sizes.max()
     now, (_, low, high) = self.means()[int(n)], self.at(times * n)
-    return f"With {times:g} times the labels ({_rows(times * n)} rows) expect {100 * low:.1f} to {100 * high:.1f} %, after {100 * now:.1f} % with {n:,.0f}."
+    return f"With {times:g} times the labels ({_rows(times * n)} rows) expect {100 * low:.1f} to {100 * high:.1f} % (90 % interval), after {100 * now:.1f} % with {n:,.0f}."
 
 # %% ../../nbs/44_eval.curve.ipynb #f5e7d295
 @patch

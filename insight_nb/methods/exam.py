@@ -5,23 +5,24 @@
 # %% auto #0
 __all__ = ['Exam', 'TagExam', 'Memory', 'Step', 'climb_one', 'Shelf']
 
-# %% ../../nbs/56_methods.exam.ipynb #aca7237e
+# %% ../../nbs/56_methods.exam.ipynb #29d68944
 import copy
 import ctypes
 import gc
 import json
 import threading
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import psutil
 from fastcore.basics import patch
 
-# %% ../../nbs/56_methods.exam.ipynb #3e297115
+# %% ../../nbs/56_methods.exam.ipynb #fba2dd79
 from ..core import InputError, clip, text_hash, whole
-from ..eval.compare import Difference, paired, paired_bootstrap
+from ..eval.compare import NORMAL, Difference, paired, paired_bootstrap
 from ..eval.metrics import Metric, evaluate
 from ..eval.spans import span_counts, span_metrics
 from .classical import OverBudget, Rung
@@ -65,13 +66,15 @@ class TagExam(Exam):
     def digest(self): return text_hash([*self.names, self.train.digest(), self.tagged.digest(), str(self.seed)])
     def pack(self, tags): return np.array([self.at[t] for ts in tags for t in ts], dtype=np.int16)
 
-# %% ../../nbs/56_methods.exam.ipynb #76733a43
+# %% ../../nbs/56_methods.exam.ipynb #da95db27
 @patch
 def compare(self: TagExam, a, b, level=.95) -> Difference:
     "The difference of two F1 on the same texts."
     a, b = self.counts(a), self.counts(b)
     f1 = lambda c: 2 * c[..., 2] / np.maximum(c[..., 0] + c[..., 1], 1)
-    return paired_bootstrap(lambda i: f1(a[i].sum(0)) - f1(b[i].sum(0)), len(a), seed=self.seed, level=level)
+    d = paired_bootstrap(lambda i: f1(a[i].sum(0)) - f1(b[i].sum(0)), len(a), seed=self.seed, level=level)
+    least = NORMAL.inv_cdf((1 + level) / 2) * 2**.5 / (a[:, 0].sum() + 2)
+    return replace(d, low=max(-1., min(d.low, d.value - least)), high=min(1., max(d.high, d.value + least)))
 
 @patch
 def unpack(self: TagExam, values):
@@ -119,7 +122,7 @@ def _timed(act):
     began = time.perf_counter()
     return act(), time.perf_counter() - began
 
-# %% ../../nbs/56_methods.exam.ipynb #554e7337
+# %% ../../nbs/56_methods.exam.ipynb #b2c274e9
 def climb_one(rung: Rung, exam: Exam, limit=None, # seconds that it may take
               keep=None) -> Step: # called with the rung that has learnt
     "Teach and ask one rung. Whatever goes wrong is in its row."
@@ -127,24 +130,27 @@ def climb_one(rung: Rung, exam: Exam, limit=None, # seconds that it may take
     rung.start(limit)
     try:
         with Memory() as memory: (_, train), (step.answers, ask) = _timed(lambda: exam.teach(rung)), _timed(lambda: exam.ask(rung))
-        alone = [_timed(lambda: exam.one(rung, i))[1] for i in np.linspace(0, len(exam) - 1, 20).astype(int)]
+        alone = [_timed(lambda: exam.one(rung, i))[1] for i in np.linspace(0, len(exam) - 1, 50).astype(int)]
         step.metrics = exam.measure(step.answers)
-        step.cost = {"train_seconds": train, "predict_ms_per_text": 1e3 * ask / len(exam), "predict_ms_p50": 1e3 * float(np.median(alone)), "predict_ms_p95": 1e3 * float(np.quantile(alone, .95)),
+        step.cost = {"train_seconds": train, "batch_ms_per_text": 1e3 * ask / len(exam), "predict_ms_per_text": 1e3 * float(np.median(alone)), "predict_ms_p50": 1e3 * float(np.median(alone)), "predict_ms_p95": 1e3 * float(np.quantile(alone, .95)),
                      "parameters": rung.parameters, "megabytes": rung.megabytes, "memory_mb": memory.rise}
-        if keep: keep(rung)
-        step.status = "done"
+        step.status, step.why = "done", getattr(rung, "remark", "")
     except OverBudget as e: step.status, step.why = "skipped", str(e)
     except Exception as e: step.status, step.why = "failed", clip(str(e) or type(e).__name__, 300) if isinstance(e, InputError) else clip(f"{type(e).__name__}: {e}", 300)
+    if keep and step.status == "done":
+        try: keep(rung)
+        except Exception as e: step.why = clip(f"what it learnt was not kept: {e}", 300)
+    else: step.metrics, step.cost = (step.metrics, step.cost) if step.status == "done" else ({}, {})
     return step
 
-# %% ../../nbs/56_methods.exam.ipynb #e3881a88
+# %% ../../nbs/56_methods.exam.ipynb #731ebc3d
 @dataclass
 class Shelf:
     "Finished rungs in a folder; None: nothing is kept."
     folder: Path | None
     exam: Exam
 
-    def path(self, rung, end): return Path(self.folder or ".") / f"{text_hash(['ladder 1', self.exam.digest(), json.dumps(rung.settings(), sort_keys=True)])[:24]}.{end}"
+    def path(self, rung, end): return Path(self.folder or ".") / f"{text_hash(['ladder 1', version('insight_nb'), self.exam.digest(), json.dumps(rung.settings(), sort_keys=True)])[:24]}.{end}"
 
     def get(self, rung) -> Step | None:
         "The step of a rung, if it is here whole."

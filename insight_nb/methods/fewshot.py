@@ -149,7 +149,7 @@ def usual_pairs(rows, labels) -> int: # to draw
     "Six for each row where there are many labels, from 2,500 to 30,000; a thousand where there are few, which a batch holds all of."
     return int(np.clip(6 * rows, 2500, 30_000)) if labels > 20 else 1000
 
-# %% ../../nbs/53_methods.fewshot.ipynb #933e3b66
+# %% ../../nbs/53_methods.fewshot.ipynb #bf6338f1
 HIDE = .15 # share of the tokens that is hidden
 
 class Contrastive(Rung):
@@ -163,16 +163,16 @@ class Contrastive(Rung):
         self.backbone, self.max_length, self.pairs, self.descriptions, self.device, self.precision = backbone, max_length, pairs, descriptions, device, precision
 
     def examples(self, texts, y): # texts and ids, those of the labels' names included
-        named = [i for i, n in enumerate(self.names) if not EMPTY_NAME.fullmatch(n) or n in (self.descriptions or {})]
+        named = [i for i, n in enumerate(self.names) if not EMPTY_NAME.fullmatch((self.descriptions or {}).get(n) or n)]
         words = meanings([self.names[i] for i in named], self.descriptions and {k: v for k, v in self.descriptions.items() if k in self.names})
         return [*texts, *words], np.concatenate([y, np.array(named, dtype=np.int64)])
 
     def vectors(self, texts): # (rows, twice the width)
         return np.concatenate([embed(texts, self.model.backbone, self.max_length, static, self.trainer.acc.mixed_precision if not static else "no") for static in (False, True)], 1)
 
-# %% ../../nbs/53_methods.fewshot.ipynb #2e52e9f5
+# %% ../../nbs/53_methods.fewshot.ipynb #dd2c778a
 @patch
-def tune(self: Contrastive, texts, y):
+def tune(self: Contrastive, texts, y, more=0.): # as of `Pace`
     "Train a fresh encoder on pairs; the rate is a fourth for a wide one."
     seed_all(self.seed)
     self.model = self.trainer = None # of an earlier run: memory
@@ -182,7 +182,7 @@ def tune(self: Contrastive, texts, y):
     t = encoder.tokenizer
     rows = Pairs(tokenise(texts, t, self.max_length), y, pad_id=t.pad_token_id, pairs=draw_pairs(y, n, self.seed), hide=HIDE, mask_id=t.mask_token_id, special=tuple(t.all_special_ids))
     self.model.head.anchors.data = torch.from_numpy(prototypes(embed(texts, encoder, self.max_length), y, len(self.names))).float()
-    self.trainer = Trainer(self.model, rows, settings=settings, callbacks=[Pace(self)], device=self.device, precision=self.precision)
+    self.trainer = Trainer(self.model, rows, settings=settings, callbacks=[Pace(self, more)], device=self.device, precision=self.precision)
     self.trainer.fit()
     if self.trainer.interrupted: raise KeyboardInterrupt
 
@@ -194,7 +194,7 @@ def fit_head(self: Contrastive, texts, y):
     self.mean, self.scale = x.mean(0), x.std() + 1e-9
     self.linear = linear((x - self.mean) / self.scale, y, (.05,), self.seed, balanced=self.balanced)
 
-# %% ../../nbs/53_methods.fewshot.ipynb #9b1d8da0
+# %% ../../nbs/53_methods.fewshot.ipynb #8706e608
 @patch
 def learn(self: Contrastive, texts, y):
     "Tune and fit without some rows, to calibrate, then with all."
@@ -202,7 +202,7 @@ def learn(self: Contrastive, texts, y):
     held, self.temperature = some_of_each(y, seed=self.seed), 1.
     if held.any():
         some = self.examples([t for t, h in zip(texts, held) if not h], y[~held])
-        self.tune(*some)
+        self.tune(*some, more=1.25 * (len(y) <= 1000))
         self.fit_head(*some)
         self.temperature = fit_temperature(np.log(self.raw([t for t, h in zip(texts, held) if h]) + 1e-12), y[held])
     every = self.examples(texts, y)

@@ -38,10 +38,10 @@ def embed(texts, # str each
     rows = Dataset(tokenise(texts, backbone.tokenizer, max_length), pad_id=backbone.tokenizer.pad_token_id)
     return predict_logits(Pooled(backbone, static).eval(), rows, precision=precision) if len(rows) else np.zeros((0, backbone.width), np.float32)
 
-# %% ../../nbs/51_methods.frozen.ipynb #b4d2a674
+# %% ../../nbs/51_methods.frozen.ipynb #ca7c8a80
 class Frozen(Rung):
     "The encoder's sentence vectors, weighed by a logistic regression."
-    name, needs, static, strengths = "frozen + linear", "labelled rows and an encoder, run once over each text", False, (.003, .01, .03, .1, .3)
+    name, needs, static, strengths = "frozen + linear", "labelled rows and an encoder, run once over each text; tuned by cross-validation, four parts and five values", False, (.003, .01, .03, .1, .3)
     def __init__(self, backbone=None, # a `Backbone`, None: the embedded one
                  max_length=128, # tokens of a text
                  precision="no"): # as of `embed`
@@ -57,7 +57,7 @@ class Frozen(Rung):
         self.backbone = self.backbone or load_backbone()
         x = self.vectors(texts)
         self.mean, self.scale = x.mean(0), x.std() + 1e-9
-        self.model = linear((x - self.mean) / self.scale, y, self.strengths, self.seed, balanced=self.balanced)
+        self.model = linear((x - self.mean) / self.scale, y, self.strengths, self.seed, balanced=self.balanced, tell=self.pace)
 
     def predict_proba(self, texts): return spread(self.model, (self.vectors(list(texts)) - self.mean) / self.scale, len(self.names))
     @property

@@ -101,7 +101,7 @@ class Ladder:
     @property
     def done(self): return [s for s in self.steps if s.status == "done"]
 
-# %% ../../nbs/57_methods.ladder.ipynb #2ac98107
+# %% ../../nbs/57_methods.ladder.ipynb #2d501cf7
 @patch
 def climb(self: Ladder) -> Ladder:
     "Run all rungs, or read those that are kept. Returns itself."
@@ -109,14 +109,23 @@ def climb(self: Ladder) -> Ladder:
     for rung in self.rungs:
         step, left = shelf.get(rung), None if self.budget is None else self.budget - (time.monotonic() - began)
         if step is None and left is not None and left <= 0: step = Step(rung.name, rung.needs, rung.settings(), "skipped", "no time was left")
-        elif step is None and shelf.begin(rung) > 2: step = Step(rung.name, rung.needs, rung.settings(), "failed", f"it ended the whole process twice, likely for want of memory; delete {shelf.path(rung, 'begun').name} to try again")
-        elif step is None:
-            step = climb_one(rung, self.exam, left, self.keep and (lambda learnt: self.keep(learnt, shelf.path(rung, "kept"))))
-            shelf.put(rung, step)
-        if step.cost: step.cost["per_million"] = step.cost["predict_ms_per_text"] / 3.6 * self.price # ms a text = hours / 3.6 for a million
+        elif step is None and shelf.begin(rung) > 3: step = Step(rung.name, rung.needs, rung.settings(), "failed", f"it ended the whole process three times, perhaps for want of memory; delete {shelf.path(rung, 'begun').name} to try again")
+        elif step is None: step = self.climb_new(rung, left)
+        if step.cost: step.cost["per_million"] = step.cost["batch_ms_per_text"] / 3.6 * self.price # ms a text = hours / 3.6 for a million
         self.steps.append(step)
         (self.tell or show)(self)
     return self
+
+# %% ../../nbs/57_methods.ladder.ipynb #72544665
+@patch
+def climb_new(self: Ladder, rung, left) -> Step: # seconds
+    "Run a rung and put it on the shelf."
+    try: step = climb_one(rung, self.exam, left, self.keep and (lambda learnt: self.keep(learnt, self.shelf.path(rung, "kept"))))
+    except BaseException:
+        self.shelf.path(rung, "begun").unlink(missing_ok=True)
+        raise
+    self.shelf.put(rung, step)
+    return step
 
 # %% ../../nbs/57_methods.ladder.ipynb #1e8653bf
 def show(ladder, out=None): # where lines go: stderr
@@ -140,15 +149,17 @@ def best(self: Ladder) -> Step | None:
     "The rung with the highest score; the cheapest of equals."
     return max(self.done, key=lambda s: s.metrics[self.exam.metric].value, default=None)
 
-# %% ../../nbs/57_methods.ladder.ipynb #2a9bb5a3
+# %% ../../nbs/57_methods.ladder.ipynb #1a54ff58
 @patch
 def differences(self: Ladder) -> dict: # name -> {"to_best": (Difference, Holm's p), "to_cheaper": ...}; none where there is nothing to compare with
     "How far each rung is behind the best, and ahead of the next cheaper one."
     best, done, found = self.best, self.done, {s.name: {} for s in self.done}
     behind = {s.name: self.exam.compare(best.answers, s.answers) for s in done if s is not best}
     ahead = {s.name: self.exam.compare(s.answers, b.answers) for b, s in zip(done, done[1:])}
-    for key, ds in (("to_best", behind), ("to_cheaper", ahead)):
-        for (name, d), p in zip(ds.items(), holm([d.p for d in ds.values()])): found[name][key] = (d, float(p))
+    pairs = len(done) * (len(done) - 1) // 2
+    for key, ds, n in (("to_best", behind, pairs), ("to_cheaper", ahead, len(ahead))):
+        ps = holm([d.p for d in ds.values()] + [1.] * (n - len(ds)))
+        for (name, d), p in zip(ds.items(), ps): found[name][key] = (d, float(p))
     return found
 
 # %% ../../nbs/57_methods.ladder.ipynb #fd83f3b3
@@ -169,27 +180,33 @@ def rows_to_show(self: Ladder, step: Step, power=.8) -> float: # infinite for a 
     need = [math.inf if d.value >= self.margin else len(self.exam) * ((d.high - d.low) / 2 * (1 + more / z) / (self.margin - d.value))**2 for d in self.losses(step)]
     return max(need, default=0.)
 
-# %% ../../nbs/57_methods.ladder.ipynb #9b016440
+# %% ../../nbs/57_methods.ladder.ipynb #c92d08f6
 @patch
 def stop(self: Ladder) -> tuple: # the `Step` to stop at, or None; and why, in words
     "The cheapest rung that is shown to lose no more than the margin against any other."
     done, best = self.done, self.best
     if not done: return None, "No rung was finished."
+    if len(done) == 1: return None, f"Only {best.name} was finished: there is nothing to hold it against.{self._absent()}"
     score = lambda s: f"{100 * s.metrics[self.exam.metric].value:.1f} %"
     points, sure = f"{100 * self.margin:g} {'point' if self.margin == .01 else 'points'}", f"{100 * self.confidence:g} %"
     at = next((s for s in done if self.shown(s)), None)
-    if at is None: return None, self._undecided(points, sure)
-    if at is best and not done[:done.index(at)]: return at, f"Stop at {at.name} ({score(at)}): it is the cheapest rung and the best."
-    cost = f"; a million texts cost {_money(at.cost['per_million'])}" + (f" instead of {_money(best.cost['per_million'])}" if at is not best else "")
+    if at is None: return None, self._undecided(points, sure) + self._absent()
+    cost = f"; a million texts cost {_money(at.cost['per_million'])}" + (f" instead of {_money(best.cost['per_million'])}" if best.cost["per_million"] > at.cost["per_million"] else "")
     lead = f"the best rung is {best.name} ({score(best)}), and with {sure} confidence" if at is not best else f"it is the best rung, and with {sure} confidence"
-    return at, f"Stop at {at.name} ({score(at)}): {lead} no rung here is better than it by more than {points}{cost}.{self._maybe(at)}"
+    return at, f"Stop at {at.name} ({score(at)}): {lead} no rung here is better than it by more than {points}{cost}.{self._maybe(at)}{self._absent()}"
 
-# %% ../../nbs/57_methods.ladder.ipynb #99ea3f8f
-def _money(v): return f"{v:.2g}" if v < 100 else f"{v:,.0f}"
+# %% ../../nbs/57_methods.ladder.ipynb #0b97ce96
+def _money(v): return np.format_float_positional(float(f"{v:.2g}"), trim="-") if v < 100 else f"{v:,.0f}"
 
-# %% ../../nbs/57_methods.ladder.ipynb #be77d364
+# %% ../../nbs/57_methods.ladder.ipynb #64823e52
 def _rows(n): return f"{float(f'{n:.2g}'):,.0f}"
 
+@patch
+def _absent(self: Ladder): # what is not known
+    gone = [f"{s.name} ({s.status})" for s in self.steps if s.status != "done"]
+    return f" Not known: {', '.join(gone)}." if gone else ""
+
+# %% ../../nbs/57_methods.ladder.ipynb #f8e3c6df
 @patch
 def _maybe(self: Ladder, at):
     near = [(s, self.rows_to_show(s)) for s in self.done[:self.done.index(at)]]
@@ -205,7 +222,7 @@ def _undecided(self: Ladder, points, sure):
     return (f"Not decidable with {plural(len(self.exam), 'test row')}: {self.best.name} has the best score ({100 * self.best.metrics[self.exam.metric].value:.1f} %), but with {sure} confidence no rung is shown to lose at most {points}. "
             f"You need about {_rows(rows[name])} test rows, if the rungs go on differing as here; then {name} would be the one." + f" Surely behind the best: {', '.join(worse)}." * bool(worse))
 
-# %% ../../nbs/57_methods.ladder.ipynb #d658f97e
+# %% ../../nbs/57_methods.ladder.ipynb #ab1559e3
 COLUMNS = ("rung", "score", "behind the best", "p", "ahead of the next cheaper", "p", "training, s", "numbers learnt", "MB", "ms a text", "one text, ms p50", "p95", "memory, MB", "per million texts")
 
 @patch
@@ -220,7 +237,7 @@ def grid(self: Ladder) -> Grid:
         for key in ("to_best", "to_cheaper"):
             d, p = gaps[s.name].get(key, (None, None))
             compared += ["", ""] if d is None else [with_interval(100 * d.value, 100 * d.low, 100 * d.high, 1), _p(p)]
-        rows.append([s.name, s.metrics[self.exam.metric], *compared, f"{c['train_seconds']:.1f}", f"{c['parameters']:,}", f"{c['megabytes']:.1f}", f"{c['predict_ms_per_text']:.2f}", f"{c['predict_ms_p50']:.1f}", f"{c['predict_ms_p95']:.1f}", f"{c['memory_mb']:.0f}", _money(c["per_million"])])
+        rows.append([s.name, s.metrics[self.exam.metric], *compared, f"{c['train_seconds']:.1f}", f"{c['parameters']:,}", f"{c['megabytes']:.1f}", f"{c['batch_ms_per_text']:.2f}", f"{c['predict_ms_p50']:.1f}", f"{c['predict_ms_p95']:.1f}", f"{c['memory_mb']:.0f}", _money(c["per_million"])])
     return Grid(COLUMNS, rows, f"{self.exam.metric.replace('_', ' ')} on {plural(len(self.exam), 'test row')} with 95 % intervals; differences in points, p after Holm; memory above what the process held before; an hour costs {self.price:g}")
 
 # %% ../../nbs/57_methods.ladder.ipynb #6b26022e

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['EMPTY_NAME', 'meanings', 'ZeroShot', 'load_judge', 'Judge', 'Entailment', 'Causal']
 
-# %% ../../nbs/52_methods.prompt.ipynb #a39aaf39
+# %% ../../nbs/52_methods.prompt.ipynb #b5e7ade7
 import re
+import time
 
 import numpy as np
 import torch
@@ -18,8 +19,8 @@ from .classical import Rung
 from .frozen import embed
 from ..models.backbone import count_parameters, fetch, load_backbone, load_tokenizer
 
-# %% ../../nbs/52_methods.prompt.ipynb #8a76df7f
-EMPTY_NAME = re.compile(r"(label|class|category|cat|intent|topic|target|type|id|标签|类别|类|ラベル)?[\s_#.:-]*(\d+|[a-z])?", re.I)
+# %% ../../nbs/52_methods.prompt.ipynb #28eda2c0
+EMPTY_NAME = re.compile(r"(label|class|category|cat|intent|topic|target|type|id|标签|类别|类|ラベル)?[\W_]*([a-z]?\d*([.,]\d+)?|[a-z])[\W_]*", re.I)
 
 def meanings(names, # of the labels
              descriptions=None # label -> a sentence; None: the names alone
@@ -84,16 +85,16 @@ class Judge(Rung):
     @property
     def megabytes(self): return 4e-6 * count_parameters(self.judge)[0]
 
-# %% ../../nbs/52_methods.prompt.ipynb #bf31761b
+# %% ../../nbs/52_methods.prompt.ipynb #d8bce7ec
 @patch
 def predict_proba(self: Judge, texts, batch=16): # pairs of a text and a label at a time
     "Every text with every label."
     texts, out = list(texts), np.zeros((len(texts), len(self.names)))
-    order, step = np.argsort([-len(t) for t in texts], kind="stable"), max(1, batch // len(self.names))
+    order, step, since = np.argsort([-len(t) for t in texts], kind="stable"), max(1, batch // len(self.names)), time.monotonic()
     for i in range(0, len(order), step):
         rows = order[i:i + step]
         out[rows] = self.scores([texts[r] for r in rows])
-        self.pace(i + len(rows), len(order))
+        if i > 2 * step: self.pace(i + len(rows), len(order), since) # the first are the longest
     return softmax(out) if len(texts) else out
 
 # %% ../../nbs/52_methods.prompt.ipynb #b0cf3e56

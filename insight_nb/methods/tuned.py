@@ -39,7 +39,7 @@ class Tuned(Rung):
 @patch
 def rows(self: Tuned, texts, y=None): return Dataset(tokenise(texts, self.model.backbone.tokenizer, self.max_length), y, pad_id=self.model.backbone.tokenizer.pad_token_id)
 
-# %% ../../nbs/54_methods.tuned.ipynb #895ec3dd
+# %% ../../nbs/54_methods.tuned.ipynb #be09dd2a
 @patch
 def learn(self: Tuned, texts, y):
     "Load the encoder and train."
@@ -53,6 +53,7 @@ def learn(self: Tuned, texts, y):
     self.trainer = Trainer(self.model, self.rows(texts, y), settings=settings, callbacks=[CollapseGuard(), Pace(self)], device=self.device, precision=self.precision)
     self.trainer.fit()
     if self.trainer.interrupted: raise KeyboardInterrupt
+    self.remark = "; ".join(f"training collapsed, {c}" for c in self.trainer.collapses)
 
 # %% ../../nbs/54_methods.tuned.ipynb #0483bbd9
 @patch
