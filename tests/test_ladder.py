@@ -95,7 +95,8 @@ def test_labels_that_say_nothing(tmp_path):
 
 def test_spans(tmp_path):
     "Tags have a ladder of their own; a given test table may name its sides as it likes."
-    rows = [{"text": f"{who} went to {where} on day {i}", "label": json.dumps([[0, len(who), "PER"], [len(who) + 9, len(who) + 9 + len(where), "LOC"]])}
+    more = lambda i: " ".join("".join(chr(97 + (i * 7919 * (j + 3) >> k) % 26) for k in range(6)) for j in range(8)) # else they were near copies
+    rows = [{"text": f"{who} went to {where} {more(i)}", "label": json.dumps([[0, len(who), "PER"], [len(who) + 9, len(who) + 9 + len(where), "LOC"]])}
             for i, (who, where) in enumerate([("Ann", "Rome"), ("王小明", "北京"), ("Bob Lee", "New York"), ("<b>Eve</b>", "Oslo")] * 20)]
     assert climb(write_csv("table.csv", rows), "out", "-p", "task", "tag", "-p", "rungs", "majority tag of each word,CRF on features") == 0
     e = json.loads((tmp_path / "out" / "evidence.json").read_text(encoding="utf-8"))
