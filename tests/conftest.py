@@ -1,9 +1,13 @@
 """Tables to try things on, and one small trained bundle for all tests that need one."""
 import csv
 import os
+import types
+from pathlib import Path
 
 import pytest
+from insight_nb import cli
 from insight_nb.cli import main
+from notebooks import Notebook, _python
 
 LABELS = ["<b>good</b>", "=1+1", "很好"] # labels are users' text too
 WORDS = {LABELS[0]: "lovely warm friendly clean bright", LABELS[1]: "broken dirty late rude cold", LABELS[2]: "房间 干净 早餐 服务 安静"}
@@ -43,3 +47,33 @@ def trained(tmp_path_factory):
     os.environ["INSIGHT_NB_CACHE"] = str(folder / "cache")
     assert train(write_csv(folder / "table.csv", rows_of(150)), folder / "run") == 0
     return folder / "run"
+
+
+def in_process(path, notebook, given):
+    "Run a recipe's cells here, and report an error as papermill would."
+    names = {"display": lambda *_: None}
+    Path(notebook).touch()
+    try:
+        for cell in Notebook(path).code:
+            exec(compile(_python(cell.source), "recipe", "exec"), names)
+            if "parameters" in cell.tags: names.update(given)
+    except Exception as e: raise type("Stopped", (Exception,), {"ename": type(e).__name__, "evalue": str(e)}) from e
+
+
+@pytest.fixture
+def ends(monkeypatch, capsys):
+    "Run the command line; return its status, the lines on stderr, and whether the folder is as it was."
+    monkeypatch.setattr(cli, "_papermill", in_process)
+    def files(): return {p: p.stat().st_size for p in Path().rglob("*") if str(p) != "runs"} # the folder for all runs may stay
+    def run(*words):
+        before = files()
+        status = cli.main([str(w) for w in words])
+        return types.SimpleNamespace(status=status, lines=capsys.readouterr().err.splitlines(), same=before == files())
+    return run
+
+
+def refused(end, *words):
+    "Status 2, one line with these words in it, nothing left behind."
+    assert (end.status, len(end.lines), end.same) == (2, 1, True), end
+    assert end.lines[0].startswith("insight-nb: ") and "Traceback" not in end.lines[0]
+    assert all(w in end.lines[0] for w in words), end.lines[0]

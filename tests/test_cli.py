@@ -5,46 +5,14 @@ import gzip
 import json
 import shutil
 import struct
-import types
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import rows_of, write_csv
+from conftest import refused, rows_of, write_csv
 from insight_nb import cli
 from insight_nb.files import read_chunks, read_frame
-from notebooks import Notebook, _python
-
-
-def in_process(path, notebook, given):
-    "Run a recipe's cells here, and report an error as papermill would."
-    names = {"display": lambda *_: None}
-    Path(notebook).touch()
-    try:
-        for cell in Notebook(path).code:
-            exec(compile(_python(cell.source), "recipe", "exec"), names)
-            if "parameters" in cell.tags: names.update(given)
-    except Exception as e: raise type("Stopped", (Exception,), {"ename": type(e).__name__, "evalue": str(e)}) from e
-
-
-@pytest.fixture
-def ends(monkeypatch, capsys):
-    "Run the command line; return its status, the lines on stderr, and whether the folder is as it was."
-    monkeypatch.setattr(cli, "_papermill", in_process)
-    def files(): return {p: p.stat().st_size for p in Path().rglob("*") if str(p) != "runs"} # the folder for all runs may stay
-    def run(*words):
-        before = files()
-        status = cli.main([str(w) for w in words])
-        return types.SimpleNamespace(status=status, lines=capsys.readouterr().err.splitlines(), same=before == files())
-    return run
-
-
-def refused(end, *words):
-    "Status 2, one line with these words in it, nothing left behind."
-    assert (end.status, len(end.lines), end.same) == (2, 1, True), end
-    assert end.lines[0].startswith("insight-nb: ") and "Traceback" not in end.lines[0]
-    assert all(w in end.lines[0] for w in words), end.lines[0]
 
 
 def text(content, name="bad.csv"):

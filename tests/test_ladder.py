@@ -7,9 +7,8 @@ import sys
 import time
 
 import pytest
-from conftest import rows_of, write_csv
+from conftest import refused, rows_of, write_csv
 from insight_nb.cli import main
-from test_cli import ends, refused  # noqa: F401 (a fixture)
 from test_recipes import GUARD
 
 CHEAP = "majority,label names,TF-IDF + linear"
