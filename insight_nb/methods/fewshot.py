@@ -194,19 +194,19 @@ def fit_head(self: Contrastive, texts, y):
     self.mean, self.scale = x.mean(0), x.std() + 1e-9
     self.linear = linear((x - self.mean) / self.scale, y, (.05,), self.seed, balanced=self.balanced)
 
-# %% ../../nbs/53_methods.fewshot.ipynb #8706e608
+# %% ../../nbs/53_methods.fewshot.ipynb #b61b27cd
 @patch
 def learn(self: Contrastive, texts, y):
     "Tune and fit without some rows, to calibrate, then with all."
     if len(np.unique(y)) < 2: raise InputError(f"{plural(len(y), 'row')} of one label: there is nothing to tell apart.")
-    held, self.temperature = some_of_each(y, seed=self.seed), 1.
+    held, self.temperature, few = some_of_each(y, seed=self.seed), 1., len(y) < 50 * len(self.names)
     if held.any():
         some = self.examples([t for t, h in zip(texts, held) if not h], y[~held])
-        self.tune(*some, more=1.25 * (len(y) <= 1000))
+        self.tune(*some, more=1.25 * few)
         self.fit_head(*some)
         self.temperature = fit_temperature(np.log(self.raw([t for t, h in zip(texts, held) if h]) + 1e-12), y[held])
     every = self.examples(texts, y)
-    if len(y) <= 1000 or not held.any(): self.tune(*every)
+    if few or not held.any(): self.tune(*every)
     self.fit_head(*every)
 
 # %% ../../nbs/53_methods.fewshot.ipynb #df09fa8b
