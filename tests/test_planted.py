@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from conftest import write_csv
 from insight_nb.cli import recipes
-from notebooks import Notebook
-from test_cli import _python
+from notebooks import Notebook, _python
 
 WORDS = {"bad": "broken dirty late rude cold noisy", "good": "lovely warm friendly clean bright quiet"}
 
