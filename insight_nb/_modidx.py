@@ -752,6 +752,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'insight_nb.methods.exam.Shelf.path': ( 'methods.exam.html#shelf.path',
                                                                                  'insight_nb/methods/exam.py'),
                                          'insight_nb.methods.exam.Shelf.put': ('methods.exam.html#shelf.put', 'insight_nb/methods/exam.py'),
+                                         'insight_nb.methods.exam.Shelf.rows': ( 'methods.exam.html#shelf.rows',
+                                                                                 'insight_nb/methods/exam.py'),
                                          'insight_nb.methods.exam.Step': ('methods.exam.html#step', 'insight_nb/methods/exam.py'),
                                          'insight_nb.methods.exam.TagExam': ('methods.exam.html#tagexam', 'insight_nb/methods/exam.py'),
                                          'insight_nb.methods.exam.TagExam.__init__': ( 'methods.exam.html#tagexam.__init__',

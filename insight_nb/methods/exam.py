@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Exam', 'TagExam', 'Memory', 'Step', 'climb_one', 'Shelf']
 
-# %% ../../nbs/56_methods.exam.ipynb #29d68944
+# %% ../../nbs/56_methods.exam.ipynb #8d28c99d
 import copy
 import ctypes
 import gc
@@ -13,6 +13,7 @@ import json
 import threading
 import time
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
@@ -143,14 +144,16 @@ def climb_one(rung: Rung, exam: Exam, limit=None, # seconds that it may take
     else: step.metrics, step.cost = (step.metrics, step.cost) if step.status == "done" else ({}, {})
     return step
 
-# %% ../../nbs/56_methods.exam.ipynb #731ebc3d
+# %% ../../nbs/56_methods.exam.ipynb #ceb775c5
 @dataclass
 class Shelf:
     "Finished rungs in a folder; None: nothing is kept."
     folder: Path | None
     exam: Exam
 
-    def path(self, rung, end): return Path(self.folder or ".") / f"{text_hash(['ladder 1', version('insight_nb'), self.exam.digest(), json.dumps(rung.settings(), sort_keys=True)])[:24]}.{end}"
+    @cached_property
+    def rows(self): return self.exam.digest() # of all texts: once
+    def path(self, rung, end): return Path(self.folder or ".") / f"{text_hash(['ladder 1', version('insight_nb'), self.rows, json.dumps(rung.settings(), sort_keys=True)])[:24]}.{end}"
 
     def get(self, rung) -> Step | None:
         "The step of a rung, if it is here whole."

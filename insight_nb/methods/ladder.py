@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'usual_rungs', 'tag_rungs', 'pick_rungs', 'Ladder', 'show', 'leaks', 'ladder', 'nested', 'learning']
 
-# %% ../../nbs/57_methods.ladder.ipynb #f5500a8b
+# %% ../../nbs/57_methods.ladder.ipynb #64dafc5a
 import copy
 import html
 import math
@@ -13,6 +13,7 @@ import sys
 import time
 import warnings
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,7 @@ def pick_rungs(rungs, names=None) -> list[Rung]: # names of some, separated by c
     if not wanted: raise InputError(f"no rung is named in {names!r}: name some of {', '.join(known)}.")
     return [r for r in rungs if r.name in wanted]
 
-# %% ../../nbs/57_methods.ladder.ipynb #abc097bc
+# %% ../../nbs/57_methods.ladder.ipynb #92db5904
 @dataclass
 class Ladder:
     "Rungs on one exam. Raises InputError for values that can't work."
@@ -86,7 +87,7 @@ class Ladder:
     keep: object = None # called with each rung that has learnt, and a path for what is to be kept of it
     steps: list = field(default_factory=list, init=False) # of `Step`
 
-    @property
+    @cached_property
     def shelf(self): return Shelf(self.folder, self.exam)
 
     def __post_init__(self):
