@@ -23,19 +23,21 @@ def check_shape(t: Tensor, # any tensor
         raise ValueError(f"shape is {tuple(t.shape)}, expected {tuple('any' if s is None else s for s in shape)}")
     return t
 
-# %% ../nbs/01_tensors.ipynb #5e7aa84c
+# %% ../nbs/01_tensors.ipynb #e2f705be
 @dataclass
 class Batch:
     "Padded token ids of a few rows, and where the rows came from."
-    ids: Tensor # (batch, tokens) int64, padded
-    mask: Tensor # (batch, tokens) bool, True for text
+    ids: Tensor # (batch, tokens) int64, padded; or rows that are arrays, (batch, ...) float32
+    mask: Tensor # (batch, tokens) bool, True for text; (batch, 1) for arrays
     rows: Tensor # (batch,) int64, positions in the data set
     labels: Tensor | None = None # (batch,) int64; (batch, tokens) int64 for tags; float32 for numbers, or (batch, labels) for several at once
     weights: Tensor | None = None # (batch,) float32, how much each row counts
     extra: Tensor | None = None # (batch, tokens) int64, what is known of each token besides its id
     owner: Tensor | None = None # (batch,) int64, where several lines of ids are windows of one text: which of the rows; then rows, labels and weights are of texts
 
-    def __post_init__(self): check_shape(self.mask, *self.ids.shape)
+    def __post_init__(self):
+        if self.ids.is_floating_point(): check_shape(self.mask, len(self.ids), 1)
+        else: check_shape(self.mask, *self.ids.shape)
 
     @property
     def size(self): return len(self.rows)

@@ -19,10 +19,10 @@ from .metrics import BOOTSTRAP, Metric, bootstrap_mean, class_metrics, confusion
 from ..figures import BLUE, INK, ORANGE, Picture, figure, figure_svg, plain
 from ..page import facts, html_page, markdown_page
 
-# %% ../../nbs/41_eval.report.ipynb #3e006ec8
+# %% ../../nbs/41_eval.report.ipynb #84ea41b0
 GUARD = ("weights_finite", "label_order", "row_order", "loss_fell", "beats_majority", "truncation", "split_duplicates", "small_classes",
          "adapters_changed", "ranks_moved", "reload_equal", "language")
-OTHER_CHECKS = ("as_shipped",) # of some tasks
+OTHER_CHECKS = ("as_shipped", "threshold_unseen", "replay", "counted_once", "false_alarms", "time_leak", "tied_times", "known_rows", "fitted_inside", "group_leak") # of some tasks
 
 # %% ../../nbs/41_eval.report.ipynb #bafec3c3
 @dataclass(frozen=True)

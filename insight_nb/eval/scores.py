@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['number_metrics', 'label_metrics', 'best_thresholds', 'label_grid', 'ScoreReport', 'beats_nothing', 'as_shipped']
 
-# %% ../../nbs/47_eval.scores.ipynb #8d974681
+# %% ../../nbs/47_eval.scores.ipynb #8ddef98c
 import numpy as np
 from fastcore.basics import patch
 
 from ..core import Grid, clip, with_interval
 from .metrics import BOOTSTRAP, WILSON, Metric, bootstrap, wilson
-from .report import Check, Report
+from .report import GUARD, Check, Report
 from ..figures import BLUE, INK, ORANGE, Picture, figure, figure_svg
 
 # %% ../../nbs/47_eval.scores.ipynb #410792d0
@@ -164,6 +164,12 @@ def beats_nothing(report: ScoreReport) -> Check:
     (m, b), name, better = report.lead, next(iter(report.shown.values())), report.beats
     found = f"{name} {m.value:.3f} [{m.low:.3f}, {m.high:.3f}], {report.against} {b.value:.3f}"
     return Check("beats_majority", better, found if better else f"{found}: not shown to be better")
+
+# %% ../../nbs/47_eval.scores.ipynb #2d84d582
+@patch
+def waive(self: ScoreReport, reason): # one sentence
+    "Mark every check that has no line yet as not applicable. Returns the report."
+    return self.add(*(Check(g, None, reason) for g in GUARD if g not in {c.name for c in self.guard}))
 
 # %% ../../nbs/47_eval.scores.ipynb #29a1ae44
 def as_shipped(measured: Metric, # on words as they were given
