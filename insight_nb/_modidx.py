@@ -66,7 +66,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'insight_nb.data.arrays': { 'insight_nb.data.arrays.Arrays': ('data.arrays.html#arrays', 'insight_nb/data/arrays.py'),
                                         'insight_nb.data.arrays.Arrays.__post_init__': ( 'data.arrays.html#arrays.__post_init__',
                                                                                          'insight_nb/data/arrays.py'),
-                                        'insight_nb.data.arrays.Arrays.at': ('data.arrays.html#arrays.at', 'insight_nb/data/arrays.py'),
                                         'insight_nb.data.arrays.Arrays.batch': ( 'data.arrays.html#arrays.batch',
                                                                                  'insight_nb/data/arrays.py'),
                                         'insight_nb.data.arrays.Arrays.lengths': ( 'data.arrays.html#arrays.lengths',

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from .dataset import Dataset
 from ..tensors import Batch
 
-# %% ../../nbs/19_data.arrays.ipynb #3078dd45
+# %% ../../nbs/19_data.arrays.ipynb #620cbeed
 @dataclass
 class Arrays(Dataset):
     "Rows of one shape instead of tokens; `change`: what is done to a batch (batch, ...) float32 in training."
@@ -29,7 +29,6 @@ class Arrays(Dataset):
 
     @property
     def lengths(self): return np.ones(len(self), dtype=np.int64)
-    def at(self, rows, values): return rows
 
 # %% ../../nbs/19_data.arrays.ipynb #726aae0a
 @patch
