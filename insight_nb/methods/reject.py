@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['energy', 'nearest', 'scope_scores', 'Gate', 'by_share', 'costs_at', 'by_cost', 'share_of', 'gate_metrics',
-           'for_accuracy', 'selective', 'coverage_picture', 'Reader', 'Reading']
+           'for_accuracy', 'selective', 'coverage_picture', 'Reader', 'Reading', 'close_gap']
 
 # %% ../../nbs/58_methods.reject.ipynb #de1054c0
 from dataclasses import dataclass
@@ -141,7 +141,7 @@ def coverage_picture(score, right) -> Picture: # of test rows
     grid = Grid(["answered", "right"], [[f"{n[i] / len(order):.0%}", good[i] / n[i]] for i in at[::6]])
     return Picture(title, figure_svg(fig, title), grid)
 
-# %% ../../nbs/58_methods.reject.ipynb #2c4258fe
+# %% ../../nbs/58_methods.reject.ipynb #9b61b590
 class Reader:
     "Reads a text: its label, how sure that is, and whether it is in scope."
     def __init__(self, backbone=None, # a `Backbone`, folder or hub id; None: the embedded one
@@ -149,24 +149,24 @@ class Reader:
                  max_length=128, # tokens of a text
                  strength=.08, # inverse of the regularisation of the linear model
                  seed=0):
-        self.backbone, self.tune, self.max_length, self.strength, self.seed, self.gate, self.tuned = backbone, tune, max_length, strength, seed, Gate(), None
+        self.backbone, self.tune, self.max_length, self.strength, self.seed, self.gate = backbone, tune, max_length, strength, seed, Gate()
 
-    def vectors(self, texts): # (rows, width) of length one
-        if self.tuned: return (self.tuned.vectors(texts) / np.sqrt(2)).astype(np.float32) # two halves of length one
-        return embed(texts, self.backbone, self.max_length)
+    def vectors(self, texts): # (rows, width) of length one; of a tuned encoder those of its tokens as well
+        parts = [embed(texts, self.backbone, self.max_length, static) for static in (False, True)[:1 + self.tune]]
+        return np.concatenate(parts, 1) / np.float32(len(parts)**.5)
 
     def logits(self, x): # (rows, width) -> (rows, labels)
         return np.asarray((x - self.mean) / self.scale @ self.coef + self.bias, float)
 
-# %% ../../nbs/58_methods.reject.ipynb #d13ca0b3
+# %% ../../nbs/58_methods.reject.ipynb #aff7870a
 @patch
 def prepare(self: Reader, texts, y):
     "Load the encoder, and train it where it is to be tuned."
     if self.tune:
-        self.tuned = Contrastive(self.backbone, self.max_length)
-        self.tuned.names, self.tuned.seed = self.names, self.seed
-        self.tuned.tune(*self.tuned.examples(texts, y))
-        self.backbone = self.tuned.model.backbone
+        rung = Contrastive(self.backbone, self.max_length)
+        rung.names, rung.seed = self.names, self.seed
+        rung.tune(*rung.examples(texts, y))
+        self.backbone, self.cost = rung.model.backbone.to("cpu"), rung.trainer.cost()
     elif not hasattr(self.backbone, "tokenizer"): self.backbone = load_backbone(self.backbone)
 
 # %% ../../nbs/58_methods.reject.ipynb #8f789841
@@ -228,13 +228,23 @@ def read(self: Reader, texts) -> list: # of `Reading`
     order = np.argsort(-probs, axis=1, kind="stable")[:, :2]
     return [Reading(self.names[a], float(p[a]), self.names[b], float(p[a] - p[b]), float(v), bool(v >= self.gate.threshold)) for (a, b), p, v in zip(order, probs, value)]
 
-# %% ../../nbs/58_methods.reject.ipynb #ac4d8f82
+# %% ../../nbs/58_methods.reject.ipynb #986c2fd0
+def close_gap(gap, # (rows,) of validation rows: probability of the first label less that of the second
+              right, # (rows,) whether the first is right
+              least=2 / 3): # below so many right answers it is better to ask
+    "The largest gap below which the first label is right too seldom; 0 where that is never so."
+    order = np.argsort(gap, kind="stable")
+    share = np.cumsum(np.asarray(right, float)[order]) / np.arange(1, len(order) + 1)
+    low = np.flatnonzero(share < least)
+    return float(np.asarray(gap)[order[low[-1]]]) if len(low) else 0.
+
+# %% ../../nbs/58_methods.reject.ipynb #8d9dc23a
 @patch
 def leave_labels_out(self: Reader, parts=5, times=3) -> tuple: # the labels in so many parts, of which so many are left out, one at a time
-    "Scores of validation rows whose label was learnt, and of those whose label was not. Raises InputError for fewer than 4 labels."
+    "Scores of validation rows whose label was learnt, and of those whose label was not. Raises InputError for fewer than 3 labels."
     k, rng, inside, outside = len(self.names), np.random.default_rng(self.seed), [], []
-    if k < 4: raise InputError(f"{plural(k, 'label')}: with fewer than 4 none can be left out.")
-    for gone in np.array_split(rng.permutation(k), min(parts, k // 2))[:times]:
+    if k < 3: raise InputError(f"{plural(k, 'label')}: with fewer than 3 none can be left out.")
+    for gone in np.array_split(rng.permutation(k), min(parts, k))[:times]:
         score, strange = self._without(gone), np.isin(self.valid_y, gone)
         inside, outside = inside + [score[~strange]], outside + [score[strange]]
     return np.concatenate(inside), np.concatenate(outside)

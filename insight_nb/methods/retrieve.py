@@ -112,6 +112,14 @@ def search(self: Answers, query, k=3, # how many answers
     own = lambda a: (rows := np.flatnonzero(self.owner == a))[like[rows].argmax()]
     return [Found(int(a), float(s[a]), int(own(a)), float(like[own(a)])) for a in np.argsort(-s, kind="stable")[:k]]
 
+# %% ../../nbs/59_methods.retrieve.ipynb #c89bcd14
+@patch
+def false_matches(self: Answers) -> np.ndarray: # (questions,)
+    "For each question the best score among the other answers."
+    s = self.scores(self.questions, self.x)
+    s[np.arange(len(s)), self.owner] = -np.inf
+    return s.max(1) if s.shape[1] > 1 else np.zeros(len(s))
+
 # %% ../../nbs/59_methods.retrieve.ipynb #d0c45bbd
 def reciprocal_ranks(*lists, # (queries, answers) scores each
                      k=60) -> np.ndarray: # (queries, answers)
