@@ -88,7 +88,7 @@ def read_image(path, size=None, # (height, width) to squeeze it to; None: as it 
     a = np.asarray(image)
     return np.ascontiguousarray(a[None] if a.ndim == 2 else a.transpose(2, 0, 1)), done
 
-# %% ../nbs/08_images.ipynb #23969f18
+# %% ../nbs/08_images.ipynb #83759c3a
 @dataclass
 class Images:
     "Pictures of one shape, with a label and perhaps a group each."
@@ -104,7 +104,9 @@ class Images:
     @property
     def values(self): return [str(v).strip() for v in self.frame[self.label].tolist()] # (rows,) labels
     @property
-    def groups(self): return None if self.group is None else self.frame[self.group].astype(str).to_numpy()
+    def groups(self): # (rows,) str; a picture without one is a group by itself
+        if self.group is None: return None
+        return np.array([str(v).strip() if v is not None and v == v and str(v).strip() else f"row {i}" for i, v in self.frame[self.group].items()], dtype=object)
 
 # %% ../nbs/08_images.ipynb #26e95163
 @patch

@@ -46,12 +46,13 @@ def digits() -> Images:
     images.group, images.notes = "writer", ["14 writers, from scikit-learn's course"]
     return images
 
-# %% ../../nbs/77_apps.diagnose.ipynb #4e8b080a
+# %% ../../nbs/77_apps.diagnose.ipynb #8c2b9dba
 def as_table(images: Images) -> Table:
     "The pictures as a `Table` whose texts are their hashes, for `split`."
     dropped = {}
     for *_, why in images.faults: dropped[why.split(" (")[0]] = dropped.get(why.split(" (")[0], 0) + 1
-    return Table(images.frame.assign(label=images.values, picture=images.digests()), "picture", "label", images.name, dropped, images.notes)
+    groups = {} if images.group is None else {images.group: images.groups}
+    return Table(images.frame.assign(**{images.label: images.values, "picture": images.digests()} | groups), "picture", images.label, images.name, dropped, images.notes)
 
 # %% ../../nbs/77_apps.diagnose.ipynb #832962e0
 def rates(y, p, # (rows,) class ids: the truth, the answers
