@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['WRITERS', 'digits', 'as_table', 'rates', 'threshold_at', 'rates_at', 'auroc', 'screen', 'thresholds_of',
-           'screen_grid', 'risk_coverage', 'abstain_grid', 'abstain_picture', 'Plan', 'plan_for', 'Pictures', 'Learner',
-           'folds_of', 'leak', 'group_leak', 'over_groups', 'group_grid']
+           'screen_grid', 'risk_coverage', 'abstain_grid', 'abstain_picture', 'Plan', 'plan_for', 'Pictures',
+           'one_thread', 'Learner', 'folds_of', 'leak', 'group_leak', 'over_groups', 'group_grid']
 
-# %% ../../nbs/77_apps.diagnose.ipynb #7dd4f107
+# %% ../../nbs/77_apps.diagnose.ipynb #8f53be36
 import copy
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -214,6 +215,15 @@ class Pictures(Arrays):
     @property
     def lengths(self): return np.full(len(self), max(1, self.tokens.shape[-2] * self.tokens.shape[-1] // 256), dtype=np.int64)
 
+# %% ../../nbs/77_apps.diagnose.ipynb #b5681afa
+@contextmanager
+def one_thread(when=True):
+    "Within this block torch computes on a single thread."
+    before = torch.get_num_threads()
+    if when: torch.set_num_threads(1)
+    try: yield
+    finally: torch.set_num_threads(before)
+
 # %% ../../nbs/77_apps.diagnose.ipynb #248da8a0
 class Learner:
     "All pictures, their classes and a plan: `fit` trains on some of them."
@@ -242,7 +252,7 @@ def fresh(self: Learner) -> Model:
     body = Given(self.vision.width) if p.method == "frozen" else copy.deepcopy(self.vision) if p.method == "full" else small_vision(self.shown)
     return Model(body, Classify(self.names, dropout=.3 if p.method == "scratch" else .1))
 
-# %% ../../nbs/77_apps.diagnose.ipynb #10a520bf
+# %% ../../nbs/77_apps.diagnose.ipynb #c8b4a055
 @patch
 def fit(self: Learner, train, valid=None, # positions; the best weights are chosen by the loss on valid
         seed=0, callbacks=()) -> Trainer:
@@ -254,15 +264,20 @@ def fit(self: Learner, train, valid=None, # positions; the best weights are chos
     settings = replace(p.settings, seed=seed, token_budget=max(4096, p.settings.batch_size * int(rows.lengths.max())))
     precision = None if p.method == "full" else "no"
     t = Trainer(model, rows, None if valid is None else self.rows(valid), None, settings, [CollapseGuard(), *callbacks], p.device, precision)
-    t.fit()
+    with one_thread(self.small): t.fit()
     if t.interrupted: raise KeyboardInterrupt
     return t
+
+# %% ../../nbs/77_apps.diagnose.ipynb #92fd4189
+@patch(as_prop=True)
+def small(self: Learner) -> bool: return self.vectors is not None or self.pixels[0].size <= 4096 # so small that threads don't pay
 
 @patch
 def logits(self: Learner, model, at) -> np.ndarray: # (rows, classes)
     "What a trained model says of some pictures."
-    return predict_logits(model, self.rows(at))
+    with one_thread(self.small): return predict_logits(model, self.rows(at))
 
+# %% ../../nbs/77_apps.diagnose.ipynb #424ee44b
 @patch
 def whole(self: Learner, model) -> Model:
     "The model that reads pictures: of frozen features, the network with the trained head."
