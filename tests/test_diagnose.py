@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import refused
+from conftest import in_process, refused
 from insight_nb.apps.diagnose import Learner, digits, folds_of, leak, plan_for
 from insight_nb.apps.imaging import load_imaging, predict_images
+from insight_nb.cli import recipes
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageClassification
 
@@ -52,16 +53,13 @@ def words(**p): return [w for k, v in p.items() for w in ("-p", k, str(v))]
 QUICK = dict(epochs=6, folds=2)
 
 
-@pytest.fixture
-def run(ends):
-    def call(table, **p):
-        end = ends("run", "diagnose", *words(table=table, **QUICK | p), "--out", "out", "--force")
-        assert end.status == 0, end.lines
-        return json.loads(Path("out/evidence.json").read_text(encoding="utf-8"))
-    return call
+def run(table, **p):
+    "The recipe in this process; what it wrote as evidence."
+    in_process(recipes()["diagnose"], "run.ipynb", dict(table=table, out="out", **QUICK | p))
+    return json.loads(Path("out/evidence.json").read_text(encoding="utf-8"))
 
 
-def test_a_folder_with_bad_files_among_the_good(run):
+def test_a_folder_with_bad_files_among_the_good():
     spoil(clinic())
     e = run("clinic", group="folder")
     assert e["task"] == "diagnose" and e["schema"] == 1
@@ -90,7 +88,7 @@ def table_of(**change):
 @pytest.mark.parametrize("kind, options", {"vit": dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=16, patch_size=4),
                                           "convnext": dict(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2)}.items(), ids=["vit", "convnext"])
 @pytest.mark.parametrize("method", ["full", "frozen"])
-def test_any_image_classifier_by_path(run, kind, options, method):
+def test_any_image_classifier_by_path(kind, options, method):
     AutoModelForImageClassification.from_config(AutoConfig.for_model(kind, **options)).save_pretrained("net")
     Path("net/preprocessor_config.json").write_text('{"size": {"height": 16, "width": 16}, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}')
     e = run(table_of(), group="patient", model="net", method=method, folds=0, epochs=2)
@@ -99,7 +97,7 @@ def test_any_image_classifier_by_path(run, kind, options, method):
     assert all(c["passed"] is not False for c in e["guard"] if c["check"] in ("reload_equal", "group_leak", "weights_finite", "row_order", "label_order"))
 
 
-def test_without_patients_the_report_says_what_is_not_known(run):
+def test_without_patients_the_report_says_what_is_not_known():
     e = run(table_of())
     assert "accuracy_grouped" not in e["metrics"] and [c for c in e["guard"] if c["check"] == "group_leak"][0]["passed"] is None
 
@@ -119,7 +117,7 @@ FAULTS = { # what is wrong -> (a maker of the table's name, parameters, words of
 def test_refused(ends, make, parameters, said): refused(ends("run", "diagnose", *words(table=make(), **parameters), "--out", "out"), *said)
 
 
-def test_a_bundle_of_pictures_is_not_taken_for_one_of_texts(run, ends):
+def test_a_bundle_of_pictures_is_not_taken_for_one_of_texts(ends):
     run(table_of(), group="patient", folds=0, epochs=1)
     pd.DataFrame({"text": ["a"]}).to_csv("t.csv", index=False)
     refused(ends("predict", "out/bundle", "t.csv"), "diagnose")

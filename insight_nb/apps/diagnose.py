@@ -7,12 +7,13 @@ __all__ = ['WRITERS', 'digits', 'as_table', 'rates', 'threshold_at', 'rates_at',
            'screen_grid', 'risk_coverage', 'abstain_grid', 'abstain_picture', 'Plan', 'plan_for', 'Pictures',
            'one_thread', 'Learner', 'folds_of', 'leak', 'group_leak', 'over_groups', 'group_grid']
 
-# %% ../../nbs/77_apps.diagnose.ipynb #8f53be36
+# %% ../../nbs/77_apps.diagnose.ipynb #488552ad
 import copy
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import pandas as pd
 import torch
 from fastcore.basics import patch
 from sklearn.model_selection import GroupKFold, StratifiedKFold
@@ -283,7 +284,7 @@ def whole(self: Learner, model) -> Model:
     "The model that reads pictures: of frozen features, the network with the trained head."
     return (join(self.vision, model) if self.vectors is not None else model).eval()
 
-# %% ../../nbs/77_apps.diagnose.ipynb #84d0fb8f
+# %% ../../nbs/77_apps.diagnose.ipynb #47161fac
 def folds_of(y, groups=None, # (rows,); None: shuffled, classes in proportion
              k=5, seed=0) -> list: # of positions, one array for each fold
     "Which rows each fold tests. Raises InputError where there are too few groups, or rows of a class."
@@ -292,7 +293,7 @@ def folds_of(y, groups=None, # (rows,); None: shuffled, classes in proportion
     if groups is not None:
         n = len(set(groups))
         if n < k: raise InputError(f"{plural(n, 'group')} can't fill {k} folds: name a finer group column, or give fewer folds.")
-        return [test for _, test in GroupKFold(k).split(y, y, groups)]
+        return [test for _, test in GroupKFold(k).split(y, y, pd.factorize(np.asarray(groups, dtype=object))[0])] # groups by their first row, whatever their names
     few = np.bincount(y)[np.unique(y)].min()
     if few < k: raise InputError(f"the smallest class has {plural(int(few), 'image')}, too few for {k} folds: give fewer folds.")
     return [test for _, test in StratifiedKFold(k, shuffle=True, random_state=seed).split(y, y)]
