@@ -24,13 +24,15 @@ from .core import Grid, InputError, clip, plural, suggest
 from .figures import INK, Picture, figure_svg, plain
 from .files import read_frame
 
-# %% ../nbs/08_images.ipynb #372f250e
+# %% ../nbs/08_images.ipynb #7b1203a4
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm", ".pnm")
 MOST_PIXELS = 64_000_000 # of one file: 8,000 x 8,000
-_MARKS = {b"PK": "a zip archive", b"\x1f\x8b": "a gzip archive", b"%PDF": "a PDF", b"<": "a page of HTML, SVG or XML", b"%!": "PostScript", b"Rar": "a rar archive"}
 
 class Unreadable(Exception): "Why a file gives no image, in a few words."
+
+# %% ../nbs/08_images.ipynb #be2bb20c
+_MARKS = {b"PK": "a zip archive", b"\x1f\x8b": "a gzip archive", b"%PDF": "a PDF", b"<": "a page of HTML, SVG or XML", b"%!": "PostScript", b"Rar": "a rar archive"}
 
 def _instead(path):
     start = Path(path).read_bytes()[:132] if Path(path).stat().st_size < 10**9 else b""
@@ -52,27 +54,30 @@ def open_image(path) -> Image.Image: # its header is read, its pixels are not ye
     image.close()
     raise Unreadable(f"has {image.width:,} x {image.height:,} pixels, more than {MOST_PIXELS:,}")
 
-# %% ../nbs/08_images.ipynb #af6c019b
+# %% ../nbs/08_images.ipynb #8293f2e0
 def _stretch(image): # of 16 or 32 bits
     a = np.nan_to_num(np.asarray(image, dtype=float))
     return Image.fromarray(((a - a.min()) / max(np.ptp(a), 1e-12) * 255).round().astype(np.uint8))
 
+# %% ../nbs/08_images.ipynb #e5b7730e
 def _on_white(image):
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
-# %% ../nbs/08_images.ipynb #485cd1c7
-def upright(image: Image.Image # as opened
-           ) -> tuple: # an image of mode L or RGB, and what was done to it
-    "All of a file's marks obeyed: turned, made opaque, 8 bits, the first page."
+# %% ../nbs/08_images.ipynb #bd2adad6
+def _found(image): # what is to be done to an image
     pages, turned = getattr(image, "n_frames", 1) > 1, image.getexif().get(0x0112, 1) not in (0, 1) # EXIF's orientation
     image.load()
-    clear = "A" in image.getbands() or "transparency" in image.info
-    deep = image.mode.startswith("I") or image.mode == "F"
-    done = [said for yes, said in ((pages, "of several pages the first"), (turned, "turned upright"), (clear, "transparent parts made white"), (deep, "more than 8 bits, stretched")) if yes]
+    clear, deep = "A" in image.getbands() or "transparency" in image.info, image.mode.startswith("I") or image.mode == "F"
+    return {"of several pages the first": pages, "turned upright": turned, "transparent parts made white": clear and not deep, "more than 8 bits, stretched": deep}
+
+# %% ../nbs/08_images.ipynb #0fff9311
+def upright(image: Image.Image) -> tuple: # as opened; returns an image of mode L or RGB, and what was done to it
+    "All of a file's marks obeyed: turned, made opaque, 8 bits, the first page."
+    done = [what for what, yes in _found(image).items() if yes]
     image = ImageOps.exif_transpose(image)
-    if deep: image = _stretch(image)
-    elif clear: image = _on_white(image)
+    if "more than 8 bits, stretched" in done: image = _stretch(image)
+    elif "transparent parts made white" in done: image = _on_white(image)
     return image.convert("L" if image.mode in ("L", "1") else "RGB"), done
 
 # %% ../nbs/08_images.ipynb #5997aafd
@@ -88,7 +93,7 @@ def read_image(path, size=None, # (height, width) to squeeze it to; None: as it 
     a = np.asarray(image)
     return np.ascontiguousarray(a[None] if a.ndim == 2 else a.transpose(2, 0, 1)), done
 
-# %% ../nbs/08_images.ipynb #83759c3a
+# %% ../nbs/08_images.ipynb #2737db3d
 @dataclass
 class Images:
     "Pictures of one shape, with a label and perhaps a group each."
@@ -101,12 +106,13 @@ class Images:
     notes: list = field(default_factory=list) # sentences on what was done
 
     def __len__(self): return len(self.pixels)
-    @property
-    def values(self): return [str(v).strip() for v in self.frame[self.label].tolist()] # (rows,) labels
-    @property
-    def groups(self): # (rows,) str; a picture without one is a group by itself
-        if self.group is None: return None
-        return np.array([str(v).strip() if v is not None and v == v and str(v).strip() else f"row {i}" for i, v in self.frame[self.group].items()], dtype=object)
+
+# %% ../nbs/08_images.ipynb #77e2f44d
+@patch(as_prop=True)
+def values(self: Images): return [str(v).strip() for v in self.frame[self.label].tolist()] # (rows,) labels
+@patch(as_prop=True)
+def groups(self: Images): # (rows,) str; a picture without one is a group by itself
+    if self.group is not None: return np.array([str(v).strip() if v is not None and v == v and str(v).strip() else f"row {i}" for i, v in self.frame[self.group].items()], dtype=object)
 
 # %% ../nbs/08_images.ipynb #26e95163
 @patch
@@ -119,7 +125,7 @@ def digests(self: Images) -> list: # of str, one for each picture
     "The sha256 of each picture's bytes: the same picture twice shows."
     return [hashlib.sha256(p.tobytes()).hexdigest() for p in self.pixels]
 
-# %% ../nbs/08_images.ipynb #e72142ca
+# %% ../nbs/08_images.ipynb #98435067
 @patch
 def grid(self: Images) -> Grid:
     "How many pictures each class has, and of how many groups."
@@ -127,6 +133,8 @@ def grid(self: Images) -> Grid:
     groups = lambda v: [len(set(self.groups[[x == v for x in self.values]]))] if self.group else []
     about = [f"{self.name}: {plural(len(self), 'image')} of {h} x {w}, {'grey' if c == 1 else 'in colour'}", f"{len(self.faults):,} set aside" * bool(self.faults), *self.notes]
     return Grid(["class", "images", *[clip(self.group, 20) + "s"] * bool(self.group)], [[clip(v, 40), f"{n[v]:,}", *groups(v)] for v in sorted(n)], "; ".join(a for a in about if a))
+
+# %% ../nbs/08_images.ipynb #7298edf7
 @patch
 def __repr__(self: Images): return repr(self.grid())
 @patch
@@ -138,32 +146,37 @@ def faults_grid(self: Images, n=20) -> Grid: # rows of the table
     "What was set aside, and why."
     return Grid(["row", "file", "why"], [["–" if r is None else r, clip(p, 80), why] for r, p, why in self.faults[:n]], f"{plural(len(self.faults), 'file')} set aside" + f", the first {n}" * (len(self.faults) > n))
 
-# %% ../nbs/08_images.ipynb #88f5ccca
-def images_of(pixels, # (rows, height, width), (rows, height, width, 1 or 3) or (rows, 1 or 3, height, width); uint8, or float from 0 to 1
-              labels, groups=None, # (rows,) each
-              name="arrays") -> Images:
-    "Arrays as `Images`. Raises InputError for another shape or range."
+# %% ../nbs/08_images.ipynb #a70bca04
+def _bytes(pixels, name):
     a = np.asarray(pixels)
     if a.ndim == 3: a = a[:, None]
     if a.ndim == 4 and a.shape[1] not in (1, 3): a = a.transpose(0, 3, 1, 2)
     if a.ndim != 4 or a.shape[1] not in (1, 3) or not len(a): raise InputError(f"{name} have the shape {np.shape(pixels)}: expected (rows, height, width), with 1 or 3 channels before or after.")
-    if a.dtype != np.uint8:
-        if not (np.isfinite(a).all() and a.min() >= 0 and a.max() <= 1): raise InputError(f"{name} of type {a.dtype} go from {a.min():g} to {a.max():g}: give bytes (uint8), or numbers from 0 to 1.")
-        a = (a * 255).round().astype(np.uint8)
+    if a.dtype == np.uint8: return np.ascontiguousarray(a)
+    if not (np.isfinite(a).all() and a.min() >= 0 and a.max() <= 1): raise InputError(f"{name} of type {a.dtype} go from {a.min():g} to {a.max():g}: give bytes (uint8), or numbers from 0 to 1.")
+    return np.ascontiguousarray((a * 255).round().astype(np.uint8))
+
+# %% ../nbs/08_images.ipynb #3fa9ffbf
+def images_of(pixels, # (rows, height, width), (rows, height, width, 1 or 3) or (rows, 1 or 3, height, width); uint8, or float from 0 to 1
+              labels, groups=None, name="arrays") -> Images: # (rows,) each
+    "Arrays as `Images`. Raises InputError for another shape or range."
+    a = _bytes(pixels, name)
     if len(labels) != len(a) or groups is not None and len(groups) != len(a): raise InputError(f"{len(a)} images, {len(labels)} labels and {len(a) if groups is None else len(groups)} groups: give one for each.")
     frame = pd.DataFrame({"label": list(labels)} | ({} if groups is None else {"group": list(groups)}))
-    return Images(np.ascontiguousarray(a), frame, "label", None if groups is None else "group", name)
+    return Images(a, frame, "label", None if groups is None else "group", name)
 
-# %% ../nbs/08_images.ipynb #93b98b94
+# %% ../nbs/08_images.ipynb #0d2829dd
+def _in_class(folder): # its files, the hidden ones left alone
+    seen = lambda p: p.is_file() and not any(part.startswith(".") for part in p.relative_to(folder).parts)
+    files = [p for p in sorted(folder.rglob("*")) if seen(p)]
+    return [p for p in files if p.suffix.lower() in SUFFIXES], [p.name for p in files if p.suffix.lower() not in SUFFIXES]
+
+# %% ../nbs/08_images.ipynb #48586a74
 def _listed(folder):
-    rows, notes, other = [], [], []
-    for c in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
-        files = [p for p in sorted(c.rglob("*")) if p.is_file() and not any(part.startswith(".") for part in p.relative_to(folder).parts)]
-        found = [p for p in files if p.suffix.lower() in SUFFIXES]
-        other += [p.name for p in files if p.suffix.lower() not in SUFFIXES]
-        if not found: notes.append(f"class folder {clip(c.name, 30)!r} holds no image")
-        rows += [(str(p), c.name, None if p.parent == c else str(p.parent.relative_to(c))) for p in found]
-    loose = [p.name for p in folder.iterdir() if p.suffix.lower() in SUFFIXES]
+    classes = {c: _in_class(c) for c in sorted(folder.iterdir()) if c.is_dir() and not c.name.startswith(".")}
+    rows = [(str(p), c.name, None if p.parent == c else str(p.parent.relative_to(c))) for c, (found, _) in classes.items() for p in found]
+    notes = [f"class folder {clip(c.name, 30)!r} holds no image" for c, (found, _) in classes.items() if not found]
+    other, loose = [n for _, more in classes.values() for n in more], [p.name for p in folder.iterdir() if p.suffix.lower() in SUFFIXES]
     if other: notes.append(f"{plural(len(other), 'file')} left out that by the name are no images, such as {clip(other[0], 30)!r}")
     if loose: notes.append(f"{plural(len(loose), 'image')} left out that lie in no class folder, such as {clip(loose[0], 30)!r}")
     return pd.DataFrame(rows, columns=["path", "label", "folder"]), notes
@@ -203,13 +216,21 @@ def _shape(sizes, grey, size, channels, n):
     if need > free / 2: raise InputError(f"{n:,} images of {c} x {h} x {w} take {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free: lower size, or use fewer rows.")
     return c, h, w
 
-# %% ../nbs/08_images.ipynb #36a46e86
+# %% ../nbs/08_images.ipynb #19e35718
 def _missing(frame): # the rows without a label, as faults
     return {i: "has no label" for i, v in enumerate(frame["label"]) if v is None or v != v or not str(v).strip()}
 
+def _pixels(paths, good, shape, faults): # of the files that can be read; the others are added to the faults
+    pixels, done = np.zeros((len(good), *shape), dtype=np.uint8), Counter()
+    for j, i in enumerate(good):
+        try: pixels[j], what = read_image(paths[i], shape[1:], shape[0])
+        except Unreadable as e: faults[i] = str(e)
+        else: done.update(what)
+    return pixels, [f"{plural(n, 'image')}: {what}" for what, n in sorted(done.items())]
+
+# %% ../nbs/08_images.ipynb #aad626a2
 def read_images(frame, # of `list_images`: columns path and label
-                size=None, # side or (height, width); None: by the rule
-                channels=None, # 1: grey, 3: colour; None: grey if all are
+                size=None, channels=None, # side or (height, width), None: by the rule; 1: grey, 3: colour, None: grey if all are
                 group=None, name="images", notes=()) -> Images:
     "Read all files; those that can't be read are set aside with the reason. Raises InputError where none can."
     paths = frame["path"].tolist()
@@ -217,13 +238,8 @@ def read_images(frame, # of `list_images`: columns path and label
     faults |= _missing(frame)
     good = [i for i in range(len(paths)) if i not in faults]
     if not good: raise InputError(f"{name}: none of the {plural(len(paths), 'file')} can be used. {clip(paths[0], 100)} {faults[0]}.")
-    shape = _shape(sizes[good], grey[good], size, channels, len(good))
-    pixels, done = np.zeros((len(good), *shape), dtype=np.uint8), Counter()
-    for j, i in enumerate(good):
-        try: pixels[j], what = read_image(paths[i], shape[1:], shape[0])
-        except Unreadable as e: faults[i] = str(e)
-        else: done.update(what)
-    return _gathered(frame, pixels, good, faults, sizes, [*notes, *(f"{plural(n, 'image')}: {what}" for what, n in sorted(done.items()))], group, name)
+    pixels, done = _pixels(paths, good, _shape(sizes[good], grey[good], size, channels, len(good)), faults)
+    return _gathered(frame, pixels, good, faults, sizes, [*notes, *done], group, name)
 
 # %% ../nbs/08_images.ipynb #4049106e
 def _gathered(frame, pixels, good, faults, sizes, notes, group, name):
@@ -235,25 +251,26 @@ def _gathered(frame, pixels, good, faults, sizes, notes, group, name):
     aside = [(frame.index[i], Path(str(frame["path"].iloc[i])).name, why) for i, why in sorted(faults.items())]
     return Images(pixels if len(kept) == len(pixels) else pixels[kept], frame.iloc[at], "label", group, name, aside, notes)
 
-# %% ../nbs/08_images.ipynb #dd712e88
-def sheet(pixels, # (pictures, channels, height, width) uint8
-          titles, # a line above each
-          title, # the finding
-          maps=None, # (pictures, height, width) to lay over them: red is for, blue against
-          columns=6) -> Picture:
+# %% ../nbs/08_images.ipynb #79e54b6a
+def _show(ax, picture, title, over): # (channels, height, width); (height, width) or None
+    ax.imshow(picture[0] if len(picture) == 1 else picture.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    top = None if over is None else max(np.abs(over).max(), 1e-12)
+    if top: ax.imshow(over, cmap="bwr", alpha=.55, vmin=-top, vmax=top, interpolation="nearest")
+    ax.set_title(plain(title, 18), fontsize=8, color=INK)
+
+# %% ../nbs/08_images.ipynb #ff944989
+def sheet(pixels, titles, title, # (pictures, channels, height, width) uint8; a line above each; the finding
+          maps=None, columns=6) -> Picture: # (pictures, height, width) to lay over them: red is for, blue against
     "Some pictures side by side."
     from matplotlib.figure import Figure
     n, lines = len(pixels), -(-len(pixels) // columns)
     fig = Figure((1.25 * min(columns, max(n, 1)), 1.5 * lines), layout="constrained", facecolor="none")
     axes = fig.subplots(lines, min(columns, n), squeeze=False).ravel()
     for ax in axes: ax.set_axis_off()
-    for i, (ax, t) in enumerate(zip(axes, titles)):
-        ax.imshow(pixels[i, 0] if len(pixels[i]) == 1 else pixels[i].transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        if maps is not None: ax.imshow(maps[i], cmap="bwr", alpha=.55, vmin=-(top := max(np.abs(maps[i]).max(), 1e-12)), vmax=top, interpolation="nearest")
-        ax.set_title(plain(t, 18), fontsize=8, color=INK)
+    for i, ax in enumerate(axes[:n]): _show(ax, pixels[i], titles[i], None if maps is None else maps[i])
     return Picture(title, figure_svg(fig, title), None)
 
-# %% ../nbs/08_images.ipynb #ffaf5925
+# %% ../nbs/08_images.ipynb #2714caad
 @dataclass(frozen=True)
 class Augment:
     "Turn, scale and shift a batch at random, by torch's own generator."
@@ -262,12 +279,18 @@ class Augment:
     shift: float = .1 # share of the side, at most
     mirror: bool = False # left and right
 
-    def __call__(self, x): # (batch, channels, height, width) float32, and so it returns
-        import torch
-        n, (h, w) = len(x), x.shape[-2:]
-        draw = lambda *k: 2 * torch.rand(*k) - 1
-        turn, size, move = draw(n) * math.radians(self.rotate), 1 + draw(n) * self.scale, draw(n, 2) * 2 * self.shift
-        flip = torch.where(torch.rand(n) < .5 * self.mirror, -1., 1.)
-        c, s = turn.cos() * size, turn.sin() * size
-        matrix = torch.stack([torch.stack([c * flip, -s * h / w, move[:, 0]], 1), torch.stack([s * w / h * flip, c, move[:, 1]], 1)], 1)
-        return torch.nn.functional.grid_sample(x, torch.nn.functional.affine_grid(matrix, list(x.shape), align_corners=False), align_corners=False)
+# %% ../nbs/08_images.ipynb #4d84983b
+@patch
+def matrices(self: Augment, n, ratio): # (n, 2, 3): a turn, a size and a move each; height to width
+    "Random matrices for `affine_grid`."
+    import torch
+    draw = lambda *k: 2 * torch.rand(*k) - 1
+    turn, size, move = draw(n) * math.radians(self.rotate), 1 + draw(n) * self.scale, draw(n, 2) * 2 * self.shift
+    flip, c, s = torch.where(torch.rand(n) < .5 * self.mirror, -1., 1.), turn.cos() * size, turn.sin() * size
+    return torch.stack([torch.stack([c * flip, -s * ratio, move[:, 0]], 1), torch.stack([s / ratio * flip, c, move[:, 1]], 1)], 1)
+
+@patch
+def __call__(self: Augment, x): # (batch, channels, height, width) float32, and so it returns
+    from torch.nn.functional import affine_grid, grid_sample
+    grid = affine_grid(self.matrices(len(x), x.shape[-2] / x.shape[-1]), list(x.shape), align_corners=False)
+    return grid_sample(x, grid, align_corners=False)

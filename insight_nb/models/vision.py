@@ -33,9 +33,10 @@ class Shown:
     @classmethod
     def of(cls, saved): return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
 
-# %% ../../nbs/27_models.vision.ipynb #d18dd9fa
+# %% ../../nbs/27_models.vision.ipynb #101229c3
 def _layer(a, b): return nn.Sequential(nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
 
+# %% ../../nbs/27_models.vision.ipynb #0498ce75
 class SmallNet(nn.Module):
     "Three convolutions: (batch, channels, height, width) to (batch, 4 * widths[-1])."
     def __init__(self, channels=1, widths=(24, 48, 96)): # of the three layers
@@ -44,13 +45,15 @@ class SmallNet(nn.Module):
         self.layers, self.width = nn.ModuleList([_layer(channels, a), _layer(a, b), _layer(b, c)]), 4 * c
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, x):
-        x = self.layers[0](x.contiguous(memory_format=torch.channels_last)) # a third faster on a CPU
-        if min(x.shape[-2:]) >= 16: x = F.max_pool2d(x, 2)
-        x = self.layers[2](F.max_pool2d(self.layers[1](x), 2))
-        return F.adaptive_max_pool2d(x, 2).flatten(1)
+# %% ../../nbs/27_models.vision.ipynb #820d8826
+@patch
+def forward(self: SmallNet, x):
+    x = self.layers[0](x.contiguous(memory_format=torch.channels_last)) # a third faster on a CPU
+    if min(x.shape[-2:]) >= 16: x = F.max_pool2d(x, 2)
+    x = self.layers[2](F.max_pool2d(self.layers[1](x), 2))
+    return F.adaptive_max_pool2d(x, 2).flatten(1)
 
-# %% ../../nbs/27_models.vision.ipynb #69fff3ac
+# %% ../../nbs/27_models.vision.ipynb #8212f0ea
 class Vision(nn.Module):
     "An image network as a backbone: pictures (batch, channels, height, width) from 0 to 1 in, hidden states (batch, 1, width) out."
     def __init__(self, encoder, # module: pictures -> (batch, width), or -> an output with such logits
@@ -61,9 +64,12 @@ class Vision(nn.Module):
         self.adapter, self.changed = None, False
         for k in ("mean", "std"): self.register_buffer(k, torch.tensor(getattr(shown, k)).view(-1, 1, 1), persistent=False)
 
-    def forward(self, x: Tensor, mask=None, segments=None) -> Tensor:
-        found = self.encoder((x - self.mean) / self.std)
-        return getattr(found, "logits", found)[:, None]
+# %% ../../nbs/27_models.vision.ipynb #592ffeae
+@patch
+def forward(self: Vision, x: Tensor, # (batch, channels, height, width)
+            mask=None, segments=None) -> Tensor: # of texts, not used; (batch, 1, width)
+    found = self.encoder((x - self.mean) / self.std)
+    return getattr(found, "logits", found)[:, None]
 
 # %% ../../nbs/27_models.vision.ipynb #8739c2f1
 def small_vision(shown: Shown) -> Vision:
@@ -81,12 +87,13 @@ def take_last(model: nn.Module, # a classifier of transformers
     model.set_submodule(last[-1], nn.Identity())
     return width
 
-# %% ../../nbs/27_models.vision.ipynb #812d7042
+# %% ../../nbs/27_models.vision.ipynb #1ce86c59
 def _sides(size): # of a preprocessor_config.json: a number, or a dict of height and width, or of the shortest edge
     if isinstance(size, int): return size, size
     if not isinstance(size, dict) or not size: return None
     return (size["height"], size["width"]) if "height" in size else (next(iter(size.values())),) * 2
 
+# %% ../../nbs/27_models.vision.ipynb #dfe79580
 def shown_of(config, # of the model
              saved: dict # preprocessor_config.json; empty where there is none
             ) -> Shown:
@@ -97,16 +104,16 @@ def shown_of(config, # of the model
     same = lambda k: tuple(float(v) for v in (saved.get(k) or [.5] * channels))[:channels] if saved.get("do_normalize", True) else ((0.,) if k == "image_mean" else (1.,)) * channels
     return Shown(channels, tuple(map(int, size)), same("image_mean"), same("image_std"))
 
-# %% ../../nbs/27_models.vision.ipynb #6e0b947c
+# %% ../../nbs/27_models.vision.ipynb #47945bab
 def _load(where, **how):
     from transformers import AutoModelForImageClassification
     from transformers.image_processing_base import ImageProcessingMixin
     from transformers.utils import logging
     logging.set_verbosity_error(), logging.disable_progress_bar()
-    try: model, info = AutoModelForImageClassification.from_pretrained(where, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **how)
-    except ImportError as e: raise InputError(f"image model {where} needs a package that is not installed: {clip(e, 160)}") from None
     try: saved = ImageProcessingMixin.get_image_processor_dict(where, **how)[0]
     except OSError: saved = {}
+    try: model, info = AutoModelForImageClassification.from_pretrained(where, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **how)
+    except ImportError as e: raise InputError(f"image model {where} needs a package that is not installed: {clip(e, 160)}") from None
     return model, info["missing_keys"], saved
 
 # %% ../../nbs/27_models.vision.ipynb #16357e1d
@@ -133,7 +140,7 @@ def empty_vision(info: dict, # of a bundle: backbone and shown
     model = AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False), dtype=torch.float32, trust_remote_code=False)
     return Vision(model, shown, take_last(model, b["name"]), b["name"], b["identity"])
 
-# %% ../../nbs/27_models.vision.ipynb #88c4edcd
+# %% ../../nbs/27_models.vision.ipynb #f19d4c27
 @torch.no_grad()
 def features(vision: Vision, pixels, # (rows, channels, height, width) uint8
              step=32) -> Tensor: # pictures at once; (rows, width) float32 on the CPU
@@ -142,6 +149,7 @@ def features(vision: Vision, pixels, # (rows, channels, height, width) uint8
     device = next(vision.parameters()).device
     return torch.cat([vision(torch.from_numpy(pixels[i:i + step]).to(device).float() / 255)[:, 0].cpu() for i in range(0, len(pixels), step)])
 
+# %% ../../nbs/27_models.vision.ipynb #c45b2ddd
 class Given(nn.Module):
     "A backbone whose rows are vectors already, (batch, width)."
     def __init__(self, width):
@@ -157,12 +165,12 @@ def join(vision: Vision, head_model: nn.Module # a `Model` on `Given`
     model.head.load_state_dict(head_model.head.state_dict())
     return model
 
-# %% ../../nbs/27_models.vision.ipynb #d53ddf26
+# %% ../../nbs/27_models.vision.ipynb #5e9f5622
 def _logits(model, x): return model(Batch(x, torch.ones(len(x), 1, dtype=torch.bool, device=x.device), torch.arange(len(x)))).logits
 
+# %% ../../nbs/27_models.vision.ipynb #7164aa64
 def gradient_x_input(model: nn.Module, # with `Vision` in it
-                     pixels, # (rows, channels, height, width) uint8
-                     classes) -> Tensor: # (rows,) ids; returns (rows, height, width)
+                     pixels, classes) -> Tensor: # (rows, channels, height, width) uint8, (rows,) ids; returns (rows, height, width)
     "What each pixel adds to the logit of a class, to first order."
     model.eval()
     x = (torch.as_tensor(pixels).float() / 255).to(next(model.parameters()).device).requires_grad_()
