@@ -35,10 +35,9 @@ from ..train.callbacks import CollapseGuard
 from ..train.optim import Settings
 from ..train.trainer import Trainer, predict_logits
 
-# %% ../../nbs/77_apps.diagnose.ipynb #b3b2fd57
+# %% ../../nbs/77_apps.diagnose.ipynb #b920d03d
 WRITERS = (0, 130, 256, 386, 516, 646, 776, 915, 1029, 1157, 1287, 1415, 1545, 1667, 1797) # where each begins, and the end
 
-# %% ../../nbs/77_apps.diagnose.ipynb #5e759148
 def digits() -> Images:
     "The sample `digits` with its writers as groups (the blocks of scikit-learn's course, 'Sample grouping')."
     frame = load_sample("digits")
@@ -83,12 +82,11 @@ def rates_at(y, score, # (rows,) bool, (rows,) of the test rows
     both = rates(np.asarray(y, int), np.asarray(score) > threshold, ["", name])
     return {f"{kind}_at_threshold[{name}]": both[f"{kind}[{name}]"] for kind in ("sensitivity", "specificity")}
 
-# %% ../../nbs/77_apps.diagnose.ipynb #e94537b4
+# %% ../../nbs/77_apps.diagnose.ipynb #d2ec039b
 def _ranks(v): # average ranks of ties
     _, at, n = np.unique(v, return_inverse=True, return_counts=True)
     return (np.cumsum(n) - (n - 1) / 2)[at]
 
-# %% ../../nbs/77_apps.diagnose.ipynb #210c9439
 def _delong(y, score): # AUROC, and its variance
     r, pos, neg = _ranks(score), score[y], score[~y]
     m, n = len(pos), len(neg)
