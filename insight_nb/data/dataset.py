@@ -374,7 +374,7 @@ class Batches:
     def __len__(self): return len(self.plan)
     def __repr__(self): return f"Batches({len(self.dataset):,} rows, {len(self):,} batches, epoch {self.epoch}, step {self.step})"
 
-# %% ../../nbs/13_data.dataset.ipynb #5c99d4d7
+# %% ../../nbs/13_data.dataset.ipynb #19e41164
 @patch(as_prop=True)
 def plan(self: Batches):
     "The rows of each batch of the current epoch."
@@ -390,7 +390,7 @@ def plan(self: Batches):
 @patch(as_prop=True)
 def padding_share(self: Batches):
     "The share of the current epoch's places that hold padding."
-    return padding_share(self.dataset.tokens.lengths, [self.dataset.lines(rows) for rows in self.plan])
+    return padding_share(getattr(self.dataset.tokens, "lengths", self.dataset.lengths), [self.dataset.lines(rows) for rows in self.plan])
 
 # %% ../../nbs/13_data.dataset.ipynb #ced9585f
 @patch
