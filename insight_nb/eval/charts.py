@@ -169,11 +169,11 @@ class Watch:
     def signal(self, x, n): # (buckets, ...) counts and texts
         return find_chart(self.chart)(x, n, self.baseline.p, self.baseline.phi(n))
 
-# %% ../../nbs/49_eval.charts.ipynb #fe8b2ea3
+# %% ../../nbs/49_eval.charts.ipynb #9ad35154
 @patch
-def quiet(self: Watch, seed, buckets=500, start=30) -> Alarms:
+def quiet(self: Watch, seed, buckets=150, start=30) -> Alarms:
     "First alarms where nothing happens."
-    rng, shape = np.random.default_rng(seed), (start + buckets, int(max(2000, self.between)))
+    rng, shape = np.random.default_rng(seed), (start + buckets, int(max(8000, 4 * self.between)))
     p, rho = self.baseline.worlds(rng, shape[1])
     n = rng.choice(self.baseline.texts.astype(int), shape)
     return first_alarms(self.signal(draw_counts(rng, n, p, rho, shape), n)[start:])
