@@ -233,14 +233,14 @@ class Alert:
 def _worth(series, at): # counts and texts, as many as they are worth
     return float((series.x[at] / series.phi[at]).sum()), float((series.n[at] / series.phi[at]).sum())
 
-# %% ../../nbs/73_apps.monitor.ipynb #a8de0300
+# %% ../../nbs/73_apps.monitor.ipynb #bcc19108
 def _words_up(now, before, most=8): # texts each
     "Words that are said more often, by the log-odds in units of their standard error (after Monroe and others 2008)."
     count = lambda texts: pd.Series([w for t in texts for w in set(words_in(t)[:200])], dtype=object).value_counts()
     a, b = count(now), count(before)
     b = b.reindex(a.index, fill_value=0)
     z = (np.log((a + .5) / (len(now) - a + .5)) - np.log((b + .5) / (len(before) - b + .5))) / np.sqrt(1 / (a + .5) + 1 / (b + .5))
-    return z[(z > 2) & (a > 2)].sort_values(ascending=False, kind="stable").head(most)
+    return z[(z > 2) & (a > 2)].sort_index().sort_values(ascending=False, kind="stable").head(most)
 
 # %% ../../nbs/73_apps.monitor.ipynb #d0cd94c9
 def _driving(rows, weight, most=5):
