@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import LABELS, refused, rows_of, write_csv
+from conftest import LABELS, in_process, refused, rows_of
 from insight_nb.apps.monitor import Monitor, mark
 from insight_nb.apps.stream import Columns, Stream, planted
 from insight_nb.core import InputError
@@ -26,6 +26,11 @@ NOW = pd.Timestamp("2026-12-01").timestamp()
 
 def given(**more): return [w for k, v in ({"now": "2026-12-01"} | more).items() for w in ("-p", k, str(v))]
 
+def run(out, **more):
+    "The recipe's cells in this process; its evidence."
+    in_process(NBS / "recipes" / "monitor.ipynb", "run.ipynb", {"now": "2026-12-01", "out": out} | more)
+    return json.loads(Path(out, "evidence.json").read_text(encoding="utf-8"))
+
 @pytest.fixture(scope="module")
 def small():
     "Fifty days of a planted stream, with a surge in the last of them."
@@ -34,12 +39,10 @@ def small():
 
 # The recipe
 
-def test_a_run_leaves_what_it_promises(ends, small):
+def test_a_run_leaves_what_it_promises(small):
     small.to_csv("posts.csv", index=False)
-    done = ends("run", "monitor", *given(table="posts.csv", **NAMES), "--out", "a")
-    assert done.status == 0, done.lines
+    e = run("a", table="posts.csv", **NAMES)
     assert {p.name for p in Path("a").iterdir()} >= {"report.html", "evidence.json", "stream.sqlite", "dashboard.ipynb", "label_these.csv"}
-    e = json.loads(Path("a/evidence.json").read_text(encoding="utf-8"))
     assert (e["schema"], e["task"]) == (1, "monitor") and set(e) >= {"data", "model", "baseline", "metrics", "calibration", "cost", "guard", "seed", "versions"}
     for m in (e["metrics"][k] for k in ("false_alarm_interval", "mean_delay")): assert m["low"] < m["value"] < m["high"] and m["n"] > 0
     assert {g["check"]: g["passed"] for g in e["guard"] if g["passed"] is not None} == {"counted_once": True, "false_alarms": True, "replay": True}
@@ -51,19 +54,17 @@ def test_a_run_leaves_what_it_promises(ends, small):
     assert "<script" not in page and "three-sigma" in page
 
 
-def test_it_reads_on_and_counts_nothing_twice(ends, small):
+def test_it_reads_on_and_counts_nothing_twice(small):
     lines = [json.dumps(r, ensure_ascii=False) for r in small.astype(object).where(small.notna(), None).to_dict("records")]
     Path("posts.jsonl").write_text("\n".join(lines[:2500]) + "\n" + lines[2500][:30], encoding="utf-8")
-    words = given(table="posts.jsonl", store="posts.sqlite", **NAMES)
-    assert ends("run", "monitor", *words, "--out", "a").status == 0
+    words = dict(table="posts.jsonl", store="posts.sqlite", drift=False, **NAMES)
+    a = run("a", **words)["data"]
     Path("posts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    assert ends("run", "monitor", *words, "--out", "b").status == 0
-    a, b = (json.loads(Path(f, "evidence.json").read_text(encoding="utf-8"))["data"] for f in "ab")
+    b = run("b", **words)["data"]
     once = Stream(columns=Columns(**NAMES), now=NOW)
     once.add(small)
     assert a["rows"]["read"] == 2500 and b["rows"]["read"] == len(small) and b["texts"] == len(once.frame())
-    assert ends("run", "monitor", *words, "--out", "c").status == 0 # nothing new: the same report
-    assert json.loads(Path("c/evidence.json").read_text(encoding="utf-8"))["data"] == b
+    assert run("c", **words)["data"] == b # nothing new: the same
 
 
 BAD = [ # what is wrong, the table, parameters, words of the answer
@@ -91,20 +92,16 @@ def test_bad_input_is_one_line(ends, table, more, words):
 
 ITEM = "<item><guid>{0}</guid><title>{1} &lt;script&gt;alert(1)&lt;/script&gt;</title><pubDate>{2:%a, %d %b %Y} 10:00:00 GMT</pubDate></item>"
 
-def test_a_feed_that_breaks_off_and_html_in_it(ends, trained):
-    days = pd.date_range("2026-03-02", periods=12)
-    rows = rows_of(240)
+def test_a_feed_that_breaks_off_and_html_in_it(trained):
+    days, rows = pd.date_range("2026-03-02", periods=12), rows_of(240)
     feed = "<?xml version='1.0' encoding='utf-8'?><rss version='2.0'><channel><title>x</title>" + "".join(ITEM.format(i, r["text"].split(" <")[0], days[i // 20]) for i, r in enumerate(rows)) + "</channel></rss>"
+    words = dict(table="news.xml", id="id", bundle=str(trained / "bundle"), evidence=str(trained / "evidence.json"), false_alarms=1., store="news.sqlite")
     Path("news.xml").write_text(feed[:-80], encoding="utf-8")
-    words = given(table="news.xml", id="id", bundle=trained / "bundle", evidence=trained / "evidence.json", false_alarms=1, store="news.sqlite")
-    done = ends("run", "monitor", *words, "--out", "a")
-    assert done.status == 0, done.lines
-    e = json.loads(Path("a/evidence.json").read_text(encoding="utf-8"))
+    e = run("a", **words)
     assert e["data"]["texts"] == 239 and e["data"]["rows"]["cut off"] == 1 and set(e["data"]["labels"]) <= {*LABELS, "texts unlike before"}
-    assert "<script" not in Path("a/report.html").read_text(encoding="utf-8")
+    assert "<script" not in Path("a/report.html").read_text(encoding="utf-8") and e["cost"]["predict_ms_per_text"] > 0
     Path("news.xml").write_text(feed, encoding="utf-8")
-    assert ends("run", "monitor", *words, "--out", "b").status == 0
-    assert json.loads(Path("b/evidence.json").read_text(encoding="utf-8"))["data"]["texts"] == 240
+    assert run("b", **words)["data"]["texts"] == 240
 
 
 # The store
@@ -129,8 +126,8 @@ def test_odd_texts_and_numbers_of_rows():
     s = Stream(now=NOW)
     assert s.add(pd.DataFrame({"text": odd, "date": ["2026-09-01"] * 6}))["new"] == 6 and len(s.frame()) == 6
     began = time.perf_counter()
-    assert s.add(pd.DataFrame({"text": [f"text {i}" for i in range(100_000)], "date": ["2026-09-02"] * 100_000}))["new"] == 100_000
-    assert time.perf_counter() - began < 60
+    assert s.add(pd.DataFrame({"text": [f"text {i}" for i in range(20_000)], "date": ["2026-09-02"] * 20_000}))["new"] == 20_000
+    assert time.perf_counter() - began < 30
 
 
 def test_a_bundle_reads_each_text_once(trained):
@@ -161,10 +158,10 @@ def test_exact_binomial():
 
 def test_likeness_volumes_and_an_estimated_baseline():
     rng, seen = np.random.default_rng(0), []
-    for i in range(12):
+    for i in range(8):
         n = rng.integers(20, 501, 60)
         w = Watch(fit_baseline(draw_counts(rng, n, .2, .02, 60), n), 370, seed=i)
-        n = rng.integers(20, 501, (1000, 60))
+        n = rng.integers(20, 501, (1000, 40))
         seen.append(first_alarms(w.signal(draw_counts(rng, n, .2, .02, n.shape), n)).seen(w.limit))
     assert rate_interval(*map(int, np.sum(seen, axis=0))).value >= 250
 
@@ -207,7 +204,7 @@ def use(page):
     select.select_option(label="○ refund")
     page.wait_for_selector("text=refund: no alarm", timeout=30_000)
     select.select_option(label="● delivery")
-    page.get_by_role("button", name="last 30 days").click()
+    page.locator("select").filter(has_text="last 30 days").first.select_option(label="last 30 days")
     page.wait_for_timeout(1500)
     assert before.startswith("delivery")
     page.get_by_role("tab", name="Texts").click()

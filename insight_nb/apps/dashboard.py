@@ -40,15 +40,16 @@ class MonitorReport(ScoreReport):
         failed = f"Don't rely on this yet: {', '.join(self.failed())} failed. " * bool(self.failed())
         return f"{failed}{head} A false alarm is expected in {m['false_alarm_interval'].value:.0f} {every}, of all charts together; a rise of 10 points is seen after {m['mean_delay'].value:.1f} {every}."
 
-# %% ../../nbs/78_apps.dashboard.ipynb #d5964292
+# %% ../../nbs/78_apps.dashboard.ipynb #383a24c2
 @patch
 def sections(self: MonitorReport) -> list: # as of `Report`
     "Alerts, charts, promises, facts."
     mon = self.monitor
     told = [b for a in self.found[:12] for b in (*a.sentences(mon.stream.every, mon.find(a.name).quality), a.grid())]
     hot = sorted(mon.series, key=lambda s: -len(s.alarms()[1]))[:12]
-    return [("Alerts", told or ["No series is above its limit."]), ("Charts", [mon.series_grid(), *(s.picture(mon.names(), 120) for s in hot)]),
+    found = [("Alerts", told or ["No series is above its limit."]), ("Charts", [mon.series_grid(), *(s.picture(mon.names(), 120) for s in hot)]),
             ("What was promised, and what is kept", [self.metrics_grid(), *self.blocks]), *self._facts()]
+    return [(title, blocks) for title, blocks in found if blocks]
 
 # %% ../../nbs/78_apps.dashboard.ipynb #4214f93e
 def save_monitor(monitor: Monitor):
@@ -77,7 +78,7 @@ def _alerts_html(monitor, found):
     cards = "".join(a.to_html(monitor.stream.every, monitor.find(a.name).quality) for a in found)
     return f'<div style="{_CARD}">{cards or "<p>No alert in this time.</p>"}</div>'
 
-# %% ../../nbs/78_apps.dashboard.ipynb #ad1e2be7
+# %% ../../nbs/78_apps.dashboard.ipynb #5a728a0c
 def dashboard(monitor: Monitor):
     "Choose a series and a time; see its chart, its alerts and its texts."
     w = need("ipywidgets", "apps")
@@ -85,7 +86,7 @@ def dashboard(monitor: Monitor):
     periods = {f"last {k} {every}s": k for k in (14, 30, 60) if k < len(names)} | {f"all {len(names)} {every}s": len(names)}
     marks = {("● " if s.alarms()[1] else "○ ") + clip(s.name, 40): s for s in monitor.series}
     topic = w.Dropdown(options=list(marks), description="Watched", value=next((k for k in marks if k[0] == "●"), list(marks)[0]))
-    period = w.ToggleButtons(options=list(periods), description="Time", value=list(periods)[-1], style={"button_width": "8.5rem"})
+    period = w.Dropdown(options=list(periods), description="Time", value=list(periods)[-1])
     parts = {k: w.HTML() for k in ("head", "chart", "alerts", "texts")}
     parts["head"].value = f'<h2 style="{_CARD};margin:.2rem 0">Opinion monitor</h2><div style="{_CARD}">{html.escape(_headline(monitor, alerts))}</div>'
     show = partial(_show, monitor, alerts, parts)

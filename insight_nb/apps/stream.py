@@ -127,7 +127,7 @@ def _row(self: Stream, cells): # what, of Columns -> cell
     key = f"id {text_of(known).strip()}" if text_fault(known) is None else "text " + text_hash([str(cells.get("date") if when is None else when), text])
     return key, when, text, fault
 
-# %% ../../nbs/72_apps.stream.ipynb #13fb08ea
+# %% ../../nbs/72_apps.stream.ipynb #039c29c0
 @patch
 def _keep(self: Stream, db, cells, source, newest):
     "Write one row; what became of it."
@@ -139,7 +139,7 @@ def _keep(self: Stream, db, cells, source, newest):
     said = [None if text_fault(cells.get(k)) else text_of(cells[k]).strip() for k in ("topic", "opinion", "truth")]
     sure = pd.to_numeric(cells.get("probability"), errors="coerce")
     db.execute("insert into texts values (?, ?, ?, ?, ?, ?, ?, ?)", [key, when, text, said[0], said[1], None if sure is None or sure != sure else float(sure), said[2], source])
-    return ["new"] + ["late"] * (newest is not None and self.bucket([when])[0] < newest)
+    return ["new"] + ["late"] * (newest is not None and when < newest)
 
 # %% ../../nbs/72_apps.stream.ipynb #d0167f61
 @patch
@@ -157,11 +157,12 @@ def _cells(self: Stream, frame, name):
     if gone: raise InputError(f"{clip(name, 80)} has no column {gone[0]!r}.{suggest(gone[0], frame.columns)}")
     return [dict(zip(wanted, row)) for row in zip(*(frame[c].tolist() for c in wanted.values()))]
 
-# %% ../../nbs/72_apps.stream.ipynb #4f31b958
+# %% ../../nbs/72_apps.stream.ipynb #270ceeb1
 @patch
 def _newest(self: Stream):
+    "When the newest bucket began that has a text: what is older comes late."
     at = self.db.execute("select max(at) from texts").fetchone()[0]
-    return None if at is None else self.bucket([at])[0]
+    return None if at is None else self.bucket([at])[0].tz_localize(self.zone, ambiguous=True, nonexistent="shift_forward").timestamp()
 
 # %% ../../nbs/72_apps.stream.ipynb #77845193
 @patch
@@ -291,13 +292,15 @@ def _fetch(source):
         with urlopen(Request(str(source), headers={"User-Agent": "insight_nb"}), timeout=20) as answer: return answer.read(20_000_000)
     except (OSError, ValueError) as e: raise InputError(f"the feed at {clip(source, 100)} can't be fetched: {clip(e, 100)}.") from None
 
-# %% ../../nbs/72_apps.stream.ipynb #20de4beb
+# %% ../../nbs/72_apps.stream.ipynb #60c064f6
 @patch
 def feed(self: Stream, source) -> Counter: # bytes, a file or an address; the counts, with "cut off"
     "Read a feed of RSS or Atom."
     frame, lost = feed_rows(source if isinstance(source, bytes) else _fetch(source))
     name = "feed" if isinstance(source, bytes) else str(source)
-    with self.writing(): found = self._write(frame.to_dict("records"), name) if len(frame) else Counter(read=0)
+    with self.writing() as db:
+        found = self._write(frame.to_dict("records"), name)
+        if lost: db.execute("insert into counts values ('cut off', ?) on conflict do update set n = n + excluded.n", [lost])
     return found + Counter({"cut off": lost})
 
 # %% ../../nbs/72_apps.stream.ipynb #fd873651
