@@ -293,13 +293,13 @@ def right_of(self: Alert, known: Quality): # shares of the counted texts that ar
 
 def _points(m): return with_interval(*(100 * v for v in (m.value, m.low, m.high)), 1)
 
-# %% ../../nbs/73_apps.monitor.ipynb #9215f7c2
+# %% ../../nbs/73_apps.monitor.ipynb #f1277678
 @patch
 def sentences(self: Alert, every="day", quality=EXACT) -> list: # str each
     "What happened, how sure that is, what else it may be."
     (mean, nine), (known, fallen) = self.needed, self.specificity
     when = f"since {self.since}, raised on {self.raised}, " + (f"over on {self.over}" if self.over else "still on")
-    said = [f"{clip(self.name, 60)}: {_points(self.rise)} points above the usual {100 * self.usual.value:.1f} % ({when}). Now {_points(self.share)} %.",
+    said = [f"{clip(self.name, 60)}: {_points(self.rise)} points above the usual {100 * self.usual.value:.1f} % ({when}). {'Then' if self.over else 'Now'} {_points(self.share)} %.",
             f"At {self.volume:.0f} texts a {every}, a rise of 10 points is seen after about {mean.value:.1f} {every}s; in nine of ten cases within {nine:.0f}."]
     if self.words: said.append(f"Said more often than before: {', '.join(clip(w, 20) for w in self.words)}.")
     if self.name == UNLIKE: return said + [f"People write otherwise: the classifier may have got worse. Label these {len(self.label)} texts before you believe its counts."]
