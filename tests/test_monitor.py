@@ -1,0 +1,240 @@
+"""The monitor as a whole: a recipe that reads on, counts once and keeps its promises; and a dashboard that works in a browser."""
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import LABELS, in_process, refused, rows_of
+from insight_nb.apps.monitor import Monitor, mark
+from insight_nb.apps.stream import Columns, Stream, planted
+from insight_nb.core import InputError
+from insight_nb.eval.charts import Baseline, Watch, buckets_needed, draw_counts, first_alarms, fit_baseline, rate_interval, tail
+from insight_nb.ship.bundle import load_bundle
+from notebooks import NBS
+
+NAMES = {"id": "id", "opinion": "said", "truth": "truth"}
+NOW = pd.Timestamp("2026-12-01").timestamp()
+
+
+def given(**more): return [w for k, v in ({"now": "2026-12-01"} | more).items() for w in ("-p", k, str(v))]
+
+def run(out, **more):
+    "The recipe's cells in this process; its evidence."
+    in_process(NBS / "recipes" / "monitor.ipynb", "run.ipynb", {"now": "2026-12-01", "out": out} | more)
+    return json.loads(Path(out, "evidence.json").read_text(encoding="utf-8"))
+
+@pytest.fixture(scope="module")
+def small():
+    "Fifty days of a planted stream, with a surge in the last of them."
+    return planted(days=50, volume=60, surge=.25, at=40, lasts=10)
+
+
+# The recipe
+
+def test_a_run_leaves_what_it_promises(small):
+    small.to_csv("posts.csv", index=False)
+    e = run("a", table="posts.csv", **NAMES)
+    assert {p.name for p in Path("a").iterdir()} >= {"report.html", "evidence.json", "stream.sqlite", "dashboard.ipynb", "label_these.csv"}
+    assert (e["schema"], e["task"]) == (1, "monitor") and set(e) >= {"data", "model", "baseline", "metrics", "calibration", "cost", "guard", "seed", "versions"}
+    for m in (e["metrics"][k] for k in ("false_alarm_interval", "mean_delay")): assert m["low"] < m["value"] < m["high"] and m["n"] > 0
+    assert {g["check"]: g["passed"] for g in e["guard"] if g["passed"] is not None} == {"counted_once": True, "false_alarms": True, "replay": True}
+    first = next(a for a in e["alerts"] if a["watched"] == "delivery")
+    mean, within = first["buckets_needed"]["value"], first["buckets_needed"]["high"]
+    assert "2026-04-10" <= first["since"] <= "2026-04-14" and first["raised"] <= "2026-04-17" # planted on April 11
+    assert mean > 1 and any("rise of 10 points is seen after" in s for s in first["said"]) and first["rise"]["low"] > 0
+    page = Path("a/report.html").read_text(encoding="utf-8")
+    assert "<script" not in page and "three-sigma" in page
+
+
+def test_it_reads_on_and_counts_nothing_twice(small):
+    lines = [json.dumps(r, ensure_ascii=False) for r in small.astype(object).where(small.notna(), None).to_dict("records")]
+    Path("posts.jsonl").write_text("\n".join(lines[:2500]) + "\n" + lines[2500][:30], encoding="utf-8")
+    words = dict(table="posts.jsonl", store="posts.sqlite", drift=False, **NAMES)
+    a = run("a", **words)["data"]
+    Path("posts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    b = run("b", **words)["data"]
+    once = Stream(columns=Columns(**NAMES), now=NOW)
+    once.add(small)
+    assert a["rows"]["read"] == 2500 and b["rows"]["read"] == len(small) and b["texts"] == len(once.frame())
+    assert run("c", **words)["data"] == b # nothing new: the same
+
+
+BAD = [ # what is wrong, the table, parameters, words of the answer
+    ("no meaning", {"text": ["a"], "date": ["2026-01-01"]}, {}, "name the column opinion"),
+    ("no date column", {"text": ["a"], "when": ["2026-01-01"], "said": ["x"]}, {"opinion": "said"}, "no column 'date'"),
+    ("no dates", {"text": ["a", "b"], "date": ["", ""], "said": ["x", "x"]}, {"opinion": "said"}, "2 no date"),
+    ("dates of two readings", {"text": ["a", "b"], "date": ["03/04/2026", "01/02/2026"], "said": ["x", "x"]}, {"opinion": "said"}, "2 unreadable date"),
+    ("all from the future", {"text": ["a", "b"], "date": ["2031-01-01", "2030-01-01"], "said": ["x", "x"]}, {"opinion": "said"}, "2 from the future"),
+    ("one day", {"text": ["a", "b"], "date": ["2026-01-01", "2026-01-01"], "said": ["x", "y"]}, {"opinion": "said"}, "Gather more"),
+    ("empty", {"text": [], "date": [], "said": []}, {"opinion": "said"}, "has no rows"),
+    ("no such opinion", {"text": list("abcdefghijkl"), "date": [f"2026-01-{d:02}" for d in range(1, 13)], "said": ["bad", "good"] * 6}, {"opinion": "said", "watch": "bat"}, "Did you mean 'bad'"),
+    ("too many alarms", {"text": list("abcdefghijkl"), "date": [f"2026-01-{d:02}" for d in range(1, 13)], "said": ["bad", "good"] * 6}, {"opinion": "said", "false_alarms": 0}, "more than 0"),
+    ("no such bucket", {"text": ["a"], "date": ["2026-01-01"], "said": ["x"]}, {"opinion": "said", "every": "dya"}, "Did you mean 'day'"),
+    ("no such zone", {"text": ["a"], "date": ["2026-01-01"], "said": ["x"]}, {"opinion": "said", "zone": "Europe/Pari"}, "Europe/Paris"),
+    ("no such chart", {"text": list("abcdefghijkl"), "date": [f"2026-01-{d:02}" for d in range(1, 13)], "said": ["bad", "good"] * 6}, {"opinion": "said", "chart": "ewna"}, "Did you mean 'ewma'"),
+    ("now is no date", {"text": ["a"], "date": ["2026-01-01"], "said": ["x"]}, {"opinion": "said", "now": "soon"}, "write it as 2026-11-22"),
+    ("no evidence", {"text": ["a"], "date": ["2026-01-01"], "said": ["x"]}, {"opinion": "said", "evidence": "gone.json"}, "no file gone.json"),
+]
+
+@pytest.mark.parametrize("table, more, words", [b[1:] for b in BAD], ids=[b[0] for b in BAD])
+def test_bad_input_is_one_line(ends, table, more, words):
+    pd.DataFrame(table).to_csv("bad.csv", index=False)
+    refused(ends("run", "monitor", *given(table="bad.csv", **more), "--out", "a"), words)
+
+
+ITEM = "<item><guid>{0}</guid><title>{1} &lt;script&gt;alert(1)&lt;/script&gt;</title><pubDate>{2:%a, %d %b %Y} 10:00:00 GMT</pubDate></item>"
+
+def test_a_feed_that_breaks_off_and_html_in_it(trained):
+    days, rows = pd.date_range("2026-03-02", periods=12), rows_of(240)
+    feed = "<?xml version='1.0' encoding='utf-8'?><rss version='2.0'><channel><title>x</title>" + "".join(ITEM.format(i, r["text"].split(" <")[0], days[i // 20]) for i, r in enumerate(rows)) + "</channel></rss>"
+    words = dict(table="news.xml", id="id", bundle=str(trained / "bundle"), evidence=str(trained / "evidence.json"), false_alarms=1., store="news.sqlite")
+    Path("news.xml").write_text(feed[:-80], encoding="utf-8")
+    e = run("a", **words)
+    assert e["data"]["texts"] == 239 and e["data"]["rows"]["cut off"] == 1 and set(e["data"]["labels"]) <= {*LABELS, "texts unlike before"}
+    assert "<script" not in Path("a/report.html").read_text(encoding="utf-8") and e["cost"]["predict_ms_per_text"] > 0
+    Path("news.xml").write_text(feed, encoding="utf-8")
+    assert run("b", **words)["data"]["texts"] == 240
+
+
+# The store
+
+def test_a_killed_reading_leaves_nothing_half():
+    Path("posts.jsonl").write_text("".join(json.dumps({"id": i, "text": f"第{i}条", "date": f"2026-09-{1 + i % 28:02}"}) + "\n" for i in range(20_000)), encoding="utf-8")
+    code = "from insight_nb.apps.stream import *; s = Stream('s.sqlite', Columns(id='id')); print('go', flush=True); s.follow('posts.jsonl'); print('done')"
+    for wait in (.05, .3, None):
+        p = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        p.stdout.readline()
+        if wait is not None:
+            time.sleep(wait)
+            p.kill()
+        p.wait()
+        n = len(Stream("s.sqlite", Columns(id="id")).frame())
+        assert n in (0, 20_000)
+    assert n == 20_000
+
+
+def test_odd_texts_and_numbers_of_rows():
+    odd = ["😀" * 300, "<b>x</b>", "a\x00b", "很好" * 5000, "\ud800 half", "'; drop table texts; --"]
+    s = Stream(now=NOW)
+    assert s.add(pd.DataFrame({"text": odd, "date": ["2026-09-01"] * 6}))["new"] == 6 and len(s.frame()) == 6
+    began = time.perf_counter()
+    assert s.add(pd.DataFrame({"text": [f"text {i}" for i in range(20_000)], "date": ["2026-09-02"] * 20_000}))["new"] == 20_000
+    assert time.perf_counter() - began < 30
+
+
+def test_a_bundle_reads_each_text_once(trained):
+    s = Stream(now=NOW)
+    s.add(pd.DataFrame({"text": [r["text"] for r in rows_of(30)], "date": ["2026-09-01"] * 30}))
+    bundle = load_bundle(trained / "bundle")
+    assert (mark(s, bundle), mark(s, bundle), s.frame().opinion.isin(LABELS).all()) == (30, 0, True)
+
+
+def test_a_constant_opinion_and_empty_days():
+    days = [d for d in pd.date_range("2026-01-01", periods=60) if d.day % 5]
+    s = Stream(columns=Columns(opinion="o"), now=NOW)
+    s.add(pd.DataFrame({"text": [f"t{i}" for i in range(5 * len(days))], "date": np.repeat([str(d) for d in days], 5), "o": "same"}))
+    assert [a.name for a in Monitor(s).alerts()] == []
+
+
+# Acceptance
+
+@pytest.mark.parametrize("chart, n, delay", [("ewma", 20, 7.29), ("ewma", 100, 2.62), ("glr", 20, 7.50), ("glr", 100, 2.27)])
+def test_time_between_false_alarms_and_delay(chart, n, delay):
+    w = Watch(Baseline(.2, 0., np.array([float(n)]), known=True), 370, chart)
+    assert abs(w.achieved().value / 370 - 1) < .1 and abs(buckets_needed(w, .1, 4000)[0].value / delay - 1) < .1
+
+
+def test_exact_binomial():
+    assert np.allclose([1 / tail(31, 100, .2), 1 / tail(9, 20, .2), 1 / tail(10, 20, .2)], [165.0, 100.2, 385.4], atol=.05)
+
+
+def test_likeness_volumes_and_an_estimated_baseline():
+    rng, seen = np.random.default_rng(0), []
+    for i in range(8):
+        n = rng.integers(20, 501, 60)
+        w = Watch(fit_baseline(draw_counts(rng, n, .2, .02, 60), n), 370, seed=i)
+        n = rng.integers(20, 501, (1000, 40))
+        seen.append(first_alarms(w.signal(draw_counts(rng, n, .2, .02, n.shape), n)).seen(w.limit))
+    assert rate_interval(*map(int, np.sum(seen, axis=0))).value >= 250
+
+
+# The dashboard, in a browser
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
+browser = pytest.mark.skipif(not CHROMIUM or not all(map(importlib.util.find_spec, ("playwright", "voila", "jupyterlab"))), reason="needs playwright, chromium, voila and jupyterlab")
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+@pytest.fixture
+def serve():
+    "Start a server of a notebook, wait until it answers, end it."
+    started = []
+    def start(*words):
+        port = free_port()
+        env = os.environ | {"PYTHONPATH": str(NBS.parent), "JUPYTER_CONFIG_DIR": str(Path("jupyter").resolve())}
+        started.append(subprocess.Popen([sys.executable, "-m", *words, f"--port={port}", "--no-browser"], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        for _ in range(240):
+            with socket.socket() as s:
+                if s.connect_ex(("127.0.0.1", port)) == 0: return f"http://127.0.0.1:{port}"
+            time.sleep(.25)
+        raise AssertionError("no server")
+    yield start
+    for p in started:
+        p.terminate()
+        p.wait(20)
+
+def use(page):
+    "Choose another series, then a shorter time, then the texts: each changes what is seen, and nothing runs as a script."
+    page.wait_for_selector("text=Opinion monitor", timeout=120_000)
+    page.wait_for_selector("text=points above the usual", timeout=60_000)
+    before = page.locator("figcaption").first.inner_text()
+    select = page.locator("select").filter(has_text="refund").first
+    select.select_option(label="○ refund")
+    page.wait_for_selector("text=refund: no alarm", timeout=30_000)
+    select.select_option(label="● delivery")
+    page.locator("select").filter(has_text="last 30 days").first.select_option(label="last 30 days")
+    page.wait_for_timeout(1500)
+    assert before.startswith("delivery")
+    page.get_by_role("tab", name="Texts").click()
+    page.wait_for_timeout(800)
+
+def look(url, name, act=lambda page: None):
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        chrome = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page, errors, dialogs = chrome.new_page(viewport={"width": 1200, "height": 1300}), [], []
+        page.on("pageerror", lambda e: errors.append(str(e)))
+        page.on("dialog", lambda d: (dialogs.append(d.message), d.dismiss()))
+        page.goto(url)
+        act(page)
+        use(page)
+        if folder := os.environ.get("SCREENSHOTS"): page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+        chrome.close()
+    assert (errors, dialogs) == ([], [])
+
+@browser
+def test_dashboard_as_a_page(serve):
+    shutil.copy(NBS / "lessons" / "dashboard.ipynb", "dashboard.ipynb")
+    look(serve("voila", "dashboard.ipynb"), "voila")
+
+@browser
+def test_dashboard_in_jupyterlab(serve):
+    shutil.copy(NBS / "lessons" / "dashboard.ipynb", "dashboard.ipynb")
+    def run_all(page):
+        page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=120_000)
+        page.wait_for_timeout(3000)
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_text("Run All Cells", exact=True).click()
+    look(serve("jupyterlab", "--ServerApp.token=", "--allow-root", f"--ServerApp.root_dir={Path().resolve()}") + "/lab/tree/dashboard.ipynb?reset", "jupyterlab", run_all)
