@@ -30,14 +30,14 @@ def same_dice():
         np.random.set_state(before[1])
         torch.set_rng_state(before[2])
 
-# %% ../../nbs/35_train.exact.ipynb #a9c3b9ad
+# %% ../../nbs/35_train.exact.ipynb #cbc90abf
 class Exact(Trainer):
     "The trainer with full-batch L-BFGS-B in 64 bits. One epoch is one descent to the optimum."
     def __init__(self, model, train: Measures, # all rows are one batch
                  l2=0., # of `penalty`
                  signs=None, # (features,) of `directions`
                  most=5000, # evaluations of the loss
-                 tight=1e-9, # largest entry of the gradient at the end
+                 tight=1e-10, # largest entry of the gradient at the end
                  seed=0, callbacks=()):
         super().__init__(model.double(), train, settings=Settings(epochs=1, batch_size=len(train), token_budget=len(train), seed=seed), callbacks=callbacks, device="cpu", precision="no")
         self.l2, self.most, self.tight, self.limits = l2, most, tight, {} if signs is None else directions(model, signs)
