@@ -30,14 +30,14 @@ def same_dice():
         np.random.set_state(before[1])
         torch.set_rng_state(before[2])
 
-# %% ../../nbs/35_train.exact.ipynb #cbc90abf
+# %% ../../nbs/35_train.exact.ipynb #34dc0f2b
 class Exact(Trainer):
     "The trainer with full-batch L-BFGS-B in 64 bits. One epoch is one descent to the optimum."
     def __init__(self, model, train: Measures, # all rows are one batch
                  l2=0., # of `penalty`
                  signs=None, # (features,) of `directions`
                  most=5000, # evaluations of the loss
-                 tight=1e-10, # largest entry of the gradient at the end
+                 tight=1e-8, # largest entry of the gradient at the end of L-BFGS
                  seed=0, callbacks=()):
         super().__init__(model.double(), train, settings=Settings(epochs=1, batch_size=len(train), token_budget=len(train), seed=seed), callbacks=callbacks, device="cpu", precision="no")
         self.l2, self.most, self.tight, self.limits = l2, most, tight, {} if signs is None else directions(model, signs)
@@ -56,18 +56,46 @@ def bounds(self: Exact) -> np.ndarray: # (weights, 2): lowest and highest of eac
     pairs = [self.limits.get(n, free(p)) for n, p in self.model.named_parameters() if p.requires_grad]
     return np.stack([_flat(side) for side in zip(*pairs)], 1)
 
-# %% ../../nbs/35_train.exact.ipynb #adbc987c
+# %% ../../nbs/35_train.exact.ipynb #913ba448
+@patch
+def ask(self: Exact, batch, params, **how): # the loss with its penalty, and its gradient (weights,)
+    "What the optimiser asks at the weights that the model has."
+    loss = self.model.task.loss(self.model(batch).logits, batch.labels, batch.weights)[0] + penalty(self.model, self.l2, batch.size)
+    return loss, torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, params, **how)])
+
+def _slope(flat, gradient, ends): return float(np.abs(flat - np.clip(flat - gradient, *ends.T)).max()) # what bounds don't hold back
+
 @patch
 def train_step(self: Exact, batch):
     "Go down to the optimum. `slope` is the largest entry of the gradient there, `evaluations` how often the loss was computed."
     params, ends = [p for _, p in self.model.named_parameters() if p.requires_grad], self.bounds()
     def ask(flat):
         _fill(params, flat)
-        loss = self.model.task.loss(self.model(batch).logits, batch.labels, batch.weights)[0] + penalty(self.model, self.l2, batch.size)
-        return loss.item(), _flat(torch.autograd.grad(loss, params))
-    start = np.clip(_flat(params), *ends.T)
-    found = minimize(ask, start, jac=True, method="L-BFGS-B", bounds=ends, options={"maxcor": 30, "maxfun": self.most, "maxiter": self.most, "ftol": 0, "gtol": self.tight, "maxls": 50})
+        loss, gradient = self.ask(batch, params)
+        return loss.item(), gradient.numpy()
+    found = minimize(ask, np.clip(_flat(params), *ends.T), jac=True, method="L-BFGS-B", bounds=ends, options={"maxcor": 30, "maxfun": self.most, "maxiter": self.most, "ftol": 0, "gtol": self.tight, "maxls": 50})
     _fill(params, found.x)
-    self.slope, self.evaluations = float(np.abs(found.x - np.clip(found.x - found.jac, *ends.T)).max()), int(found.nfev)
+    self.slope, self.evaluations = _slope(found.x, found.jac, ends), int(found.nfev)
+    if self.convex(len(found.x), batch): self.newton(batch, params, ends)
     self.losses.append(torch.tensor(found.fun))
     self.at, self.tokens = self.at + 1, self.tokens + batch.real
+
+# %% ../../nbs/35_train.exact.ipynb #58a0c4cc
+@patch
+def convex(self: Exact, weights, batch) -> bool:
+    "Whether there is one optimum, and the curvature fits into memory."
+    return self.model.backbone.encoder.lift is None and weights * batch.size <= 20_000_000
+
+@patch
+def newton(self: Exact, batch, params, ends):
+    "One Newton step for the weights that no bound holds."
+    before, (_, g) = _flat(params), self.ask(batch, params, create_graph=True)
+    rows = torch.autograd.grad(g, params, torch.eye(len(g), dtype=g.dtype), is_grads_batched=True)
+    h, g = torch.cat([r.reshape(len(g), -1) for r in rows], 1).numpy(), g.detach().numpy()
+    free = (before > ends[:, 0]) & (before < ends[:, 1])
+    after = before.copy()
+    after[free] -= np.linalg.lstsq(h[np.ix_(free, free)], g[free], rcond=1e-12)[0]
+    _fill(params, np.clip(after, *ends.T))
+    slope = _slope(_flat(params), self.ask(batch, params)[1].numpy(), ends)
+    if slope < self.slope: self.slope = slope
+    else: _fill(params, before)
