@@ -56,7 +56,7 @@ def bounds(self: Exact) -> np.ndarray: # (weights, 2): lowest and highest of eac
     pairs = [self.limits.get(n, free(p)) for n, p in self.model.named_parameters() if p.requires_grad]
     return np.stack([_flat(side) for side in zip(*pairs)], 1)
 
-# %% ../../nbs/35_train.exact.ipynb #913ba448
+# %% ../../nbs/35_train.exact.ipynb #27957db7
 @patch
 def ask(self: Exact, batch, params, **how): # the loss with its penalty, and its gradient (weights,)
     "What the optimiser asks at the weights that the model has."
@@ -77,7 +77,7 @@ def train_step(self: Exact, batch):
     _fill(params, found.x)
     self.slope, self.evaluations = _slope(found.x, found.jac, ends), int(found.nfev)
     if self.convex(len(found.x), batch): self.newton(batch, params, ends)
-    self.losses.append(torch.tensor(found.fun))
+    self.losses.append(torch.tensor(found.fun, dtype=torch.float64))
     self.at, self.tokens = self.at + 1, self.tokens + batch.real
 
 # %% ../../nbs/35_train.exact.ipynb #58a0c4cc
