@@ -88,12 +88,12 @@ def as_days(cells: pd.Series) -> np.ndarray: # (rows,) float64, NaN for what is 
     times = pd.to_datetime(cells.astype(object).map(text), format="ISO8601", utc=True, errors="coerce")
     return ((times - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(days=1)).to_numpy(dtype=np.float64, na_value=np.nan)
 
-# %% ../../nbs/19_data.arrays.ipynb #01124f27
+# %% ../../nbs/19_data.arrays.ipynb #e52e6e11
 def kind_of(cells: pd.Series) -> str: # without gaps
     "`number`, `date`, `category`, or `nothing` where every cell is a gap."
+    if not cells.notna().any(): return "nothing"
+    if cells.dtype.kind in "iuf": return "number"
     known = cells[cells.notna()]
-    if not len(known): return "nothing"
-    if known.dtype.kind in "iuf": return "number"
     for kind, read in (("number", as_numbers), ("date", as_days)):
         if (~np.isnan(read(known))).mean() >= .9: return kind
     return "category"

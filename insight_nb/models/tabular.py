@@ -61,10 +61,10 @@ def tabular(features: int, task, # Outcome or Amount
     with torch.no_grad(): model.head.linear.weight[:, features:] = 1 / max(hidden, 1)
     return model
 
-# %% ../../nbs/26_models.tabular.ipynb #5dbbb424
-def penalty(model: Model, l2, rows) -> Tensor: # a number
-    "What the weights cost, in the unit of a mean loss over so many rows; biases are free."
-    return model.task.ridge * l2 / rows * sum(p.square().sum() for n, p in model.named_parameters() if n.endswith("weight"))
+# %% ../../nbs/26_models.tabular.ipynb #f1b98247
+def penalty(task, weights, l2, rows) -> Tensor: # a number
+    "What weights cost, in the unit of a mean loss over so many rows."
+    return task.ridge * l2 / rows * sum(w.square().sum() for w in weights)
 
 # %% ../../nbs/26_models.tabular.ipynb #7216220e
 def directions(model: Model, signs) -> dict: # name of a weight -> (lowest, highest), of its shape

@@ -56,11 +56,11 @@ def bounds(self: Exact) -> np.ndarray: # (weights, 2): lowest and highest of eac
     pairs = [self.limits.get(n, free(p)) for n, p in self.model.named_parameters() if p.requires_grad]
     return np.stack([_flat(side) for side in zip(*pairs)], 1)
 
-# %% ../../nbs/35_train.exact.ipynb #27957db7
+# %% ../../nbs/35_train.exact.ipynb #d9923b42
 @patch
 def ask(self: Exact, batch, params, **how): # the loss with its penalty, and its gradient (weights,)
     "What the optimiser asks at the weights that the model has."
-    loss = self.model.task.loss(self.model(batch).logits, batch.labels, batch.weights)[0] + penalty(self.model, self.l2, batch.size)
+    loss = self.model.task.loss(self.model(batch).logits, batch.labels, batch.weights)[0] + penalty(self.model.task, [p for p in params if p.ndim > 1], self.l2, batch.size)
     return loss, torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, params, **how)])
 
 def _slope(flat, gradient, ends): return float(np.abs(flat - np.clip(flat - gradient, *ends.T)).max()) # what bounds don't hold back
