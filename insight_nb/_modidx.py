@@ -1785,6 +1785,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'insight_nb.train.exact._fill': ('train.exact.html#_fill', 'insight_nb/train/exact.py'),
                                         'insight_nb.train.exact._flat': ('train.exact.html#_flat', 'insight_nb/train/exact.py'),
                                         'insight_nb.train.exact._slope': ('train.exact.html#_slope', 'insight_nb/train/exact.py'),
+                                        'insight_nb.train.exact.few_threads': ('train.exact.html#few_threads', 'insight_nb/train/exact.py'),
                                         'insight_nb.train.exact.same_dice': ('train.exact.html#same_dice', 'insight_nb/train/exact.py')},
             'insight_nb.train.optim': { 'insight_nb.train.optim.AdamW': ('train.optim.html#adamw', 'insight_nb/train/optim.py'),
                                         'insight_nb.train.optim.AdamW.catch_up': ( 'train.optim.html#adamw.catch_up',
