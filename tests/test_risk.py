@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import refused
-from insight_nb.apps.risk import RiskJob, chosen_inside, fitted_inside, folds_of, leaks, load_risk, open_risk, out_of_fold, predict_table
+from insight_nb.apps.risk import RiskJob, chosen_inside, fitted_inside, folds_of, leaks, open_risk, out_of_fold
 from insight_nb.cli import recipes
 from insight_nb.eval.risk import decision_metrics, outcome_metrics
 from insight_nb.methods.risk import RiskClassifier, RiskRegressor
+from insight_nb.ship.tabular import load_risk, predict_table
 from notebooks import Notebook, _python
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.metrics import r2_score
@@ -150,7 +151,7 @@ def test_bad_tables_are_refused(ends, frame, words): refused(ends("run", "risk",
 WRONG = {
     "an unknown label": (["-p", "label", "lable"], ["Did you mean 'label'?"]), "a direction without a sign": (["-p", "monotone", "年龄"], ["+", "-"]), "a direction of a category": (["-p", "monotone", "city+"], ["city", "categories"]),
     "an unknown direction": (["-p", "monotone", "age+"], ["age"]), "an unknown event": (["-p", "positive", "lat"], ["late"]), "a cost of nothing": (["-p", "cost_missed", "0"], ["costs"]), "a negative penalty": (["-p", "l2", "-1"], ["l2"]),
-    "group and time": (["-p", "group", "id", "-p", "time", "since"], ["one of them"]), "no such task": (["-p", "task", "rank"], ["rank", "amount"]), "an amount of words": (["-p", "task", "amount"], ["late", "number"]),
+    "group and time": (["-p", "group", "id", "-p", "time", "since"], ["one of them"]), "no such task": (["-p", "task", "rank"], ["rank", "amount"]), "an amount of words": (["-p", "task", "amount"], ["paid", "number"]),
 }
 
 @pytest.mark.parametrize("given, words", WRONG.values(), ids=WRONG)

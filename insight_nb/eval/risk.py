@@ -24,7 +24,7 @@ def _rows(y, p): # (rows,) and (shuffles, rows) or (rows,)
     if y.ndim != 1 or p.shape[1:] != y.shape or not len(y) or not np.isfinite(p).all(): raise ValueError(f"{y.shape} true values and {p.shape} predictions: expected finite numbers, (rows,) and (shuffles, rows)")
     return y, p
 
-# %% ../../nbs/49_eval.risk.ipynb #fc45e6af
+# %% ../../nbs/49_eval.risk.ipynb #5152a319
 def placements(y, # (rows,) 1 for the event, 0 for none
                p # (rows,) risks
               ) -> np.ndarray: # (rows,) from 0 to 1; the mean over either side is the AUC
@@ -35,6 +35,7 @@ def placements(y, # (rows,) 1 for the event, 0 for none
         out[y == side] = right(np.searchsorted(others, p[y == side], "left"), np.searchsorted(others, p[y == side], "right"), len(others))
     return out
 
+# %% ../../nbs/49_eval.risk.ipynb #37f965c9
 def auc(y, p) -> Metric: # (rows,), and (rows,) or (shuffles, rows)
     "Area under the ROC curve with DeLong's interval on the logit scale. Raises InputError with one class."
     y, p = _rows(y, p)
@@ -58,13 +59,14 @@ def risk_ece(y, p, bins=10) -> float: # of one shuffle
     n, risk, events = risk_bins(y, p, bins)
     return float(np.abs(risk - events).sum() / n.sum())
 
-# %% ../../nbs/49_eval.risk.ipynb #ce024954
+# %% ../../nbs/49_eval.risk.ipynb #f5fabedd
 def _losses(y, p): # (shuffles, rows), the same clipping as scikit-learn
     p = np.clip(p, np.finfo(float).eps, 1 - np.finfo(float).eps)
     return -(y * np.log(p) + (1 - y) * np.log(1 - p))
 
 def _mean(values, seed, n=None): return Metric(float(np.mean(values)), *map(float, bootstrap_mean(values, seed=seed)), n or len(values), BOOTSTRAP)
 
+# %% ../../nbs/49_eval.risk.ipynb #1e99715e
 def outcome_metrics(y, # (rows,) 1 for the event
                     p, # (shuffles, rows) risks
                     seed=0, bins=10) -> dict: # auc, brier, log_loss, ece -> Metric
@@ -76,7 +78,7 @@ def outcome_metrics(y, # (rows,) 1 for the event
     return {"auc": auc(y, p), "brier": _mean(((p - y)**2).mean(0), seed), "log_loss": _mean(_losses(y, p).mean(0), seed),
             "ece": Metric(float(gap(np.arange(len(y)))), float(max(low, 0)), float(high), len(y), BOOTSTRAP)}
 
-# %% ../../nbs/49_eval.risk.ipynb #e7fde815
+# %% ../../nbs/49_eval.risk.ipynb #46f56887
 def risk_reliability(y, p, bins=10) -> list[dict]: # (rows,) and (shuffles, rows); rows as of `eval.calibrate.reliability`
     "Share with the event in each bin of the risk, with Wilson intervals; counts are means over the shuffles."
     y, p = _rows(y, p)
@@ -86,6 +88,7 @@ def risk_reliability(y, p, bins=10) -> list[dict]: # (rows,) and (shuffles, rows
     return [dict(low_edge=i / bins, high_edge=(i + 1) / bins, rows=round(float(n[i])), confidence=float(risk[i] / n[i]), accuracy=float(events[i] / n[i]), low=float(a), high=float(b))
             for i, a, b in zip(seen, low, high)]
 
+# %% ../../nbs/49_eval.risk.ipynb #1cd57677
 def reliability_picture(y, p, ece: Metric, bins=10) -> Picture:
     "Share with the event against the risk, with intervals."
     table = risk_reliability(y, p, bins)
@@ -99,12 +102,13 @@ def reliability_picture(y, p, ece: Metric, bins=10) -> Picture:
     title = f"The risk lies in the interval of the share seen in {inside} of {len(table)} bins; expected calibration error {ece}"
     return Picture(title, figure_svg(fig, title), reliability_grid(table, "Share with the event by risk; rows are written above the points"))
 
-# %% ../../nbs/49_eval.risk.ipynb #d478087a
+# %% ../../nbs/49_eval.risk.ipynb #9c92ae58
 def cost_threshold(missed, false) -> float: # costs of a missed event and of a false alarm, above 0
     "The risk from which acting is cheaper. Raises InputError for costs that can't be."
     if not (0 < missed < np.inf and 0 < false < np.inf): raise InputError(f"the costs are {missed} and {false}: give what a missed event and a false alarm cost, both above 0.")
     return false / (false + missed)
 
+# %% ../../nbs/49_eval.risk.ipynb #48831a68
 def decision_metrics(y, p, missed=1., false=1., seed=0) -> dict: # sensitivity, false_alarms, cost, saved -> Metric
     "Acting from the cost threshold on. `cost` is per row, `saved` against the cheaper of never and always acting."
     y, p = _rows(y, p)
@@ -154,7 +158,7 @@ def share_difference(a, n, b, m, level=.95) -> tuple: # a of n less b of m: (dif
     (l1, u1), (l2, u2), p, q = wilson(a, n, level), wilson(b, m, level), a / n, b / m
     return p - q, float(p - q - np.hypot(p - l1, u2 - q)), float(p - q + np.hypot(u1 - p, q - l2))
 
-# %% ../../nbs/49_eval.risk.ipynb #db3daba4
+# %% ../../nbs/49_eval.risk.ipynb #ec53132a
 def _slice(y, p, act, at, level): # the facts of one group
     out, rest = {"rows": int(at.sum())}, ~at
     for name, hit, side in (("event_rate", y, np.ones(len(y), bool)), ("acted_on", act, np.ones(len(y), bool)), ("sensitivity", act, y == 1), ("false_alarms", act, y == 0)):
@@ -164,6 +168,7 @@ def _slice(y, p, act, at, level): # the facts of one group
         out[f"{name}_difference"] = Metric(*map(float, share_difference(a, n, b, m, level)), n, "Newcombe, against all other rows")
     return out | {"mean_risk": float(p[at].mean())}
 
+# %% ../../nbs/49_eval.risk.ipynb #a42db8ad
 def outcome_slices(y, p, # (rows,) outcomes, (shuffles, rows) risks
                    group, # (rows,) of any names
                    threshold=.5, level=.95) -> dict: # group -> facts, the largest first
@@ -183,7 +188,7 @@ def slices_grid(found: dict, column="", most=12) -> Grid: # of `outcome_slices`
     more = f"; {len(found) - most} more groups are in evidence.json" * (len(found) > most)
     return Grid([clip(column, 40) or "group", "rows", "share with the event", "mean risk", "found, of those with it", "alarmed, of those without", "surely differs"], rows, f"{plural(len(found), 'group')}; differences are to all other rows, intervals hold for all groups together in 95 % of cases{more}")
 
-# %% ../../nbs/49_eval.risk.ipynb #8f465318
+# %% ../../nbs/49_eval.risk.ipynb #7715d9be
 def amount_slices(y, p, group, level=.95, seed=0) -> dict: # group -> rows, bias, mae -> Metric
     "Mean error (prediction less truth) and mean absolute error of each group; bootstrap intervals for all groups together."
     (y, p), group = _rows(y, p), np.array([str(g) for g in group], dtype=object)
@@ -192,6 +197,7 @@ def amount_slices(y, p, group, level=.95, seed=0) -> dict: # group -> rows, bias
     mean = lambda v: Metric(float(v.mean()), *map(float, bootstrap_mean(v, seed=seed, level=wide)), len(v), BOOTSTRAP)
     return {names[i]: {"rows": int(n[i]), "bias": mean(off[:, group == names[i]].mean(0)), "mae": mean(np.abs(off[:, group == names[i]]).mean(0))} for i in np.argsort(-n, kind="stable")}
 
+# %% ../../nbs/49_eval.risk.ipynb #1b6aeb46
 def amount_slices_grid(found: dict, column="", unit="", most=12) -> Grid:
     "A row for each group."
     rows = [[clip(g, 40), f"{f['rows']:,}", f["bias"], f["mae"], "no" if f["bias"].low <= 0 <= f["bias"].high else "yes"] for g, f in list(found.items())[:most]]

@@ -57,7 +57,7 @@ def _signs(self: TableEstimator):
         if v not in (-1, 1): raise InputError(f"monotone says {v!r} for {clip(c, 40)!r}: say 1 (never falls) or -1 (never rises).")
     return [given.get(f.column, 0) * (f.kind in ("number", "step")) for f in self.columns_.features]
 
-# %% ../../nbs/58_methods.risk.ipynb #3427495e
+# %% ../../nbs/58_methods.risk.ipynb #beaa208f
 @patch
 def _learn(self: TableEstimator, frame, task, labels): # fills columns_, model_, coef_, intercept_, slope_; returns the features
     if not self.l2 >= 0: raise InputError(f"l2 is {self.l2}: it must be at least 0.")
@@ -69,11 +69,13 @@ def _learn(self: TableEstimator, frame, task, labels): # fills columns_, model_,
     self.model_, self.slope_, self.history_, self.seconds_ = trainer.model.eval(), trainer.slope, trainer.history, trainer.seconds
     return x
 
+# %% ../../nbs/58_methods.risk.ipynb #6b021974
 @patch
 def _logits(self: TableEstimator, frame): # (rows, outputs) float64
     x = Measures(self.columns_.transform(frame))
     with torch.no_grad(): return self.model_(x.batch(range(len(x.tokens)))).logits.numpy()
 
+# %% ../../nbs/58_methods.risk.ipynb #27ed1630
 @patch
 def _asked(self: TableEstimator, X): # the same for whatever was given
     check_is_fitted(self, "model_")
@@ -109,7 +111,7 @@ class RiskClassifier(ClassifierMixin, TableEstimator):
         if self.calibrate: self.temperature_ = fit_temperature(self._inside(frame, y), np.searchsorted(self.classes_, y))
         return self
 
-# %% ../../nbs/58_methods.risk.ipynb #5758ff3b
+# %% ../../nbs/58_methods.risk.ipynb #cbbcb96e
 @patch
 def _plain(self: RiskClassifier, frame, y): # without what is fitted out of fold
     self.classes_, ids = np.unique(y, return_inverse=True)
@@ -120,27 +122,31 @@ def _plain(self: RiskClassifier, frame, y): # without what is fitted out of fold
     if not self.hidden and len(self.classes_) == 2: self.covariance_ = np.linalg.pinv(_information(x, _spread(x @ self.coef_[0] + self.intercept_[0]), self.l2), hermitian=True)
     return self
 
+# %% ../../nbs/58_methods.risk.ipynb #d0b81359
 @patch
 def _answers(self: RiskClassifier, frame): return self._logits(frame)
 
 def _spread(z): return np.exp(-np.logaddexp(0, z) - np.logaddexp(0, -z)) # p (1 - p)
 
+# %% ../../nbs/58_methods.risk.ipynb #338c9f44
 def _information(x, w, l2): # of the intercept and the coefficients
     a = np.column_stack([np.ones(len(x)), x])
     return (a * w[:, None]).T @ a + l2 * np.diag([0.] + [1.] * x.shape[1])
 
-# %% ../../nbs/58_methods.risk.ipynb #20170d23
+# %% ../../nbs/58_methods.risk.ipynb #692690a9
 @patch
 def decision_function(self: RiskClassifier, X) -> np.ndarray: # (rows,) log-odds of the second class, or (rows, classes)
     "Calibrated log-odds."
     z = self._asked(X) / self.temperature_
     return z[:, 1] if len(self.classes_) == 2 else z
 
+# %% ../../nbs/58_methods.risk.ipynb #9f904be7
 @patch
 def predict_proba(self: RiskClassifier, X) -> np.ndarray: # (rows, classes)
     "Probabilities of the classes, in the order of `classes_`."
     return softmax(self._asked(X) / self.temperature_)
 
+# %% ../../nbs/58_methods.risk.ipynb #57c4eb2e
 @patch
 def predict(self: RiskClassifier, X): # the most probable class
     at = self._asked(X).argmax(1)
@@ -159,7 +165,7 @@ class RiskRegressor(RegressorMixin, TableEstimator):
         if self.hidden: self.residuals_ = np.sort(np.abs(self._inside(frame, y)[:, 0] - y))
         return self
 
-# %% ../../nbs/58_methods.risk.ipynb #41115a81
+# %% ../../nbs/58_methods.risk.ipynb #84dc1779
 @patch
 def _plain(self: RiskRegressor, frame, y):
     task = Amount(mean=y.mean(), scale=y.std())
@@ -173,15 +179,17 @@ def _plain(self: RiskRegressor, frame, y):
     self.covariance_ = self.spread_**2 * h
     return self
 
+# %% ../../nbs/58_methods.risk.ipynb #3344d9de
 @patch
 def _answers(self: RiskRegressor, frame): return self.model_.task.decode(self._logits(frame))[1] # (rows, 1)
 
+# %% ../../nbs/58_methods.risk.ipynb #2d151ee7
 @patch
 def predict(self: RiskRegressor, X): # (rows,)
     z = self._asked(X)
     return self.model_.task.decode(z)[1][:, 0]
 
-# %% ../../nbs/58_methods.risk.ipynb #e6e13f38
+# %% ../../nbs/58_methods.risk.ipynb #04b930bc
 @patch
 def coefficients(self: TableEstimator, level=.95) -> list[dict]: # the largest first; value, low and high are for one standard deviation
     "The coefficients with Wald intervals. Raises InputError for a network and for more than two classes."
@@ -194,6 +202,7 @@ def coefficients(self: TableEstimator, level=.95) -> list[dict]: # the largest f
              for f, b, w, s, h in zip(self.columns_.features, at, wide, self.columns_.scale, held)]
     return sorted(facts, key=lambda f: -abs(f["value"]))
 
+# %% ../../nbs/58_methods.risk.ipynb #d4ab7af6
 @patch
 def unit(self: TableEstimator, level) -> float: # standard errors in half an interval
     "Normal for an outcome, Student's t for an amount."
@@ -223,7 +232,7 @@ def predict_interval(self: RiskRegressor, X, level=.95) -> np.ndarray: # (rows, 
         half = self.unit(level) * np.sqrt(self.spread_**2 + np.einsum("ij,jk,ik->i", a, self.covariance_, a))
     return np.column_stack([p - half, p + half])
 
-# %% ../../nbs/58_methods.risk.ipynb #8262c90f
+# %% ../../nbs/58_methods.risk.ipynb #86e931bf
 @patch
 def state(self: TableEstimator) -> tuple[dict, dict]: # tensors by name; facts that can be written as JSON
     "All that was fitted; `estimator_from` makes the estimator again."
@@ -233,6 +242,7 @@ def state(self: TableEstimator) -> tuple[dict, dict]: # tensors by name; facts t
     classes = {"classes": [str(c) for c in self.classes_]} if isinstance(self, ClassifierMixin) else {}
     return tensors, {"kind": type(self).__name__, "parameters": self.get_params(), "columns_in": self.columns_in_, "columns": self.columns_.state(), "task": self.model_.task.settings(), **fitted, **classes}
 
+# %% ../../nbs/58_methods.risk.ipynb #84757e49
 def estimator_from(tensors: dict, facts: dict) -> TableEstimator:
     "The estimator of which `state` was taken; its classes are texts."
     self = {"RiskClassifier": RiskClassifier, "RiskRegressor": RiskRegressor}[facts["kind"]](**facts["parameters"])

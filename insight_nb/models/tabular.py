@@ -39,12 +39,13 @@ class Scores(nn.Module):
         z = self.linear(hidden[:, 0])
         return torch.cat([torch.zeros_like(z), z], 1) if self.odds else z
 
-# %% ../../nbs/26_models.tabular.ipynb #31ff20bc
+# %% ../../nbs/26_models.tabular.ipynb #f2dbd855
 class Outcome(Classify):
     "Which class a row belongs to."
     name, ridge = "outcome", .5
     def head(self, width): return Scores(width, 1 if len(self.names) == 2 else len(self.names), len(self.names) == 2)
 
+# %% ../../nbs/26_models.tabular.ipynb #755bee0a
 class Amount(Regress):
     "Which number a row has; targets stay in 64 bits."
     name, ridge = "amount", 1.

@@ -51,13 +51,14 @@ class Exact(Trainer):
         super().__init__(model.double(), train, settings=Settings(epochs=1, batch_size=len(train), token_budget=len(train), seed=seed), callbacks=callbacks, device="cpu", precision="no")
         self.l2, self.most, self.tight, self.limits = l2, most, tight, {} if signs is None else directions(model, signs)
 
-# %% ../../nbs/35_train.exact.ipynb #4f7ca857
+# %% ../../nbs/35_train.exact.ipynb #c4a12117
 def _flat(tensors): return torch.cat([t.detach().reshape(-1) for t in tensors]).numpy()
 
 def _fill(params, flat):
     with torch.no_grad():
         for p, part in zip(params, torch.from_numpy(np.array(flat)).split([p.numel() for p in params])): p.copy_(part.view_as(p))
 
+# %% ../../nbs/35_train.exact.ipynb #01af9bb0
 @patch
 def bounds(self: Exact) -> np.ndarray: # (weights, 2): lowest and highest of each
     "The bounds of all trained weights, in their order."
@@ -65,15 +66,17 @@ def bounds(self: Exact) -> np.ndarray: # (weights, 2): lowest and highest of eac
     pairs = [self.limits.get(n, free(p)) for n, p in self.model.named_parameters() if p.requires_grad]
     return np.stack([_flat(side) for side in zip(*pairs)], 1)
 
-# %% ../../nbs/35_train.exact.ipynb #82495fb6
+# %% ../../nbs/35_train.exact.ipynb #d4aacf37
 @patch
 def ask(self: Exact, batch, params, **how): # the loss with its penalty, and its gradient (weights,)
     "What the optimiser asks at the weights that the model has."
     loss = self.model.task.loss(self.model(batch).logits, batch.labels, batch.weights)[0] + penalty(self.model.task, [p for p in params if p.ndim > 1], self.l2, batch.size)
     return loss, torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, params, **how)])
 
+# %% ../../nbs/35_train.exact.ipynb #e4ade3a5
 def _slope(flat, gradient, ends): return float(np.abs(flat - np.clip(flat - gradient, *ends.T)).max()) # what bounds don't hold back
 
+# %% ../../nbs/35_train.exact.ipynb #9b3543a8
 @patch
 def train_step(self: Exact, batch):
     "Go down to the optimum. `slope` is the largest entry of the gradient there, `evaluations` how often the loss was computed."
@@ -90,12 +93,13 @@ def train_step(self: Exact, batch):
     self.losses.append(torch.tensor(found.fun, dtype=torch.float64))
     self.at, self.tokens = self.at + 1, self.tokens + batch.real
 
-# %% ../../nbs/35_train.exact.ipynb #58a0c4cc
+# %% ../../nbs/35_train.exact.ipynb #91a1ae4c
 @patch
 def convex(self: Exact, weights, batch) -> bool:
     "Whether there is one optimum, and the curvature fits into memory."
     return self.model.backbone.encoder.lift is None and weights * batch.size <= 20_000_000
 
+# %% ../../nbs/35_train.exact.ipynb #85257968
 @patch
 def newton(self: Exact, batch, params, ends):
     "One Newton step for the weights that no bound holds."
