@@ -267,14 +267,14 @@ def _nothing(self: RiskJob): # everybody gets the share of all, or the mean and 
 @patch
 def _scores(self: RiskJob, p, ends): return outcome_metrics(self.y, p, self.seed) if self.table.outcome else amount_metrics(self.y, p, ends, self.seed)
 
-# %% ../../nbs/76_apps.risk.ipynb #7fa81209
+# %% ../../nbs/76_apps.risk.ipynb #f62967be
 def others_of(table: RiskTable, monotone, seed=0) -> dict: # name -> estimator
     "The other ways to do it."
     if table.outcome:
         make = lambda **how: RiskClassifier(monotone=monotone, random_state=seed, **how)
         return {"penalty and width chosen inside": chosen_inside(make(), (.1, 1., 10.), (0, 4), folds=2), "calibrated inside": make(calibrate=True), "network of 8 units": make(hidden=8), "score card of 5 bins": make(bins=5)}
     make = lambda **how: RiskRegressor(monotone=monotone, random_state=seed, **how)
-    return {"penalty and width chosen inside": chosen_inside(make(), (.1, 10., 100.), (0, 4), folds=2), "network of 4 units": make(l2=10., hidden=4), "5 bins for each number": make(l2=10., bins=5)}
+    return {"penalty chosen inside": chosen_inside(make(), (.1, 1., 10., 100.)), "network of 4 units": make(l2=10., hidden=4), "5 bins for each number": make(l2=10., bins=5)}
 
 # %% ../../nbs/76_apps.risk.ipynb #baee1775
 @patch
