@@ -297,7 +297,7 @@ def compare(self: RiskJob, others: dict) -> Grid: # name -> estimator
 SHOWN = {True: {"auc": "AUC", "brier": "Brier score", "log_loss": "log-loss", "ece": "expected calibration error"},
          False: {"r2": "R²", "rmse": "root mean squared error", "mae": "mean absolute error", "coverage": "share inside the 95 % prediction interval"}}
 
-# %% ../../nbs/76_apps.risk.ipynb #10a37ab9
+# %% ../../nbs/76_apps.risk.ipynb #cdd3dee5
 @patch
 def report(self: RiskJob, final: TableEstimator, # fitted on all rows
            suspects=()) -> ScoreReport: # of `leaks`
@@ -308,7 +308,7 @@ def report(self: RiskJob, final: TableEstimator, # fitted on all rows
     blocks = self._outcome_blocks(r) if t.outcome else []
     if "sensitive" in t.sides: blocks.append(self._slices(r))
     if hasattr(final, "covariance_"):
-        blocks.append(final.coefficients_grid())
+        blocks.append(final.coefficients_grid(event=t.names[-1] if t.outcome else None))
         r.more["coefficients"] = final.coefficients()
     return r.fill(self.metrics, self.baseline, *blocks)
 

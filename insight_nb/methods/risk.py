@@ -208,14 +208,14 @@ def unit(self: TableEstimator, level) -> float: # standard errors in half an int
     "Normal for an outcome, Student's t for an amount."
     return float(norm.ppf((1 + level) / 2) if isinstance(self, ClassifierMixin) else t.ppf((1 + level) / 2, max(self.freedom_, 1e-6)))
 
-# %% ../../nbs/58_methods.risk.ipynb #5a6596f8
+# %% ../../nbs/58_methods.risk.ipynb #9e62ea18
 @patch
-def coefficients_grid(self: TableEstimator, most=15) -> Grid: # rows of the table
+def coefficients_grid(self: TableEstimator, most=15, event=None) -> Grid: # rows of the table; what the last class is called
     "The largest coefficients: per standard deviation with interval, and per unit."
     facts, odds = self.coefficients(), isinstance(self, ClassifierMixin)
     times = lambda f: [with_interval(*np.exp([f[k] for k in ("value", "low", "high")]))] if odds and not f["held"] else ["–"] * odds
     rows = [[clip(f["feature"], 50), "0, held by its direction" if f["held"] else with_interval(f["value"], f["low"], f["high"]), *times(f), f"{f['per_unit']:.4g}"] for f in facts[:most]]
-    what = "log-odds of " + clip(self.classes_[-1], 30) if odds else "the target"
+    what = "log-odds of " + clip(self.classes_[-1] if event is None else event, 30) if odds else "the target"
     return Grid(["feature", "for one standard deviation more", *["odds times"] * odds, "for one unit more"], rows, f"{min(most, len(facts))} of {len(facts)} coefficients on {what}, the largest first; 95 % Wald intervals from the observed information, l2 {self.l2:g}")
 
 # %% ../../nbs/58_methods.risk.ipynb #01c68694

@@ -51,7 +51,7 @@ def bins_of(plan: dict) -> list: # (name of the bin, features of a row in it)
     middle = tuple(float(plan["median"] > c) for c in plan["cuts"])
     return [*zip(names, steps), *([("(missing)", middle + (1.,))] if gaps[0] and edges else [])]
 
-# %% ../../nbs/59_methods.scorecard.ipynb #a222063d
+# %% ../../nbs/59_methods.scorecard.ipynb #cb62960c
 def score_card(model: RiskClassifier, # with bins
                points=600, odds=50, # so many points at odds of so many to one against the event
                double=20) -> ScoreCard: # points that double these odds
@@ -61,6 +61,8 @@ def score_card(model: RiskClassifier, # with bins
     factor, c = double / np.log(2), model.columns_
     start = model.intercept_[0] - model.coef_[0] @ (c.mean / c.scale)
     rows = [(p["column"], name, int(np.round(-factor * (w @ np.array(at)) / model.temperature_))) for p, w in zip(c.plans, _weights(model)) for name, at in bins_of(p) if w.any()]
+    spread = {c: np.ptp([v for d, _, v in rows if d == c]) for c, _, _ in rows}
+    rows.sort(key=lambda r: -spread[r[0]]) # the columns that move most come first, their bins in order
     return ScoreCard(float(points - factor * (start / model.temperature_ + np.log(odds))), rows, model, float(factor))
 
 # %% ../../nbs/59_methods.scorecard.ipynb #bc22dbd1
