@@ -129,15 +129,16 @@ def _alone(table, cells): # how well one column alone tells the target, 0 to 1
     if np.ptp(x) == 0: return 0.
     return float(abs(2 * auc(table.target, x).value - 1) if table.outcome else abs(np.corrcoef(x, table.target)[0, 1]))
 
-# %% ../../nbs/76_apps.risk.ipynb #1c97f282
+# %% ../../nbs/76_apps.risk.ipynb #143d8ca6
 def leaks(table: RiskTable, near=.998) -> list[str]: # columns that alone nearly tell the target
     "Raises InputError for a column that is the label under another name."
     found = []
     for c in table.frame:
-        code, kinds = pd.factorize(np.array(words_of(without_gaps(table.frame[c])), dtype=object))
-        same = len(kinds) == 2 and (code == code[0]).tolist() == (table.target == table.target[0]).tolist() if table.outcome else bool(np.array_equal(as_numbers(without_gaps(table.frame[c])), table.target))
+        cells = table.frame[c]
+        code, kinds = pd.factorize(cells.to_numpy() if cells.dtype.kind in "iuf" else np.array(words_of(without_gaps(cells)), dtype=object))
+        same = len(kinds) == 2 and (code == code[0]).tolist() == (table.target == table.target[0]).tolist() if table.outcome else bool(np.array_equal(as_numbers(without_gaps(cells)), table.target))
         if same: raise InputError(f"column {clip(c, 40)!r} is {clip(table.label, 40)!r} under another name: in all {plural(len(table), 'row')} one tells the other. Leave it out: drop {clip(c, 40)!r}.")
-        if _alone(table, table.frame[c]) >= near: found.append(c)
+        if _alone(table, cells) >= near: found.append(c)
     return found
 
 # %% ../../nbs/76_apps.risk.ipynb #efb634a7
