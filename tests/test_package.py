@@ -14,7 +14,7 @@ from notebooks import NBS, ROOT, library
 from readme import differences
 
 BIN = Path(sys.executable).parent
-NO_TORCH = ["cli", "core", "data.table", "data.split", "data.labels", "data.audit", "eval.metrics", "eval.report", "eval.calibrate", "eval.errors"]
+NO_TORCH = ["cli", "core", "data.table", "data.split", "data.labels", "data.audit", "eval.metrics", "eval.report", "eval.calibrate", "eval.errors", "eval.charts", "images"]
 
 
 def python(code, *, cwd=ROOT):

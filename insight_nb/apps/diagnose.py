@@ -7,7 +7,7 @@ __all__ = ['WRITERS', 'digits', 'as_table', 'rates', 'threshold_at', 'rates_at',
            'screen_grid', 'risk_coverage', 'abstain_grid', 'abstain_picture', 'Plan', 'plan_for', 'Pictures',
            'one_thread', 'Learner', 'folds_of', 'leak', 'group_leak', 'over_groups', 'group_grid']
 
-# %% ../../nbs/77_apps.diagnose.ipynb #fd5fab07
+# %% ../../nbs/77_apps.diagnose.ipynb #768b18de
 import copy
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -25,7 +25,7 @@ from ..data.table import Table
 from ..eval.compare import Difference, paired
 from ..eval.metrics import BOOTSTRAP, WILSON, Metric, bootstrap, evaluate, wilson
 from ..eval.report import Check
-from ..eval.scores import auroc, delong
+from ..eval.scores import auroc, placements
 from ..figures import BLUE, INK, ORANGE, Picture, figure, figure_svg
 from ..images import Augment, Images
 from ..models.backbone import count_parameters, freeze
@@ -83,11 +83,11 @@ def rates_at(y, score, # (rows,) bool, (rows,) of the test rows
     both = rates(np.asarray(y, int), np.asarray(score) > threshold, ["", name])
     return {f"{kind}_at_threshold[{name}]": both[f"{kind}[{name}]"] for kind in ("sensitivity", "specificity")}
 
-# %% ../../nbs/77_apps.diagnose.ipynb #05085892
+# %% ../../nbs/77_apps.diagnose.ipynb #b203a253
 def mean_auroc(y, probs, seed=0) -> Metric: # (rows,) class ids; (rows, classes)
     "The mean over classes, each against all others; of two classes that of the second."
     if probs.shape[1] == 2: return auroc(np.asarray(y) == 1, probs[:, 1])
-    one = lambda at, i: delong(y[at] == i, probs[at, i])[0] if 0 < (y[at] == i).sum() < len(at) else np.nan
+    one = lambda at, i: placements(k, probs[at, i])[k].mean() if 0 < (k := y[at] == i).sum() < len(at) else np.nan
     mean = lambda at: np.nanmean([one(at, i) for i in np.unique(y)])
     if len(np.unique(y)) < 2: return Metric(np.nan, np.nan, np.nan, len(y), BOOTSTRAP)
     return Metric(float(mean(np.arange(len(y)))), *map(float, bootstrap(mean, len(y), 200, seed)), len(y), "mean over classes; " + BOOTSTRAP.replace("1,000", "200"))
