@@ -180,6 +180,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                            'insight_nb.apps.recommend._Zero': ('apps.recommend.html#_zero', 'insight_nb/apps/recommend.py'),
                                            'insight_nb.apps.recommend._Zero.score': ( 'apps.recommend.html#_zero.score',
                                                                                       'insight_nb/apps/recommend.py'),
+                                           'insight_nb.apps.recommend._fits': ('apps.recommend.html#_fits', 'insight_nb/apps/recommend.py'),
                                            'insight_nb.apps.recommend._item': ('apps.recommend.html#_item', 'insight_nb/apps/recommend.py'),
                                            'insight_nb.apps.recommend._marks': ( 'apps.recommend.html#_marks',
                                                                                  'insight_nb/apps/recommend.py'),

@@ -54,14 +54,14 @@ def _codes(column): # -> (rows,) int64 with -1 for missing, names in order
     place = {n: i for i, n in enumerate(kept)} | {"": -1}
     return np.array([place[n] for n in names] + [-1], dtype=np.int64)[at], kept
 
-# %% ../../nbs/74_apps.collaborative.ipynb #19d45331
+# %% ../../nbs/74_apps.collaborative.ipynb #ff7b048b
 def _seconds(column, name, source): # -> (rows,) float64 with NaN for missing
     cells = pd.Series(np.asarray(column, dtype=object), dtype=object)
     empty = cells.map(_name).eq("") if cells.hasnans or cells.map(type).eq(str).any() else cells.isna()
     numbers = pd.to_numeric(cells, errors="coerce").to_numpy(dtype=float)
     if np.isfinite(numbers[~empty]).all(): return np.where(empty, np.nan, numbers)
     dates = pd.to_datetime(cells.where(~empty).astype(str), format="ISO8601", utc=True, errors="coerce")
-    bad = np.flatnonzero(dates.isna() & ~empty)
+    bad = np.flatnonzero(~empty & (~np.isfinite(numbers) if np.isfinite(numbers).sum() >= dates.notna().sum() else dates.isna()))
     if len(bad): raise InputError(f"{source}: row {bad[0]} has {clip(cells[bad[0]], 40)!r} as its time in {name!r} ({plural(len(bad), 'row')} like that): give numbers or ISO dates such as 2026-01-31.")
     return np.where(empty, np.nan, (dates - pd.Timestamp(0, tz="UTC")) / pd.Timedelta("1s"))
 
