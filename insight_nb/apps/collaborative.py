@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['Visits', 'tidy_visits', 'open_visits', 'Turn', 'Cut', 'window', 'by_time', 'later_visits', 'leave_last', 'rolling',
-           'lint_split', 'top_items', 'Scorer', 'Popularity', 'RecentPopularity', 'Ranking', 'asked_users', 'protocol',
-           'scores_of', 'ndcg_parts', 'rank', 'listed', 'ranking_metrics', 'gain', 'compare_grid', 'ItemKNN',
-           'check_memory', 'EASE', 'IALS', 'settle', 'ask']
+           'lint_split', 'Scorer', 'Popularity', 'RecentPopularity', 'asked_users', 'protocol', 'scores_of', 'rank',
+           'ItemKNN', 'check_memory', 'EASE', 'IALS', 'settle', 'ask']
 
-# %% ../../nbs/74_apps.collaborative.ipynb #d3a215cd
+# %% ../../nbs/74_apps.collaborative.ipynb #d000a924
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,10 +17,10 @@ from fastcore.basics import patch
 from scipy.sparse import csr_matrix, vstack
 from threadpoolctl import threadpool_limits
 
+from .ranking import Ranking, ndcg_parts, top_items
 from ..core import Grid, InputError, clip, need, plural, suggest, text_hash
 from ..data.samples import open_frame
 from ..data.table import text_of
-from ..eval.metrics import BOOTSTRAP, Metric, bootstrap, bootstrap_mean
 from ..eval.report import Check
 
 # %% ../../nbs/74_apps.collaborative.ipynb #2627731b
@@ -42,11 +41,12 @@ class Visits:
     @property
     def shape(self): return len(self.user_names), len(self.item_names)
 
-# %% ../../nbs/74_apps.collaborative.ipynb #5a255a32
+# %% ../../nbs/74_apps.collaborative.ipynb #8f56c213
 def _name(v): # "" where it is missing
     if v is None or v is pd.NA or v is pd.NaT or v != v: return ""
     return text_of(int(v) if isinstance(v, (float, np.floating)) and float(v).is_integer() else v).strip()
 
+# %% ../../nbs/74_apps.collaborative.ipynb #7cd0ad9c
 def _codes(column): # -> (rows,) int64 with -1 for missing, names in order
     at, found = pd.factorize(np.asarray(column, dtype=object), use_na_sentinel=True)
     names = [_name(v) for v in found]
@@ -73,7 +73,7 @@ def _checked(visits: Visits, name):
 
 def _dropped(counts): return f" ({', '.join(f'{n:,} {why}' for why, n in counts.items())})" if counts else ""
 
-# %% ../../nbs/74_apps.collaborative.ipynb #1878d998
+# %% ../../nbs/74_apps.collaborative.ipynb #accb54b7
 def _faults(users, items, times, ratings, least):
     why = np.full(len(users), "", dtype=object)
     if least is not None:
@@ -81,6 +81,7 @@ def _faults(users, items, times, ratings, least):
     why[np.isnan(times)], why[items < 0], why[users < 0] = "time missing", "item missing", "user missing"
     return why
 
+# %% ../../nbs/74_apps.collaborative.ipynb #fc65a387
 def _first(users, items, times, events): # positions of the earliest of each user, item and event, in the order of the rows
     kinds = np.zeros(len(users), int) if events is None else pd.factorize(events)[0]
     order = np.argsort(times, kind="stable")
@@ -109,7 +110,7 @@ def tidy_visits(frame: pd.DataFrame, name="frame", # of the source, for messages
     if rating and least is None: visits.notes.append(f"{rating!r} is not used: every row counts alike; give least to count only what was liked")
     return _checked(visits, name)
 
-# %% ../../nbs/74_apps.collaborative.ipynb #4044f631
+# %% ../../nbs/74_apps.collaborative.ipynb #09b6b740
 def open_visits(source, **columns) -> Visits: # whatever `open_frame` reads; as of `tidy_visits`
     "Read and tidy."
     frame, name, notes = open_frame(source)
@@ -119,10 +120,12 @@ def open_visits(source, **columns) -> Visits: # whatever `open_frame` reads; as 
 
 @patch
 def __repr__(self: Visits): return f"{plural(len(self), 'visit')} of {plural(self.shape[0], 'user')} to {plural(self.shape[1], 'item')}{'; not used:' + _dropped(self.dropped) if self.dropped else ''}"
+
+# %% ../../nbs/74_apps.collaborative.ipynb #d51cca94
 @patch
 def digest(self: Visits) -> str: return text_hash(f"{self.user_names[u]}\t{self.item_names[i]}\t{t:.6f}" for u, i, t in zip(self.users, self.items, self.times))
 
-# %% ../../nbs/74_apps.collaborative.ipynb #082255e8
+# %% ../../nbs/74_apps.collaborative.ipynb #36509596
 @dataclass(frozen=True)
 class Turn:
     "What may be learnt from, and what is asked: positions of rows."
@@ -130,13 +133,14 @@ class Turn:
     target: np.ndarray
     kind: str # in words
 
+# %% ../../nbs/74_apps.collaborative.ipynb #50deb6c4
 @dataclass(frozen=True)
 class Cut:
     "Turns to choose by, and the one that is measured at the end."
     folds: list # of `Turn`
     test: Turn
 
-# %% ../../nbs/74_apps.collaborative.ipynb #7ae84534
+# %% ../../nbs/74_apps.collaborative.ipynb #259a5242
 def _edge(visits, share): return {0.: -np.inf, 1.: np.inf}.get(share, np.quantile(visits.times, share) if 0 < share < 1 else None)
 
 def window(visits: Visits, start, end) -> Turn: # shares of the rows in order of time
@@ -144,13 +148,14 @@ def window(visits: Visits, start, end) -> Turn: # shares of the rows in order of
     low, high = _edge(visits, start), _edge(visits, round(end, 9))
     return Turn(np.flatnonzero(visits.times < low), np.flatnonzero((visits.times >= low) & (visits.times < high)), "split by time")
 
+# %% ../../nbs/74_apps.collaborative.ipynb #522101e8
 def by_time(visits: Visits, test=.2, valid=.1, windows=1) -> Cut: # shares of the rows; validation windows of that size, one before the other
     "The newest rows are asked; those before them serve to choose. Raises InputError for shares that leave nothing."
     if not (0 < test < 1 and 0 < valid and windows * valid + test < 1): raise InputError(f"test is {test:g}, valid {valid:g} x {windows}: both above 0, and together below 1, so that some rows are left to learn from.")
     starts = [round(1 - test - k * valid, 9) for k in range(windows, 0, -1)]
     return Cut([window(visits, s, s + valid) for s in starts], window(visits, 1 - test, 1.))
 
-# %% ../../nbs/74_apps.collaborative.ipynb #16f6aab2
+# %% ../../nbs/74_apps.collaborative.ipynb #92fa027b
 def later_visits(users, times) -> np.ndarray: # (rows,) both
     "How many of the same user's visits are later; ties in the order of the rows."
     order = np.lexsort((times, users))
@@ -158,6 +163,7 @@ def later_visits(users, times) -> np.ndarray: # (rows,) both
     back[order] = n[u] - 1 - (np.arange(len(u)) - (np.cumsum(n) - n)[u])
     return back
 
+# %% ../../nbs/74_apps.collaborative.ipynb #8b7b7acd
 def leave_last(visits: Visits, folds=1) -> Cut: # visits before the last one that serve to choose
     "Each user's last visit is asked; the ones before it serve to choose."
     back = later_visits(visits.users, visits.times)
@@ -168,13 +174,14 @@ def rolling(visits: Visits, start=.5, step=.1) -> list: # of `Turn`
     "Windows over the rows in order of time, each asked from all that came before."
     return [window(visits, round(s, 9), round(s + step, 9)) for s in np.arange(start, 1 - 1e-9, step)]
 
-# %% ../../nbs/74_apps.collaborative.ipynb #2fbf697c
+# %% ../../nbs/74_apps.collaborative.ipynb #56d867c4
 def _leak(visits, turn):
     times = np.sort(visits.times[turn.history])
     later = 1 - np.searchsorted(times, visits.times[turn.target], "right") / max(len(times), 1)
     found = f"{later.mean():.0%} of the rows to learn from are later than what is asked (mean over {plural(len(later), 'target row')})"
     return Check("time_leak", not later.any(), found if later.any() else "no row to learn from is later than what is asked")
 
+# %% ../../nbs/74_apps.collaborative.ipynb #a731480b
 def _ties(visits, turn):
     both = {(u, t) for u, t in zip(visits.users[turn.history], visits.times[turn.history])}
     users = {u for u, t in zip(visits.users[turn.target], visits.times[turn.target]) if (u, t) in both}
@@ -182,7 +189,7 @@ def _ties(visits, turn):
     found = f"{len(users):,} of {plural(all_, 'user')} have history and target at the same moment" + (": the order of the rows decides, and another order gives another score" if users else "")
     return Check("tied_times", not users, found)
 
-# %% ../../nbs/74_apps.collaborative.ipynb #eb66d12a
+# %% ../../nbs/74_apps.collaborative.ipynb #6bf3c8e0
 def _known(visits, turn, least=.5):
     (u, i), (tu, ti) = [(set(v.users[at]), set(v.items[at])) for v, at in ((visits, turn.history), (visits, turn.target))]
     seen = np.isin(visits.users[turn.target], list(u)) & np.isin(visits.items[turn.target], list(i))
@@ -190,24 +197,13 @@ def _known(visits, turn, least=.5):
     found = f"{len(tu & u):,} of {plural(len(tu), 'user')} ({share:.0%}) and {len(ti & i):,} of {plural(len(ti), 'item')} that are asked were seen before; both in {seen.mean():.0%} of the rows"
     return Check("known_rows", share >= least, found + ("" if share >= least else ": the scores hold for few of those who will come"))
 
+# %% ../../nbs/74_apps.collaborative.ipynb #2d4575cf
 def lint_split(visits: Visits, turn: Turn) -> list: # of `Check`: time_leak, tied_times, known_rows
     "What makes a split's scores mean something else than they seem to."
     if not len(turn.history) or not len(turn.target): raise InputError(f"{turn.kind}: {plural(len(turn.history), 'row')} to learn from and {len(turn.target):,} to be asked. Each side needs some.")
     return [f(visits, turn) for f in (_leak, _ties, _known)]
 
-# %% ../../nbs/74_apps.collaborative.ipynb #8c25047b
-def top_items(scores, # (users, items); -inf: not to be listed
-              k=10) -> np.ndarray: # (users, up to k) positions, the best first; -1 where nothing is left
-    "The best items of each row; equal scores in the order of the items."
-    k = min(k, scores.shape[1])
-    edge = np.partition(scores, -k, axis=1)[:, -k]
-    at = np.sort(np.argpartition(-scores, k - 1, axis=1)[:, :k], axis=1)
-    at = np.take_along_axis(at, np.argsort(-np.take_along_axis(scores, at, 1), axis=1, kind="stable"), 1)
-    tied = np.flatnonzero((scores >= edge[:, None]).sum(1) > k) # the choice at the edge is not the first ones'
-    at[tied] = np.argsort(-scores[tied], axis=1, kind="stable")[:, :k]
-    return np.where(np.take_along_axis(scores, at, 1) > -np.inf, at, -1)
-
-# %% ../../nbs/74_apps.collaborative.ipynb #e7b8369b
+# %% ../../nbs/74_apps.collaborative.ipynb #8d788370
 class Scorer:
     "Learns from visits and gives profiles a score for each item."
     grid = ({},) # settings to choose from
@@ -218,6 +214,7 @@ class Scorer:
     def profiles(self, visits, at): return visits.matrix(at)
     def learn(self, x, visits, at): raise NotImplementedError
 
+# %% ../../nbs/74_apps.collaborative.ipynb #9a2bca86
 @patch
 def matrix(self: Visits, at, weights=None) -> csr_matrix: # positions of rows; (rows,) how much each counts, None: once
     "(users, items): 1 where they met."
@@ -225,13 +222,14 @@ def matrix(self: Visits, at, weights=None) -> csr_matrix: # positions of rows; (
     if weights is None: x.data[:] = 1 # several events of one pair
     return x
 
-# %% ../../nbs/74_apps.collaborative.ipynb #fc4bce32
+# %% ../../nbs/74_apps.collaborative.ipynb #2e6d22e0
 class Popularity(Scorer):
     "What most have visited."
     name = "popularity"
     def learn(self, x, visits, at): self.weights = np.asarray(x.sum(0)).ravel()
     def score(self, profiles): return np.broadcast_to(self.weights, profiles.shape)
 
+# %% ../../nbs/74_apps.collaborative.ipynb #510ad897
 class RecentPopularity(Popularity):
     "What most have visited lately: a visit counts half after `days`."
     name, grid = "recent popularity", tuple({"days": d} for d in (3, 7, 14, 30, 60, 120))
@@ -240,20 +238,7 @@ class RecentPopularity(Popularity):
         age = (visits.times[at].max() - visits.times[at]) / 86400
         self.weights = np.bincount(visits.items[at], .5**(age / self.days), visits.shape[1])
 
-# %% ../../nbs/74_apps.collaborative.ipynb #070f09c1
-@dataclass
-class Ranking:
-    "Each asked user's list, and how good it is."
-    users: np.ndarray # (users,)
-    top: np.ndarray # (users, up to k), -1 where nothing is left to list
-    ndcg: np.ndarray # (users,), as the next three
-    recall: np.ndarray
-    hit: np.ndarray
-    novelty: np.ndarray
-    items: int # how many there are
-    k: int # length asked for
-    protocol: str # what the numbers rest on
-
+# %% ../../nbs/74_apps.collaborative.ipynb #a758d30d
 def asked_users(visits: Visits, turn: Turn, least=5): # visits that a user needs in the history
     "(users,) who can be asked, and (users, items) what they then visited and didn't know."
     known, target = visits.matrix(turn.history), visits.matrix(turn.target)
@@ -271,11 +256,12 @@ def protocol(visits: Visits, turn: Turn, users, least) -> str:
     return (f"{turn.kind}{when}: {plural(len(turn.history), 'row')} to learn from, {len(turn.target):,} asked; {len(users):,} of {plural(everyone, 'user')} had {plural(least, 'visit')} or more before; "
             f"all {plural(visits.shape[1], 'item')} ranked but those that the user knew, ties in their order; items never seen before count as missed")
 
-# %% ../../nbs/74_apps.collaborative.ipynb #5ca15842
+# %% ../../nbs/74_apps.collaborative.ipynb #48991cee
 def _blocks(users, items, cells=8_000_000): # of users, so that a block of scores stays small
     step = max(1, cells // max(items, 1))
     return [users[i:i + step] for i in range(0, len(users), step)]
 
+# %% ../../nbs/74_apps.collaborative.ipynb #adb99b3a
 def scores_of(scorer: Scorer, profiles) -> np.ndarray: # (users, items) both
     "Scores, with -inf for what the profile holds."
     s = np.array(scorer.score(profiles), dtype=float)
@@ -283,13 +269,7 @@ def scores_of(scorer: Scorer, profiles) -> np.ndarray: # (users, items) both
     s[rows, profiles.indices] = -np.inf
     return s
 
-# %% ../../nbs/74_apps.collaborative.ipynb #cbf7de89
-def ndcg_parts(top, target, k): # (users, k) positions, (users, items) sparse
-    "NDCG, recall and hit of each user."
-    gain = 1 / np.log2(np.arange(2, k + 2))
-    n, hit = np.diff(target.indptr), (np.asarray(target[np.arange(len(top))[:, None], top].todense()) > 0) & (top >= 0)
-    return (hit * gain[:hit.shape[1]]).sum(1) / np.cumsum(gain)[np.minimum(n, k) - 1], hit.sum(1) / n, hit.any(1).astype(float)
-
+# %% ../../nbs/74_apps.collaborative.ipynb #1fcd55df
 def rank(scorer: Scorer, visits: Visits, turn: Turn, least=5, k=10) -> Ranking: # a fitted scorer; visits a user needs to be asked; length of a list
     "Rank all items for each user who can be asked. Raises InputError when there is none."
     users, target = asked_users(visits, turn, least)
@@ -300,43 +280,12 @@ def rank(scorer: Scorer, visits: Visits, turn: Turn, least=5, k=10) -> Ranking: 
     novelty = np.nanmean(np.where(top < 0, np.nan, -np.log2(np.maximum(known, 1 / visits.shape[0]))[top]), 1)
     return Ranking(users, top, *ndcg_parts(top, target[users], k), novelty, visits.shape[1], k, protocol(visits, turn, users, least))
 
-# %% ../../nbs/74_apps.collaborative.ipynb #d4b74f1b
-def listed(r: Ranking, at=slice(None)) -> int: # positions of users
-    "How many items are in anyone's list."
-    return len(np.unique(r.top[at][r.top[at] >= 0]))
-
-def ranking_metrics(r: Ranking, seed=0) -> dict: # name -> Metric
-    "NDCG, recall, hit rate, coverage and novelty, each with its interval over users."
-    k, n = r.k, len(r.users)
-    out = {f"{name}_at_{k}": Metric(float(v.mean()), *map(float, bootstrap_mean(v, seed=seed)), n, BOOTSTRAP) for name, v in (("ndcg", r.ndcg), ("recall", r.recall), ("hit_rate", r.hit))}
-    share = lambda at: listed(r, at) / r.items
-    low, high = bootstrap(share, n, 200, seed)
-    out[f"coverage_at_{k}"] = Metric(share(np.arange(n)), max(float(low), 0.), min(float(high), 1.), n, "bootstrap 95 %, 200 draws")
-    return out | {f"novelty_at_{k}": Metric(float(r.novelty.mean()), *map(float, bootstrap_mean(r.novelty, seed=seed)), n, BOOTSTRAP)}
-
-def gain(first: Ranking, second: Ranking, seed=0) -> Metric: # asked on the same users
-    "How much more NDCG the first has, user by user."
-    if not np.array_equal(first.users, second.users): raise ValueError("the two were asked for other users: compare rankings of one split")
-    d = first.ndcg - second.ndcg
-    return Metric(float(d.mean()), *map(float, bootstrap_mean(d, seed=seed)), len(d), BOOTSTRAP)
-
-# %% ../../nbs/74_apps.collaborative.ipynb #a5a76ef7
-def compare_grid(rankings: dict, # name -> Ranking, the first is compared with all others
-                 seed=0) -> Grid:
-    "Rankings beside each other, and the paired gain of the first."
-    first, rows = next(iter(rankings.values())), []
-    for name, r in rankings.items():
-        m = ranking_metrics(r, seed)
-        rows.append([name, *list(m.values())[:4], f"{listed(r):,}", m[list(m)[4]].value, "" if r is first else gain(first, r, seed)])
-    k = first.k
-    head = ["", f"NDCG@{k}", f"Recall@{k}", "hit rate", f"coverage@{k}", "items listed", "novelty, bits", f"NDCG gain of {next(iter(rankings))}"]
-    return Grid(head, rows, f"{first.protocol}. Intervals: 95 %, over users")
-
-# %% ../../nbs/74_apps.collaborative.ipynb #0ddc6f28
+# %% ../../nbs/74_apps.collaborative.ipynb #a12ff393
 def _nearest(row, k): # a dense row -> positions and values of its k largest, ties in the order of the items
     at = np.flatnonzero(row)
     return at if len(at) <= k else np.sort(at[np.argsort(-row[at], kind="stable")[:k]])
 
+# %% ../../nbs/74_apps.collaborative.ipynb #c103fb93
 class ItemKNN(Scorer):
     "Items met by the same users (Sarwar and others 2001)."
     name, grid = "ItemKNN", tuple({"k": k, "shrink": s} for k in (20, 50, 100, 200, 100_000) for s in (0, 10, 50))
@@ -351,12 +300,13 @@ class ItemKNN(Scorer):
         self.weights = vstack(rows, "csr")
     def score(self, profiles): return (profiles @ self.weights).toarray()
 
-# %% ../../nbs/74_apps.collaborative.ipynb #a8c7c761
+# %% ../../nbs/74_apps.collaborative.ipynb #34316095
 def check_memory(items, share=.6, free=None): # of the memory that is free; bytes, None: what the machine says
     "Raise InputError if EASE of so many items would not fit."
     needed, free = 24 * items**2, psutil.virtual_memory().available if free is None else free
     if needed > share * free: raise InputError(f"EASE of {items:,} items needs {needed / 1e9:,.1f} GB of memory and {share * free / 1e9:,.1f} GB may be taken: leave out items with few visits, or take ItemKNN or iALS.")
 
+# %% ../../nbs/74_apps.collaborative.ipynb #1be7b6dc
 class EASE(Scorer):
     "Each item guessed from all others, by least squares."
     name, grid = "EASE", tuple({"weight": w} for w in (50, 100, 200, 400, 1000, 2000))
@@ -380,25 +330,27 @@ class IALS(Scorer):
         self.vectors = np.asarray(model.item_factors, dtype=float)
         self.square = self.vectors.T @ self.vectors + self.weight * np.eye(self.factors)
 
-# %% ../../nbs/74_apps.collaborative.ipynb #b384fcee
+# %% ../../nbs/74_apps.collaborative.ipynb #15587d9c
 @patch
 def fold_in(self: IALS, items, weights) -> np.ndarray: # positions, (items,) how much each counts -> (factors,)
     "The vector of a profile."
     y, sure = self.vectors[items], self.alpha * weights
     return np.linalg.solve(self.square + (y.T * (sure - 1)) @ y, y.T @ sure)
 
+# %% ../../nbs/74_apps.collaborative.ipynb #14c709d4
 @patch
 def score(self: IALS, profiles):
     ends = zip(profiles.indptr[:-1], profiles.indptr[1:])
     return np.stack([self.fold_in(profiles.indices[a:b], profiles.data[a:b]) for a, b in ends]) @ self.vectors.T if profiles.shape[0] else np.zeros(profiles.shape)
 
-# %% ../../nbs/74_apps.collaborative.ipynb #61192e51
+# %% ../../nbs/74_apps.collaborative.ipynb #05df2161
 def settle(kind, visits: Visits, folds, least=5): # a Scorer class; turns to choose by -> settings, NDCG
     "The best settings of a scorer's grid by the mean NDCG over folds; the first of equals."
     if len(kind.grid) == 1: return dict(kind.grid[0]), float("nan")
     scores = [np.mean([rank(kind(**g).fit(visits, f.history), visits, f, least).ndcg.mean() for f in folds]) for g in kind.grid]
     return dict(kind.grid[int(np.argmax(scores))]), float(max(scores))
 
+# %% ../../nbs/74_apps.collaborative.ipynb #ae40dbbe
 def ask(kind, visits: Visits, cut: Cut, least=5): # -> a fitted scorer, its Ranking
     "Choose on the folds, learn from the whole history, ask once."
     settings, _ = settle(kind, visits, cut.folds, least)

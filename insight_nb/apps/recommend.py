@@ -7,7 +7,7 @@ __all__ = ['RIDGES', 'DEFAULT', 'TRIED', 'PAIR', 'SHOWN', 'Catalogue', 'catalogu
            'cold_columns', 'rank_cold', 'settle_ridge', 'standard', 'Hybrid', 'tune', 'Recommender', 'Advice',
            'load_recommender', 'pairs', 'Purchase', 'purchase', 'ListReport', 'same_advice']
 
-# %% ../../nbs/75_apps.recommend.ipynb #909a6921
+# %% ../../nbs/75_apps.recommend.ipynb #97daa8f5
 import hashlib
 import json
 from dataclasses import dataclass, field, replace
@@ -25,7 +25,8 @@ from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from .collaborative import EASE, ItemKNN, RecentPopularity, Ranking, Scorer, Turn, Visits, asked_users, check_memory, gain, later_visits, ndcg_parts, ranking_metrics, scores_of, settle, top_items
+from .collaborative import EASE, ItemKNN, RecentPopularity, Scorer, Turn, Visits, asked_users, check_memory, later_visits, scores_of, settle
+from .ranking import Ranking, gain, ndcg_parts, ranking_metrics, top_items
 from ..core import Grid, InputError, clip, file_hash, plural, suggest, whole
 from ..data.table import text_fault, text_of
 from ..eval.metrics import BOOTSTRAP, Metric, bootstrap
@@ -35,7 +36,7 @@ from ..methods.frozen import embed
 from ..models.backbone import load_backbone
 from ..ship.bundle import check_files, read_info
 
-# %% ../../nbs/75_apps.recommend.ipynb #8f4b1c8c
+# %% ../../nbs/75_apps.recommend.ipynb #290baa63
 @dataclass
 class Catalogue:
     "What is known of each item, in the order of the visits' item names."
@@ -45,6 +46,7 @@ class Catalogue:
 
     def __repr__(self): return f"{plural(len(self.texts), 'item')}, {sum(map(bool, self.texts)):,} with a text, {len({m for ms in self.marks for m in ms}):,} categories" + "".join(f"; {n}" for n in self.notes)
 
+# %% ../../nbs/75_apps.recommend.ipynb #95f8290b
 def _marks(row, columns): # "Drama|War" are two
     return tuple(f"{c}: {m.strip()}" for c, v in zip(columns, row) if not text_fault(v) for m in text_of(v).split("|") if m.strip())
 
@@ -66,7 +68,7 @@ def catalogue(visits: Visits, frame=None, # one row for each item; None: the row
     notes = [f"{plural(len(more), 'item')} that nobody visited"] * bool(more)
     return visits, Catalogue(["" if text_fault(t) else text_of(t) for t, _ in known], [_marks(row, categories) for _, row in known], notes)
 
-# %% ../../nbs/75_apps.recommend.ipynb #7413684f
+# %% ../../nbs/75_apps.recommend.ipynb #5c032e17
 def item_vectors(texts, backbone=None, # a `Backbone`; None: the embedded one
                  max_length=64) -> np.ndarray: # (items, width), zeros where there is no text
     "Texts as the encoder sees them, less their mean, of length one."
@@ -77,6 +79,7 @@ def item_vectors(texts, backbone=None, # a `Backbone`; None: the embedded one
     out[at] = v - v.mean(0)
     return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)
 
+# %% ../../nbs/75_apps.recommend.ipynb #1c496e96
 def item_features(vectors, marks) -> np.ndarray: # (items, width); tuples of categories -> (items, features)
     "Vectors beside categories, both of variance one."
     names = {m: i for i, m in enumerate(sorted({m for ms in marks for m in ms}))}
@@ -94,7 +97,7 @@ def cold_columns(weights, # (items, items) of EASE or ItemKNN, rows and columns 
     inverse = np.linalg.inv(a.T @ a + ridge * np.eye(a.shape[1]))
     return np.asarray(weights.mean(1)).ravel(), np.asarray(weights @ a) @ inverse
 
-# %% ../../nbs/75_apps.recommend.ipynb #c86ae426
+# %% ../../nbs/75_apps.recommend.ipynb #9631177a
 RIDGES = (.3, 1., 3., 10., 30., 100.)
 
 def rank_cold(x, # (users, items) visits
@@ -113,6 +116,7 @@ def rank_cold(x, # (users, items) visits
         out.append(ndcg_parts(top_items(scores), target[users], 10)[0])
     return out
 
+# %% ../../nbs/75_apps.recommend.ipynb #325a3bda
 def settle_ridge(x, features, weight=400, seed=0) -> float:
     "The ridge with the best mean NDCG, a fifth of the items that were met hidden in turn."
     met = np.flatnonzero(np.asarray(x.sum(0)).ravel() > 0)
@@ -121,6 +125,7 @@ def settle_ridge(x, features, weight=400, seed=0) -> float:
     tried = [[v.mean() for v in rank_cold(x[:, met], part == k, features[met], RIDGES, weight)] for k in range(5)]
     return RIDGES[int(np.argmax(np.mean(tried, axis=0)))]
 
+# %% ../../nbs/75_apps.recommend.ipynb #e3a2abcf
 def _fits(items): # in memory, for EASE
     try: check_memory(items)
     except InputError: return False
@@ -150,13 +155,14 @@ DEFAULT = {"weight": 400, # of EASE
            "popular": .5, "text": .25, # beside 1 for EASE
            "ridge": 10.} # of items that nobody met
 
-# %% ../../nbs/75_apps.recommend.ipynb #e54b0679
+# %% ../../nbs/75_apps.recommend.ipynb #8f9c5034
 @patch
 def profiles(self: Hybrid, visits, at):
     "What each user met; the latest counts 1."
     if self.settings["half_life"] is None: return visits.matrix(at)
     return visits.matrix(at, .5**(later_visits(visits.users[at], visits.times[at]) / self.settings["half_life"]))
 
+# %% ../../nbs/75_apps.recommend.ipynb #0031a491
 @patch
 def learn(self: Hybrid, x, visits, at):
     base = EASE(self.settings["weight"]) if _fits(x.shape[1]) else ItemKNN(200)
@@ -168,7 +174,7 @@ def learn(self: Hybrid, x, visits, at):
     some = self.weights[self.met][:, self.met]
     self.mean[self.met], self.slope[self.met] = cold_columns(some, self.features[self.met], self.settings["ridge"])
 
-# %% ../../nbs/75_apps.recommend.ipynb #2b181b18
+# %% ../../nbs/75_apps.recommend.ipynb #36594bd1
 @patch
 def behaviour(self: Hybrid, profiles) -> np.ndarray: # (users, items)
     s, cold = profiles @ self.weights, np.flatnonzero(~self.met)
@@ -176,6 +182,7 @@ def behaviour(self: Hybrid, profiles) -> np.ndarray: # (users, items)
     s[:, cold] = (profiles @ self.slope) @ self.new[cold].T + (profiles @ self.mean)[:, None]
     return s
 
+# %% ../../nbs/75_apps.recommend.ipynb #42263cca
 @patch
 def parts(self: Hybrid, profiles) -> list: # three (users, items)
     "Behaviour, recent popularity and text, each with mean 0 and variance 1."
@@ -183,12 +190,13 @@ def parts(self: Hybrid, profiles) -> list: # three (users, items)
     text = (profiles @ self.vectors) @ self.vectors.T if self.vectors.shape[1] else np.zeros(shape)
     return [standard(s, profiles) for s in (self.behaviour(profiles), np.broadcast_to(self.recent, shape), text)]
 
+# %% ../../nbs/75_apps.recommend.ipynb #9e6120d3
 @patch
 def score(self: Hybrid, profiles):
     behaviour, popular, text = self.parts(profiles)
     return behaviour + self.settings["popular"] * popular + self.settings["text"] * text
 
-# %% ../../nbs/75_apps.recommend.ipynb #d4fcdc94
+# %% ../../nbs/75_apps.recommend.ipynb #1bdcf0e9
 TRIED = {"weight": (200, 400, 800), "half_life": (2.5, 5, 10, 20, None), "popular": (0, .25, .5, 1, 2, 4, 8), "text": (0, .25, .5)}
 
 def _scored(hybrid, visits, fold, least, seed): # (popular, text) -> mean NDCG
@@ -199,6 +207,7 @@ def _scored(hybrid, visits, fold, least, seed): # (popular, text) -> mean NDCG
     value = lambda w, v: float(ndcg_parts(top_items(known + b + w * c + v * t), target[users], 10)[0].mean())
     return {(w, v): value(w, v) for w, v in product(TRIED["popular"], TRIED["text"])}
 
+# %% ../../nbs/75_apps.recommend.ipynb #58a8bd9c
 class _Zero: # -inf for what is known, else 0
     def score(self, profiles): return np.zeros(profiles.shape)
 
@@ -217,7 +226,7 @@ def tune(vectors, features, visits: Visits, folds, # of all items; turns to choo
     best = max(found, key=found.get)
     return first | dict(zip(TRIED, best)), float(found[best])
 
-# %% ../../nbs/75_apps.recommend.ipynb #ddab7ba9
+# %% ../../nbs/75_apps.recommend.ipynb #94a9d65a
 @dataclass
 class Recommender:
     "A fitted `Hybrid` and the names and texts of its items."
@@ -228,6 +237,7 @@ class Recommender:
 
     def __post_init__(self): self.place = {n: i for i, n in enumerate(self.names)}
 
+# %% ../../nbs/75_apps.recommend.ipynb #4dc3f6b7
 @dataclass
 class Advice:
     "Items for one user, best first."
@@ -237,7 +247,7 @@ class Advice:
     because: list # names of the user's own items each, the weightiest first; empty: popular lately
     unknown: list # items of the history that the recommender doesn't know
 
-# %% ../../nbs/75_apps.recommend.ipynb #c10881b6
+# %% ../../nbs/75_apps.recommend.ipynb #d17502bc
 @patch
 def fold_in(self: Recommender, history) -> tuple: # names, oldest first -> (1, items) profile, unknown names
     "A profile from a history; the latest counts 1, an item met twice counts by its latest visit."
@@ -249,6 +259,7 @@ def fold_in(self: Recommender, history) -> tuple: # names, oldest first -> (1, i
     profile.sort_indices()
     return profile, [n for n, i in zip(history, at) if i < 0]
 
+# %% ../../nbs/75_apps.recommend.ipynb #73c2406a
 def _item(n): return text_of(int(n) if isinstance(n, (float, np.floating)) and float(n).is_integer() else n).strip()
 
 # %% ../../nbs/75_apps.recommend.ipynb #0d4956fd
@@ -262,7 +273,7 @@ def explain(self: Recommender, profile, item, most=3) -> list: # (1, items); pos
     order = np.argsort(-speak, kind="stable")[:most]
     return [int(at[k]) for k in order if speak[k] > 0]
 
-# %% ../../nbs/75_apps.recommend.ipynb #0bbe80dd
+# %% ../../nbs/75_apps.recommend.ipynb #6770bce4
 @patch
 def recommend(self: Recommender, history, # names of items, oldest first
               k=10, only=None) -> Advice: # names to choose from; None: all
@@ -274,11 +285,13 @@ def recommend(self: Recommender, history, # names of items, oldest first
     because = [[self.names[j] for j in self.explain(profile, i)] for i in top]
     return Advice([self.names[i] for i in top], [self.texts[i] for i in top], scores[0, top].tolist(), because, unknown)
 
+# %% ../../nbs/75_apps.recommend.ipynb #3bf3f532
 @patch
 def _at(self: Recommender, name):
     if _item(name) not in self.place: raise InputError(f"there is no item {clip(name, 40)!r}.{suggest(name, self.names[:2000])}")
     return self.place[_item(name)]
 
+# %% ../../nbs/75_apps.recommend.ipynb #8db433dc
 @patch
 def grid(self: Advice, texts=None) -> Grid: # name -> text, for the reasons
     "The list as a table."
@@ -286,11 +299,12 @@ def grid(self: Advice, texts=None) -> Grid: # name -> text, for the reasons
     rows = [[i + 1, n, clip(t, 60), s, "; ".join(map(say, b)) or "popular lately"] for i, (n, t, s, b) in enumerate(zip(self.items, self.texts, self.scores, self.because))]
     return Grid(["", "item", "what it says", "score", "because of"], rows, f"not known, so left out: {', '.join(clip(u, 20) for u in self.unknown[:5])}" if self.unknown else "")
 
-# %% ../../nbs/75_apps.recommend.ipynb #aa9d912d
+# %% ../../nbs/75_apps.recommend.ipynb #b60f675c
 def _seal(info): return hashlib.sha256(json.dumps({k: v for k, v in info.items() if k != "seal"}, sort_keys=True).encode()).hexdigest()
 
 _ARRAYS = ("recent", "mean", "slope", "new", "vectors")
 
+# %% ../../nbs/75_apps.recommend.ipynb #fa571853
 @patch
 def save(self: Recommender, path, force=False) -> dict: # what bundle.json says
     "Write a bundle, whole or not at all."
@@ -339,7 +353,7 @@ def pairs(hybrid: Hybrid, visits: Visits, turn: Turn, bought=None, # the event t
     keep = (top >= 0).ravel()
     return np.stack([c.ravel() for c in columns], 1)[keep], (np.asarray(wanted[users][each, top].todense()) > 0).ravel()[keep], np.repeat(users, top.shape[1])[keep]
 
-# %% ../../nbs/75_apps.recommend.ipynb #1c991c81
+# %% ../../nbs/75_apps.recommend.ipynb #db90b488
 @dataclass
 class Purchase:
     "A linear model of pairs, and how good it is on users that it has not seen."
@@ -347,6 +361,7 @@ class Purchase:
     metrics: dict # precision, recall, base_rate -> Metric
     probabilities: np.ndarray # (pairs,) out of fold
 
+# %% ../../nbs/75_apps.recommend.ipynb #a0ccc7cd
 def purchase(x, y, users, parts=5, seed=0) -> Purchase: # as of `pairs`
     "Cross-validated precision and recall of a logistic regression. Raises InputError with fewer than ten pairs of either kind."
     if min(y.sum(), (~y).sum()) < 10 or len(set(users[y])) < parts: raise InputError(f"{int(y.sum()):,} of {plural(len(y), 'pair')} came to a visit, by {plural(len(set(users[y])), 'user')}: too few to learn from. Give more rows, or count another event.")
@@ -366,7 +381,7 @@ def _shares(y, said, users, seed):
     ratio = lambda a, b: lambda i: a[i].sum() / max(b[i].sum(), 1)
     return {k: Metric(float(ratio(*v)(np.arange(len(n)))), *map(float, bootstrap(ratio(*v), len(n), seed=seed)), len(n), BOOTSTRAP) for k, v in stats.items()}
 
-# %% ../../nbs/75_apps.recommend.ipynb #2d59c60c
+# %% ../../nbs/75_apps.recommend.ipynb #ecc85efe
 SHOWN = {"ndcg_at_10": "NDCG@10", "recall_at_10": "Recall@10", "hit_rate_at_10": "hit rate at 10", "coverage_at_10": "coverage at 10"}
 
 class ListReport(ScoreReport):
@@ -379,6 +394,7 @@ class ListReport(ScoreReport):
     @property
     def beats(self): return self.paired.low > 0
 
+# %% ../../nbs/75_apps.recommend.ipynb #a8829325
 def same_advice(made: Recommender, loaded: Recommender, histories) -> Check: # lists of names
     "A bundle that was opened again gives the same lists."
     other = sum(made.recommend(h).items != loaded.recommend(h).items for h in histories)
