@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Visits', 'tidy_visits', 'open_visits', 'Turn', 'Cut', 'window', 'by_time', 'later_visits', 'leave_last', 'rolling',
            'lint_split', 'Scorer', 'Popularity', 'RecentPopularity', 'asked_users', 'protocol', 'scores_of', 'rank',
-           'ItemKNN', 'check_memory', 'EASE', 'IALS', 'settle', 'ask']
+           'check_memory', 'fits', 'ItemKNN', 'EASE', 'IALS', 'settle', 'ask']
 
 # %% ../../nbs/74_apps.collaborative.ipynb #d000a924
 from dataclasses import dataclass, field
@@ -125,7 +125,7 @@ def __repr__(self: Visits): return f"{plural(len(self), 'visit')} of {plural(sel
 @patch
 def digest(self: Visits) -> str: return text_hash(f"{self.user_names[u]}\t{self.item_names[i]}\t{t:.6f}" for u, i, t in zip(self.users, self.items, self.times))
 
-# %% ../../nbs/74_apps.collaborative.ipynb #36509596
+# %% ../../nbs/74_apps.collaborative.ipynb #082255e8
 @dataclass(frozen=True)
 class Turn:
     "What may be learnt from, and what is asked: positions of rows."
@@ -133,7 +133,6 @@ class Turn:
     target: np.ndarray
     kind: str # in words
 
-# %% ../../nbs/74_apps.collaborative.ipynb #50deb6c4
 @dataclass(frozen=True)
 class Cut:
     "Turns to choose by, and the one that is measured at the end."
@@ -280,31 +279,37 @@ def rank(scorer: Scorer, visits: Visits, turn: Turn, least=5, k=10) -> Ranking: 
     novelty = np.nanmean(np.where(top < 0, np.nan, -np.log2(np.maximum(known, 1 / visits.shape[0]))[top]), 1)
     return Ranking(users, top, *ndcg_parts(top, target[users], k), novelty, visits.shape[1], k, protocol(visits, turn, users, least))
 
+# %% ../../nbs/74_apps.collaborative.ipynb #5a7a94eb
+def check_memory(items, share=.6, free=None): # of the memory that is free; bytes, None: what the machine says
+    "Raise InputError if EASE of so many items would not fit."
+    needed, free = 24 * items**2, psutil.virtual_memory().available if free is None else free
+    if needed > share * free: raise InputError(f"EASE of {items:,} items needs {needed / 1e9:,.1f} GB of memory and {share * free / 1e9:,.1f} GB may be taken: leave out items with few visits, or take ItemKNN or iALS.")
+
+def fits(items, free=None) -> bool: # as of `check_memory`
+    "Whether EASE of so many items fits in memory."
+    try: check_memory(items, free=free)
+    except InputError: return False
+    return True
+
 # %% ../../nbs/74_apps.collaborative.ipynb #a12ff393
 def _nearest(row, k): # a dense row -> positions and values of its k largest, ties in the order of the items
     at = np.flatnonzero(row)
     return at if len(at) <= k else np.sort(at[np.argsort(-row[at], kind="stable")[:k]])
 
-# %% ../../nbs/74_apps.collaborative.ipynb #c103fb93
+# %% ../../nbs/74_apps.collaborative.ipynb #868c0eb0
 class ItemKNN(Scorer):
     "Items met by the same users (Sarwar and others 2001)."
     name, grid = "ItemKNN", tuple({"k": k, "shrink": s} for k in (20, 50, 100, 200, 100_000) for s in (0, 10, 50))
     def __init__(self, k=200, shrink=0): self.k, self.shrink = k, shrink # neighbours that an item speaks for; users that a cosine is weakened by
     def learn(self, x, visits, at):
-        size, rows = np.sqrt(np.asarray(x.sum(0)).ravel()), []
+        k, size, rows = self.k if fits(x.shape[1]) else min(self.k, 200), np.sqrt(np.asarray(x.sum(0)).ravel()), []
         for i in range(0, x.shape[1], 500):
             near = (x[:, i:i + 500].T @ x).toarray() / (np.outer(size[i:i + 500], size) + self.shrink + 1e-12)
             near[np.arange(len(near)), i + np.arange(len(near))] = 0
-            for row in near: row[np.setdiff1d(np.arange(len(row)), _nearest(row, self.k), assume_unique=True)] = 0
+            for row in near: row[np.setdiff1d(np.arange(len(row)), _nearest(row, k), assume_unique=True)] = 0
             rows.append(csr_matrix(near))
         self.weights = vstack(rows, "csr")
     def score(self, profiles): return (profiles @ self.weights).toarray()
-
-# %% ../../nbs/74_apps.collaborative.ipynb #34316095
-def check_memory(items, share=.6, free=None): # of the memory that is free; bytes, None: what the machine says
-    "Raise InputError if EASE of so many items would not fit."
-    needed, free = 24 * items**2, psutil.virtual_memory().available if free is None else free
-    if needed > share * free: raise InputError(f"EASE of {items:,} items needs {needed / 1e9:,.1f} GB of memory and {share * free / 1e9:,.1f} GB may be taken: leave out items with few visits, or take ItemKNN or iALS.")
 
 # %% ../../nbs/74_apps.collaborative.ipynb #1be7b6dc
 class EASE(Scorer):
@@ -318,15 +323,16 @@ class EASE(Scorer):
         np.fill_diagonal(self.weights, 0)
     def score(self, profiles): return profiles @ self.weights
 
-# %% ../../nbs/74_apps.collaborative.ipynb #2e1fd2b7
+# %% ../../nbs/74_apps.collaborative.ipynb #e12a4626
 class IALS(Scorer):
     "Short vectors by alternating least squares, from the package implicit."
     name, grid = "iALS", tuple({"factors": f, "weight": r, "alpha": a} for f in (16, 32, 64) for r in (.1, 1, 10) for a in (1, 5, 20))
     def __init__(self, factors=32, weight=1., alpha=1., seed=0): self.factors, self.weight, self.alpha, self.seed = factors, weight, alpha, seed
     def learn(self, x, visits, at):
         als = need("implicit.cpu.als", "apps").AlternatingLeastSquares
-        model = als(self.factors, self.weight, self.alpha, use_cg=False, iterations=15, random_state=self.seed, num_threads=1)
-        with threadpool_limits(1, "blas"): model.fit(x.astype(np.float32), show_progress=False)
+        with threadpool_limits(1, "blas"):
+            model = als(self.factors, self.weight, self.alpha, use_cg=False, iterations=15, random_state=self.seed, num_threads=1)
+            model.fit(x.astype(np.float32), show_progress=False)
         self.vectors = np.asarray(model.item_factors, dtype=float)
         self.square = self.vectors.T @ self.vectors + self.weight * np.eye(self.factors)
 

@@ -7,7 +7,7 @@ __all__ = ['RIDGES', 'DEFAULT', 'TRIED', 'PAIR', 'SHOWN', 'Catalogue', 'catalogu
            'cold_columns', 'rank_cold', 'settle_ridge', 'standard', 'Hybrid', 'tune', 'Recommender', 'Advice',
            'load_recommender', 'pairs', 'Purchase', 'purchase', 'ListReport', 'same_advice']
 
-# %% ../../nbs/75_apps.recommend.ipynb #97daa8f5
+# %% ../../nbs/75_apps.recommend.ipynb #21b7abab
 import hashlib
 import json
 from dataclasses import dataclass, field, replace
@@ -25,7 +25,7 @@ from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from .collaborative import EASE, ItemKNN, RecentPopularity, Scorer, Turn, Visits, asked_users, check_memory, later_visits, scores_of, settle
+from .collaborative import EASE, ItemKNN, RecentPopularity, Scorer, Turn, Visits, asked_users, fits, later_visits, scores_of, settle
 from .ranking import Ranking, gain, ndcg_parts, ranking_metrics, top_items
 from ..core import Grid, InputError, clip, file_hash, plural, suggest, whole
 from ..data.table import text_fault, text_of
@@ -116,20 +116,14 @@ def rank_cold(x, # (users, items) visits
         out.append(ndcg_parts(top_items(scores), target[users], 10)[0])
     return out
 
-# %% ../../nbs/75_apps.recommend.ipynb #325a3bda
+# %% ../../nbs/75_apps.recommend.ipynb #206483cf
 def settle_ridge(x, features, weight=400, seed=0) -> float:
     "The ridge with the best mean NDCG, a fifth of the items that were met hidden in turn."
     met = np.flatnonzero(np.asarray(x.sum(0)).ravel() > 0)
-    if len(met) < 10 or not features.shape[1] or not _fits(len(met)): return RIDGES[-1]
+    if len(met) < 10 or not features.shape[1] or not fits(len(met)): return RIDGES[-1]
     part = np.random.default_rng(seed).permutation(len(met)) % 5
     tried = [[v.mean() for v in rank_cold(x[:, met], part == k, features[met], RIDGES, weight)] for k in range(5)]
     return RIDGES[int(np.argmax(np.mean(tried, axis=0)))]
-
-# %% ../../nbs/75_apps.recommend.ipynb #e3a2abcf
-def _fits(items): # in memory, for EASE
-    try: check_memory(items)
-    except InputError: return False
-    return True
 
 # %% ../../nbs/75_apps.recommend.ipynb #fd2d6c2c
 def standard(scores, profiles) -> np.ndarray: # (users, items) both; 0 where all are alike
@@ -162,10 +156,10 @@ def profiles(self: Hybrid, visits, at):
     if self.settings["half_life"] is None: return visits.matrix(at)
     return visits.matrix(at, .5**(later_visits(visits.users[at], visits.times[at]) / self.settings["half_life"]))
 
-# %% ../../nbs/75_apps.recommend.ipynb #0031a491
+# %% ../../nbs/75_apps.recommend.ipynb #4e933a16
 @patch
 def learn(self: Hybrid, x, visits, at):
-    base = EASE(self.settings["weight"]) if _fits(x.shape[1]) else ItemKNN(200)
+    base = EASE(self.settings["weight"]) if fits(x.shape[1]) else ItemKNN(200)
     base.learn(x, visits, at)
     self.base, self.weights, self.met = base.name, base.weights, np.asarray(x.sum(0)).ravel() > 0
     self.recent = np.log1p(RecentPopularity(self.settings["days"]).fit(visits, at).weights)
@@ -196,12 +190,12 @@ def score(self: Hybrid, profiles):
     behaviour, popular, text = self.parts(profiles)
     return behaviour + self.settings["popular"] * popular + self.settings["text"] * text
 
-# %% ../../nbs/75_apps.recommend.ipynb #1bdcf0e9
+# %% ../../nbs/75_apps.recommend.ipynb #ad51d27c
 TRIED = {"weight": (200, 400, 800), "half_life": (2.5, 5, 10, 20, None), "popular": (0, .25, .5, 1, 2, 4, 8), "text": (0, .25, .5)}
 
 def _scored(hybrid, visits, fold, least, seed): # (popular, text) -> mean NDCG
     users, target = asked_users(visits, fold, least)
-    users = np.sort(np.random.default_rng(seed).permutation(users)[:2000])
+    users = np.sort(np.random.default_rng(seed).permutation(users)[:max(200, min(2000, 20_000_000 // visits.shape[1]))])
     p = hybrid.profiles(visits, fold.history)[users]
     known, (b, c, t) = scores_of(_Zero(), p), hybrid.parts(p)
     value = lambda w, v: float(ndcg_parts(top_items(known + b + w * c + v * t), target[users], 10)[0].mean())
