@@ -4,10 +4,10 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import refused, write_csv
+from conftest import in_process, refused, write_csv
 from insight_nb.apps.collaborative import EASE, ItemKNN, Popularity, Turn, asked_users, by_time, leave_last, lint_split, open_visits, rank, tidy_visits
 from insight_nb.apps.recommend import Hybrid, Recommender, catalogue, item_features, item_vectors, load_recommender
-from insight_nb.cli import main
+from insight_nb.cli import main, recipes
 from insight_nb.core import InputError
 from insight_nb.data.samples import load_sample
 
@@ -22,10 +22,10 @@ def save(frame, name="visits.csv"):
 
 
 def test_a_run_leaves_what_it_promises(tmp_path):
-    frame = small(1500)
+    frame = small(700)
     frame.loc[frame.item == "t001", "text"] = "<script>alert(1)</script> 侦探"
     frame.loc[3, "rating"] = np.nan
-    status = main(["run", "recommend", "-p", "table", save(frame), "-p", "categories", "kind", "-p", "event", "event", "-p", "bought", "buy", "-p", "history", "3", "-p", "folds", "1", "--out", "out"])
+    status = main(["run", "recommend", "-p", "table", save(frame), "-p", "categories", "kind", "-p", "event", "event", "-p", "bought", "buy", "-p", "history", "2", "-p", "folds", "1", "--out", "out"])
     assert status == 0
     e = json.loads((tmp_path / "out" / "evidence.json").read_text(encoding="utf-8"))
     assert e["schema"] == 1 and e["task"] == "recommend" and METRICS <= set(e["metrics"]) and METRICS <= set(e["baseline"])
@@ -44,9 +44,7 @@ def test_items_of_their_own_and_the_last_visit(tmp_path):
     frame = small(600)
     things = frame.drop_duplicates("item")[["item", "text", "kind"]]
     things = pd.concat([things, pd.DataFrame({"item": ["n1", "n2", "n3"], "text": ["a book of soup", "", "侦探的故事"], "kind": ["cooking", "crime", None]})])
-    status = main(["run", "recommend", "-p", "table", save(frame.drop(columns=["text", "kind"])), "-p", "items", save(things, "items.csv"), "-p", "categories", "kind", "-p", "split", "last",
-               "-p", "history", "2", "-p", "folds", "1", "--out", "out"])
-    assert status == 0
+    in_process(recipes()["recommend"], "n.ipynb", {"table": save(frame.drop(columns=["text", "kind"])), "items": save(things, "items.csv"), "categories": "kind", "split": "last", "history": 2, "folds": 1, "out": "out"})
     e = json.loads((tmp_path / "out" / "evidence.json").read_text(encoding="utf-8"))
     assert {c["check"] for c in e["guard"] if c["passed"] is False} >= {"time_leak"} # others' later visits are said
     assert any("3 items that nobody visited" in n for n in e["data"]["notes"]) and e["data"]["catalogue"] == len(things)
