@@ -268,11 +268,12 @@ def scores_of(scorer: Scorer, profiles) -> np.ndarray: # (users, items) both
     s[rows, profiles.indices] = -np.inf
     return s
 
-# %% ../../nbs/74_apps.collaborative.ipynb #1fcd55df
-def rank(scorer: Scorer, visits: Visits, turn: Turn, least=5, k=10) -> Ranking: # a fitted scorer; visits a user needs to be asked; length of a list
+# %% ../../nbs/74_apps.collaborative.ipynb #5664ef38
+def rank(scorer: Scorer, visits: Visits, turn: Turn, least=5, k=10, most=None) -> Ranking: # a fitted scorer; visits a user needs to be asked; length of a list; users, drawn by chance
     "Rank all items for each user who can be asked. Raises InputError when there is none."
     users, target = asked_users(visits, turn, least)
     if not len(users): raise InputError(f"no user can be asked: {turn.kind}, nobody has {plural(least, 'visit')} before and something new after. Give more rows, or a smaller least history.")
+    if most: users = np.sort(np.random.default_rng(0).permutation(users)[:most])
     profiles = scorer.profiles(visits, turn.history)
     top = np.concatenate([top_items(scores_of(scorer, profiles[b]), k) for b in _blocks(users, visits.shape[1])])
     known = np.asarray(visits.matrix(turn.history).sum(0)).ravel() / len(np.unique(visits.users[turn.history]))
@@ -351,11 +352,11 @@ def score(self: IALS, profiles):
     ends = zip(profiles.indptr[:-1], profiles.indptr[1:])
     return np.stack([self.fold_in(profiles.indices[a:b], profiles.data[a:b]) for a, b in ends]) @ self.vectors.T if profiles.shape[0] else np.zeros(profiles.shape)
 
-# %% ../../nbs/74_apps.collaborative.ipynb #05df2161
+# %% ../../nbs/74_apps.collaborative.ipynb #76acc09b
 def settle(kind, visits: Visits, folds, least=5): # a Scorer class; turns to choose by -> settings, NDCG
     "The best settings of a scorer's grid by the mean NDCG over folds; the first of equals."
     if len(kind.grid) == 1: return dict(kind.grid[0]), float("nan")
-    scores = [np.mean([rank(kind(**g).fit(visits, f.history), visits, f, least).ndcg.mean() for f in folds]) for g in kind.grid]
+    scores = [np.mean([rank(kind(**g).fit(visits, f.history), visits, f, least, most=2000).ndcg.mean() for f in folds]) for g in kind.grid]
     return dict(kind.grid[int(np.argmax(scores))]), float(max(scores))
 
 # %% ../../nbs/74_apps.collaborative.ipynb #ae40dbbe

@@ -205,13 +205,13 @@ def _scored(hybrid, visits, fold, least, seed): # (popular, text) -> mean NDCG
 class _Zero: # -inf for what is known, else 0
     def score(self, profiles): return np.zeros(profiles.shape)
 
-# %% ../../nbs/75_apps.recommend.ipynb #56835b07
+# %% ../../nbs/75_apps.recommend.ipynb #dc29a9c1
 def tune(vectors, features, visits: Visits, folds, # of all items; turns to choose by
          least=5, seed=0) -> tuple: # settings of a `Hybrid`, its mean NDCG over the folds
     "Choose a hybrid's settings; the test turn is not looked at."
     first = {"days": settle(RecentPopularity, visits, folds, least)[0]["days"], "ridge": settle_ridge(visits.matrix(folds[-1].history), features, seed=seed)}
     found = {}
-    for weight in TRIED["weight"]:
+    for weight in TRIED["weight"] if fits(visits.shape[1]) else (DEFAULT["weight"],): # ItemKNN has none
         made = [Hybrid(vectors, features, first | {"weight": weight}).fit(visits, f.history) for f in folds]
         for half in TRIED["half_life"]:
             for h in made: h.settings["half_life"] = half
