@@ -4,6 +4,7 @@ import json
 import pytest
 from conftest import refused, write_csv
 from insight_nb.apps.assistant import load_assistant
+from insight_nb.cli import main
 
 KINDS = {"card": ["my card is lost", "the card was eaten", "I need a new card", "card blocked again", "where is my card", "the card does not work"],
          "loan": ["I want a loan", "what does a loan cost", "pay the loan back early", "loan for a house", "is my loan granted", "the loan is too dear"],
@@ -15,12 +16,12 @@ def table(path, times=8):
     return write_csv(path, rows)
 
 
-def test_a_run_leaves_an_assistant(ends, tmp_path):
+def test_a_run_leaves_an_assistant(tmp_path):
     flows = {"card": {"say": "Card {number} is on its way.", "slots": [{"name": "number", "ask": "Which number?", "pattern": r"\b\d{4}\b"}]}}
     (tmp_path / "flows.json").write_text(json.dumps(flows))
     strange = write_csv(tmp_path / "strange.csv", [{"text": t} for t in ("what is the tallest mountain", "sing a song", "who won the match", "今天天气怎么样", "cook me some rice")])
-    end = ends("run", "assistant", "-p", "table", table(tmp_path / "t.csv"), "-p", "answer", "answer", "-p", "flows", tmp_path / "flows.json", "-p", "strange", strange, "--out", tmp_path / "runs")
-    assert end.status == 0, end.lines
+    given = {"table": table(tmp_path / "t.csv"), "answer": "answer", "flows": tmp_path / "flows.json", "strange": strange}
+    assert main(["run", "assistant", *(w for k, v in given.items() for w in ("-p", k, str(v))), "--out", str(tmp_path / "runs")]) == 0
     e = json.loads((tmp_path / "runs/evidence.json").read_text(encoding="utf-8"))
     assert {"in_scope_accuracy", "oos_auroc", "oos_recall", "recall_at_1"} <= set(e["metrics"]) and e["task"] == "assistant"
     for m in e["metrics"].values(): assert m["low"] <= m["value"] <= m["high"] and m["n"] > 0
