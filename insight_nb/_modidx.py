@@ -789,7 +789,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'insight_nb.cli._environment': ('cli.html#_environment', 'insight_nb/cli.py'),
                                 'insight_nb.cli._execute': ('cli.html#_execute', 'insight_nb/cli.py'),
                                 'insight_nb.cli._guard_line': ('cli.html#_guard_line', 'insight_nb/cli.py'),
-                                'insight_nb.cli._is_run': ('cli.html#_is_run', 'insight_nb/cli.py'),
+                                'insight_nb.cli._left_by_run': ('cli.html#_left_by_run', 'insight_nb/cli.py'),
                                 'insight_nb.cli._papermill': ('cli.html#_papermill', 'insight_nb/cli.py'),
                                 'insight_nb.cli._parameter': ('cli.html#_parameter', 'insight_nb/cli.py'),
                                 'insight_nb.cli._predict': ('cli.html#_predict', 'insight_nb/cli.py'),

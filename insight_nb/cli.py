@@ -122,12 +122,12 @@ def free_name(stem, # the recipe's name
     while Path(folder, f"{stem}-{n}").exists() or list(Path(folder).glob(f".{stem}-{n}.*")): n += 1
     return Path(folder, f"{stem}-{n}")
 
-# %% ../nbs/90_cli.ipynb #1ead26e3
+# %% ../nbs/90_cli.ipynb #f1a889dc
 _LEFT = ("notebook.ipynb", "report.html", "evidence.json", "bundle", ".ipynb_checkpoints") # what a run leaves, and Jupyter beside it
 
-def _is_run(out):
-    try: return "insight_nb" in json.loads(Path(out, "notebook.ipynb").read_text(encoding="utf-8"))["metadata"]
-    except (OSError, ValueError, KeyError, TypeError): return False
+def _left_by_run(out) -> set | None: # names; None: this is no run
+    try: return {*_LEFT, *json.loads(Path(out, "notebook.ipynb").read_text(encoding="utf-8"))["metadata"]["insight_nb"].get("left", ())}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError): return None
 
 def check_out(out, # the folder asked for
               force): # replace an earlier run?
@@ -135,9 +135,10 @@ def check_out(out, # the folder asked for
     if not os.path.lexists(out): return
     if not force: raise InputError(f"{out} exists already: choose another --out, or say --force to replace it.")
     inside = Path(out).resolve() in [Path.cwd(), *Path.cwd().parents]
-    if inside or not _is_run(out):
+    left = _left_by_run(out)
+    if inside or left is None:
         raise InputError(f"{out} is not the folder of an earlier run, so --force won't replace it: choose another --out.")
-    other = next((name for name in sorted(os.listdir(out)) if name not in _LEFT), None)
+    other = next((name for name in sorted(os.listdir(out)) if name not in left), None)
     if other: raise InputError(f"{out} holds {other!r}, which is not of a run, so --force won't replace it: move that away, or choose another --out.")
 
 # %% ../nbs/90_cli.ipynb #1fd9a52f
@@ -187,7 +188,7 @@ def _stopped(error):
     if full := next((d for d in _DISK if d in text), None): return InputError(f"The results can't be written: {full}. Make room, or choose another --out.")
     return RunError(f"{name}: {text}")
 
-# %% ../nbs/90_cli.ipynb #0aad3fe5
+# %% ../nbs/90_cli.ipynb #41019167
 def _execute(path, temp, out, given):
     import nbformat
     from nbformat.sign import NotebookNotary
@@ -202,7 +203,7 @@ def _execute(path, temp, out, given):
         raise stop from None
     here, there = (json.dumps(str(p.absolute()), ensure_ascii=False)[1:-1] for p in (temp, out))
     ran = nbformat.reads(notebook.read_text(encoding="utf-8").replace(here, there), as_version=4)
-    ran.metadata.insight_nb = {"recipe": path.stem}
+    ran.metadata.insight_nb = {"recipe": path.stem, "left": sorted(os.listdir(temp))}
     nbformat.write(ran, notebook)
     NotebookNotary().sign(ran) # the user ran it, so Jupyter may show its figures
 
