@@ -1,9 +1,5 @@
 """The monitor as a whole: a recipe that reads on, counts once and keeps its promises; and a dashboard that works in a browser."""
-import importlib.util
 import json
-import os
-import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +11,6 @@ import pytest
 from conftest import LABELS, in_process, refused, rows_of
 from insight_nb.apps.monitor import Monitor, mark
 from insight_nb.apps.stream import Columns, Stream, planted
-from insight_nb.core import InputError
 from insight_nb.eval.charts import Baseline, Watch, buckets_needed, draw_counts, first_alarms, fit_baseline, rate_interval, tail
 from insight_nb.ship.bundle import load_bundle
 from notebooks import NBS
@@ -164,77 +159,3 @@ def test_likeness_volumes_and_an_estimated_baseline():
         n = rng.integers(20, 501, (1000, 40))
         seen.append(first_alarms(w.signal(draw_counts(rng, n, .2, .02, n.shape), n)).seen(w.limit))
     assert rate_interval(*map(int, np.sum(seen, axis=0))).value >= 250
-
-
-# The dashboard, in a browser
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
-browser = pytest.mark.skipif(not CHROMIUM or not all(map(importlib.util.find_spec, ("playwright", "voila", "jupyterlab"))), reason="needs playwright, chromium, voila and jupyterlab")
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-@pytest.fixture
-def serve():
-    "Start a server of a notebook, wait until it answers, end it."
-    started = []
-    def start(*words):
-        port = free_port()
-        env = os.environ | {"PYTHONPATH": str(NBS.parent), "JUPYTER_CONFIG_DIR": str(Path("jupyter").resolve())}
-        started.append(subprocess.Popen([sys.executable, "-m", *words, f"--port={port}", "--no-browser"], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
-        for _ in range(240):
-            with socket.socket() as s:
-                if s.connect_ex(("127.0.0.1", port)) == 0: return f"http://127.0.0.1:{port}"
-            time.sleep(.25)
-        raise AssertionError("no server")
-    yield start
-    for p in started:
-        p.terminate()
-        p.wait(20)
-
-def use(page):
-    "Choose another series, then a shorter time, then the texts: each changes what is seen, and nothing runs as a script."
-    page.wait_for_selector("text=Opinion monitor", timeout=120_000)
-    page.wait_for_selector("text=points above the usual", timeout=60_000)
-    before = page.locator("figcaption").first.inner_text()
-    select = page.locator("select").filter(has_text="refund").first
-    select.select_option(label="○ refund")
-    page.wait_for_selector("text=refund: no alarm", timeout=30_000)
-    select.select_option(label="● delivery")
-    page.locator("select").filter(has_text="last 30 days").first.select_option(label="last 30 days")
-    page.wait_for_timeout(1500)
-    assert before.startswith("delivery")
-    page.get_by_role("tab", name="Texts").click()
-    page.wait_for_timeout(800)
-
-def look(url, name, act=lambda page: None):
-    from playwright.sync_api import sync_playwright
-    with sync_playwright() as p:
-        chrome = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page, errors, dialogs = chrome.new_page(viewport={"width": 1200, "height": 1300}), [], []
-        page.on("pageerror", lambda e: errors.append(str(e)))
-        page.on("dialog", lambda d: (dialogs.append(d.message), d.dismiss()))
-        page.goto(url)
-        act(page)
-        use(page)
-        if folder := os.environ.get("SCREENSHOTS"): page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
-        chrome.close()
-    assert (errors, dialogs) == ([], [])
-
-@browser
-def test_dashboard_as_a_page(serve):
-    shutil.copy(NBS / "lessons" / "dashboard.ipynb", "dashboard.ipynb")
-    look(serve("voila", "dashboard.ipynb"), "voila")
-
-@browser
-def test_dashboard_in_jupyterlab(serve):
-    shutil.copy(NBS / "lessons" / "dashboard.ipynb", "dashboard.ipynb")
-    def run_all(page):
-        page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=120_000)
-        page.wait_for_timeout(3000)
-        page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.get_by_text("Run All Cells", exact=True).click()
-    look(serve("jupyterlab", "--ServerApp.token=", "--allow-root", f"--ServerApp.root_dir={Path().resolve()}") + "/lab/tree/dashboard.ipynb?reset", "jupyterlab", run_all)

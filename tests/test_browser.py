@@ -1,0 +1,134 @@
+"""Panels and dashboards are used as a person would, in a real JupyterLab and under Voila, in a browser without a window.
+Skipped where playwright, Voila or Chromium is missing."""
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from notebooks import NBS
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
+pytestmark = pytest.mark.skipif(not CHROMIUM or not all(map(importlib.util.find_spec, ("playwright", "voila", "jupyterlab"))), reason="needs playwright, chromium, voila and jupyterlab")
+
+
+@pytest.fixture
+def serve():
+    "Start a server of a notebook, wait until it answers, end it."
+    started = []
+    def start(*words):
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        env = os.environ | {"PYTHONPATH": str(NBS.parent), "JUPYTER_CONFIG_DIR": str(Path("jupyter").resolve())}
+        started.append(subprocess.Popen([sys.executable, "-m", *words, f"--port={port}", "--no-browser"], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        for _ in range(240):
+            with socket.socket() as s:
+                if s.connect_ex(("127.0.0.1", port)) == 0: return f"http://127.0.0.1:{port}"
+            time.sleep(.25)
+        raise AssertionError("no server")
+    yield start
+    for p in started:
+        p.terminate()
+        p.wait(20)
+
+
+def look(url, use, name):
+    "Open a page, use it, and see that nothing went wrong and nothing ran as a script. SCREENSHOTS names a folder for pictures."
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        chrome = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page, errors, dialogs = chrome.new_page(viewport={"width": 1200, "height": 1300}), [], []
+        page.on("pageerror", lambda e: errors.append(str(e)))
+        page.on("dialog", lambda d: (dialogs.append(d.message), d.dismiss()))
+        page.goto(url)
+        if "/lab/" in url: run_all(page)
+        use(page)
+        if folder := os.environ.get("SCREENSHOTS"): page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+        chrome.close()
+    assert (errors, dialogs) == ([], [])
+
+
+def run_all(page):
+    "Run the notebook that is open in JupyterLab, as soon as its kernel listens."
+    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=120_000)
+    page.get_by_text("| Idle").first.wait_for(timeout=120_000)
+    for _ in range(5):
+        page.wait_for_timeout(1500)
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_text("Run All Cells", exact=True).click()
+        page.wait_for_timeout(1500)
+        if page.locator(".jp-InputPrompt").first.inner_text().strip() not in ("", "[ ]:"): return
+
+
+def lab(serve): return serve("jupyterlab", "--ServerApp.token=", "--allow-root", f"--ServerApp.root_dir={Path().resolve()}") + "/lab/tree/page.ipynb?reset"
+
+
+# The monitor's dashboard
+
+def use_dashboard(page):
+    "Choose another series, then a shorter time, then the texts: each changes what is seen."
+    page.wait_for_selector("text=Opinion monitor", timeout=120_000)
+    page.wait_for_selector("text=points above the usual", timeout=60_000)
+    before = page.locator("figcaption").first.inner_text()
+    select = page.locator("select").filter(has_text="refund").first
+    select.select_option(label="○ refund")
+    page.wait_for_selector("text=refund: no alarm", timeout=30_000)
+    select.select_option(label="● delivery")
+    page.locator("select").filter(has_text="last 30 days").first.select_option(label="last 30 days")
+    page.wait_for_timeout(1500)
+    assert before.startswith("delivery")
+    page.get_by_role("tab", name="Texts").click()
+    page.wait_for_timeout(800)
+
+
+def test_dashboard_as_a_page(serve):
+    shutil.copy(NBS / "lessons" / "dashboard.ipynb", "page.ipynb")
+    look(serve("voila", "page.ipynb"), use_dashboard, "voila")
+
+
+def test_dashboard_in_jupyterlab(serve):
+    shutil.copy(NBS / "lessons" / "dashboard.ipynb", "page.ipynb")
+    look(lab(serve), use_dashboard, "dashboard")
+
+
+# The assistant's panel
+
+CELL = """
+from insight_nb.apps.assistant import Assistant, Panel
+from insight_nb.data.samples import load_sample
+from insight_nb.methods.reject import Reader
+frame = load_sample("synthetic", 150)
+kinds = sorted(set(frame.label))
+reader = Reader().fit(list(frame.text), [kinds.index(l) for l in frame.label], kinds)
+flows = {"refund": {"say": "The money for order {order} is on its way.", "slots": [{"name": "order", "ask": "Which order?", "pattern": r"\\d{5}"}]}, "delivery": {"say": "It comes in 3 days."}}
+Panel(Assistant(reader, None, flows))
+"""
+
+
+def use_panel(page):
+    "A form is asked for and filled, markup stays text, and a new conversation is empty."
+    line, said = page.get_by_placeholder("Say something"), page.locator(".widget-html-content")
+    line.wait_for(timeout=120_000)
+    for text, answer in (("my refund is too low", "Which order?"), ("12345", "The money for order 12345 is on its way.")):
+        line.fill(text)
+        line.press("Enter")
+        said.get_by_text(answer).first.wait_for(timeout=60_000)
+    line.fill("<img src=x onerror=alert(1)> the parcel is late")
+    page.get_by_role("button", name="Send", exact=True).click()
+    said.get_by_text("<img src=x onerror=alert(1)>").first.wait_for(timeout=60_000)
+    page.locator("select").filter(has_text="delivery").first.select_option(label="delivery")
+    said.get_by_text("noted: delivery").first.wait_for(timeout=30_000)
+
+
+def test_panel_in_jupyterlab(serve):
+    cell = {"cell_type": "code", "id": "a", "metadata": {}, "source": CELL, "outputs": [], "execution_count": None}
+    kernel = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
+    Path("page.ipynb").write_text(json.dumps({"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
+    look(lab(serve), use_panel, "panel")
