@@ -58,7 +58,7 @@ def _changes(b): # of sign, zeros left out
     s = np.sign(b[b != 0])
     return int((s[1:] != s[:-1]).sum())
 
-# %% ../../nbs/81_decide.value.ipynb #da694047
+# %% ../../nbs/81_decide.value.ipynb #975399cf
 def _bisect(c, low, high, sign): # the sign just above low
     for _ in range(60):
         middle = (low + high) / 2
@@ -66,14 +66,18 @@ def _bisect(c, low, high, sign): # the sign just above low
     return (low + high) / 2
 
 def _roots(c): # above 0 and at most 1
-    todo, found = [(0., 1., _bernstein(c))], []
+    b, end = _bernstein(c), math.fsum(c) # of these flows and of the turned ones the same, to the last bit
+    b[-1] = end if abs(end) > 1e-14 * np.abs(c).sum() else 0.
+    todo, found = [(0., 1., b)], []
     while todo:
         low, high, b = todo.pop()
-        if b[-1] == 0: found.append(high)
         changes, middle = _changes(b), (low + high) / 2
+        if changes > 1 and high - low > 1e-7:
+            todo += [(a, z, h) for (a, z), h in zip(((low, middle), (middle, high)), _halves(b))]
+            continue
+        if b[-1] == 0: found.append(high)
         if changes == 1: found.append(_bisect(c, low, high, np.sign(b[b != 0][0])))
-        elif changes and high - low < 1e-7: found.append(middle) # it touches zero, or two roots are as good as one
-        elif changes: todo += [(a, z, h) for (a, z), h in zip(((low, middle), (middle, high)), _halves(b))]
+        elif changes: found.append(middle) # it touches zero, or two roots are as good as one
     return found
 
 # %% ../../nbs/81_decide.value.ipynb #ae1378f3
@@ -94,10 +98,12 @@ def mirr(flows, finance, reinvest) -> float: # (periods + 1,) money; rates per p
     out, back = npv(finance, np.minimum(flows, 0)), npv(reinvest, np.maximum(flows, 0)) * (1 + reinvest)**n
     return float((back / -out)**(1 / n) - 1) if out else float("nan")
 
-# %% ../../nbs/81_decide.value.ipynb #7409a62a
+# %% ../../nbs/81_decide.value.ipynb #47c339ed
 def payback(flows, rate=0.) -> float: # (periods + 1,); discounted where a rate is given -> periods, inf for never
     "From when on the money is back for good, within a period in proportion."
-    total = np.cumsum(_checked(flows) * (1 + _rate(rate))**-np.arange(len(flows), dtype=float))
+    flows = _checked(flows) * (1 + _rate(rate))**-np.arange(len(flows), dtype=float)
+    total = np.cumsum(flows)
+    total[np.abs(total) < 1e-12 * np.abs(flows).sum()] = 0 # rounding
     if total[-1] < 0: return float("inf")
     below = np.flatnonzero(total < 0)
     if not len(below): return 0.
@@ -235,13 +241,12 @@ def triangular(low, mode, high) -> Uncertain:
     at = (mode - low) / (high - low)
     return Uncertain(lambda u: np.where(u < at, low + np.sqrt(u * (high - low) * (mode - low)), high - np.sqrt((1 - u) * (high - low) * (high - mode))), f"triangular: {low:g}, {mode:g}, {high:g}")
 
-# %% ../../nbs/81_decide.value.ipynb #c4b61bd7
+# %% ../../nbs/81_decide.value.ipynb #2bea4fe2
 def beta_of(m: Metric) -> tuple[float, float]: # of a share with its 95 % interval
     "The Beta's two parameters. Raises InputError for what is no share, or has no interval."
     if not (np.isfinite([m.value, m.low, m.high]).all() and 0 <= m.low < m.high <= 1): raise InputError(f"the metric {m} has no interval inside 0 to 1: measure it on more rows, or give a distribution.")
     mean, variance = (m.low + m.high) / 2, ((m.high - m.low) / 3.92)**2
     size = mean * (1 - mean) / variance - 1
-    if size <= 0: raise InputError(f"the metric {m} is not known at all: measure it on more rows.")
     return float(mean * size), float((1 - mean) * size)
 
 def measured(m: Metric) -> Uncertain:
