@@ -23,34 +23,37 @@ def net_benefit(acted, # (..., 2, thresholds) false and true positives
     at = np.asarray(at, float)
     return acted[..., 1, :] / n - acted[..., 0, :] / n * at / (1 - at)
 
-# %% ../../nbs/87_decide.curve.ipynb #87f30513
+# %% ../../nbs/87_decide.curve.ipynb #38e2200f
 @dataclass(frozen=True)
 class Curves:
     "What acting by the model, on all and on none brings at each threshold, with 95 % bands."
     what: str # of the vertical axis
     at: np.ndarray # (thresholds,)
     lines: dict # "the model", "all", "none" -> (3, thresholds): value, low, high
+    ahead: np.ndarray # (3, thresholds): the model less the better of the other two, on the same draws
 
-def _banded(stat, t, draws, seed): # stat: cells (..., 2, k) -> name -> (..., thresholds)
-    value, drawn = stat(t.cells), stat(t.drawn(draws, seed))
-    return {k: np.stack([v, *np.quantile(drawn[k], [.025, .975], axis=0)]) for k, v in value.items()}
+def _banded(what, stat, t, draws, seed): # stat: cells (..., 2, k) -> model, all and none, (3, ..., thresholds)
+    value, drawn = np.stack(stat(t.cells)), np.stack(stat(t.drawn(draws, seed)))
+    value, drawn = (np.concatenate([v, [v[0] - v[1:].max(0)]]) for v in (value, drawn))
+    *lines, ahead = (np.stack([v, *np.quantile(d, [.025, .975], axis=0)]) for v, d in zip(value, drawn))
+    return Curves(what, t.at, dict(zip(("the model", "all", "none"), lines)), ahead)
 
-# %% ../../nbs/87_decide.curve.ipynb #ac605889
+# %% ../../nbs/87_decide.curve.ipynb #7e657816
 def _everybody(cells): return cells.sum(-1)[..., None] # (..., 2, 1): as acted on at any threshold
 
 def decision_curve(t: Tally, draws=1000, seed=0) -> Curves:
     "Net benefit over the threshold, beside treating all and none."
-    stat = lambda c: {"the model": net_benefit(t.acted(c), t.n, t.at), "all": net_benefit(_everybody(c), t.n, t.at), "none": np.zeros((*c.shape[:-2], len(t.at)))}
-    return Curves("net benefit, true positives per case", t.at, _banded(stat, t, draws, seed))
+    stat = lambda c: [net_benefit(a, t.n, t.at) for a in (t.acted(c), _everybody(c), 0 * _everybody(c))]
+    return _banded("net benefit, true positives per case", stat, t, draws, seed)
 
-# %% ../../nbs/87_decide.curve.ipynb #c69c6a7f
+# %% ../../nbs/87_decide.curve.ipynb #16acde07
 def profit_curve(t: Tally, payoffs: Payoffs, draws=1000, seed=0) -> Curves:
     "Money per case over the threshold, beside acting on all and on none."
     (tn, fp), (fn, tp) = payoffs.gains[:, :2]
     def brings(acted, cells): return ((acted * [[fp - tn], [tp - fn]]).sum(-2) + (_everybody(cells) * [[tn], [fn]]).sum(-2)) / t.n
     flat = lambda v: np.broadcast_to(v, (*v.shape[:-1], len(t.at)))
-    stat = lambda c: {"the model": brings(t.acted(c), c), "all": flat(brings(_everybody(c), c)), "none": flat(brings(0 * _everybody(c), c))}
-    return Curves("money per case", t.at, _banded(stat, t, draws, seed))
+    stat = lambda c: [flat(brings(a, c)) for a in (t.acted(c), _everybody(c), 0 * _everybody(c))]
+    return _banded("money per case", stat, t, draws, seed)
 
 # %% ../../nbs/87_decide.curve.ipynb #ad64431c
 @patch
@@ -67,13 +70,12 @@ def picture(self: Curves, mark=None, title=None) -> Picture: # a threshold to dr
     title = title or self.said()
     return Picture(title, figure_svg(fig, title), self.grid())
 
-# %% ../../nbs/87_decide.curve.ipynb #a4edfd7f
+# %% ../../nbs/87_decide.curve.ipynb #16a73c1a
 @patch
 def said(self: Curves) -> str:
-    "Where the model surely beats both simple rules."
-    (_, low, _), rivals = self.lines["the model"], np.maximum(self.lines["all"][2], self.lines["none"][2])
-    at = self.at[low > rivals]
-    return f"Better than all and than none, beyond doubt, at {len(at)} of {len(self.at)} thresholds" + (f", from {at.min():.2f} to {at.max():.2f}" if len(at) else "")
+    "Where the model surely beats both simple rules, each threshold for itself."
+    at = self.at[self.ahead[1] > 0]
+    return f"Surely better than all and than none at {len(at)} of {len(self.at)} thresholds" + (f", from {at.min():.2f} to {at.max():.2f}" if len(at) else "")
 
 @patch
 def grid(self: Curves, rows=9) -> Grid: # about so many

@@ -154,7 +154,7 @@ class Policy:
     near: tuple # (mean probability, Metric of the share that is positive) of the cases nearest to the threshold
     note: str = "" # what to know of the data
 
-# %% ../../nbs/80_decide.policy.ipynb #f3048912
+# %% ../../nbs/80_decide.policy.ipynb #50b12f70
 def _metric(value, drawn, n): return Metric(float(value), *map(float, np.nanquantile(drawn, [.025, .975])), n, f"bootstrap 95 %, {len(drawn):,} draws")
 
 def _policy(payoffs, t, low, high, near, draws=1000, seed=0, note=""):
@@ -162,8 +162,9 @@ def _policy(payoffs, t, low, high, near, draws=1000, seed=0, note=""):
     met = lambda cells: _met(t, cells, low, high, g.shape[1])
     per_case = lambda c: np.concatenate([(met(c) * g).sum((-1, -2))[..., None], c.sum(-1) @ g], -1) / t.n # (..., 1 + answers)
     holds = lambda c: _holds((met(c) * g).sum(-1) / np.maximum(c.sum(-1), 1e-9), g)
-    one, many = per_case(t.cells), per_case(t.drawn(draws, seed))
-    best, (ends, ends_drawn) = 1 + int(one[1:].argmax()), (holds(t.cells), holds(t.drawn(draws, seed)))
+    drawn = t.drawn(draws, seed)
+    one, many, ends, ends_drawn = per_case(t.cells), per_case(drawn), holds(t.cells), holds(drawn)
+    best = 1 + int(one[1:].argmax())
     brings = {k: _metric(one[i], many[:, i], t.n) for i, k in enumerate(("this rule", *RULES[:g.shape[1]]))}
     shares = dict(zip(("left", "acted on", "asked about"), (met(t.cells).sum(0) / t.n).tolist()))
     kept = tuple(Metric(float(v), *_ends(ends_drawn[:, i]), t.n, "bootstrap 95 %, of the draws in which it holds at all") for i, v in enumerate(ends))
@@ -193,16 +194,20 @@ def measure(payoffs: Payoffs, y, p, # (cases,) 0 or 1, and probabilities of 1, o
     t = tally(y, p, np.union1d(GRID, [low, high]))
     return _policy(payoffs, t, low, high, near_threshold(y, p, payoffs.threshold), draws, seed)
 
-# %% ../../nbs/80_decide.policy.ipynb #594801f7
+# %% ../../nbs/80_decide.policy.ipynb #0c0b784e
+def _digits(*amounts):
+    size = max((abs(v) for v in amounts if v is not None and math.isfinite(v)), default=0)
+    return 0 if size >= 1000 else 2 if size >= 10 else 3
+
 def money(v, digits=None) -> str: # an amount; decimals, or as many as its size needs
     "An amount as it is shown: `1,234`, `12.50`, `0.167`, `–` for what is not known, `never` for infinity."
     if v is None or v != v: return "–"
     if math.isinf(v): return "never"
-    return f"{v:,.{(0 if abs(v) >= 1000 else 2 if abs(v) >= 10 else 3) if digits is None else digits}f}"
+    return f"{v:,.{_digits(v) if digits is None else digits}f}"
 
-def money_interval(m) -> str: # Metric of an amount
+def money_interval(m, digits=None) -> str: # Metric of an amount
     "An amount with its interval, all with the same decimals."
-    digits = 0 if (size := max((abs(v) for v in (m.value, m.low, m.high) if math.isfinite(v)), default=0)) >= 1000 else 2 if size >= 10 else 3
+    if digits is None: digits = _digits(m.value, m.low, m.high)
     return f"{money(m.value, digits)} [{money(m.low, digits)}, {money(m.high, digits)}]"
 
 # %% ../../nbs/80_decide.policy.ipynb #7ca2cd01
@@ -225,12 +230,14 @@ def safe(self: Policy) -> str:
     sure = f" (surely from {low.high:.3f} to {high.low:.3f})" if low.high < high.low else " (but nowhere surely)"
     return f"The choice holds for a prevalence from {low.value:.3f} to {high.value:.3f}{sure}; here it is {here:.3f}."
 
-# %% ../../nbs/80_decide.policy.ipynb #6a316848
+# %% ../../nbs/80_decide.policy.ipynb #30dffd2b
 @patch
 def grid(self: Policy, volume=1) -> Grid: # cases to say it for
     "What the rule brings, beside the simple ones."
     at = lambda m: Metric(*(volume * v for v in (m.value, m.low, m.high)), m.n, m.method)
-    rows = [[k, money_interval(at(m))] for k, m in self.brings.items()] + [["this rule less the best other", money_interval(at(self.ahead))]]
+    found = {k: at(m) for k, m in (self.brings | {"this rule less the best other": self.ahead}).items()}
+    digits = _digits(*(m.value for m in found.values()))
+    rows = [[k, money_interval(m, digits)] for k, m in found.items()]
     return Grid(["rule", f"money per {volume:,} cases [95 %]" if volume > 1 else "money per case [95 %]"], rows, self.said())
 
 @patch
