@@ -101,17 +101,17 @@ class Sampling:
     @property
     def best(self): return int(self.sizes[self.net.argmax()]) # labels; 0: decide now
 
-# %% ../../nbs/88_decide.information.ipynb #b6198331
+# %% ../../nbs/88_decide.information.ipynb #fccc3d35
 def sampling(choice, # ShareChoice or NormalChoice
              price, # money for a label, above 0
              fixed=0., # money for any sample at all, 0 or more
              most=None # labels that can be had
             ) -> Sampling:
-    "Look at all sizes that can pay; above 1,000 at steps of a half per cent. Raises InputError for a price of 0 or less."
+    "Look at all sizes that can pay; above 1,000 at steps of two per cent, and 100,000 at most. Raises InputError for a price of 0 or less."
     if not (np.isfinite([price, fixed]).all() and price > 0 and fixed >= 0): raise InputError(f"a label costs {price:g} and a sample {fixed:g}: give a price above 0, and 0 or more for the sample.")
     if most is not None: most = _size(most)
-    end = int(min(choice.evpi() / price, 1e6 if most is None else most))
-    sizes = np.unique(np.concatenate([np.arange(min(end, 1000) + 1), np.geomspace(1000, max(end, 1000), 1 + int(200 * np.log(max(end, 1000) / 1000))).astype(int) if end > 1000 else [0]]))
+    end = int(min(choice.evpi() / price, 100_000 if most is None else min(most, 100_000)))
+    sizes = np.unique(np.concatenate([np.arange(min(end, 1000) + 1), np.geomspace(1000, max(end, 1000), 1 + int(50 * np.log(max(end, 1000) / 1000))).astype(int) if end > 1000 else [0]]))
     return Sampling(sizes, np.array([choice.evsi(n) for n in sizes]), np.where(sizes, fixed + price * sizes, 0.), choice.evpi())
 
 # %% ../../nbs/88_decide.information.ipynb #7bd9dd5d

@@ -6,7 +6,7 @@
 __all__ = ['LIMITS', 'npv', 'irr_all', 'mirr', 'payback', 'rates_said', 'dated', 'Project', 'Uncertain', 'normal', 'uniform',
            'between', 'triangular', 'beta_of', 'measured', 'correlation', 'correlated', 'Simulation', 'simulate']
 
-# %% ../../nbs/81_decide.value.ipynb #7392cc5a
+# %% ../../nbs/81_decide.value.ipynb #f292c35d
 import math
 from dataclasses import dataclass, fields, replace
 from datetime import date
@@ -16,13 +16,13 @@ from fastcore.basics import patch
 from scipy.special import betaincinv, ndtr, ndtri
 
 from ..core import Grid, InputError, clip, need, plural, suggest
-from .policy import money, money_interval
+from .policy import floats, money
 from ..eval.metrics import WILSON, Metric, wilson
 from ..figures import BLUE, INK, ORANGE, Picture, figure, figure_svg
 
-# %% ../../nbs/81_decide.value.ipynb #f1c10fc2
+# %% ../../nbs/81_decide.value.ipynb #b60a211a
 def _checked(flows):
-    flows = np.asarray(flows, float)
+    flows = floats(flows, "cash flows")
     if not flows.ndim or not flows.shape[-1]: raise InputError("there are no cash flows: give one amount for each period, the first for now.")
     bad = np.argwhere(~np.isfinite(flows))
     if len(bad): raise InputError(f"the cash flow of period {bad[0][-1]} is {flows[tuple(bad[0])]:g}: give an amount of money, 0 for none.")
@@ -156,13 +156,13 @@ class Project:
     def __post_init__(self): _check_project(self)
     def npv(self): return npv(self.rate, self.flows()) # (...) money
 
-# %% ../../nbs/81_decide.value.ipynb #c2eece29
+# %% ../../nbs/81_decide.value.ipynb #6032255c
 LIMITS = {"gain": (-np.inf, np.inf), "quality": (0, 1), "decay": (0, 1), "growth": (-1, 1), "rate": (-1 + 1e-12, 1)} # all others: 0 or more
 
 def _check_project(project):
     if isinstance(project.periods, bool) or project.periods != int(project.periods) or project.periods < 1: raise InputError(f"{project.periods} periods: give a whole number from 1 on.")
     for k in (f.name for f in fields(project) if f.name != "periods"):
-        v, (low, high) = np.asarray(getattr(project, k), float).ravel(), LIMITS.get(k, (0, np.inf))
+        v, (low, high) = floats(getattr(project, k), k).ravel(), LIMITS.get(k, (0, np.inf))
         bad = ~(np.isfinite(v) & (v >= low) & (v <= high))
         if not len(v) or bad.any(): raise InputError(f"{k} is {v[bad.argmax()] if len(v) else 'empty'}: expected {_expected(low, high)}.")
 
