@@ -56,14 +56,14 @@ def profit_curve(t: Tally, payoffs: Payoffs, draws=1000, seed=0) -> Curves:
     stat = lambda c: [flat(brings(a, c)) for a in (t.acted(c), _everybody(c), 0 * _everybody(c))]
     return _banded("money per case", stat, t, draws, seed)
 
-# %% ../../nbs/87_decide.curve.ipynb #7a2f4b66
+# %% ../../nbs/87_decide.curve.ipynb #f264f16c
 @patch
 def picture(self: Curves, mark=None, title=None) -> Picture: # a threshold to draw a line at
     "The three lines with their bands."
-    fig, ax = figure(6, 3.2)
+    some, (fig, ax) = np.unique(np.linspace(0, len(self.at) - 1, 40).astype(int)), figure(6, 3.2)
     for (name, (v, low, high)), colour, style in zip(self.lines.items(), (BLUE, ORANGE, INK), ("-", "--", ":")):
-        ax.fill_between(self.at, low, high, color=colour, alpha=.15, linewidth=0)
-        ax.plot(self.at, v, color=colour, linestyle=style, label=name)
+        if (high > low).any(): ax.fill_between(self.at[some], low[some], high[some], color=colour, alpha=.15, linewidth=0)
+        ax.plot(self.at[some], v[some], color=colour, linestyle=style, label=name)
     floor, top = min(self.lines["the model"][1].min(), self.lines["none"][1].min()), max(v[2].max() for v in self.lines.values())
     if mark is not None: ax.axvline(mark, color=INK, linewidth=.8)
     ax.set(xlim=(0, 1), ylim=(floor - .08 * (top - floor), top + .05 * (top - floor)), xlabel=self.axis, ylabel=self.what)
