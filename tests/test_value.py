@@ -9,7 +9,7 @@ from insight_nb.core import InputError
 from insight_nb.decide.curve import decision_curve, net_benefit, prevalence_curve, profit_curve
 from insight_nb.decide.information import NormalChoice, ShareChoice, choice_of, errors_of, evpi_of, next_spend, sampling, training, worth_knowing
 from insight_nb.decide.policy import Payoffs, answer_gains, answer_thresholds, class_grid, measure, measure_table, tally
-from insight_nb.decide.value import Project, between, correlation, dated, irr_all, measured, mirr, normal, npv, payback, simulate, triangular, uniform
+from insight_nb.decide.value import Project, between, correlation, dated, irr_all, measured, measured_amount, mirr, normal, npv, payback, simulate, triangular, uniform
 from insight_nb.eval.calibrate import reliability
 from insight_nb.eval.curve import fit_curve
 from insight_nb.eval.metrics import WILSON, Metric, softmax, wilson
@@ -132,7 +132,17 @@ def test_the_same_seed_gives_the_same_bytes():
     first, again = (simulate(project, what, {("volume", "gain"): -.5}, draws=2000, seed=3) for _ in range(2))
     assert first.value.tobytes() == again.value.tobytes() and first.matters().svg == again.matters().svg and first.picture().svg == again.picture().svg
     assert np.corrcoef(first.inputs["volume"], first.inputs["gain"])[0, 1] < -.4
-    assert first.matters()._repr_html_().count("<svg") == 1
+    odd = simulate(lambda **k: k["$a$ <b>"] + k["量"], {"$a$ <b>": normal(0, 2), "量": normal(1, 2)})
+    assert "<b>" not in odd.matters()._repr_html_().replace("<figcaption><b>", "") and "$a$ &lt;b&gt;" in odd.matters().svg
+    assert json.loads(json.dumps(odd.asdict(), allow_nan=False)) == odd.asdict()
+
+
+def test_a_rule_becomes_a_project():
+    "From cases to a threshold, from what it brings to a value, from that to what is worth knowing."
+    rule = measure(Payoffs(tp=4, fp=-1, fn=-1), *world(500, 3))
+    sim = simulate(Project(volume=10_000, gain=0, build=3_000, periods=3), {"gain": measured_amount(rule.brings["this rule"]), "volume": between(5_000, 15_000)})
+    mean = Project(volume=10_000, gain=rule.brings["this rule"].value, build=3_000, periods=3).npv()
+    assert abs(np.mean(sim.value) / mean - 1) < .1 and list(worth_knowing(sim))[0] == "everything"
 
 
 # Information

@@ -88,7 +88,7 @@ class NormalChoice:
         moved = self.sd**2 / (self.sd**2 + self.noise**2 / n)**.5 # how far the mean may move
         return float(moved * unit_loss(abs(self.mean) / moved))
 
-# %% ../../nbs/88_decide.information.ipynb #68078c1a
+# %% ../../nbs/88_decide.information.ipynb #a403d0cd
 @dataclass(frozen=True)
 class Sampling:
     "What samples of growing size bring and cost."
@@ -100,6 +100,7 @@ class Sampling:
     def net(self): return self.evsi - self.cost # money
     @property
     def best(self): return int(self.sizes[self.net.argmax()]) # labels; 0: decide now
+    def asdict(self): return {"labels": self.best, "worth": float(self.evsi[self.net.argmax()]), "cost": float(self.cost[self.net.argmax()]), "net": float(self.net.max()), "evpi": float(self.evpi)}
 
 # %% ../../nbs/88_decide.information.ipynb #fccc3d35
 def sampling(choice, # ShareChoice or NormalChoice
@@ -162,7 +163,7 @@ def worth_grid(sim: Simulation) -> Grid:
     found = worth_knowing(sim)
     return Grid(["known perfectly", "worth"], [[clip(k, 40), money(v)] for k, v in found.items()], f"Launch or not: on average {money(float(sim.value.mean()))}")
 
-# %% ../../nbs/88_decide.information.ipynb #c6b0733d
+# %% ../../nbs/88_decide.information.ipynb #499c1426
 def errors_of(curve: Curve): # of `fit_curve` -> a function: rows -> (draws,) errors
     "The curves that fit, as a function of the number of rows."
     return lambda n: np.clip(curve.floor + curve.slope * float(n)**-curve.power, 0, 1)
@@ -179,6 +180,7 @@ class Training:
     def net(self): return self.gain[0] - self.cost # money
     @property
     def best(self): return int(self.more[self.net.argmax()]) # labels; 0: none pay
+    def asdict(self): return {"labels": self.best, "worth": float(self.gain[0, self.net.argmax()]), "cost": float(self.cost[self.net.argmax()]), "net": float(self.net.max()), "pays": float(self.pays[self.net.argmax()])}
 
 # %% ../../nbs/88_decide.information.ipynb #1eb8e903
 def training(project: Project, errors, # a function: rows -> error from 0 to 1, or draws of it (draws,)

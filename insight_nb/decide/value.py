@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['LIMITS', 'npv', 'irr_all', 'mirr', 'payback', 'rates_said', 'dated', 'Project', 'Uncertain', 'normal', 'uniform',
-           'between', 'triangular', 'beta_of', 'measured', 'correlation', 'correlated', 'Simulation', 'simulate']
+           'between', 'triangular', 'beta_of', 'measured', 'measured_amount', 'correlation', 'correlated', 'Simulation',
+           'simulate']
 
-# %% ../../nbs/81_decide.value.ipynb #f292c35d
+# %% ../../nbs/81_decide.value.ipynb #bf2608c1
 import math
 from dataclasses import dataclass, fields, replace
 from datetime import date
@@ -18,7 +19,7 @@ from scipy.special import betaincinv, ndtr, ndtri
 from ..core import Grid, InputError, clip, need, plural, suggest
 from .policy import floats, money
 from ..eval.metrics import WILSON, Metric, wilson
-from ..figures import BLUE, INK, ORANGE, Picture, figure, figure_svg
+from ..figures import BLUE, INK, ORANGE, Picture, figure, figure_svg, plain
 
 # %% ../../nbs/81_decide.value.ipynb #b60a211a
 def _checked(flows):
@@ -156,7 +157,7 @@ class Project:
     def __post_init__(self): _check_project(self)
     def npv(self): return npv(self.rate, self.flows()) # (...) money
 
-# %% ../../nbs/81_decide.value.ipynb #6032255c
+# %% ../../nbs/81_decide.value.ipynb #90a725bf
 LIMITS = {"gain": (-np.inf, np.inf), "quality": (0, 1), "decay": (0, 1), "growth": (-1, 1), "rate": (-1 + 1e-12, 1)} # all others: 0 or more
 
 def _check_project(project):
@@ -165,6 +166,8 @@ def _check_project(project):
         v, (low, high) = floats(getattr(project, k), k).ravel(), LIMITS.get(k, (0, np.inf))
         bad = ~(np.isfinite(v) & (v >= low) & (v <= high))
         if not len(v) or bad.any(): raise InputError(f"{k} is {v[bad.argmax()] if len(v) else 'empty'}: expected {_expected(low, high)}.")
+    sizes = {np.shape(getattr(project, f.name)) for f in fields(project)} - {()}
+    if len(sizes) > 1: raise InputError(f"the inputs have {' and '.join(map(str, sorted(sizes)))} draws: give as many of each, or one number.")
 
 def _expected(low, high):
     if high == 1: return "a share from 0 to 1 (0.9 for 90 %)" if low == 0 else "a rate from above -1 to 1 (0.08 for 8 %)"
@@ -241,7 +244,7 @@ def triangular(low, mode, high) -> Uncertain:
     at = (mode - low) / (high - low)
     return Uncertain(lambda u: np.where(u < at, low + np.sqrt(u * (high - low) * (mode - low)), high - np.sqrt((1 - u) * (high - low) * (high - mode))), f"triangular: {low:g}, {mode:g}, {high:g}")
 
-# %% ../../nbs/81_decide.value.ipynb #2bea4fe2
+# %% ../../nbs/81_decide.value.ipynb #dfb52a08
 def beta_of(m: Metric) -> tuple[float, float]: # of a share with its 95 % interval
     "The Beta's two parameters. Raises InputError for what is no share, or has no interval."
     if not (np.isfinite([m.value, m.low, m.high]).all() and 0 <= m.low < m.high <= 1): raise InputError(f"the metric {m} has no interval inside 0 to 1: measure it on more rows, or give a distribution.")
@@ -253,6 +256,11 @@ def measured(m: Metric) -> Uncertain:
     "A measured share, with its interval as uncertainty."
     a, b = beta_of(m)
     return Uncertain(lambda u: betaincinv(a, b, u), f"measured: {m}")
+
+def measured_amount(m: Metric) -> Uncertain: # money, such as what a rule of `decide.policy` brings per case
+    "A measured amount, with its interval as uncertainty."
+    if not (np.isfinite([m.value, m.low, m.high]).all() and m.low < m.high): raise InputError(f"the amount {m} has no interval: measure it on more rows, or give a distribution.")
+    return normal(m.value, (m.high - m.low) / 3.92)
 
 # %% ../../nbs/81_decide.value.ipynb #50ebe0b9
 def correlation(names, pairs: dict | None) -> np.ndarray: # {("volume", "gain"): .5}; what is not named is independent
@@ -307,7 +315,7 @@ def simulate(f, # a Project, or any function of arrays (draws,) by name
     inputs = {k: v.ppf(u[:, i]) for i, (k, v) in enumerate(uncertain.items())}
     return Simulation(f, dict(uncertain), matrix, inputs, _call(f, inputs, draws), seed)
 
-# %% ../../nbs/81_decide.value.ipynb #cedd018a
+# %% ../../nbs/81_decide.value.ipynb #4b112cca
 @patch
 def summary(self: Simulation) -> dict: # "npv", "spread", "loses" -> Metric
     "Mean, spread, and how often the value is below 0."
@@ -316,6 +324,13 @@ def summary(self: Simulation) -> dict: # "npv", "spread", "loses" -> Metric
     lost, sd = int((v < 0).sum()), float(v.std())
     return {"npv": Metric(float(v.mean()), float(low), float(high), n, "the middle 95 % of the draws"), "spread": Metric(sd, sd - 1.96 * sd / (2 * n)**.5, sd + 1.96 * sd / (2 * n)**.5, n, "error of the draws"),
             "loses": Metric(lost / n, *map(float, wilson(lost, n)), n, f"{WILSON} of the draws")}
+
+@patch
+def asdict(self: Simulation) -> dict:
+    "What is known, and the result, for an evidence file."
+    names = list(self.uncertain)
+    tied = {f"{a}, {b}": float(self.matrix[i, j]) for i, a in enumerate(names) for j, b in enumerate(names[:i]) if self.matrix[i, j]}
+    return {"uncertain": {k: u.said for k, u in self.uncertain.items()}, "correlations": tied, "draws": len(self.value), "seed": self.seed, **{k: m.to_dict() for k, m in self.summary().items()}}
 
 @patch
 def said(self: Simulation) -> str:
@@ -376,7 +391,7 @@ def turns(self: Simulation, name) -> float: # NaN where the sign stays the same
     i = at[0]
     return float(x[i] - v[i] * (x[i + 1] - x[i]) / (v[i + 1] - v[i]))
 
-# %% ../../nbs/81_decide.value.ipynb #34ef5a84
+# %% ../../nbs/81_decide.value.ipynb #1fd62f04
 @patch
 def matters(self: Simulation) -> Picture:
     "The tornado, with total indices and the values that break even."
@@ -386,7 +401,7 @@ def matters(self: Simulation) -> Picture:
     for i, (low, high) in enumerate(bars.values()):
         for end, colour in ((low, ORANGE), (high, BLUE)): ax.barh(i, end - middle, left=middle, color=colour, height=.6, label=("input at its 10 %", "at its 90 %")[colour == BLUE] if not i else None)
     ax.axvline(0, color=INK, linewidth=1)
-    ax.set_yticks(range(len(bars)), [clip(k, 30) for k in bars])
+    ax.set_yticks(range(len(bars)), [plain(k, 24) for k in bars])
     ax.set(ylim=(len(bars) - .4, -.6), xlabel="net present value, money")
     for t in fig.legend(loc="outside upper left", ncols=2, frameon=False).get_texts(): t.set_color(INK)
     title = f"{clip(next(iter(bars)), 40)} matters most"
