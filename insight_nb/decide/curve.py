@@ -23,7 +23,7 @@ def net_benefit(acted, # (..., 2, thresholds) false and true positives
     at = np.asarray(at, float)
     return acted[..., 1, :] / n - acted[..., 0, :] / n * at / (1 - at)
 
-# %% ../../nbs/87_decide.curve.ipynb #b3c17776
+# %% ../../nbs/87_decide.curve.ipynb #83bd016d
 @dataclass(frozen=True)
 class Curves:
     "What acting by the model, on all and on none brings at each threshold, with 95 % bands."
@@ -33,15 +33,17 @@ class Curves:
     ahead: np.ndarray # (3, thresholds): the model less the better of the other two, on the same draws
     axis: str = "act from this probability on"
 
+# %% ../../nbs/87_decide.curve.ipynb #b4b67fcd
 def _banded(what, stat, t, draws, seed): # stat: cells (..., 2, k) -> model, all and none, (3, ..., thresholds)
     value, drawn = np.stack(stat(t.cells)), np.stack(stat(t.drawn(draws, seed)))
     value, drawn = (np.concatenate([v, [v[0] - v[1:].max(0)]]) for v in (value, drawn))
     *lines, ahead = (np.stack([v, *np.quantile(d, [.025, .975], axis=0)]) for v, d in zip(value, drawn))
     return Curves(what, t.at, dict(zip(("the model", "all", "none"), lines)), ahead)
 
-# %% ../../nbs/87_decide.curve.ipynb #7e657816
+# %% ../../nbs/87_decide.curve.ipynb #5ad82418
 def _everybody(cells): return cells.sum(-1)[..., None] # (..., 2, 1): as acted on at any threshold
 
+# %% ../../nbs/87_decide.curve.ipynb #52612047
 def decision_curve(t: Tally, draws=1000, seed=0) -> Curves:
     "Net benefit over the threshold, beside treating all and none."
     stat = lambda c: [net_benefit(a, t.n, t.at) for a in (t.acted(c), _everybody(c), 0 * _everybody(c))]
@@ -71,13 +73,14 @@ def picture(self: Curves, mark=None, title=None) -> Picture: # a threshold to dr
     title = title or self.said()
     return Picture(title, figure_svg(fig, title), self.grid())
 
-# %% ../../nbs/87_decide.curve.ipynb #e0ea7a6c
+# %% ../../nbs/87_decide.curve.ipynb #7edee3e4
 @patch
 def said(self: Curves) -> str:
     "Where the model surely beats both simple rules, each point for itself."
     at = self.at[self.ahead[1] > 0]
     return f"Surely better than all and than none at {len(at)} of {len(self.at)} points" + (f", from {at.min():.2f} to {at.max():.2f}" if len(at) else "")
 
+# %% ../../nbs/87_decide.curve.ipynb #dca412d9
 @patch
 def grid(self: Curves, rows=9) -> Grid: # about so many
     "The numbers behind the picture."

@@ -53,11 +53,12 @@ def evpi(self: ShareChoice) -> float:
     best = self.slope * above if self.slope >= 0 else -self.slope * (above - (m - self.even))
     return float(max(0., best - self.now))
 
-# %% ../../nbs/88_decide.information.ipynb #c5d673b9
+# %% ../../nbs/88_decide.information.ipynb #17532a9e
 def _size(n):
     if isinstance(n, bool) or n != n or n < 0 or n != int(n): raise InputError(f"a sample of {n} labels: give a whole number from 0 on.")
     return int(n)
 
+# %% ../../nbs/88_decide.information.ipynb #52120292
 @patch
 def evsi(self: ShareChoice, n) -> float: # labels
     "Expected value of sample information, exactly."
@@ -67,12 +68,13 @@ def evsi(self: ShareChoice, n) -> float: # labels
     then = self.slope * ((self.a + k) / (self.a + self.b + n) - self.even)
     return float(max(0., (chance * np.maximum(then, 0)).sum() / chance.sum() - self.now))
 
-# %% ../../nbs/88_decide.information.ipynb #a8f6d5ec
+# %% ../../nbs/88_decide.information.ipynb #4acb437b
 def unit_loss(d): # (...) -> (...)
     "The unit-normal linear loss."
     d = np.asarray(d, float)
     return (np.exp(-d * d / 2) / np.sqrt(2 * np.pi) - d * ndtr(-d))[()]
 
+# %% ../../nbs/88_decide.information.ipynb #6acda033
 @dataclass(frozen=True)
 class NormalChoice:
     "Launch or not, where the value of launching is believed normal. Raises InputError for what can't be."
@@ -115,7 +117,7 @@ def sampling(choice, # ShareChoice or NormalChoice
     sizes = np.unique(np.concatenate([np.arange(min(end, 1000) + 1), np.geomspace(1000, max(end, 1000), 1 + int(50 * np.log(max(end, 1000) / 1000))).astype(int) if end > 1000 else [0]]))
     return Sampling(sizes, np.array([choice.evsi(n) for n in sizes]), np.where(sizes, fixed + price * sizes, 0.), choice.evpi())
 
-# %% ../../nbs/88_decide.information.ipynb #7bd9dd5d
+# %% ../../nbs/88_decide.information.ipynb #93d8a8d0
 @patch
 def said(self: Sampling) -> str:
     "What to do, in a sentence."
@@ -123,12 +125,14 @@ def said(self: Sampling) -> str:
     i = int(self.net.argmax())
     return f"Label {plural(self.best, 'row')} to evaluate: worth {money(self.evsi[i])}, cost {money(self.cost[i])}, net {money(self.net[i])}; a perfect answer would be worth {money(self.evpi)}"
 
+# %% ../../nbs/88_decide.information.ipynb #8eec810a
 @patch
 def grid(self: Sampling, rows=6) -> Grid: # about so many sizes, and the best
     "Sizes, what they bring and cost."
     at = sorted({*np.linspace(0, len(self.sizes) - 1, rows).round().astype(int), int(self.net.argmax())})
     return Grid(["labels", "worth", "cost", "net"], [[f"{self.sizes[i]:,}", money(self.evsi[i]), money(self.cost[i]), money(self.net[i])] for i in at], self.said())
 
+# %% ../../nbs/88_decide.information.ipynb #e566a08c
 @patch
 def picture(self: Sampling) -> Picture:
     "Worth and cost of samples."
@@ -148,7 +152,7 @@ def choice_of(project: Project, quality: Metric) -> ShareChoice: # a share of ri
     if all_ == nothing: raise InputError("the value of the project does not hang on its quality: check gain, loss and volume.")
     return ShareChoice(all_ - nothing, -nothing / (all_ - nothing), *beta_of(quality))
 
-# %% ../../nbs/88_decide.information.ipynb #e36d6147
+# %% ../../nbs/88_decide.information.ipynb #dd15f79a
 def worth_knowing(sim: Simulation, bins=50) -> dict: # "everything" and each input -> money, launch or not
     "What a perfect answer on each input would be worth, the most first."
     v = sim.value
@@ -158,16 +162,18 @@ def worth_knowing(sim: Simulation, bins=50) -> dict: # "everything" and each inp
         out[k] = max(0., float(np.average(np.maximum(means, 0), weights=[len(i) for i in np.array_split(v, bins)])) - now)
     return dict(sorted(out.items(), key=lambda e: -e[1]))
 
+# %% ../../nbs/88_decide.information.ipynb #e9ab5675
 def worth_grid(sim: Simulation) -> Grid:
     "What a perfect answer on each input would be worth."
     found = worth_knowing(sim)
     return Grid(["known perfectly", "worth"], [[clip(k, 40), money(v)] for k, v in found.items()], f"Launch or not: on average {money(float(sim.value.mean()))}")
 
-# %% ../../nbs/88_decide.information.ipynb #499c1426
+# %% ../../nbs/88_decide.information.ipynb #a36299a6
 def errors_of(curve: Curve): # of `fit_curve` -> a function: rows -> (draws,) errors
     "The curves that fit, as a function of the number of rows."
     return lambda n: np.clip(curve.floor + curve.slope * float(n)**-curve.power, 0, 1)
 
+# %% ../../nbs/88_decide.information.ipynb #c6057e13
 @dataclass(frozen=True)
 class Training:
     "What more labels to train on bring and cost."
@@ -203,7 +209,7 @@ def _worth(project, errors, n): # (draws,) NPV of a model that was trained on n 
     if e.ndim != 1 or not len(e) or not ((e >= 0) & (e <= 1)).all(): raise InputError(f"the learning curve says {clip(e[:3].tolist(), 60)} for {n:,} rows: expected errors from 0 to 1.")
     return np.atleast_1d(replace(project, quality=1 - e).npv())
 
-# %% ../../nbs/88_decide.information.ipynb #8a64949c
+# %% ../../nbs/88_decide.information.ipynb #c344f738
 @patch
 def said(self: Training) -> str:
     "What to do, in a sentence."
@@ -212,12 +218,14 @@ def said(self: Training) -> str:
     edge = ", the most that was looked at" if i == len(self.more) - 1 else ""
     return f"Buy {plural(self.best, 'label')} to train on{edge}: gain {money(self.gain[0, i])} ({money(self.gain[1, i])} to {money(self.gain[2, i])}), cost {money(self.cost[i])}, net {money(self.net[i])}; they pay in {self.pays[i]:.0%} of the curves that fit"
 
+# %% ../../nbs/88_decide.information.ipynb #39c26dbc
 @patch
 def grid(self: Training, rows=6) -> Grid: # about so many sizes, and the best
     "Sizes, what they bring and cost."
     at = sorted({*np.linspace(0, len(self.more) - 1, rows).round().astype(int), int(self.net.argmax())})
     return Grid(["labels to buy", "gain [95 %]", "cost", "net", "pays in"], [[f"{self.more[i]:,}", money_interval(Metric(*self.gain[:, i], 0, "")), money(self.cost[i]), money(self.net[i]), f"{self.pays[i]:.0%}"] for i in at], self.said())
 
+# %% ../../nbs/88_decide.information.ipynb #eeffb4bf
 @patch
 def picture(self: Training) -> Picture:
     "Gain and cost of more labels, with the band of the curves."
