@@ -7,7 +7,7 @@ __all__ = ['GRID', 'RULES', 'floats', 'Payoffs', 'Tally', 'tally', 'per_kind', '
            'money_interval', 'table_of', 'measure_table', 'class_grid', 'answer_gains', 'answer_thresholds',
            'best_answers', 'answer_metric']
 
-# %% ../../nbs/80_decide.policy.ipynb #bbc2289b
+# %% ../../nbs/80_decide.policy.ipynb #f70144c6
 import json
 import math
 from dataclasses import dataclass, fields
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
-from ..core import Grid, InputError, clip, plural, with_interval
+from ..core import Grid, InputError, clip, plural
 from ..eval.metrics import WILSON, Metric, wilson
 
 # %% ../../nbs/80_decide.policy.ipynb #75fabb4b
