@@ -7,10 +7,9 @@ __all__ = ['KANO', 'CLASSES', 'text_vectors', 'group', 'terms_of', 'name_groups'
            'needs_grid', 'kano_counts', 'better_worse', 'kano_class', 'kano_grid', 'benjamini_hochberg', 'two_shares',
            'Mentions', 'read_mentions', 'Line', 'strengths', 'strengths_grid', 'strengths_picture']
 
-# %% ../../nbs/86_decide.demand.ipynb #42e8c82e
+# %% ../../nbs/86_decide.demand.ipynb #e6836161
 from collections import Counter
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 from fastcore.basics import patch
@@ -18,7 +17,7 @@ from fastcore.basics import patch
 from ..apps.prevalence import EXACT, Quality, excess, lang_reiczigel
 from ..core import Grid, InputError, clip, plural, suggest
 from ..data.table import text_fault, text_of
-from ..eval.compare import mcnemar
+from ..eval.compare import NORMAL, mcnemar
 from ..eval.metrics import WILSON, Metric, wilson
 from ..figures import BLUE, INK, ORANGE, Picture, figure, figure_svg, plain
 from ..files import read_frame
@@ -123,10 +122,10 @@ def _answers(values, need, scale): # (people,) from 1 to scale, NaN where there 
     if len(bad): raise InputError(f"need {clip(need, 40)!r}, row {bad[0]}: {v[bad[0]]:g} is no answer from 1 to {scale}. Correct it, or say another scale.")
     return v
 
-# %% ../../nbs/86_decide.demand.ipynb #27ee32e6
+# %% ../../nbs/86_decide.demand.ipynb #f86ec63d
 def opportunity(important, satisfied) -> Metric: # (people,) bool both: is the answer high?
     "The score with its 95 % interval, from 0 to 20."
-    a, b, z = np.asarray(important, float), np.asarray(satisfied, float), NormalDist().inv_cdf(.975)
+    a, b, z = np.asarray(important, float), np.asarray(satisfied, float), NORMAL.inv_cdf(.975)
     y, n = np.concatenate([2 * a - b, [-1, 2]]), len(a) # one of each extreme is added, as Agresti and Coull do for a share
     half = z * y.std() / np.sqrt(n + 2)
     low, high = (max(p, q) for p, q in zip(wilson(a.sum(), n), (y.mean() - half, y.mean() + half)))
@@ -216,12 +215,12 @@ def benjamini_hochberg(ps) -> np.ndarray: # (looks,)
     out[order] = np.minimum.accumulate((ps[order] * len(ps) / np.arange(1, len(ps) + 1))[::-1])[::-1]
     return out
 
-# %% ../../nbs/86_decide.demand.ipynb #dfcdbe19
+# %% ../../nbs/86_decide.demand.ipynb #7c08539d
 def two_shares(x, n, y, m) -> float: # counts and totals of two groups
     "The two-sided p-value of equal shares: the pooled z test with the N - 1 correction."
     p, z2 = (x + y) / (n + m), 0.
     if 0 < p < 1: z2 = (x / n - y / m)**2 / (p * (1 - p) * (1 / n + 1 / m)) * (n + m - 1) / (n + m)
-    return float(2 * NormalDist().cdf(-np.sqrt(z2)))
+    return float(2 * NORMAL.cdf(-np.sqrt(z2)))
 
 # %% ../../nbs/86_decide.demand.ipynb #7be5e084
 @dataclass(frozen=True)
