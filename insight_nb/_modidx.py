@@ -986,6 +986,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'insight_nb.decide.score.Scores.weights_grid': ( 'decide.score.html#scores.weights_grid',
                                                                                           'insight_nb/decide/score.py'),
                                          'insight_nb.decide.score._check': ('decide.score.html#_check', 'insight_nb/decide/score.py'),
+                                         'insight_nb.decide.score._counted': ('decide.score.html#_counted', 'insight_nb/decide/score.py'),
                                          'insight_nb.decide.score._level': ('decide.score.html#_level', 'insight_nb/decide/score.py'),
                                          'insight_nb.decide.score._ranked': ('decide.score.html#_ranked', 'insight_nb/decide/score.py'),
                                          'insight_nb.decide.score.least_move': ( 'decide.score.html#least_move',

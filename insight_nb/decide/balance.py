@@ -25,7 +25,7 @@ def _table(values, names, what, default): # dict name -> number -> (k,)
         if not isinstance(v, (int, float, np.number)) or v != v or v < 0: raise InputError(f"the {what} of {clip(n, 40)!r} is {clip(repr(v), 30)}: expected a number, 0 or more.")
     return np.array([values.get(n, default) for n in names], float)
 
-# %% ../../nbs/83_decide.balance.ipynb #02e55842
+# %% ../../nbs/83_decide.balance.ipynb #8321e797
 class Balance:
     "Factors that multiply, what they cost, and what there is to spend."
     def __init__(self, budget, # money
@@ -33,34 +33,34 @@ class Balance:
                  powers=None, # name -> power; 1 where none is given
                  low=None, high=None): # name -> smallest, largest level; 0 and no limit where none is given
         if not costs: raise InputError("there is no factor: give each one's cost, as {'technology': 1, 'application': 2}.")
+        if not isinstance(budget, (int, float, np.number)) or not budget > 0: raise InputError(f"a budget of {clip(repr(budget), 30)} buys nothing: give a number above 0.")
         self.names, self.budget = list(costs), float(budget)
         self.costs, self.powers = _table(costs, self.names, "cost", 0), _table(powers, self.names, "power", 1)
         self.low, self.high = _table(low, self.names, "lower bound", 0), _table(high, self.names, "upper bound", math.inf)
         self._check()
 
-# %% ../../nbs/83_decide.balance.ipynb #fc801a8d
+# %% ../../nbs/83_decide.balance.ipynb #3bb4babb
 @patch
 def _check(self: Balance):
     shown, spent = [clip(n, 40) for n in self.names], float(self.costs @ self.low)
-    if not np.isfinite([*self.costs, *self.powers, *self.low]).all() or self.budget != self.budget: raise InputError("budget, costs, powers and lower bounds must be finite numbers.")
+    if not np.isfinite([*self.costs, *self.powers, *self.low]).all(): raise InputError("costs, powers and lower bounds must be finite numbers.")
     for n, l, h in zip(shown, self.low, self.high):
         if l > h: raise InputError(f"infeasible: {n!r} is to be at least {l:g} and at most {h:g}. Correct one of the bounds.")
     if not self.powers.sum() > 0: raise InputError("the powers sum to 0: nothing changes the product. Give at least one factor a power above 0.")
     if spent > self.budget: raise InputError(f"infeasible: the lower bounds alone cost {spent:g} and the budget is {self.budget:g}. Lower a bound, or raise the budget by {spent - self.budget:g}.")
-    if not self.budget > 0: raise InputError(f"a budget of {self.budget:g} buys nothing: give one above 0.")
     free = (self.powers > 0) & np.isinf(self.high)
     loose = free if math.isinf(self.budget) else free & (self.costs == 0)
     if loose.any(): raise InputError(f"unbounded: {shown[int(np.argmax(loose))]!r} {'has no upper bound and the budget no end' if math.isinf(self.budget) else 'costs nothing and has no upper bound'}, so the product grows for ever. Give a price, a bound or a budget.")
 
-# %% ../../nbs/83_decide.balance.ipynb #02f05806
+# %% ../../nbs/83_decide.balance.ipynb #f8c73c96
 def _fill(weights, low, high, total): # (k,) each; total of the spending
     "(spending (k,), the water's level); inf where all are at their upper bound."
     w, pour = np.maximum(weights, 1e-300), lambda m: np.clip(weights * m, low, high)
     corners = np.unique(np.concatenate([[0.], (low / w)[weights > 0], (high / w)[(weights > 0) & np.isfinite(high)]]))
     spent = np.array([pour(m).sum() for m in corners])
     open_ = weights[np.isinf(high)].sum()
-    if total > spent[-1]: level = corners[-1] + (total - spent[-1]) / open_ if open_ > 0 else math.inf
-    else: level = float(np.interp(total, spent, corners))
+    if total < spent[-1]: level = float(np.interp(total, spent, corners))
+    else: level = corners[-1] + (total - spent[-1]) / open_ if open_ > 0 else math.inf
     return (np.where(weights > 0, high, low) if math.isinf(level) else pour(level)), level
 
 # %% ../../nbs/83_decide.balance.ipynb #e3322f3d

@@ -114,9 +114,9 @@ def grid(self: Themes) -> Grid:
     left = "".join(f"; {v} left out: {k}" for k, v in sorted(self.skipped.items()))
     return Grid(["theme", "texts", "share", "typical", "", ""], rows, f"{plural(len(size), 'theme')} in {plural(len(self.of), 'text')}, by {self.by}{left}")
 
-# %% ../../nbs/86_decide.demand.ipynb #5b79c181
+# %% ../../nbs/86_decide.demand.ipynb #2d4b4351
 def _answers(values, need, scale): # (people,) from 1 to scale, NaN where there is none
-    try: v = np.array([np.nan if x is None or x == "" else float(x) for x in values])
+    try: v = np.array([np.nan if text_fault(x) else float(x) for x in values]) # no text, no answer
     except (TypeError, ValueError): raise InputError(f"need {clip(need, 40)!r}: an answer is no number. Code the answers as 1 to {scale}, empty where there is none.") from None
     bad = np.flatnonzero(~np.isnan(v) & ~((v >= 1) & (v <= scale)))
     if len(bad): raise InputError(f"need {clip(need, 40)!r}, row {bad[0]}: {v[bad[0]]:g} is no answer from 1 to {scale}. Correct it, or say another scale.")
@@ -132,26 +132,28 @@ def opportunity(important, satisfied) -> Metric: # (people,) bool both: is the a
     value = a.mean() + max(a.mean() - b.mean(), 0)
     return Metric(*(float(10 * np.clip(v, 0, 2)) for v in (value, min(low, value), max(high, value))), n, "union of two means 95 %")
 
-# %% ../../nbs/86_decide.demand.ipynb #f4cf295d
-def _rank_range(a, b, draws, seed): # (people, needs) high answers as 0, 1, NaN -> (2, needs) ranks
-    rng, n = np.random.default_rng(seed), len(a)
-    w = rng.multinomial(n, np.full(n, 1 / n), draws).astype(float)
+# %% ../../nbs/86_decide.demand.ipynb #7d274992
+def _rank_range(a, b, seed): # (people, needs) high answers as 0, 1, NaN -> (2, needs) ranks
+    both, many = np.unique(np.hstack([a, b]), axis=0, return_counts=True) # people who answer alike are drawn together
+    draws = int(np.clip(2e7 / len(both), 200, 1000))
+    w = np.random.default_rng(seed).multinomial(len(a), many / len(a), draws).astype(float)
+    a, b = np.hsplit(both, 2)
     share = lambda v: (w @ np.nan_to_num(v)) / np.maximum(w @ ~np.isnan(v), 1)
     imp, sat = share(a), share(b)
     score = imp + np.maximum(imp - sat, 0)
     ranks = 1 + (score[:, None] > score[:, :, None] + 1e-12).sum(2)
     return np.quantile(ranks, [.025, .975], axis=0, method="nearest")
 
-# %% ../../nbs/86_decide.demand.ipynb #b9159f19
+# %% ../../nbs/86_decide.demand.ipynb #36b2f82a
 def _paired(importance, satisfaction, scale): # need -> answers, both -> (people, needs) twice
     gone = [n for n in importance if n not in satisfaction] + [n for n in satisfaction if n not in importance]
-    if not len(importance): raise InputError("there is no need to score: give the answers of at least one.")
+    if not list(importance): raise InputError("there is no need to score: give the answers of at least one.")
     if gone: raise InputError(f"need {clip(gone[0], 40)!r} has answers on one side only: both importance and satisfaction are needed.")
     a, b = ({n: _answers(side[n], n, scale) for n in importance} for side in (importance, satisfaction))
     if len({len(v) for v in [*a.values(), *b.values()]}) > 1: raise InputError("the needs have answers of different numbers of people: one row for each person, empty where there is no answer.")
     return np.column_stack(list(a.values())), np.column_stack(list(b.values()))
 
-# %% ../../nbs/86_decide.demand.ipynb #b3c4c568
+# %% ../../nbs/86_decide.demand.ipynb #2d34d6e3
 def needs_grid(importance, satisfaction, # need -> (people,) answers, or frames of such columns
                top=4, scale=5, # an answer of `top` or more is high
                seed=0) -> Grid:
@@ -162,7 +164,7 @@ def needs_grid(importance, satisfaction, # need -> (people,) answers, or frames 
     few = [n for n, k in zip(importance, both.sum(0)) if k < 10]
     if few: raise InputError(f"need {clip(few[0], 40)!r} has fewer than 10 people who answered both questions: ask more people.")
     high = [np.where(both, v >= top, np.nan) for v in (a, b)]
-    ranks, found = _rank_range(*high, 1000, seed), [opportunity(*(v[both[:, k], k] for v in high)) for k in range(a.shape[1])]
+    ranks, found = _rank_range(*high, seed), [opportunity(*(v[both[:, k], k] for v in high)) for k in range(a.shape[1])]
     for k in np.argsort([-m.value for m in found], kind="stable"):
         rows.append([clip(list(importance)[k], 40), f"{both[:, k].sum()}", *(f"{10 * np.nanmean(v[:, k]):.1f}" for v in high), str(found[k]), "{:.0f} to {:.0f}".format(*ranks[:, k])])
     left = int((~both).sum())
@@ -189,21 +191,23 @@ def better_worse(counts: dict) -> tuple: # of `kano_counts` -> two Metrics, the 
     low, high = (float(v) for v in wilson(down, n))
     return Metric(up / n, *map(float, wilson(up, n)), n, WILSON), Metric(0 - down / n, 0 - high, 0 - low, n, WILSON)
 
-# %% ../../nbs/86_decide.demand.ipynb #61e1f4e9
+# %% ../../nbs/86_decide.demand.ipynb #e6a69d5b
 def kano_class(counts: dict, level=.05) -> str: # of `kano_counts`
     "The leading class, or those that can't be told apart."
     first, second = sorted(counts, key=lambda c: -counts[c])[:2]
+    if not counts[first]: return "no answers"
     if mcnemar(counts[first], counts[second]) < level: return CLASSES[first]
     near = [c for c in counts if counts[c] and mcnemar(counts[first], counts[c]) >= level]
     return "not distinguishable: " + " or ".join(CLASSES[c] for c in sorted(near, key=lambda c: -counts[c]))
 
-# %% ../../nbs/86_decide.demand.ipynb #d116de00
+# %% ../../nbs/86_decide.demand.ipynb #5afeea11
 def kano_grid(there, absent) -> Grid: # feature -> (people,) answers, both, or frames of such columns
     "Features with their class."
     gone = [f for f in [*there, *absent] if f not in there or f not in absent]
-    if gone or not len(there): raise InputError(f"feature {clip(gone[0], 40)!r} was asked one way only: both questions are needed." if gone else "there is no feature: give the answers of at least one.")
+    if gone or not list(there): raise InputError(f"feature {clip(gone[0], 40)!r} was asked one way only: both questions are needed." if gone else "there is no feature: give the answers of at least one.")
     counts, people = {f: kano_counts(there[f], absent[f], f) for f in there}, max(len(there[f]) for f in there)
-    rows = [[clip(f, 40), *c.values(), *map(str, better_worse(c)), kano_class(c)] for f, c in counts.items()]
+    shares = {f: map(str, better_worse(c)) if sum(c[k] for k in "AOMI") else "––" for f, c in counts.items()}
+    rows = [[clip(f, 40), *c.values(), *shares[f], kano_class(c)] for f, c in counts.items()]
     left = sum(len(there[f]) - sum(c.values()) for f, c in counts.items())
     return Grid(["feature", *CLASSES, "better", "worse", "class"], rows, f"{plural(len(rows), 'feature')}, {people:,} people" + (f"; {plural(left, 'pair')} of answers left out, since one is empty" if left else ""))
 
@@ -233,13 +237,13 @@ class Mentions:
     @property
     def rivals(self): return sorted(set(self.frame.firm) - {self.us})
 
-# %% ../../nbs/86_decide.demand.ipynb #63baceb1
+# %% ../../nbs/86_decide.demand.ipynb #f8b08703
 def read_mentions(source, us, # whatever `read_frame` reads; our name in the column `firm`
                   firm="firm", theme="theme", opinion="opinion", text="text", # names of columns
                   positive="positive" # the opinion that is good; all others are not
                  ) -> Mentions:
     "Raises InputError for a missing column, and where we, a rival or a good opinion never occur."
-    frame, name, _ = read_frame(source)
+    (frame, name, _), us, positive = read_frame(source), str(us), str(positive)
     for c in (firm, theme, opinion, text):
         if c not in frame.columns: raise InputError(f"{name} has no column {clip(c, 40)!r}.{suggest(c, frame.columns)}")
     whole = np.array([all(text_fault(v) is None for v in row) for row in zip(*(frame[c] for c in (firm, theme, opinion, text)))])
@@ -300,10 +304,11 @@ def strengths_grid(lines, skipped=0) -> Grid: # of `strengths`
     said = f"{plural(found['strength'], 'strength')} and {found['weakness']} weakness{'' if found['weakness'] == 1 else 'es'} in {plural(len(lines), 'line')}, corrected for all of them"
     return Grid(["theme", "rival", "of all mentions", "ours positive", "theirs", "lead", "p, corrected", "", "our texts"], rows, said + (f"; {plural(skipped, 'row')} left out, since something is missing" if skipped else ""))
 
-# %% ../../nbs/86_decide.demand.ipynb #a09d3945
+# %% ../../nbs/86_decide.demand.ipynb #d11dacef
 def strengths_picture(lines) -> Picture: # of `strengths`
     "Our lead in each theme, with its interval; filled where it is not chance."
     told = [l for l in lines if l.p == l.p][::-1]
+    one = len({l.rival for l in told}) < 2
     fig, ax = figure(6, .9 + .35 * len(told))
     for i, l in enumerate(told):
         sure = l.verdict in ("strength", "weakness")
@@ -311,7 +316,7 @@ def strengths_picture(lines) -> Picture: # of `strengths`
         ax.plot([100 * l.lead.low, 100 * l.lead.high], [i, i], color=colour, lw=2 if sure else 1)
         ax.plot(100 * l.lead.value, i, "D" if sure else "o", color=colour, mfc=colour if sure else "none")
     ax.axvline(0, color=INK, lw=1, ls="--")
-    ax.set_yticks(range(len(told)), [plain(l.theme, 24) for l in told])
+    ax.set_yticks(range(len(told)), [plain(l.theme if one else f"{clip(l.theme, 18)}: {l.rival}", 32) for l in told])
     ax.set(xlabel="our lead in the share of positive mentions, points", ylim=(-.6, len(told) - .4))
     shown = strengths_grid(lines)
     return Picture(shown.caption, figure_svg(fig, shown.caption), shown)

@@ -28,12 +28,12 @@ def _day(value, row, name): # days since 1970
     if at is None: raise InputError(f"{name}, row {row}: {clip(value, 30)!r} is no date. Write it as 2026-03-31.")
     return int(at // _DAY)
 
-# %% ../../nbs/82_decide.growth.ipynb #cbec7e80
+# %% ../../nbs/82_decide.growth.ipynb #5bba34c6
 def _days(cells, name): # (rows,) int
     "The day of each row, all different and within a century."
     days, seen = [_day(v, i, name) for i, v in enumerate(cells)], {}
     for i, d in enumerate(days):
-        if d in seen: raise InputError(f"{name}, row {i}: {clip(cells[i], 30)} stands there already, in row {seen[d]}. Add the two rows up, or correct one date.")
+        if d in seen: raise InputError(f"{name}, row {i}: the day {clip(cells[i], 30)} stands there already, in row {seen[d]}. Add the two rows up, or correct one date.")
         seen[d] = i
     if max(days) - min(days) > _CENTURY: raise InputError(f"{name} goes from {clip(cells[seen[min(days)]], 30)} to {clip(cells[seen[max(days)]], 30)}, more than a century: correct the date that is mistyped.")
     return np.array(days)
@@ -193,12 +193,13 @@ def grid(self: Growth) -> Grid:
     said = f"{self.log.date(self.log.hours.shape[1] - 1)}: R = {whole}; the {self.lagging()} side lags: an hour there brings {max(more) / min(more):.1f} times as much"
     return Grid(["side", "stock, hours", "wear: half-life", "capability", "power = elasticity", "one more hour adds to R"], rows, said)
 
-# %% ../../nbs/82_decide.growth.ipynb #fc447544
+# %% ../../nbs/82_decide.growth.ipynb #c85e3760
 @patch
 def follow(self: Growth, plan, # (2,) hours a day, or (2, days); technical and insight
            days) -> np.ndarray: # (2, days + 1) hours
     "The stocks under a plan, from today on. Raises InputError for hours below 0, or too few of them."
-    hours = np.asarray(plan, float)
+    try: hours = np.asarray(plan, float)
+    except (TypeError, ValueError): hours = np.zeros(0)
     if hours.shape == (2,): hours = np.repeat(hours[:, None], days, axis=1)
     if hours.shape != (2, days) or not (np.isfinite(hours) & (hours >= 0)).all(): raise InputError(f"a plan of {clip(plan, 60)} for {plural(days, 'day')}: expected two numbers of hours a day, 0 or more, or as many for each day.")
     return np.stack([levels(Stock(h, s.half_life), p) for h, s, p in zip(self.paths[:, -1], self.stocks, hours)])
@@ -255,7 +256,7 @@ def best_split(self: Growth, hours, # a day, both sides together
         low, high = (x, high) if gain[0] > gain[1] else (low, x)
     return x * hours, (1 - x) * hours
 
-# %% ../../nbs/82_decide.growth.ipynb #863d8721
+# %% ../../nbs/82_decide.growth.ipynb #ba893bc2
 @patch
 def picture(self: Growth, plans: dict, # as of `compare`
             days=180) -> Picture:
@@ -267,7 +268,7 @@ def picture(self: Growth, plans: dict, # as of `compare`
         path = [self.result(h) for h in self.follow(plan, days).T]
         ax.plot(range(days + 1), [m.value for m in path], color=colour, ls=line, label=plain(name, 30))
         ax.fill_between(range(days + 1), [m.low for m in path], [m.high for m in path], color=colour, alpha=.15, lw=0)
-    ax.set(xlabel=f"days from {self.log.date(self.log.hours.shape[1] - 1)}", ylabel="R", ylim=(0, None))
+    ax.set(xlabel=f"days from {self.log.date(self.log.hours.shape[1] - 1)}", ylabel="R, what the team can do", ylim=(0, None))
     for t in fig.legend(loc="outside upper left", ncols=3, frameon=False).get_texts(): t.set_color(INK)
     shown = self.compare(plans, days)
     return Picture(shown.caption, figure_svg(fig, shown.caption), shown)

@@ -17,7 +17,7 @@ from .growth import draw
 from ..eval.metrics import Metric
 from ..figures import BLUE, INK, Picture, figure, figure_svg, plain
 
-# %% ../../nbs/84_decide.score.ipynb #61baec7a
+# %% ../../nbs/84_decide.score.ipynb #c0b7c124
 @dataclass(frozen=True)
 class Indicator:
     "What is looked at, and what its levels are worth."
@@ -29,9 +29,9 @@ class Indicator:
     veto: float | None = None # an option with a worse level is out
     between: tuple = () # (level, value) pairs, where the way isn't straight
     def __post_init__(self):
-        n, levels = clip(self.name, 40), sorted([self.worst, self.best, *(l for l, _ in self.between)])
-        if not np.isfinite([*levels, self.weight, self.veto or 0.]).all() or self.weight < 0: raise InputError(f"indicator {n!r}: levels and weight must be finite numbers, the weight 0 or more.")
-        if len(set(levels)) < len(levels) or {levels[0], levels[-1]} != {self.worst, self.best}: raise InputError(f"indicator {n!r}: worst {self.worst:g} and best {self.best:g} must differ, and what is between lie between them, each level once.")
+        n, levels = clip(self.name, 40), [self.worst, self.best, *(l for l, _ in self.between)]
+        if not all(isinstance(v, (int, float, np.number)) and np.isfinite(v) for v in [*levels, self.weight, self.veto or 0.]) or self.weight < 0: raise InputError(f"indicator {n!r}: levels and weight must be finite numbers, the weight 0 or more.")
+        if len(set(levels)) < len(levels) or {min(levels), max(levels)} != {self.worst, self.best}: raise InputError(f"indicator {n!r}: worst {self.worst:g} and best {self.best:g} must differ, and what is between lie between them, each level once.")
         worth = [v for _, v in self.points]
         if worth != sorted(worth): raise InputError(f"indicator {n!r}: a better level must not be worth less, but the values are {', '.join(f'{v:g}' for v in worth)}.")
     @property
@@ -209,23 +209,27 @@ class Acceptability:
     pairs: np.ndarray # (options, options) share of the draws in which the row is before the column
     draws: int
 
-# %% ../../nbs/84_decide.score.ipynb #93950a25
+# %% ../../nbs/84_decide.score.ipynb #b30a8260
+def _counted(place, out, weights): # (n, options) ranks from 0, and whether a veto is failed; (n, indicators)
+    "How often each option has each rank and is out; the sum of the weights at which it wins; how often it is before each other."
+    ranks = np.stack([((place == r) & ~out).sum(0) for r in range(place.shape[1])], 1)
+    won = ((place == 0) & ~out).T.astype(float) @ weights
+    return ranks, out.sum(0), won, ((place[:, :, None] < place[:, None]) & ~out[:, :, None]).sum(0)
+
+# %% ../../nbs/84_decide.score.ipynb #88eee85c
 @patch
 def smaa(self: Scores, draws=100_000, sure=0., order=None, # as of `draw_weights`
          seed=0) -> Acceptability:
     "Rank acceptability, central weights and confidence factors."
-    n, lot, wrng, won = len(self.names), np.random.default_rng([seed, 2]), np.random.default_rng([seed, 0]), [np.zeros((0, len(self.by)))] * len(self.names)
-    ranks, pairs, out_of = np.zeros((n, n)), np.zeros((n, n)), np.zeros(n)
+    if draws < 1: raise InputError(f"{draws} draws say nothing: ask for 1,000 or more.")
+    rng, parts = [np.random.default_rng([seed, k]) for k in (0, 2)], []
     for step, size in enumerate(np.diff([*range(0, draws, 10_000), draws])): # so many at once as memory allows
-        weights, (values, out) = self.draw_weights(size, wrng, sure, order), self.draw_values(size, [seed, step])
-        at = _ranked(np.einsum("tk,tik->ti", weights, values), out, lot)
-        place = np.argsort(at, axis=1)
-        ranks += [np.bincount(place[~out[:, i], i], minlength=n) for i in range(n)]
-        pairs += ((place[:, :, None] < place[:, None]) & ~out[:, :, None]).sum(0)
-        out_of += out.sum(0)
-        won = [np.vstack([w, weights[(place[:, i] == 0) & ~out[:, i]]]) for i, w in enumerate(won)]
-    central = np.array([w.mean(0) if len(w) else np.full(len(self.by), np.nan) for w in won])
-    return Acceptability(self.names, self.by, ranks / draws, out_of / draws, central, self._confidence(central, min(draws, 10_000), seed), pairs / draws, draws)
+        weights, (values, out) = self.draw_weights(size, rng[0], sure, order), self.draw_values(size, [seed, step])
+        place = np.argsort(_ranked(np.einsum("tk,tik->ti", weights, values), out, rng[1]), axis=1)
+        parts.append(_counted(place, out, weights))
+    ranks, out, won, pairs = (sum(p) for p in zip(*parts))
+    central = np.divide(won, ranks[:, :1], out=np.full(won.shape, np.nan), where=ranks[:, :1] > 0)
+    return Acceptability(self.names, self.by, ranks / draws, out / draws, central, self._confidence(central, min(draws, 10_000), seed), pairs / draws, draws)
 
 # %% ../../nbs/84_decide.score.ipynb #7491f756
 @patch
@@ -234,7 +238,7 @@ def _confidence(self: Scores, central, n, seed): # (options, indicators) -> (opt
     wins = lambda i: (_ranked(values @ central[i], out, np.random.default_rng([seed, 3]))[:, 0] == i) & ~out[:, i]
     return np.array([np.nan if np.isnan(central[i]).any() else wins(i).mean() for i in range(len(central))])
 
-# %% ../../nbs/84_decide.score.ipynb #ecd04f01
+# %% ../../nbs/84_decide.score.ipynb #61dc1716
 @patch
 def grid(self: Acceptability) -> Grid:
     "Chances of each rank, the most likely winner first."
@@ -243,7 +247,7 @@ def grid(self: Acceptability) -> Grid:
     shown = min(len(self.names), 4)
     rows = [[clip(self.names[i], 40), *(f"{v:.1%}" for v in self.ranks[i, :shown]), f"{self.out[i]:.1%}", self.confidence[i], weights(self.central[i])] for i in order]
     first, p = order[0], self.ranks[order[0], 0]
-    said = f"'{clip(self.names[first], 40)}' is first in {p:.1%} of {self.draws:,} draws (standard error {100 * np.sqrt(p * (1 - p) / self.draws):.1f} points)"
+    said = f"'{clip(self.names[first], 40)}' is first in {p:.1%} of {self.draws:,} draws (standard error {100 * np.sqrt(p * (1 - p) / self.draws):.1f} points)" if p else "No option passes its vetoes in any draw"
     return Grid(["option", *(f"rank {r + 1}" for r in range(shown)), "out", "confidence", "central weights"], rows, said)
 
 # %% ../../nbs/84_decide.score.ipynb #a70c0765
