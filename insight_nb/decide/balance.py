@@ -39,11 +39,11 @@ class Balance:
         self.low, self.high = _table(low, self.names, "lower bound", 0), _table(high, self.names, "upper bound", math.inf)
         self._check()
 
-# %% ../../nbs/83_decide.balance.ipynb #3bb4babb
+# %% ../../nbs/83_decide.balance.ipynb #2545cde4
 @patch
 def _check(self: Balance):
-    shown, spent = [clip(n, 40) for n in self.names], float(self.costs @ self.low)
     if not np.isfinite([*self.costs, *self.powers, *self.low]).all(): raise InputError("costs, powers and lower bounds must be finite numbers.")
+    shown, spent = [clip(n, 40) for n in self.names], float(self.costs @ self.low)
     for n, l, h in zip(shown, self.low, self.high):
         if l > h: raise InputError(f"infeasible: {n!r} is to be at least {l:g} and at most {h:g}. Correct one of the bounds.")
     if not self.powers.sum() > 0: raise InputError("the powers sum to 0: nothing changes the product. Give at least one factor a power above 0.")
@@ -192,17 +192,21 @@ def regret(self: Balance, levels=None, # (k,) what is done; None: the best by th
         lost.append(1 - true.value(levels) / true.best().value)
     return Metric(float(np.mean(lost)), *map(float, np.quantile(lost, [.025, .975])), draws, "simulated, middle 95 %")
 
-# %% ../../nbs/83_decide.balance.ipynb #e735e82c
+# %% ../../nbs/83_decide.balance.ipynb #54f8cd7a
+@patch
+def _frontier(self: Balance, ax, most): # the best M for budgets up to `most`
+    budgets = np.linspace(0, most, 121)[1:]
+    budgets = budgets[budgets >= self.costs @ self.low]
+    ax.plot(budgets, [self.with_budget(b).best().value for b in budgets], color=BLUE, label="best by budget")
+    ax.axvline(self.budget, color=INK, lw=1, ls="--", label="budget")
+
+# %% ../../nbs/83_decide.balance.ipynb #5d614d75
 @patch
 def picture(self: Balance, plans=None) -> Picture: # as of `look`
     "The best M by budget, and the plans under it."
     fig, ax = figure(6, 3)
     x, cost = self._read(plans) if plans else (np.zeros((0, len(self.names))), np.zeros(0))
-    least = float(self.costs @ self.low)
-    budgets = np.linspace(0, 1.5 * max([self.budget, *cost]), 121)[1:]
-    budgets = budgets[budgets >= least]
-    ax.plot(budgets, [self.with_budget(b).best().value for b in budgets], color=BLUE, label="best by budget")
-    ax.axvline(self.budget, color=INK, lw=1, ls="--", label="budget")
+    self._frontier(ax, 1.5 * max([self.budget, *cost]))
     kept = pareto(np.column_stack([x, cost]), less=[x.shape[1]])
     for mask, marker, name in ((kept, "D", "plans"), (~kept, "x", "plans that are beaten")):
         if mask.any(): ax.plot(cost[mask], self.value(x[mask]), marker, color=ORANGE, label=name)

@@ -122,11 +122,11 @@ def _answers(values, need, scale): # (people,) from 1 to scale, NaN where there 
     if len(bad): raise InputError(f"need {clip(need, 40)!r}, row {bad[0]}: {v[bad[0]]:g} is no answer from 1 to {scale}. Correct it, or say another scale.")
     return v
 
-# %% ../../nbs/86_decide.demand.ipynb #f86ec63d
+# %% ../../nbs/86_decide.demand.ipynb #be50a259
 def opportunity(important, satisfied) -> Metric: # (people,) bool both: is the answer high?
     "The score with its 95 % interval, from 0 to 20."
     a, b, z = np.asarray(important, float), np.asarray(satisfied, float), NORMAL.inv_cdf(.975)
-    y, n = np.concatenate([2 * a - b, [-1, 2]]), len(a) # one of each extreme is added, as Agresti and Coull do for a share
+    y, n = np.concatenate([2 * a - b, [0, 1]]), len(a) # one is added who answers high to neither, and one to both
     half = z * y.std() / np.sqrt(n + 2)
     low, high = (max(p, q) for p, q in zip(wilson(a.sum(), n), (y.mean() - half, y.mean() + half)))
     value = a.mean() + max(a.mean() - b.mean(), 0)

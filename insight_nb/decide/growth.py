@@ -75,7 +75,7 @@ def read_log(source, # whatever `read_frame` reads: a file, a frame
         for c in names: hours[k, days - days.min()] += [_amount(v, i, c, name) for i, v in enumerate(frame[c].tolist())]
     return Log(_EPOCH + timedelta(days=int(days.min())), hours)
 
-# %% ../../nbs/82_decide.growth.ipynb #20286609
+# %% ../../nbs/82_decide.growth.ipynb #7686dafe
 @dataclass(frozen=True)
 class Stock:
     "How hours become capability on one side."
@@ -83,14 +83,18 @@ class Stock:
     half_life: float = math.inf # days in which half of it is forgotten
     gain: float | Metric = 1. # capability of the first hour
     ceiling: float = math.inf # that capability never reaches; 1 for a share
-    def __post_init__(self):
-        g = self.measured
-        if not (0 <= self.start < math.inf and self.half_life > 0): raise InputError(f"a stock can't start at {self.start:g} hours with a half-life of {self.half_life:g} days: the first is 0 or more, the second above 0.")
-        if not (0 < g.low <= g.value <= g.high < math.inf and self.ceiling > 0): raise InputError(f"a gain of {g} per hour under a ceiling of {self.ceiling:g}: all lie above 0, and the value inside its interval.")
+    def __post_init__(self): self._check()
     @property
     def measured(self): return self.gain if isinstance(self.gain, Metric) else Metric(float(self.gain), float(self.gain), float(self.gain), 0, "assumed")
     @property
     def wear(self): return math.log(2) / self.half_life # a day
+
+# %% ../../nbs/82_decide.growth.ipynb #4adbd1d6
+@patch
+def _check(self: Stock):
+    g = self.measured
+    if not (0 <= self.start < math.inf and self.half_life > 0): raise InputError(f"a stock can't start at {self.start:g} hours with a half-life of {self.half_life:g} days: the first is 0 or more, the second above 0.")
+    if not (0 < g.low <= g.value <= g.high < math.inf and self.ceiling > 0): raise InputError(f"a gain of {g} per hour under a ceiling of {self.ceiling:g}: all lie above 0, and the value inside its interval.")
 
 # %% ../../nbs/82_decide.growth.ipynb #19c7c3d0
 def levels(stock: Stock, hours) -> np.ndarray: # (days,) hours of each day -> (days + 1,) the stock before the first day and after each

@@ -17,7 +17,7 @@ from .growth import draw
 from ..eval.metrics import Metric
 from ..figures import BLUE, INK, Picture, figure, figure_svg, plain
 
-# %% ../../nbs/84_decide.score.ipynb #c0b7c124
+# %% ../../nbs/84_decide.score.ipynb #7660bd20
 @dataclass(frozen=True)
 class Indicator:
     "What is looked at, and what its levels are worth."
@@ -28,14 +28,18 @@ class Indicator:
     group: str = "" # technology, scenario, value, business model
     veto: float | None = None # an option with a worse level is out
     between: tuple = () # (level, value) pairs, where the way isn't straight
-    def __post_init__(self):
-        n, levels = clip(self.name, 40), [self.worst, self.best, *(l for l, _ in self.between)]
-        if not all(isinstance(v, (int, float, np.number)) and np.isfinite(v) for v in [*levels, self.weight, self.veto or 0.]) or self.weight < 0: raise InputError(f"indicator {n!r}: levels and weight must be finite numbers, the weight 0 or more.")
-        if len(set(levels)) < len(levels) or {min(levels), max(levels)} != {self.worst, self.best}: raise InputError(f"indicator {n!r}: worst {self.worst:g} and best {self.best:g} must differ, and what is between lie between them, each level once.")
-        worth = [v for _, v in self.points]
-        if worth != sorted(worth): raise InputError(f"indicator {n!r}: a better level must not be worth less, but the values are {', '.join(f'{v:g}' for v in worth)}.")
     @property
     def points(self): return sorted([(self.worst, 0.), (self.best, 1.), *self.between], reverse=self.best < self.worst) # from worst to best
+    def __post_init__(self): self._check()
+
+# %% ../../nbs/84_decide.score.ipynb #01ce3026
+@patch
+def _check(self: Indicator):
+    n, levels = clip(self.name, 40), [self.worst, self.best, *(l for l, _ in self.between)]
+    if not all(isinstance(v, (int, float, np.number)) and np.isfinite(v) for v in [*levels, self.weight, self.veto or 0.]) or self.weight < 0: raise InputError(f"indicator {n!r}: levels and weight must be finite numbers, the weight 0 or more.")
+    if len(set(levels)) < len(levels) or {min(levels), max(levels)} != {self.worst, self.best}: raise InputError(f"indicator {n!r}: worst {self.worst:g} and best {self.best:g} must differ, and what is between lie between them, each level once.")
+    worth = [v for _, v in self.points]
+    if worth != sorted(worth): raise InputError(f"indicator {n!r}: a better level must not be worth less, but the values are {', '.join(f'{v:g}' for v in worth)}.")
 
 # %% ../../nbs/84_decide.score.ipynb #e7df4df2
 @patch
