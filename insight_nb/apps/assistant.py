@@ -169,7 +169,7 @@ def bubbles(state: State) -> str:
     rows = [f'<div style="{side[who]};border-radius:.8em;padding:.4em .8em;margin-top:.4em;margin-bottom:.4em;overflow-wrap:anywhere"><b>{who}</b><br>{html.escape(text)}</div>' for who, text in state.said if text]
     return f'<div style="max-width:40em" class="tex2jax_ignore mathjax_ignore">{"".join(rows)}</div>'
 
-# %% ../../nbs/71_apps.assistant.ipynb #b8f56ae9
+# %% ../../nbs/71_apps.assistant.ipynb #8630876b
 class Panel:
     "A chat in the notebook. Show `box`."
     def __init__(self, assistant: Assistant, conversation=None): # a name; None: a new one
@@ -179,7 +179,7 @@ class Panel:
         self.send, self.fresh = w.Button(description="Send", button_style="primary"), w.Button(description="New conversation")
         self.label = w.Dropdown(options=["", *map(str, assistant.reader.names)], description="I meant")
         self.send.on_click(lambda _: self.say())
-        self.line.on_submit(lambda _: self.say()) # by Enter; leaving the line sends nothing
+        self.line.on_msg(lambda _, content, __: content.get("event") == "submit" and self.say()) # Enter; leaving the line sends nothing
         self.fresh.on_click(lambda _: self.restart())
         self.label.observe(lambda _: self.correct(), "value")
         self.box = w.VBox([self.shown, w.HBox([self.line, self.send]), w.HBox([self.label, self.fresh]), self.note])
@@ -224,16 +224,16 @@ def some_words(text, rng, share=1 / 3) -> str: # with so many of its words left 
     keep = np.sort(rng.permutation(len(words))[:max(1, round(len(words) * (1 - share)))])
     return ("" if len(words) > len(text.split()) * 2 else " ").join(words[i] for i in keep)
 
-# %% ../../nbs/71_apps.assistant.ipynb #60a20e94
-def ask_again(questions, answers, seed=0) -> tuple: # str each -> rows to keep in the table, queries, ids of their answers, what was done
+# %% ../../nbs/71_apps.assistant.ipynb #874dfeaa
+def ask_again(questions, answers, seed=0, only=None) -> tuple: # str each; rows that may be asked, None: all -> rows to keep in the table, queries, ids of their answers, what was done
     "Questions to test a table of answers with."
-    rng, answers = np.random.default_rng(seed), list(map(str, answers))
+    rng, answers, may = np.random.default_rng(seed), list(map(str, answers)), set(range(len(questions)) if only is None else only)
     rows = {}
     for i, a in enumerate(answers): rows.setdefault(a, []).append(i)
-    out = sorted(int(rng.choice(r)) for r in rows.values() if len(r) > 2)
+    out = sorted(int(rng.choice(asked)) for r in rows.values() if len(r) > 2 and (asked := [i for i in r if i in may]))
     texts = list(rows) # in the order of `Answers`
     if len(out) >= 20:
         keep = np.setdiff1d(np.arange(len(answers)), out)
         order = {t: i for i, t in enumerate(dict.fromkeys(answers[i] for i in keep))}
         return keep, [questions[i] for i in out], np.array([order[answers[i]] for i in out]), "questions that were kept out of the table"
-    return np.arange(len(answers)), [some_words(q, rng) for q in questions], np.array([texts.index(a) for a in answers]), "the table's questions with a third of their words left out"
+    return np.arange(len(answers)), [some_words(questions[i], rng) for i in sorted(may)], np.array([texts.index(answers[i]) for i in sorted(may)]), "the table's questions with a third of their words left out"

@@ -7,20 +7,19 @@ __all__ = ['CHOICES', 'energy', 'nearest', 'scope_scores', 'Gate', 'by_share', '
            'gate_metrics', 'for_accuracy', 'selective', 'coverage_picture', 'Reader', 'Reading', 'left_out',
            'close_gap']
 
-# %% ../../nbs/58_methods.reject.ipynb #de1054c0
+# %% ../../nbs/58_methods.reject.ipynb #1ba9e65e
 from dataclasses import dataclass
 
 import numpy as np
 from fastcore.basics import patch
 
 from ..core import Grid, InputError, plural
-from ..data.dataset import Dataset
 from ..eval.metrics import WILSON, Metric, softmax, wilson
 from ..eval.scores import auroc
 from .classical import linear
 from .fewshot import Contrastive, some_of_each
 from .frozen import embed
-from ..figures import BLUE, INK, ORANGE, Picture, figure, figure_svg
+from ..figures import BLUE, Picture, figure, figure_svg
 from ..models.backbone import load_backbone
 
 # %% ../../nbs/58_methods.reject.ipynb #083027bf
