@@ -64,7 +64,7 @@ def run_all(page):
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_text("Run All Cells", exact=True).click()
         page.wait_for_timeout(1500)
-        if page.locator(".jp-InputPrompt").first.inner_text().strip() not in ("", "[ ]:"): return
+        if page.locator(".jp-CodeCell .jp-InputPrompt").first.inner_text().strip() not in ("", "[ ]:"): return
 
 
 def lab(serve): return serve("jupyterlab", "--ServerApp.token=", "--allow-root", f"--ServerApp.root_dir={Path().resolve()}") + "/lab/tree/page.ipynb?reset"
