@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHOWN', 'MonitorReport', 'save_monitor', 'open_monitor', 'dashboard', 'write_dashboard']
 
-# %% ../../nbs/78_apps.dashboard.ipynb #a09e6c04
+# %% ../../nbs/78_apps.dashboard.ipynb #db872056
 import html
 import json
 from dataclasses import asdict
@@ -17,13 +17,14 @@ from fastcore.basics import patch
 from .monitor import Monitor, ThreeSigma
 from .stream import Columns, Stream
 from ..core import InputError, clip, need, plural, whole
+from ..eval.charts import in_buckets
 from ..eval.scores import ScoreReport
 from .prevalence import Quality
 
 # %% ../../nbs/78_apps.dashboard.ipynb #eb81262f
 SHOWN = {"false_alarm_interval": "time between false alarms", "mean_delay": "mean delay of a rise of 10 points"}
 
-# %% ../../nbs/78_apps.dashboard.ipynb #24ab22e3
+# %% ../../nbs/78_apps.dashboard.ipynb #89970d1c
 class MonitorReport(ScoreReport):
     "A report that leads with the newest alert."
     def __init__(self, monitor: Monitor):
@@ -38,7 +39,7 @@ class MonitorReport(ScoreReport):
         now = [a for a in self.found if not a.over]
         head = (f"{plural(len(self.found), 'alert')}, {len(now)} still on" if self.found else "No alert") + (f"; the newest: {self.found[0].sentences(every[:-1])[0]}" if self.found else ".")
         failed = f"Don't rely on this yet: {', '.join(self.failed())} failed. " * bool(self.failed())
-        return f"{failed}{head} A false alarm is expected in {m['false_alarm_interval'].value:.0f} {every}, of all charts together; a rise of 10 points is seen after {m['mean_delay'].value:.1f} {every}."
+        return f"{failed}{head} A false alarm is expected in {m['false_alarm_interval'].value:.0f} {every}, of all charts together; a rise of 10 points is seen after {in_buckets(m['mean_delay'].value)} {every}."
 
 # %% ../../nbs/78_apps.dashboard.ipynb #383a24c2
 @patch
@@ -58,9 +59,10 @@ def save_monitor(monitor: Monitor):
     settings = {"asked": monitor.asked, "quality": quality, "every": s.every, "zone": str(s.zone), "columns": asdict(s.columns), "now": s._now}
     with s.writing() as db: db.execute("insert or replace into settings values ('monitor', ?)", [json.dumps(settings)])
 
-# %% ../../nbs/78_apps.dashboard.ipynb #d8dd63fb
+# %% ../../nbs/78_apps.dashboard.ipynb #f9bd36f9
 def open_monitor(path) -> Monitor: # of the file that a monitor was saved in
     "The monitor as it was asked for, over the texts that are there now."
+    if not Path(path).is_file(): raise InputError(f"there is no file {clip(path, 200)} with a monitor: run the recipe `monitor` with a store first.")
     found = Stream(path).db.execute("select value from settings where name = 'monitor'").fetchone()
     if not found: raise InputError(f"{clip(path, 200)} holds no monitor: run the recipe `monitor` with a store first.")
     s = json.loads(found[0])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNLIKE', 'mark', 'tallies', 'unlike', 'Series', 'Monitor', 'Alert', 'ThreeSigma', 'replay']
 
-# %% ../../nbs/73_apps.monitor.ipynb #f9b42d22
+# %% ../../nbs/73_apps.monitor.ipynb #17471205
 import html
 from dataclasses import dataclass
 
@@ -15,11 +15,11 @@ from fastcore.basics import patch
 
 from .stream import Stream
 from ..core import Grid, InputError, clip, plural, suggest, with_interval
-from ..eval.charts import Watch, buckets_needed, find_chart, fit_baseline, rate_interval, share_budget
+from ..eval.charts import Watch, buckets_needed, find_chart, fit_baseline, in_buckets, mean_delay, rate_interval, share_budget
 from ..eval.metrics import Metric
 from ..figures import BLUE, INK, ORANGE, Picture, figure, figure_svg
 from ..methods.classical import words_in
-from .prevalence import EXACT, Quality, excess, lang_reiczigel, quality_from, rogan_gladen, specificity_instead
+from .prevalence import EXACT, Quality, excess, lang_reiczigel, quality_from, specificity_instead
 
 # %% ../../nbs/73_apps.monitor.ipynb #83228ce0
 def _same_bundle(stream, what, name):
@@ -161,7 +161,7 @@ def _numbers(self: Series, names, at, signal, hot):
 # %% ../../nbs/73_apps.monitor.ipynb #31452ff6
 UNLIKE = "texts unlike before" # the series that tells of a drift
 
-# %% ../../nbs/73_apps.monitor.ipynb #5b37f6f7
+# %% ../../nbs/73_apps.monitor.ipynb #03c0dcce
 class Monitor:
     "Charts over a stream."
     def __init__(self, stream: Stream, watch=None, # opinions to watch; None: all
@@ -171,7 +171,8 @@ class Monitor:
                  quality=None, # opinion -> Quality; None: from the labelled texts of the stream, if each side has 20
                  drift=True, # watch the texts themselves too
                  seed=0):
-        self.stream, self.seed, find = stream, seed, find_chart(chart)
+        find_chart(chart)
+        self.stream, self.seed = stream, seed
         self.asked = dict(watch=watch, false_alarms=false_alarms, baseline=baseline, chart=chart, drift=drift, seed=seed)
         self.frame = _opinions(stream.frame())
         self.spine = stream.buckets(self.frame)
@@ -210,7 +211,7 @@ def find(self: Monitor, name) -> Series:
     if name not in known: raise InputError(f"nothing called {clip(name, 40)!r} is watched.{suggest(name, known)}")
     return known[name]
 
-# %% ../../nbs/73_apps.monitor.ipynb #8ac36515
+# %% ../../nbs/73_apps.monitor.ipynb #a09df598
 @dataclass(frozen=True)
 class Alert:
     "One surge, and what is needed to judge it."
@@ -221,6 +222,7 @@ class Alert:
     share: Metric # now, corrected
     usual: Metric # of the baseline, corrected
     rise: Metric # the difference, corrected
+    after: int # buckets after `raised` that share and rise were measured in; 0: in those that were picked because they were high
     needed: tuple # (mean buckets to see 10 points more, what nine of ten don't exceed)
     volume: float # texts a bucket
     specificity: tuple # (known, what would explain the rise as well)
@@ -268,21 +270,33 @@ def alerts(self: Monitor, most=50) -> list: # texts to label
     made = [(f[1], self._alert(s, *f, bool(odd & set(range(f[0], f[2]))) and s.opinion != UNLIKE, most)) for s in self.series for f in s.alarms()[1]]
     return [a for _, a in sorted(made, key=lambda v: -v[0])]
 
-# %% ../../nbs/73_apps.monitor.ipynb #8b466cc9
+# %% ../../nbs/73_apps.monitor.ipynb #c62115f6
+_AFTER = 7 # buckets at most
+
+def _measured(n, start, first, end): # (buckets,) texts; those to measure the rise in, and how many of them lie after the alarm
+    later = slice(first + 1, first + 1 + _AFTER)
+    return (later, len(n[later])) if n[later].any() else (slice(start, end), 0)
+
 @patch
 def _alert(self: Monitor, s, start, first, end, odd, most):
-    names, now, then, q = self.names(), _worth(s, slice(start, end)), _worth(s, slice(0, s.learnt)), s.quality
+    at, after = _measured(s.n, start, first, end)
+    names, now, then, q = self.names(), _worth(s, at), _worth(s, slice(0, s.learnt)), s.quality
     rows, old = self.rows_of(s, start, end), self.rows_of(s, 0, s.learnt)
     words = _words_up(rows.text.tolist(), old.text.tolist())
     label = rows.sample(min(most, len(rows)), random_state=self.seed)[["key", "bucket", "text", "opinion"]]
-    return Alert(s.name, names[start], names[first], names[end] if end < len(names) else None, lang_reiczigel(*now, q), lang_reiczigel(*then, q), excess(now, then, q), self._needed(s),
+    return Alert(s.name, names[start], names[first], names[end] if end < len(names) else None, lang_reiczigel(*now, q), lang_reiczigel(*then, q), excess(now, then, q), after, self._needed(s),
                  float(s.n[start:end].mean()), (q.specificity, specificity_instead(now, then, q)), odd, list(words.index), _driving(rows, words), label)
 
 # %% ../../nbs/73_apps.monitor.ipynb #48603788
 @patch
 def _needed(self: Monitor, s): return buckets_needed(s.watch, .1 * s.quality.contrast, 500)
 
-# %% ../../nbs/73_apps.monitor.ipynb #3c5cfba3
+# %% ../../nbs/73_apps.monitor.ipynb #a4f58a7b
+@patch
+def _where(self: Alert, every):
+    if self.after: return f"The share was {_points(self.share)} % in the {plural(self.after, every)} after the alarm was raised."
+    return f"The share is {_points(self.share)} % since then; this window was picked because it was high, so the number is an upper one."
+
 _FALL = .15 # of the specificity, that classifiers are seen to suffer
 
 @patch
@@ -293,14 +307,14 @@ def right_of(self: Alert, known: Quality): # shares of the counted texts that ar
 
 def _points(m): return with_interval(*(100 * v for v in (m.value, m.low, m.high)), 1)
 
-# %% ../../nbs/73_apps.monitor.ipynb #f1277678
+# %% ../../nbs/73_apps.monitor.ipynb #5e606c27
 @patch
 def sentences(self: Alert, every="day", quality=EXACT) -> list: # str each
     "What happened, how sure that is, what else it may be."
     (mean, nine), (known, fallen) = self.needed, self.specificity
     when = f"since {self.since}, raised on {self.raised}, " + (f"over on {self.over}" if self.over else "still on")
-    said = [f"{clip(self.name, 60)}: {_points(self.rise)} points above the usual {100 * self.usual.value:.1f} % ({when}). {'Then' if self.over else 'Now'} {_points(self.share)} %.",
-            f"At {self.volume:.0f} texts a {every}, a rise of 10 points is seen after about {mean.value:.1f} {every}s; in nine of ten cases within {nine:.0f}."]
+    said = [f"{clip(self.name, 60)}: {_points(self.rise)} points above the usual {100 * self.usual.value:.1f} % ({when}). {self._where(every)}",
+            f"At {self.volume:.0f} texts a {every}, a rise of 10 points is seen after {in_buckets(mean.value)} {every}s on average; in nine of ten cases within {in_buckets(nine, 0)}."]
     if self.words: said.append(f"Said more often than before: {', '.join(clip(w, 20) for w in self.words)}.")
     if self.name == UNLIKE: return said + [f"People write otherwise: the classifier may have got worse. Label these {len(self.label)} texts before you believe its counts."]
     said.append("At the same time the texts became unlike those of the baseline: the classifier may have drifted." if self.unlike else "The texts look as before: nothing in them speaks for a drift of the classifier.")
@@ -330,11 +344,11 @@ def grid(self: Alert) -> Grid:
     "The driving texts."
     return Grid(["date", "text", "times"], [[d, clip(t, 160), k] for d, t, k in self.texts], "Texts that drive it")
 
-# %% ../../nbs/73_apps.monitor.ipynb #36335e5c
+# %% ../../nbs/73_apps.monitor.ipynb #e9dcb6b7
 @patch
 def series_grid(self: Monitor) -> Grid:
     "Every chart with its baseline, limit and delay."
-    rows = [[clip(s.name, 40), f"{np.mean(s.n):.0f}", f"{100 * s.watch.baseline.p:.1f}", s.watch.baseline.rho, s.watch.limit, f"{self._needed(s)[0].value:.1f}", len(s.alarms()[1])] for s in self.series]
+    rows = [[clip(s.name, 40), f"{np.mean(s.n):.0f}", f"{100 * s.watch.baseline.p:.1f}", s.watch.baseline.rho, s.watch.limit, in_buckets(self._needed(s)[0].value), len(s.alarms()[1])] for s in self.series]
     return Grid(["watched", f"texts a {self.stream.every}", "usual, %", "correlation", "limit", "delay of +10 points", "alarms"], rows,
                 f"{plural(len(rows), 'chart')}, one false alarm in {self.between:,.0f} {self.stream.every}s each")
 
@@ -356,13 +370,11 @@ def achieved(self: Monitor, rule=None) -> Metric: # None: the charts as they are
     many, buckets = zip(*(w.quiet([self.seed, 1, i]).seen(w.limit) for i, w in enumerate(seen)))
     return rate_interval(sum(many), len(many) / sum(1 / b for b in buckets))
 
-# %% ../../nbs/73_apps.monitor.ipynb #fca20b63
+# %% ../../nbs/73_apps.monitor.ipynb #965b757b
 @patch
 def delay(self: Monitor, surge=.1, rule=None) -> Metric: # true points
     "Mean delay over the watched opinions, by simulation."
-    d = np.concatenate([(rule(s.watch) if rule else s.watch).delays(surge * s.quality.contrast, 500) for s in self.series if s.opinion != UNLIKE])
-    half = 1.96 * d.std() / np.sqrt(max(len(d), 1))
-    return Metric(float(d.mean()), float(d.mean() - half), float(d.mean() + half), len(d), "normal 95 %")
+    return mean_delay(np.concatenate([(rule(s.watch) if rule else s.watch).long_delays(surge * s.quality.contrast, 500) for s in self.series if s.opinion != UNLIKE]))
 
 # %% ../../nbs/73_apps.monitor.ipynb #0d16d636
 def replay(series: Series, surge=.1, # true points

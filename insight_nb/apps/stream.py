@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['to_instant', 'Columns', 'Stream', 'without_markup', 'feed_rows', 'planted']
 
-# %% ../../nbs/72_apps.stream.ipynb #9b11bdb7
+# %% ../../nbs/72_apps.stream.ipynb #07304496
 import calendar
 import json
 import re
@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date, datetime, timezone
+from datetime import date, datetime
 from email.utils import parsedate_to_datetime
 from html.parser import HTMLParser
 from pathlib import Path
@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..core import Grid, InputError, clip, need, plural, suggest, text_hash
+from ..core import InputError, clip, need, plural, suggest, text_hash
 from ..data.samples import open_frame, synthetic
 from ..data.table import text_fault, text_of
 
@@ -55,8 +55,9 @@ def to_instant(value, # a text, a number of seconds or milliseconds, a date of P
         return (value if value.tzinfo else value.replace(tzinfo=zone)).timestamp()
     except (ValueError, OverflowError): return None
 
-# %% ../../nbs/72_apps.stream.ipynb #dde9b9cc
+# %% ../../nbs/72_apps.stream.ipynb #31b46550
 _TABLES = """create table if not exists texts (key text primary key, at real, text text, topic text, opinion text, probability real, truth text, source text);
+create table if not exists waiting (key text primary key, at real, text text, topic text, opinion text, probability real, truth text, source text);
 create table if not exists aside (key text primary key, reason text, text text, date text, source text);
 create table if not exists places (source text primary key, offset integer, before text);
 create table if not exists counts (what text primary key, n integer);
@@ -114,7 +115,9 @@ def writing(self: Stream): # yields the database
         self.db.execute("rollback")
         raise
 
-# %% ../../nbs/72_apps.stream.ipynb #ddb2a253
+# %% ../../nbs/72_apps.stream.ipynb #0e9db14b
+_FUTURE, _SKEW = "from the future", 300. # seconds that a clock may be wrong
+
 @patch
 def _row(self: Stream, cells): # what, of Columns -> cell
     "(key, when, text, fault) of one row."
@@ -122,12 +125,18 @@ def _row(self: Stream, cells): # what, of Columns -> cell
     fault, known = text_fault(what), cells.get("id")
     text = "" if what is None or fault in ("missing text", "not a text") else text_of(what)
     if not fault and when is None: fault = "no date" if text_fault(cells.get("date")) else "unreadable date"
-    if not fault and when > self.now: fault = "from the future"
+    if not fault and when > self.now + _SKEW: fault = _FUTURE
     if not fault and self.since and when < self.since: fault = "older than asked"
     key = f"id {text_of(known).strip()}" if text_fault(known) is None else "text " + text_hash([str(cells.get("date") if when is None else when), text])
     return key, when, text, fault
 
-# %% ../../nbs/72_apps.stream.ipynb #039c29c0
+# %% ../../nbs/72_apps.stream.ipynb #814aa20c
+def _insert(db, table, cells, key, when, text, source): # "texts" or "waiting"
+    said = [None if text_fault(cells.get(k)) else text_of(cells[k]).strip() for k in ("topic", "opinion", "truth")]
+    sure = pd.to_numeric(cells.get("probability"), errors="coerce")
+    db.execute(f"insert or replace into {table} values (?, ?, ?, ?, ?, ?, ?, ?)", [key, when, text, said[0], said[1], None if sure is None or sure != sure else float(sure), said[2], source])
+
+# %% ../../nbs/72_apps.stream.ipynb #6c08f09c
 @patch
 def _keep(self: Stream, db, cells, source, newest):
     "Write one row; what became of it."
@@ -135,11 +144,23 @@ def _keep(self: Stream, db, cells, source, newest):
     if db.execute("select 1 from texts where key = ?", [key]).fetchone(): return ["duplicate"]
     if fault:
         new = db.execute("insert or ignore into aside values (?, ?, ?, ?, ?)", [f"{fault} {key}", fault, text, clip(cells.get("date"), 60), source]).rowcount
+        if new and fault == _FUTURE: _insert(db, "waiting", cells, key, when, text, source)
         return [fault] if new else ["duplicate"]
-    said = [None if text_fault(cells.get(k)) else text_of(cells[k]).strip() for k in ("topic", "opinion", "truth")]
-    sure = pd.to_numeric(cells.get("probability"), errors="coerce")
-    db.execute("insert into texts values (?, ?, ?, ?, ?, ?, ?, ?)", [key, when, text, said[0], said[1], None if sure is None or sure != sure else float(sure), said[2], source])
+    _insert(db, "texts", cells, key, when, text, source)
     return ["new"] + ["late"] * (newest is not None and when < newest)
+
+# %% ../../nbs/72_apps.stream.ipynb #4e0bd131
+def _add_counts(db, found): db.executemany("insert into counts values (?, ?) on conflict do update set n = n + excluded.n", found.items())
+
+@patch
+def _come_due(self: Stream, db): # how many began to count
+    "Take in the texts from the future whose time has come."
+    due = db.execute("select key from waiting where at <= ?", [self.now + _SKEW]).fetchall()
+    new = db.execute("insert or ignore into texts select * from waiting where at <= ?", [self.now + _SKEW]).rowcount if due else 0
+    db.executemany("delete from waiting where key = ?", due)
+    db.executemany("delete from aside where key = ?", [(f"{_FUTURE} {k}",) for k, in due])
+    _add_counts(db, {k: n for k, n in ((_FUTURE, -len(due)), ("new", new), ("duplicate", len(due) - new)) if n})
+    return new
 
 # %% ../../nbs/72_apps.stream.ipynb #d0167f61
 @patch
@@ -149,7 +170,7 @@ def bucket(self: Stream, at): # seconds each
     if self.every == "hour": return local.floor("h")
     return local.normalize() if self.every == "day" else local.normalize() - pd.to_timedelta(local.weekday, unit="D")
 
-# %% ../../nbs/72_apps.stream.ipynb #a5d453e2
+# %% ../../nbs/72_apps.stream.ipynb #8dcc410c
 @patch
 def _cells(self: Stream, frame, name):
     wanted = {k: c for k, c in vars(self.columns).items() if c is not None}
@@ -157,40 +178,50 @@ def _cells(self: Stream, frame, name):
     if gone: raise InputError(f"{clip(name, 80)} has no column {gone[0]!r}.{suggest(gone[0], frame.columns)}")
     return [dict(zip(wanted, row)) for row in zip(*(frame[c].tolist() for c in wanted.values()))]
 
-# %% ../../nbs/72_apps.stream.ipynb #270ceeb1
 @patch
 def _newest(self: Stream):
     "When the newest bucket began that has a text: what is older comes late."
     at = self.db.execute("select max(at) from texts").fetchone()[0]
     return None if at is None else self.bucket([at])[0].tz_localize(self.zone, ambiguous=True, nonexistent="shift_forward").timestamp()
 
-# %% ../../nbs/72_apps.stream.ipynb #77845193
+# %% ../../nbs/72_apps.stream.ipynb #a069c844
+@patch
+def hint(self: Stream, found) -> str: # the counts of a reading; "" where there is nothing to say
+    "What to look at, if more than a tenth of the rows are from the future."
+    if found[_FUTURE] <= .1 * found["read"]: return ""
+    return f"{found[_FUTURE]:,} of {plural(found['read'], 'row')} {'is' if found[_FUTURE] == 1 else 'are'} from the future: dates without a zone are read as those of zone {str(self.zone)!r}. Is that where they were written?"
+
+@patch
+def _none_usable(self: Stream, rows, source, found):
+    bad = ", ".join(f"{n:,} {k}" for k, n in found.items() if k not in ("read", "duplicate"))
+    return InputError(f"{clip(source, 80)}: none of its {plural(found['read'], 'row')} can be used ({bad}), such as {clip(rows[0].get('date'), 30)!r}. {self.hint(found) or 'Write dates as 2026-11-22 or 2026-11-22T18:30+08:00.'}")
+
+# %% ../../nbs/72_apps.stream.ipynb #0d04a9cb
 @patch
 def _write(self: Stream, rows, source, broken=()): # broken: (reason, text) of what is no row at all
     "One transaction but for its end; the counts."
-    db, newest, found = self.db, self._newest(), Counter(read=len(rows) + len(broken))
+    db, due = self.db, self._come_due(self.db)
+    newest, found = self._newest(), Counter(read=len(rows) + len(broken))
     for cells in rows: found.update(self._keep(db, cells, source, newest))
     for reason, text in broken:
         new = db.execute("insert or ignore into aside values (?, ?, ?, '', ?)", [reason + text_hash([text]), reason, text, source]).rowcount
         found.update([reason if new else "duplicate"])
-    db.executemany("insert into counts values (?, ?) on conflict do update set n = n + excluded.n", found.items())
-    bad = {k: n for k, n in found.items() if k not in ("read", "new", "late", "duplicate")}
-    if rows and sum(bad.values()) == len(rows):
-        raise InputError(f"{clip(source, 80)}: none of its {plural(len(rows), 'row')} can be used ({', '.join(f'{n:,} {k}' for k, n in bad.items())}), such as {clip(rows[0].get('date'), 30)!r}. Write dates as 2026-11-22 or 2026-11-22T18:30+08:00.")
-    return found
+    _add_counts(db, found)
+    if rows and not db.execute("select 1 from texts").fetchone(): raise self._none_usable(rows, source, found)
+    return found | Counter(due=due)
 
-# %% ../../nbs/72_apps.stream.ipynb #ffaec729
+# %% ../../nbs/72_apps.stream.ipynb #dc628ca3
 @patch
-def add(self: Stream, frame, source="frame") -> Counter: # read, new, late (of the new), duplicate, and a reason for each text set aside
-    "Take the rows of a frame. Raises InputError where a column is missing or no row can be used; then nothing was written."
+def add(self: Stream, frame, source="frame") -> Counter: # read, new, late (of the new), duplicate, a reason for each text set aside, and due: older ones whose time has come
+    "Take the rows of a frame. Raises InputError where a column is missing, or no row can be used and the store is empty; then nothing was written."
     rows = self._cells(frame, source)
     with self.writing(): return self._write(rows, source)
 
-# %% ../../nbs/72_apps.stream.ipynb #c71f2aab
+# %% ../../nbs/72_apps.stream.ipynb #15cf1e3a
 @patch
 def counts(self: Stream) -> dict:
     "What became of everything that was ever read."
-    return dict(self.db.execute("select what, n from counts order by what = 'read' desc, what = 'new' desc, what").fetchall())
+    return dict(self.db.execute("select what, n from counts where n or what = 'read' order by what = 'read' desc, what = 'new' desc, what").fetchall())
 
 # %% ../../nbs/72_apps.stream.ipynb #c8161257
 @patch
@@ -205,10 +236,9 @@ def aside(self: Stream) -> pd.DataFrame: # reason, text, date, source
     "All texts that were set aside."
     return pd.read_sql_query("select reason, text, date, source from aside order by reason, key", self.db)
 
-# %% ../../nbs/72_apps.stream.ipynb #6684fc69
+# %% ../../nbs/72_apps.stream.ipynb #0a854b70
 _STEP = {"hour": "h", "day": "D", "week": "W-MON"}
 
-# %% ../../nbs/72_apps.stream.ipynb #0e834dc3
 @patch
 def buckets(self: Stream, frame) -> pd.DatetimeIndex: # as of `frame`
     "Every bucket that is over. Raises InputError for more than 20,000."
@@ -236,9 +266,9 @@ def _place(self: Stream, f, source):
     f.seek(max(0, offset - 1024))
     return offset if text_hash([f.read(min(offset, 1024)).decode("latin-1")]) == before else 0
 
-# %% ../../nbs/72_apps.stream.ipynb #b48ba619
+# %% ../../nbs/72_apps.stream.ipynb #287a4846
 @patch
-def follow(self: Stream, path) -> Counter: # of a file of JSON lines
+def follow(self: Stream, path) -> Counter: # of a file of JSON lines; as of `add`, with "unfinished" for a last line that waits
     "Read what was added to a file. Raises InputError as `add` does."
     path, wanted = Path(path), {k: c for k, c in vars(self.columns).items() if c is not None}
     if not path.is_file(): raise InputError(f"there is no file {clip(path, 200)} to follow.")
@@ -246,15 +276,16 @@ def follow(self: Stream, path) -> Counter: # of a file of JSON lines
         start = self._place(f, str(path.resolve()))
         f.seek(start)
         block = f.read()
-        whole = block[:block.rfind(b"\n") + 1]
-        rows, broken = _json_lines(whole)
+        end = block.rfind(b"\n") + 1
+        if _json_lines(block[end:])[0]: end = len(block)
+        rows, broken = _json_lines(block[:end])
         found = self._write([{k: row.get(c) for k, c in wanted.items()} for row in rows], path.name, broken)
-        f.seek(max(0, start + len(whole) - 1024))
-        before = text_hash([f.read(min(start + len(whole), 1024)).decode("latin-1")])
-        db.execute("insert or replace into places values (?, ?, ?)", [str(path.resolve()), start + len(whole), before])
-    return found
+        f.seek(max(0, start + end - 1024))
+        before = text_hash([f.read(min(start + end, 1024)).decode("latin-1")])
+        db.execute("insert or replace into places values (?, ?, ?)", [str(path.resolve()), start + end, before])
+    return found | Counter(unfinished=int(bool(block[end:].strip())))
 
-# %% ../../nbs/72_apps.stream.ipynb #a38e9cf9
+# %% ../../nbs/72_apps.stream.ipynb #f4e9e457
 class _Plain(HTMLParser):
     def __init__(self):
         super().__init__()
@@ -263,7 +294,6 @@ class _Plain(HTMLParser):
     def handle_endtag(self, tag): self.skip -= tag in ("script", "style") and self.skip > 0
     def handle_data(self, data): self.parts += [data] * (not self.skip)
 
-# %% ../../nbs/72_apps.stream.ipynb #ed66a650
 def without_markup(s) -> str:
     "The text that a browser would show."
     parser = _Plain()
@@ -271,9 +301,10 @@ def without_markup(s) -> str:
     parser.close()
     return " ".join(" ".join(parser.parts).split())
 
-# %% ../../nbs/72_apps.stream.ipynb #e8da47e5
+# %% ../../nbs/72_apps.stream.ipynb #141343c0
 def feed_rows(data: bytes) -> tuple: # (frame: id, text, date; entries that are cut off)
     "The whole entries of a feed. Raises InputError for what is no feed."
+    if not data.strip(): raise InputError("the feed is empty: it has no bytes. Fetch it again, or give another address.")
     found = need("feedparser", "apps").parse(data)
     if not found.version: raise InputError(f"this is no RSS or Atom feed; it begins with {clip(data[:60].decode('utf-8', 'replace'), 60)!r}. Give the address of the feed, not of the page.")
     ends = len(re.findall(rb"</(?:\w+:)?(?:item|entry)\s*>", re.sub(rb"<!\[CDATA\[.*?(?:\]\]>|\Z)", b"", data, flags=re.S)))
