@@ -7,7 +7,7 @@ __all__ = ['WRITERS', 'GROUPED', 'digits', 'as_table', 'share', 'rates', 'thresh
            'thresholds_of', 'screen_grid', 'risk_coverage', 'abstain_grid', 'abstain_picture', 'Plan', 'plan_for',
            'Pictures', 'Learner', 'folds_of', 'leak', 'group_leak', 'over_groups', 'group_grid']
 
-# %% ../../nbs/77_apps.diagnose.ipynb #187dbf62
+# %% ../../nbs/77_apps.diagnose.ipynb #b7a15bdd
 import copy
 from dataclasses import dataclass, field, replace
 
@@ -15,8 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
-from scipy.stats import norm
-from scipy.stats import t as student
+from scipy.stats import norm, t as student
 from sklearn.model_selection import GroupKFold, StratifiedKFold
 
 from ..core import Grid, InputError, clip, plural, with_interval
