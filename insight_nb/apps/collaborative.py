@@ -7,7 +7,7 @@ __all__ = ['WIDEST', 'Visits', 'tidy_visits', 'open_visits', 'Turn', 'Cut', 'win
            'rolling', 'lint_split', 'Scorer', 'Popularity', 'RecentPopularity', 'asked_users', 'protocol', 'scores_of',
            'rank', 'check_memory', 'fits', 'ItemKNN', 'EASE', 'IALS', 'settle', 'ask']
 
-# %% ../../nbs/74_apps.collaborative.ipynb #d000a924
+# %% ../../nbs/74_apps.collaborative.ipynb #aff0934e
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +18,7 @@ from scipy.sparse import csr_matrix, vstack
 from threadpoolctl import threadpool_limits
 
 from .ranking import Ranking, ndcg_parts, top_items
-from ..core import Grid, InputError, clip, need, plural, suggest, text_hash
+from ..core import InputError, clip, need, plural, suggest, text_hash
 from ..data.samples import open_frame
 from ..data.table import text_of
 from ..eval.report import Check

@@ -57,10 +57,11 @@ def _signs(self: TableEstimator):
         if v not in (-1, 1): raise InputError(f"monotone says {v!r} for {clip(c, 40)!r}: say 1 (never falls) or -1 (never rises).")
     return [given.get(f.column, 0) * (f.kind in ("number", "step")) for f in self.columns_.features]
 
-# %% ../../nbs/64_apps.estimators.ipynb #beaa208f
+# %% ../../nbs/64_apps.estimators.ipynb #38c09866
 @patch
 def _learn(self: TableEstimator, frame, task, labels): # fills columns_, model_, coef_, intercept_, slope_; returns the features
     if not self.l2 >= 0: raise InputError(f"l2 is {self.l2}: it must be at least 0.")
+    if self.bins < 0 or self.bins == 1: raise InputError(f"bins is {self.bins}: give at least 2, or 0 to leave numbers as they are.")
     self.columns_ = Columns(self.bins).fit(frame)
     x = self.columns_.transform(frame)
     with same_dice():

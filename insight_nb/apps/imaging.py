@@ -7,9 +7,9 @@ __all__ = ['describe_imaging', 'save_imaging', 'ImagingBundle', 'load_imaging', 
            'worth_a_look', 'maps_of', 'time_per_image', 'reload_checks', 'threshold_unseen', 'imaging_checks',
            'data_of', 'model_of']
 
-# %% ../../nbs/79_apps.imaging.ipynb #76eb9d28
+# %% ../../nbs/79_apps.imaging.ipynb #873fe07e
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,10 +19,10 @@ from fastcore.basics import patch
 from safetensors.torch import load_model, save_model
 
 import insight_nb.eval.guard as guard
-from .diagnose import Learner, Pictures, abstain_picture, as_table, group_grid, group_leak, leak, over_groups, rates, screen, screen_grid
+from .diagnose import Learner, Pictures, abstain_picture, as_table, group_grid, group_leak, leak, over_groups, rates, screen, screen_grid, share
 from ..core import Grid, InputError, clip, plural, suggest, whole
 from ..data.labels import Labels
-from ..eval.metrics import WILSON, Metric, softmax, wilson
+from ..eval.metrics import Metric, softmax
 from ..eval.report import Check, Report
 from ..images import Images, Unreadable, read_image, sheet
 from ..models.backbone import count_parameters
@@ -31,13 +31,13 @@ from ..models.vision import Shown, empty_vision, gradient_x_input, occlusion
 from ..ship.bundle import SCHEMA, check_files, read_info, seal_bundle
 from ..train.trainer import predict_logits
 
-# %% ../../nbs/79_apps.imaging.ipynb #ec77eb92
-def describe_imaging(model: Model, temperature, thresholds, # (classes,) or None
+# %% ../../nbs/79_apps.imaging.ipynb #3969e83c
+def describe_imaging(model: Model, temperature, thresholds, # (classes,) or None; where one is infinite, nobody is called, it says null
                     ) -> dict:
     "What `bundle.json` says of a model, before the files' hashes."
     b = model.backbone
     return {"schema": SCHEMA, "task": "diagnose", "labels": list(model.task.names), "shown": b.shown.dict(), "temperature": float(temperature), "settings": model.task.settings(),
-            "thresholds": None if thresholds is None else [None if t != t else float(t) for t in thresholds], "backbone": {"name": str(b.name), "identity": b.identity},
+            "thresholds": None if thresholds is None else [float(t) if np.isfinite(t) else None for t in thresholds], "backbone": {"name": str(b.name), "identity": b.identity},
             "versions": {p: version(p) for p in ("torch", "transformers", "safetensors", "pillow")}}
 
 # %% ../../nbs/79_apps.imaging.ipynb #0f029d0a
@@ -99,12 +99,14 @@ def _answers(bundle, paths, step):
         errors += found
     return probs, errors
 
-# %% ../../nbs/79_apps.imaging.ipynb #d4a4c16c
+# %% ../../nbs/79_apps.imaging.ipynb #660055ae
 def predict_images(bundle: ImagingBundle, frame: pd.DataFrame, # with a column of paths
                    path="path", probabilities=False, # its name; one more column for each class
                    step=256) -> pd.DataFrame: # files read at once
     "The frame with the columns `prediction`, `probability` and `error`."
     if path not in frame.columns: raise InputError(f"the table has no column {path!r} with paths.{suggest(path, frame.columns)}")
+    taken = [c for c in ("prediction", "probability", "error", *(f"probability_{n}" for n in bundle.names * probabilities)) if c in frame.columns]
+    if taken: raise InputError(f"the table has a column {taken[0]!r} already: rename it, since the prediction goes there.")
     probs, errors = _answers(bundle, frame[path].tolist(), step)
     best = [None if e else int(p.argmax()) for p, e in zip(probs, errors)]
     out = frame.assign(prediction=[None if b is None else bundle.names[b] for b in best], probability=probs.max(1) if len(frame) else [], error=errors)
@@ -117,16 +119,19 @@ class DiagnosisReport(Report):
         super().__init__("diagnose", names, seed)
         self.clinical = []
 
-# %% ../../nbs/79_apps.imaging.ipynb #8ef29aa7
+# %% ../../nbs/79_apps.imaging.ipynb #265a585f
 @patch
 def judge(self: DiagnosisReport, y, probs, train_y, # as of `measure`
-          thresholds, specificity=.95): # (classes,) of `thresholds_of`, and what they were set for
+          thresholds, specificity=.95, # (classes,) of `thresholds_of`, and what they were set for
+          groups=None): # (rows,): intervals of accuracy and rates are over these
     "`measure`, with the rates of each class, AUROC and abstention. Returns the report."
     self.measure(y, probs, train_y)
     shares = np.bincount(train_y, minlength=len(self.names)) / len(train_y)
-    self.metrics |= screen(y, probs, self.names, thresholds, self.seed)
-    self.baseline |= screen(y, np.broadcast_to(shares, probs.shape), self.names, list(shares), self.seed)
+    self.metrics |= screen(y, probs, self.names, thresholds, self.seed, groups)
+    self.baseline |= screen(y, np.broadcast_to(shares, probs.shape), self.names, list(shares), self.seed, groups)
     asked = f"The thresholds were set on validation rows so that {specificity:.0%} of those without the class stay below; the specificity that came out on the test rows stands beside."
+    never = [clip(n, 30) for n, t in zip(self.names, thresholds) if np.isinf(t)]
+    if never: asked += f" Too few validation rows for that are without {', '.join(never)}: there the threshold is infinite and nobody is called."
     self.clinical += [("Sensitivity and specificity", [screen_grid(self.metrics, self.names), asked]), ("Leaving some to a person", [abstain_picture(y, probs)])]
     return self
 
@@ -145,29 +150,30 @@ def leak_grid(metrics, gap, group) -> Grid: # with `accuracy_grouped` and the ot
     rows = [[f"by {clip(group, 30)}", metrics["accuracy_grouped"], str(over)], ["shuffled", metrics["accuracy_shuffled"], "–"], ["the leak", str(gap), "–"]]
     return Grid(["folds", "accuracy", f"interval over {plural(over.n, 'group')}"], rows, f"{plural(n, 'image')}, each answered by a model that was not trained on it")
 
-# %% ../../nbs/79_apps.imaging.ipynb #6ef33237
+# %% ../../nbs/79_apps.imaging.ipynb #c4d4b109
 def _fold_grid(found, names):
     rows = [[clip(n, 40), *(found["grouped"][f"{k}[{n}]"] for k in ("sensitivity", "specificity")), *(found["shuffled"][f"{k}[{n}]"] for k in ("sensitivity", "specificity"))] for n in names]
-    return Grid(["class", "sensitivity, by group", "specificity, by group", "sensitivity, shuffled", "specificity, shuffled"], rows, "With 95 % Wilson intervals")
+    return Grid(["class", "sensitivity, by group", "specificity, by group", "sensitivity, shuffled", "specificity, shuffled"], rows, "With 95 % Wilson intervals over groups")
 
-# %% ../../nbs/79_apps.imaging.ipynb #65021f7c
+# %% ../../nbs/79_apps.imaging.ipynb #32a21c5e
 @patch
-def note_folds(self: DiagnosisReport, y, logits: dict, folds, group) -> dict: # "grouped", "shuffled" -> (rows, classes); returns what is right of each
+def note_folds(self: DiagnosisReport, y, logits: dict, # "grouped", "shuffled" -> (rows, classes)
+               folds, group, groups=None) -> dict: # as of `compare_splits`; returns what is right of each
     "The accuracy and the rates of each kind of folds go into the evidence."
     rights = {k: z.argmax(1) == y for k, z in logits.items() if z is not None}
-    self.more["cross_validation"] = {"folds": folds, "group": group} | {k: rates(y, logits[k].argmax(1), self.names) for k in rights}
-    for k, right in rights.items(): self.metrics[f"accuracy_{k}"] = Metric(float(right.mean()), *map(float, wilson(right.sum(), len(y))), len(y), f"{WILSON}, {folds} folds")
+    self.more["cross_validation"] = {"folds": folds, "group": group} | {k: rates(y, logits[k].argmax(1), self.names, groups) for k in rights}
+    for k, right in rights.items(): self.metrics[f"accuracy_{k}"] = replace(m := share(right, groups), method=f"{m.method}, {folds} folds")
     return rights
 
-# %% ../../nbs/79_apps.imaging.ipynb #281a7385
+# %% ../../nbs/79_apps.imaging.ipynb #a3c42ec2
 @patch
 def compare_splits(self: DiagnosisReport, y, grouped, shuffled, # (rows, classes) logits of `Learner.cross_fit`; grouped None without groups
                    groups, group, folds): # (rows,) and the name of their column, or None; how many folds
     "Add cross-validation by group, shuffled, and the difference. Returns the `Difference`, or None without groups."
-    right = self.note_folds(y, {"grouped": grouped, "shuffled": shuffled}, folds, group)
+    right = self.note_folds(y, {"grouped": grouped, "shuffled": shuffled}, folds, group, groups)
     if grouped is None: return self.clinical.append(("Folds", [f"{folds} shuffled folds: right on {self.metrics['accuracy_shuffled']} of {plural(len(y), 'image')}. No group was named: if a patient has several images, this is too good."]))
     gap = leak(right["grouped"], right["shuffled"])
-    self.metrics |= {"accuracy_over_groups": over_groups(right["grouped"], groups, self.seed), "leak_gap": Metric(gap.value, gap.low, gap.high, gap.n, gap.method)}
+    self.metrics |= {"accuracy_over_groups": over_groups(right["grouped"], groups), "leak_gap": Metric(gap.value, gap.low, gap.high, gap.n, gap.method)}
     self.headline = f"In {folds} folds of unseen {clip(group, 30)}s it is right on {right['grouped'].mean():.1%} of {plural(len(y), 'image')}; a shuffled split would have said {right['shuffled'].mean():.1%}."
     self.clinical += [("The leak", [leak_grid(self.metrics, gap, group), group_grid(right["grouped"], groups)]), ("Each class over all folds", [_fold_grid(self.more["cross_validation"], self.names)])]
     return gap

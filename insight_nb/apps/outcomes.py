@@ -7,9 +7,8 @@ __all__ = ['auc', 'risk_bins', 'risk_ece', 'outcome_metrics', 'risk_reliability'
            'decision_metrics', 'cost_picture', 'amount_metrics', 'share_difference', 'outcome_slices', 'slices_grid',
            'amount_slices', 'amount_slices_grid']
 
-# %% ../../nbs/63_apps.outcomes.ipynb #8b97158b
+# %% ../../nbs/63_apps.outcomes.ipynb #3e3e2eb8
 from dataclasses import replace
-from statistics import NormalDist
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from ..core import Grid, InputError, clip, plural, with_interval
 from ..eval.metrics import BOOTSTRAP, WILSON, Metric, bootstrap, bootstrap_mean, wilson
 from ..eval.report import reliability_grid
 from ..eval.scores import area, placements
-from ..figures import BLUE, INK, ORANGE, Picture, figure, figure_svg, plain
+from ..figures import BLUE, INK, ORANGE, Picture, figure, figure_svg
 
 # %% ../../nbs/63_apps.outcomes.ipynb #de6778cd
 def _rows(y, p): # (rows,) and (shuffles, rows) or (rows,)

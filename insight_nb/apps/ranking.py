@@ -59,11 +59,11 @@ def coverage(r: Ranking) -> Metric:
     value, half = listed(r) / r.items, 1.96 * float(np.sqrt((n - 1) / n * ((alone - alone.mean())**2).sum()))
     return Metric(value, max(value - half, 0.), min(value + half, 1.), n, "jackknife 95 %")
 
-# %% ../../nbs/69_apps.ranking.ipynb #e6804505
+# %% ../../nbs/69_apps.ranking.ipynb #a25d9162
 def ranking_metrics(r: Ranking, seed=0) -> dict: # name -> Metric
     "NDCG, recall, hit rate, coverage and novelty, each with its interval over users."
     k, n = r.k, len(r.users)
-    out = {f"{name}_at_{k}": Metric(float(v.mean()), *map(float, bootstrap_mean(v, seed=seed)), n, BOOTSTRAP) for name, v in (("ndcg", r.ndcg), ("recall", r.recall), ("hit_rate", r.hit))}
+    out = {f"{name}_at_{k}": Metric(float(v.mean()), *np.clip(bootstrap_mean(v, seed=seed), 0, 1).tolist(), n, BOOTSTRAP) for name, v in (("ndcg", r.ndcg), ("recall", r.recall), ("hit_rate", r.hit))}
     out[f"coverage_at_{k}"] = coverage(r)
     return out | {f"novelty_at_{k}": Metric(float(r.novelty.mean()), *map(float, bootstrap_mean(r.novelty, seed=seed)), n, BOOTSTRAP)}
 

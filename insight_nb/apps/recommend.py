@@ -7,7 +7,7 @@ __all__ = ['RIDGES', 'DEFAULT', 'TRIED', 'PAIR', 'SHOWN', 'Catalogue', 'catalogu
            'cold_columns', 'rank_cold', 'settle_ridge', 'standard', 'Hybrid', 'tune', 'Recommender', 'Advice',
            'load_recommender', 'pairs', 'Purchase', 'purchase', 'ListReport', 'same_advice']
 
-# %% ../../nbs/75_apps.recommend.ipynb #6aee3463
+# %% ../../nbs/75_apps.recommend.ipynb #131fa7d3
 import json
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -15,7 +15,6 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from fastcore.basics import patch
 from safetensors.numpy import load_file, save_file
 from scipy.sparse import csr_matrix, issparse
@@ -49,7 +48,7 @@ class Catalogue:
 def _marks(row, columns): # "Drama|War" are two
     return tuple(f"{c}: {m.strip()}" for c, v in zip(columns, row) if not text_fault(v) for m in text_of(v).split("|") if m.strip())
 
-# %% ../../nbs/75_apps.recommend.ipynb #93633ca3
+# %% ../../nbs/75_apps.recommend.ipynb #66f4c691
 def catalogue(visits: Visits, frame=None, # one row for each item; None: the rows of the visits
               item="item", text=None, # columns
               categories=(), # columns; several in a cell are parted by |
@@ -58,7 +57,7 @@ def catalogue(visits: Visits, frame=None, # one row for each item; None: the row
     frame = visits.frame if frame is None else frame
     for c in filter(None, (item, text, *categories)):
         if c not in frame.columns: raise InputError(f"{name} has no column {c!r}.{suggest(c, frame.columns)}")
-    names = [text_of(int(v) if isinstance(v, float) and v.is_integer() else v).strip() for v in frame[item].fillna("")]
+    names = [text_of(int(v) if isinstance(v, float) and v.is_integer() else v).strip() for v in frame[item].astype(object).where(frame[item].notna(), "")]
     said = dict(zip(reversed(names), zip(reversed(frame[text].tolist() if text else [None] * len(frame)), reversed(frame[list(categories)].values.tolist())))) # the first row of an item counts
     more = sorted(set(said) - set(visits.item_names) - {""})
     if not set(said) & set(visits.item_names): raise InputError(f"{name} and the visits share no item: {clip(next(iter(names), 'nothing'), 30)!r} there, {clip(visits.item_names[0], 30)!r} here. Is {item!r} its column of items?")

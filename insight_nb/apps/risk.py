@@ -6,10 +6,10 @@
 __all__ = ['YES', 'SHOWN', 'RiskTable', 'event_of', 'listed', 'directions_of', 'open_risk', 'leaks', 'folds_of', 'Answers',
            'out_of_fold', 'chosen_inside', 'spoilt', 'fitted_inside', 'RiskJob', 'others_of']
 
-# %% ../../nbs/76_apps.risk.ipynb #1467314c
+# %% ../../nbs/76_apps.risk.ipynb #d5f3f5bb
 import json
 import time as clock
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.metadata import version
 
 import numpy as np
@@ -26,10 +26,10 @@ from ..eval.metrics import Metric, bootstrap_mean
 from ..eval.report import Check
 from .outcomes import (amount_metrics, amount_slices, amount_slices_grid, auc, cost_picture, cost_threshold, decision_metrics, outcome_metrics, outcome_slices,
                                   reliability_picture, risk_reliability, slices_grid)
-from ..eval.scores import ScoreReport, beats_nothing
+from ..eval.scores import ScoreReport
 from ..files import check_columns
 from .estimators import RiskClassifier, RiskRegressor, TableEstimator
-from .risk_bundle import RiskBundle, load_risk, predict_table, save_risk
+from .risk_bundle import RiskBundle, predict_table
 from ..train.trainer import peak_memory
 
 # %% ../../nbs/76_apps.risk.ipynb #d398f708
@@ -147,7 +147,7 @@ def _blocks(groups, k, seed): # (rows,) a fold for each row, groups whole
     if code.max() + 1 < k: raise InputError(f"{code.max() + 1} groups can't fill {k} folds: ask for fewer folds, or name a finer group column.")
     return rng.permutation(np.arange(code.max() + 1) % k)[code]
 
-# %% ../../nbs/76_apps.risk.ipynb #0a996bf1
+# %% ../../nbs/76_apps.risk.ipynb #11e0b19b
 def folds_of(table: RiskTable, folds=10, seed=0) -> list: # (train rows, test rows) of each
     "Folds: stratified, by group where there is one, forward in time where there is one. Raises InputError where they can't be."
     if folds < 2: raise InputError(f"folds is {folds}: at least 2 are needed.")
@@ -156,7 +156,7 @@ def folds_of(table: RiskTable, folds=10, seed=0) -> list: # (train rows, test ro
         cells = without_gaps(pd.Series(sides["time"]))
         when = as_days(cells) if kind_of(cells) == "date" else as_numbers(cells)
         if np.isnan(when).any(): raise InputError(f"row {table.frame.index[np.isnan(when)][0]} has no time that can be read: give numbers or ISO dates such as 2026-01-31.")
-        order, cuts = np.argsort(when, kind="stable"), np.array_split(np.sort(when), k + 1)
+        cuts = np.array_split(np.sort(when), k + 1)
         starts = sorted({float(c[0]) for c in cuts[1:] if len(c) and c[0] > when.min()})
         parts = [(np.flatnonzero(when < a), np.flatnonzero((when >= a) & (when < b))) for a, b in zip(starts, [*starts[1:], np.inf])]
         return [(a, b) for a, b in parts if not table.outcome or len(set(y[a])) == 2]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['save_risk', 'RiskBundle', 'load_risk', 'predict_table']
 
-# %% ../../nbs/67_apps.risk_bundle.ipynb #dc804485
+# %% ../../nbs/67_apps.risk_bundle.ipynb #850463cb
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +15,7 @@ import pandas as pd
 from safetensors.torch import load_file, save_file
 
 from ..core import InputError, clip, suggest, whole
-from ..data.arrays import as_numbers, typed, without_gaps
+from ..data.arrays import as_numbers, numbers_of, typed, without_gaps
 from ..data.samples import open_frame
 from ..files import check_columns
 from .estimators import TableEstimator, estimator_from
@@ -51,19 +51,29 @@ def load_risk(path) -> RiskBundle:
     if info["task"] != "risk": raise InputError(f"{path} is a bundle for the task {info['task']!r}, not for risks of a table: use insight-nb predict.")
     return RiskBundle(estimator_from(load_file(Path(path) / "model.safetensors"), info["estimator"]), info)
 
-# %% ../../nbs/67_apps.risk_bundle.ipynb #6b6ddaec
+# %% ../../nbs/67_apps.risk_bundle.ipynb #918e0371
+def _faults(plans, rows) -> np.ndarray: # (rows,) of str: what can't be read as a number or a date, "" where all can
+    error = np.full(len(rows), "", dtype=object)
+    for c, kind in ((p["column"], p["kind"]) for p in plans if p["kind"] in ("number", "date")):
+        known = without_gaps(rows[c])
+        x = numbers_of(known.where(~np.isinf(as_numbers(known))), kind, c)
+        for i in np.flatnonzero(known.notna().to_numpy() & np.isnan(x) & (error == "")): error[i] = f"{clip(c, 40)}: {clip(str(known.iloc[i]), 40)!r} is no {'finite ' * (kind == 'number' and bool(np.isinf(as_numbers(known)[i])))}{kind}"
+    return error
+
+# %% ../../nbs/67_apps.risk_bundle.ipynb #eae5422c
 def predict_table(bundle: RiskBundle, source) -> pd.DataFrame: # whatever `open_frame` opens
     "All columns, and prediction, probability (of the event) or low and high (95 %), and error. Raises InputError for a column that is missing."
     frame = check_columns(*open_frame(source)[:2])
     model, names = bundle.model, bundle.info["labels"]
     gone = [c for c in model.columns_in_ if c not in frame.columns]
     if gone: raise InputError(f"the table has no column {clip(gone[0], 40)!r}, which the model was trained with.{suggest(gone[0], frame.columns)}")
-    rows, out, error = typed(frame[model.columns_in_]), frame.copy(), np.full(len(frame), "", dtype=object)
-    for p in model.columns_.plans:
-        if p["kind"] == "number": error[np.isinf(as_numbers(without_gaps(rows[p["column"]])))] = f"{p['column']} is infinite"
+    taken = [c for c in (*(("prediction", "probability") if names else ("prediction", "low", "high")), "error") if c in frame.columns]
+    if taken: raise InputError(f"the table has a column {taken[0]!r} already: rename it, since the prediction goes there.")
+    rows = typed(frame[model.columns_in_])
+    error = _faults(model.columns_.plans, rows)
     good = error == ""
     found = {k: np.full(len(frame), np.nan) for k in (("probability",) if names else ("prediction", "low", "high"))}
     if good.any() and names: found["probability"][good] = model.predict_proba(rows[good])[:, 1]
     elif good.any(): found["prediction"][good], (found["low"][good], found["high"][good]) = model.predict(rows[good]), model.predict_interval(rows[good]).T
     if names: found = {"prediction": np.where(good, np.array(names, dtype=object)[(found["probability"] >= bundle.info.get("threshold", .5)).astype(int)], None)} | found
-    return out.assign(**found, error=error)
+    return frame.assign(**found, error=error)

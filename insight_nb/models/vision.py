@@ -6,7 +6,7 @@
 __all__ = ['Shown', 'SmallNet', 'Vision', 'small_vision', 'take_last', 'shown_of', 'load_vision', 'empty_vision', 'features',
            'Given', 'join', 'gradient_x_input', 'occlusion']
 
-# %% ../../nbs/27_models.vision.ipynb #9ab0fc9c
+# %% ../../nbs/27_models.vision.ipynb #3db23765
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core import InputError, clip
-from .backbone import fetch, freeze, locate
+from .backbone import fetch, locate
 from ..tensors import Batch
 
 # %% ../../nbs/27_models.vision.ipynb #057128aa
