@@ -186,13 +186,22 @@ def fall_back(self: Talk, state, heard):
     if state.missed > self.patience: return self.hand_over(state, heard)
     return state, Act("unknown", self.resume(state, heard, self.phrase(heard, "again" if state.forms else "unknown")))
 
-# %% ../../nbs/70_apps.dialogue.ipynb #2069494c
+# %% ../../nbs/70_apps.dialogue.ipynb #c68b95eb
+@patch
+def wanted(self: Talk, state) -> Slot: # the slot that the open form lacks next
+    name, values = state.forms[-1]
+    return self.flows[name].missing(dict(values))
+
+@patch
+def closed(self: Talk, state) -> State: # the open form is taken off; the one below it asks again
+    state = replace(state, forms=state.forms[:-1], asked="")
+    return replace(state, asked=self.wanted(state).name) if state.forms else state
+
+# %% ../../nbs/70_apps.dialogue.ipynb #a5fecb22
 @patch
 def resume(self: Talk, state, heard, text):
     "A sentence, and the question of the open form once more."
-    if not state.forms: return text
-    name, values = state.forms[-1]
-    return f"{text} {self.phrase(heard, 'back')} {self.flows[name].missing(dict(values)).ask}"
+    return f"{text} {self.phrase(heard, 'back')} {self.wanted(state).ask}" if state.forms else text
 
 # %% ../../nbs/70_apps.dialogue.ipynb #bcb794f8
 @patch
@@ -204,15 +213,14 @@ def start(self: Talk, state, heard, read=True): # read: look for values of slots
     if not flow.slots: return state, Act("answer", self.resume(state, heard, flow.filled({})), flow.name)
     return self.go_on(replace(state, forms=(*state.forms, (flow.name, tuple(values.items())))), heard)
 
-# %% ../../nbs/70_apps.dialogue.ipynb #b37c2b33
+# %% ../../nbs/70_apps.dialogue.ipynb #300b9da6
 @patch
 def go_on(self: Talk, state, heard):
     "Ask for the next slot; a full form is done, and the one below it goes on."
     name, values = state.forms[-1]
     flow, values = self.flows[name], dict(values)
     if slot := flow.missing(values): return replace(state, asked=slot.name), Act("ask", slot.ask, name, values)
-    state = replace(state, forms=state.forms[:-1], asked="", done=state.forms[-1])
-    if state.forms: state = replace(state, asked=self.flows[state.forms[-1][0]].missing(dict(state.forms[-1][1])).name)
+    state = self.closed(replace(state, done=state.forms[-1]))
     return state, Act("done", self.resume(state, heard, flow.filled(values)), name, values)
 
 # %% ../../nbs/70_apps.dialogue.ipynb #efdf6d69
@@ -226,14 +234,13 @@ def filled_by(self: Talk, state, heard) -> dict: # slot -> value, new ones only
     elsewhere = heard.known and heard.label != flow.name and not heard.close
     return {asked.name: heard.text.strip()} if asked.free and heard.text.strip() and not elsewhere and not (change and new) else new
 
-# %% ../../nbs/70_apps.dialogue.ipynb #38350827
+# %% ../../nbs/70_apps.dialogue.ipynb #a241dc95
 @patch
 def in_form(self: Talk, state, heard):
     "Filled, corrected, cancelled, or left for something else."
     name, values = state.forms[-1]
     if says(heard.text, "cancel"):
-        state = replace(state, forms=state.forms[:-1], asked="")
-        if state.forms: state = replace(state, asked=self.flows[state.forms[-1][0]].missing(dict(state.forms[-1][1])).name)
+        state = self.closed(state)
         return state, Act("cancelled", self.resume(state, heard, self.phrase(heard, "cancelled")), name)
     if new := self.filled_by(state, heard): return self.go_on(replace(state, forms=(*state.forms[:-1], (name, tuple((dict(values) | new).items())))), heard)
     open_ = [n for n, _ in state.forms]
