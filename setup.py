@@ -25,7 +25,7 @@ setup(
     # The recipes are notebooks beside the others; an installed package carries them as insight_nb/recipes.
     packages=[*find_packages(include=[name, f"{name}.*"]), f"{name}.recipes"],
     package_dir={f"{name}.recipes": "nbs/recipes"},
-    package_data={f"{name}.recipes": ["*.ipynb"]},
+    package_data={f"{name}.recipes": ["*.ipynb"], f"{name}.decide": ["examples/*"]},
     install_requires=cfg["requirements"].split(),
     extras_require={k.removesuffix("_requirements"): v.split() for k, v in cfg.items() if k.endswith("_requirements")},
     entry_points={"console_scripts": cfg["console_scripts"].split(), "nbdev": [f"{name}={name}._modidx:d"]},

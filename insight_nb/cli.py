@@ -29,12 +29,12 @@ from pathlib import Path
 import insight_nb
 from .core import InputError, cell, plural, suggest, whole, with_interval
 
-# %% ../nbs/90_cli.ipynb #a0f9f9d8
+# %% ../nbs/90_cli.ipynb #115549df
 @dataclass
 class Parameter:
     "One parameter of a recipe, as its `parameters` cell declares it."
     name: str # the Python name
-    type: str # str, int, float or bool
+    type: str # str, int, float, bool or list (of texts)
     optional: bool # may it be None?
     default: object # the value when the command line gives none
     help: str # the comment at the end of its line
@@ -48,30 +48,30 @@ def parameters(source) -> dict: # the text of a parameters cell; name -> Paramet
     helps = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
     return {p.name: p for p in (_parameter(n, helps) for n in body)}
 
-# %% ../nbs/90_cli.ipynb #378ca039
+# %% ../nbs/90_cli.ipynb #b0362c6d
 def _parameter(node, helps):
     try:
         kinds = ast.unparse(node.annotation).split(" | ")
         kind, = [k for k in kinds if k != "None"]
-        if kind not in ("str", "int", "float", "bool"): raise ValueError(kind)
+        if kind not in ("str", "int", "float", "bool", "list"): raise ValueError(kind)
         return Parameter(node.target.id, kind, "None" in kinds, ast.literal_eval(node.value), helps.get(node.end_lineno, ""))
     except (AttributeError, ValueError, TypeError):
-        raise InputError(f"Parameters cell, line {node.lineno}: write 'name: int | None = None  # help', with str, int, float or bool.") from None
+        raise InputError(f"Parameters cell, line {node.lineno}: write 'name: int | None = None  # help', with str, int, float, bool or list.") from None
 
-# %% ../nbs/90_cli.ipynb #94a1a038
+# %% ../nbs/90_cli.ipynb #de89f49c
 def convert(p, # a Parameter
             value # the text from the command line
            ): # a value of the parameter's type
     "`value` in the type that `p` declares; \"none\" is None where `p` allows it. Raises `InputError`."
     if p.optional and value in ("none", "None"): return None
     known = {"true": True, "false": False}
-    try: result = {"str": str, "int": int, "float": float, "bool": lambda v: known[v.lower()]}[p.type](value)
+    try: result = {"str": str, "list": str, "int": int, "float": float, "bool": lambda v: known[v.lower()]}[p.type](value)
     except (ValueError, KeyError): result = math.nan
     if result == result and result not in (math.inf, -math.inf): return result
     kind = {"int": "a whole number", "float": "a number", "bool": "true or false"}[p.type]
     raise InputError(f"Parameter {p.name!r} must be {kind}{' or none' if p.optional else ''}, not {value!r}.")
 
-# %% ../nbs/90_cli.ipynb #9e1d9a59
+# %% ../nbs/90_cli.ipynb #18ae4b68
 def values(known, # name -> Parameter
            given # (name, text) pairs from the command line
           ) -> dict: # name -> value, only of the given names
@@ -80,9 +80,13 @@ def values(known, # name -> Parameter
     for name, text in given:
         if name == "out": raise InputError("Parameter 'out' is set by the command line. Do: --out FOLDER")
         if name not in known: raise InputError(f"There is no parameter {name!r}.{suggest(name, [k for k in known if k != 'out'])}")
-        if name in result: raise InputError(f"Parameter {name!r} is given twice: give it once.")
-        result[name] = convert(known[name], text)
+        several = known[name].type == "list"
+        if name in result and not several: raise InputError(f"Parameter {name!r} is given twice: give it once.")
+        value = _whole_path(known[name], convert(known[name], text))
+        result[name] = [*(result.get(name) or []), value] if several and value is not None else value
     return result
+
+def _whole_path(p, value): return str(Path(value).absolute()) if p.help.startswith("file") and isinstance(value, str) and Path(value).is_file() else value
 
 # %% ../nbs/90_cli.ipynb #b39ced63
 def recipes() -> dict:
@@ -225,19 +229,21 @@ def run(recipe, # a recipe's name or a notebook's path
         _execute(path, temp, out, given)
     return out
 
-# %% ../nbs/90_cli.ipynb #212c7449
+# %% ../nbs/90_cli.ipynb #ffce8c49
 def summary(out # the folder of a run
            ) -> str:
     "The result of a run for the terminal, from its evidence.json."
     file = Path(out, "evidence.json")
     e = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    decision = Path(out, "decision.json")
     lines = [("", f"value [95 % interval]   {'majority' if 'accuracy' in e['metrics'] else 'knowing nothing'}")] if e.get("metrics") else []
     for name in [m for m in e.get("metrics", {}) if m != "log_loss"]:
         m, base = e["metrics"][name], e.get("baseline", {}).get(name, {})
         lines.append((name, f"{with_interval(m['value'], m['low'], m['high'])}    {with_interval(base.get('value'), None, None)}"))
     lines += [("guard", _guard_line(e["guard"]))] if e.get("guard") else []
     lines += [("cost", _cost_line(e["cost"]))] if e.get("cost") else []
-    lines += [(Path(name).stem, f"{out}/{name}") for name in ("report.html", "notebook.ipynb", "bundle") if Path(out, name).exists()]
+    lines += [("decision", cell(json.loads(decision.read_text(encoding="utf-8"))["said"]))] if decision.exists() else []
+    lines += [(Path(name).stem, f"{out}/{name}") for name in ("report.html", "memo.html", "notebook.ipynb", "bundle") if Path(out, name).exists()]
     wide = max(10, *(len(k) + 2 for k, _ in lines)) if lines else 10
     return "\n".join(f"{k:<{wide}}{v}" for k, v in lines)
 
