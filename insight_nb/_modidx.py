@@ -1520,6 +1520,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'insight_nb.decide.memo._least': ('decide.memo.html#_least', 'insight_nb/decide/memo.py'),
                                         'insight_nb.decide.memo._metric': ('decide.memo.html#_metric', 'insight_nb/decide/memo.py'),
                                         'insight_nb.decide.memo._number': ('decide.memo.html#_number', 'insight_nb/decide/memo.py'),
+                                        'insight_nb.decide.memo._percent': ('decide.memo.html#_percent', 'insight_nb/decide/memo.py'),
                                         'insight_nb.decide.memo._scores': ('decide.memo.html#_scores', 'insight_nb/decide/memo.py'),
                                         'insight_nb.decide.memo._simulation': ('decide.memo.html#_simulation', 'insight_nb/decide/memo.py'),
                                         'insight_nb.decide.memo._word': ('decide.memo.html#_word', 'insight_nb/decide/memo.py'),

@@ -306,7 +306,7 @@ def options(self: Case) -> list: # Option each, the best first; of equal ones th
         out.append(Option("wait", f"wait {w['periods']:g} {c['period']}{'' if w['periods'] == 1 else 's'} until {' and '.join(w['settles'])} {'is' if len(w['settles']) == 1 else 'are'} known, then decide", then - w["price"], w["price"], then - now))
     return sorted(out, key=lambda o: -o.worth)
 
-# %% ../../nbs/89_decide.memo.ipynb #02bbfd0a
+# %% ../../nbs/89_decide.memo.ipynb #ec2deda7
 @dataclass
 class Decision:
     "What to do, and why."
@@ -321,7 +321,7 @@ def decide(case: Case, others=(), example="") -> Decision:
     "Launch, wait, collect labels or stop."
     options, failed = case.options(), [f"{check}: {clip(detail, 120)}" for check, passed, detail in case.evidence.guard if passed is False]
     best = options[0]
-    if failed and best.action != "stop": best = Option("wait", "mend the run and measure again", best.worth)
+    if failed and best.action != "stop": best = Option("wait", "wait: mend the run and measure again", best.worth)
     return Decision(case, options, best, failed, list(others), example)
 
 # %% ../../nbs/89_decide.memo.ipynb #7e115123
@@ -336,19 +336,21 @@ def weigh(evidence=None, assumptions=None, # paths of several files, and of one;
     best = max(cases, key=lambda c: c.simulation.value.mean())
     return decide(best, [c for c in cases if c is not best], example)
 
-# %% ../../nbs/89_decide.memo.ipynb #c6792a8b
+# %% ../../nbs/89_decide.memo.ipynb #fe32c3be
+def _percent(v): return f"{100 * v:.0f} %"
+
 @patch
-def cash(self: Decision, v, digits=None): return f"{money(v, digits)} {self.case.assumed['currency']}".strip()
+def cash(self: Decision, v): return f"{money(v)} {self.case.assumed['currency']}".strip() # an amount in its currency
 
 @patch
 def said(self: Decision) -> str:
     "The decision in sentences."
     s, a, b, c = self.case.simulation.summary(), self.case.assumed, self.best, self.case
-    lead = {"launch": "Launch.", "stop": "Stop: it does not pay.", "wait": f"Wait: {b.what}.", "collect": f"{b.what[0].upper()}{b.what[1:]}."}[b.action]
-    if self.failed: lead += f" The evidence is not to be trusted yet, {self.failed[0]}."
-    elif b.spend or b.action == "wait": lead += f" That costs {self.cash(b.spend)} and is expected to bring {self.cash(b.gain)} more than deciding now."
-    value = f"Launched now it brings {self.cash(s['npv'].value)} on average over {plural(a['periods'], a['period'])} (95 %: {money(s['npv'].low)} to {money(s['npv'].high)}), and loses money in {s['loses'].value:.0%} of the draws."
-    return f"{f'EXAMPLE: {self.example} are not yours. ' if self.example else ''}{lead} {value}"
+    lead = {"launch": "Launch.", "stop": "Stop: it does not pay."}.get(b.action, f"{b.what[0].upper()}{b.what[1:]}.")
+    if self.failed: lead += f" The evidence is not to be trusted yet: {self.failed[0]}."
+    elif b.action in ("collect", "wait"): lead += f" That costs {self.cash(b.spend)} and is worth {self.cash(b.gain)} on average, against deciding now."
+    value = f"Launched now it brings {self.cash(s['npv'].value)} on average over {plural(a['periods'], a['period'])} (95 %: {money(s['npv'].low)} to {money(s['npv'].high)}), and loses money in {_percent(s['loses'].value)} of the draws."
+    return f"{f'EXAMPLE, the {self.example} are not your own. ' if self.example else ''}{lead} {value}"
 
 @patch
 def options_grid(self: Decision) -> Grid:
@@ -356,7 +358,7 @@ def options_grid(self: Decision) -> Grid:
     rows = [[o.action, o.what, money(o.worth), money(o.spend) if o.spend else "–"] for o in self.options]
     return Grid(["action", "what", "expected worth", "of it spent to know more"], rows, f"What may be done now{', ' + self.case.assumed['currency'] if self.case.assumed['currency'] else ''}")
 
-# %% ../../nbs/89_decide.memo.ipynb #078b6122
+# %% ../../nbs/89_decide.memo.ipynb #99224661
 @patch
 def measurements(self: Decision) -> list: # {"name", "value", "low", "high", "n", "origin"} each
     "What was measured."
@@ -377,11 +379,11 @@ def measured_grid(self: Decision) -> Grid:
 def assumed_grid(self: Decision) -> Grid:
     "What is assumed, and who says so."
     a = self.case.assumed
-    extra = [[k, str(a[k]), a.where] for k in ("periods", "label_price", "most_labels", "target") if a[k] is not None]
-    extra += [[f"correlation of {x} and {y}", str(r), a.where] for x, y, r in a["correlations"]]
-    return Grid(["what", "value", "meaning", "origin"], [[k, g.said, NUMBERS[k], g.origin] for k, g in a.numbers.items()] + [[k, v, WORDS.get(k, ""), o] for k, v, o in extra], "What nobody measured here")
+    more = [f"{k} {a[k]}" for k in ("periods", "label_price", "most_labels", "target") if a[k] is not None] + [f"correlation of {x} and {y} {r:g}" for x, y, r in a["correlations"]]
+    more += [f"wait {a['wait']['periods']:g} for {a['wait']['price']:g} to settle {', '.join(a['wait']['settles'])}"] if a["wait"] else []
+    return Grid(["what", "value", "origin"], [[k, g.said, g.origin] for k, g in a.numbers.items()], f"Also assumed in {a.where}: {'; '.join(more)}")
 
-# %% ../../nbs/89_decide.memo.ipynb #94d96e04
+# %% ../../nbs/89_decide.memo.ipynb #e307231f
 @patch
 def mind(self: Decision) -> list: # {"input", "at_10", "at_90", "breaks_even_at", "beyond", "worth_knowing"} each, the widest first
     "What each uncertain input does to the value."
@@ -396,11 +398,11 @@ def mind(self: Decision) -> list: # {"input", "at_10", "at_90", "breaks_even_at"
 @patch
 def mind_grid(self: Decision) -> Grid:
     "The tornado in numbers."
-    rows = [[m["input"], money(m["at_10"]), money(m["at_90"]), "–" if m["breaks_even_at"] is None else money(m["breaks_even_at"]), f"{m['beyond']:.0%}", money(m["worth_knowing"])] for m in self.mind()]
+    rows = [[m["input"], money(m["at_10"]), money(m["at_90"]), "–" if m["breaks_even_at"] is None else money(m["breaks_even_at"]), _percent(m["beyond"]), money(m["worth_knowing"], 0 if self.case.simulation.value.std() > 1000 else None)] for m in self.mind()]
     evpi = evpi_of(np.stack([v := self.case.simulation.value, 0 * v], 1)).value
     return Grid(["input", "value at its 10 %", "at its 90 %", "breaks even at", "chance to lie beyond", "worth knowing"], rows, f"To know everything would be worth {self.cash(evpi)}: no study for more")
 
-# %% ../../nbs/89_decide.memo.ipynb #394217b4
+# %% ../../nbs/89_decide.memo.ipynb #10fcd24b
 @patch
 def labels(self: Decision) -> dict: # "evaluate", "train" -> {"labels", "price", "worth", "cost", "net"} or why not; "target" -> chances
     "What labels are worth, against their price."
@@ -408,7 +410,7 @@ def labels(self: Decision) -> dict: # "evaluate", "train" -> {"labels", "price",
     no = "no label_price is assumed" if price is None else f"no learning curve of {c.evidence.method!r} is in the evidence; insight-nb run ladder draws those of cheap methods" + (f" (here: {', '.join(c.evidence.about['curves'])})" if c.evidence.about["curves"] else "")
     out = {k: {"price": price} | v.asdict() | {"said": v.said()} if v else {"price": price, "labels": None, "said": f"Not known: {no}"} for k, v in (("evaluate", c.evaluate()), ("train", c.train()))}
     if target is not None:
-        out["target"] = {"target": target, "reached_now": float(betaincc(*beta_of(c.use.quality), target)), "said": f"The used answers come up to {target:g} with a chance of {float(betaincc(*beta_of(c.use.quality), target)):.0%}."}
+        out["target"] = {"target": target, "reached_now": float(betaincc(*beta_of(c.use.quality), target)), "said": f"The used answers come up to {target:g} with a chance of {_percent(betaincc(*beta_of(c.use.quality), target))}."}
         if c.evidence.curve and not c.use.used: out["target"]["said"] += " " + fit_curve(*c.evidence.curve).reach(target)
     return out
 
@@ -435,15 +437,15 @@ def check_grid(self: Decision) -> Grid:
     "The check list."
     return Grid(["", "check"], [[{True: "✓", False: "✗", None: "·"}[ok], said] for ok, said in self.checks()], "Check list")
 
-# %% ../../nbs/89_decide.memo.ipynb #5d04d01a
+# %% ../../nbs/89_decide.memo.ipynb #e4740678
 @patch
 def candidates_grid(self: Decision) -> Grid:
     "All that was measured, the one decided on first."
-    rows = [[clip(c.evidence.where, 60), clip(c.evidence.method, 30), str(c.use.quality), str(c.use.used or "all"), money_interval(m["npv"]), f"{m['loses'].value:.0%}"]
+    rows = [[clip(c.evidence.where, 60), clip(c.evidence.method, 30), str(c.use.quality), str(c.use.used or "all"), money_interval(m["npv"]), _percent(m["loses"].value)]
             for c, m in ((c, c.simulation.summary()) for c in [self.case, *self.others])]
     return Grid(["evidence", "method", "right among the used", "used", "value [95 %]", "loses"], rows, "The first is decided on")
 
-# %% ../../nbs/89_decide.memo.ipynb #9a970f53
+# %% ../../nbs/89_decide.memo.ipynb #ef24be9b
 @patch
 def sections(self: Decision) -> list: # (title, blocks) each
     "The memo, part by part."
@@ -452,7 +454,7 @@ def sections(self: Decision) -> list: # (title, blocks) each
     if not (flows > 0).any(): value.append("The money never comes back: no period brings more than it costs.")
     candidates = [("What else was measured", [self.candidates_grid()])] if self.others else []
     return [("What may be done", [self.options_grid()]), ("What we measured", [self.measured_grid()]), *candidates, ("What we assume", [self.assumed_grid()]), ("What it is worth", value),
-            ("What would change our mind", [c.simulation.matters(), self.mind_grid()]), ("What labels are worth", [v["said"] for v in self.labels().values()]), ("Check list", [self.check_grid()]),
+            ("What would change our mind", [replace(c.simulation.matters(), grid=None), self.mind_grid()]), ("What labels are worth", [v["said"] for v in self.labels().values()]), ("Check list", [self.check_grid()]),
             ("Where the numbers come from", [f"Measured: the named evidence.json. Assumed: {c.assumed.where}. All others: computed in notebook.ipynb under the headings above, {c.draws:,} draws, seed {c.seed}."])]
 
 @patch
