@@ -1516,6 +1516,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'insight_nb.decide.memo.Given.said': ('decide.memo.html#given.said', 'insight_nb/decide/memo.py'),
                                         'insight_nb.decide.memo.Option': ('decide.memo.html#option', 'insight_nb/decide/memo.py'),
                                         'insight_nb.decide.memo.Use': ('decide.memo.html#use', 'insight_nb/decide/memo.py'),
+                                        'insight_nb.decide.memo._counts': ('decide.memo.html#_counts', 'insight_nb/decide/memo.py'),
                                         'insight_nb.decide.memo._entries': ('decide.memo.html#_entries', 'insight_nb/decide/memo.py'),
                                         'insight_nb.decide.memo._least': ('decide.memo.html#_least', 'insight_nb/decide/memo.py'),
                                         'insight_nb.decide.memo._metric': ('decide.memo.html#_metric', 'insight_nb/decide/memo.py'),

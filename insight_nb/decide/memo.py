@@ -194,7 +194,7 @@ def _scores(own): # of a ladder's curve -> sizes and scores
 # %% ../../nbs/89_decide.memo.ipynb #b05dc5ea
 EXAMPLES = Path(insight_nb.__file__).parent / "decide" / "examples"
 
-# %% ../../nbs/89_decide.memo.ipynb #d4617be0
+# %% ../../nbs/89_decide.memo.ipynb #75567372
 @dataclass(frozen=True)
 class Use:
     "Which answers are used, and how good they are."
@@ -208,9 +208,15 @@ def counted(k, n) -> Metric: # right ones, all
     "A share with its interval."
     return Metric(k / n, *map(float, wilson(k, n)), int(round(n)), WILSON)
 
+def _counts(e): # right and wrong answers in the table
+    try: return [sum(r["rows"] * abs(k - r["accuracy"]) for r in e.table) for k in (0, 1)]
+    except (KeyError, TypeError): raise InputError(f"{e.where}: a bin of the reliability table lacks rows or accuracy: take the evidence as a run left it.") from None
+
 def use_of(evidence: Evidence, assumed: Assumptions) -> Use:
     "The answers that are worth using. Raises InputError where neither a table nor a metric is there."
     gain, loss = (assumed.numbers[k].mean for k in ("gain", "loss"))
+    right, wrong = _counts(evidence) if evidence.table else (1, 1)
+    if not round(right) or not round(wrong): return Use(counted(right, right + wrong), None, note=f"All answers are used: of the test rows none was {'wrong' if round(right) else 'right'}.")
     if evidence.table is None or not assumed["hand_over"] or loss <= 0:
         if evidence.quality is None: raise InputError(f"{evidence.where} is of a {evidence.task} run: it takes a loss above 0 in {assumed.where}, and hand_over as it is.")
         why = "the evidence has no reliability table" if evidence.table is None else "hand_over is no" if not assumed["hand_over"] else "a wrong answer costs nothing"
