@@ -1458,8 +1458,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'insight_nb.decide.memo': { 'insight_nb.decide.memo.Assumptions': ('decide.memo.html#assumptions', 'insight_nb/decide/memo.py'),
                                         'insight_nb.decide.memo.Assumptions.__getitem__': ( 'decide.memo.html#assumptions.__getitem__',
                                                                                             'insight_nb/decide/memo.py'),
-                                        'insight_nb.decide.memo.Assumptions.moved': ( 'decide.memo.html#assumptions.moved',
-                                                                                      'insight_nb/decide/memo.py'),
                                         'insight_nb.decide.memo.Case': ('decide.memo.html#case', 'insight_nb/decide/memo.py'),
                                         'insight_nb.decide.memo.Case.__init__': ( 'decide.memo.html#case.__init__',
                                                                                   'insight_nb/decide/memo.py'),

@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['sliders']
 
-# %% ../../nbs/91_decide.panel.ipynb #b8dd3757
+# %% ../../nbs/91_decide.panel.ipynb #40eb9eed
 import html
+from dataclasses import replace
 
 import numpy as np
 from fastcore.basics import patch
 
 from ..core import InputError, clip, need, suggest
-from .memo import NUMBERS, Case, decide, counted
+from .memo import NUMBERS, Case, Given, counted, decide
 from .value import Uncertain, beta_of
 
-# %% ../../nbs/91_decide.panel.ipynb #32c8f740
+# %% ../../nbs/91_decide.panel.ipynb #d9b23dad
 @patch
 def moved(self: Case, to: dict, draws=5000) -> "Case": # name -> the new middle
     "The case with some numbers elsewhere. Raises InputError for an unknown name."
@@ -27,7 +28,7 @@ def moved(self: Case, to: dict, draws=5000) -> "Case": # name -> the new middle
         elif k not in NUMBERS: raise InputError(f"no number is called {clip(k, 40)!r}.{suggest(k, NUMBERS)}")
         else:
             g = assumed.numbers[k]
-            assumed = assumed.moved(k, float(v) if g.known else _scaled(g.value, v / _middle(g)))
+            assumed = replace(assumed, numbers=assumed.numbers | {k: Given(float(v) if g.known else _scaled(g.value, v / _middle(g)), "moved by hand")})
     return Case(self.evidence, assumed, quality, draws, self.seed)
 
 def _middle(g): return float(g.value if g.known else g.value.ppf(np.array([.5]))[0])

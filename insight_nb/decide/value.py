@@ -244,10 +244,11 @@ def triangular(low, mode, high) -> Uncertain:
     at = (mode - low) / (high - low)
     return Uncertain(lambda u: np.where(u < at, low + np.sqrt(u * (high - low) * (mode - low)), high - np.sqrt((1 - u) * (high - low) * (high - mode))), f"triangular: {low:g}, {mode:g}, {high:g}")
 
-# %% ../../nbs/81_decide.value.ipynb #dfb52a08
+# %% ../../nbs/81_decide.value.ipynb #00735444
 def beta_of(m: Metric) -> tuple[float, float]: # of a share with its 95 % interval
     "The Beta's two parameters. Raises InputError for what is no share, or has no interval."
     if not (np.isfinite([m.value, m.low, m.high]).all() and 0 <= m.low < m.high <= 1): raise InputError(f"the metric {m} has no interval inside 0 to 1: measure it on more rows, or give a distribution.")
+    if m.n and m.method.startswith("Wilson"): return float(m.value * m.n + .5), float((1 - m.value) * m.n + .5)
     mean, variance = (m.low + m.high) / 2, ((m.high - m.low) / 3.92)**2
     size = mean * (1 - mean) / variance - 1
     return float(mean * size), float((1 - mean) * size)
