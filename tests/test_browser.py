@@ -132,3 +132,31 @@ def test_panel_in_jupyterlab(serve):
     kernel = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
     Path("page.ipynb").write_text(json.dumps({"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
     look(lab(serve), use_panel, "panel")
+
+
+# The launch memo's sliders
+
+MEMO = """
+from insight_nb.decide.memo import EXAMPLES, Case, read_assumptions, read_evidence
+from insight_nb.decide.panel import sliders
+sliders(Case(read_evidence(EXAMPLES / "evidence.json"), read_assumptions(EXAMPLES / "assumptions.yaml")))
+"""
+
+
+def use_sliders(page):
+    "Worse answers end in stop, better ones in launch, each as soon as the slider is let go."
+    said = page.locator(".widget-html-content").first
+    said.get_by_text("Launched now it brings").first.wait_for(timeout=120_000)
+    before, handle = said.inner_text(), page.get_by_role("slider").first # of the quality
+    handle.focus()
+    for key, words in (("Home", "Stop: it does not pay"), ("End", "Launch.")):
+        handle.press(key)
+        said.get_by_text(words).first.wait_for(timeout=30_000)
+    assert said.inner_text() != before
+
+
+def test_sliders_in_jupyterlab(serve):
+    cell = {"cell_type": "code", "id": "a", "metadata": {}, "source": MEMO, "outputs": [], "execution_count": None}
+    kernel = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
+    Path("page.ipynb").write_text(json.dumps({"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
+    look(lab(serve), use_sliders, "sliders")

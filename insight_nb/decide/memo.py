@@ -7,13 +7,12 @@ __all__ = ['NUMBERS', 'WORDS', 'DEFAULTS', 'METRICS', 'EXAMPLES', 'Given', 'give
            'read_assumptions', 'Evidence', 'read_json', 'read_evidence', 'Use', 'counted', 'use_of', 'Case', 'settled',
            'Option', 'Decision', 'decide', 'weigh']
 
-# %% ../../nbs/89_decide.memo.ipynb #d7fc2ca5
+# %% ../../nbs/89_decide.memo.ipynb #8acb67ed
 import html
 import json
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import combinations_with_replacement
-from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from scipy.special import betaincc, ndtri
 import insight_nb
 from ..core import Grid, InputError, clip, need, plural, suggest, whole
 from .information import choice_of, errors_of, evpi_of, sampling, training, worth_knowing
-from .policy import Payoffs, floats, measure_table, money, money_interval
+from .policy import Payoffs, measure_table, money, money_interval
 from .value import Project, Uncertain, between, beta_of, irr_all, measured, normal, rates_said, simulate, triangular
 from ..eval.curve import fit_curve
 from ..eval.metrics import WILSON, Metric, wilson
@@ -340,7 +339,7 @@ def weigh(evidence=None, assumptions=None, # paths of several files, and of one;
     best = max(cases, key=lambda c: c.simulation.value.mean())
     return decide(best, [c for c in cases if c is not best], example)
 
-# %% ../../nbs/89_decide.memo.ipynb #fe32c3be
+# %% ../../nbs/89_decide.memo.ipynb #7f61627c
 def _percent(v): return f"{100 * v:.0f} %"
 
 @patch
@@ -349,7 +348,7 @@ def cash(self: Decision, v): return f"{money(v)} {self.case.assumed['currency']}
 @patch
 def said(self: Decision) -> str:
     "The decision in sentences."
-    s, a, b, c = self.case.simulation.summary(), self.case.assumed, self.best, self.case
+    s, a, b = self.case.simulation.summary(), self.case.assumed, self.best
     lead = {"launch": "Launch.", "stop": "Stop: it does not pay."}.get(b.action, f"{b.what[0].upper()}{b.what[1:]}.")
     if self.failed: lead += f" The evidence is not to be trusted yet: {self.failed[0]}."
     elif b.action in ("collect", "wait"): lead += f" That costs {self.cash(b.spend)} and is worth {self.cash(b.gain)} on average, against deciding now."
