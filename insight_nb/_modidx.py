@@ -1516,6 +1516,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'insight_nb.decide.memo.Use': ('decide.memo.html#use', 'insight_nb/decide/memo.py'),
                                         'insight_nb.decide.memo._counts': ('decide.memo.html#_counts', 'insight_nb/decide/memo.py'),
                                         'insight_nb.decide.memo._entries': ('decide.memo.html#_entries', 'insight_nb/decide/memo.py'),
+                                        'insight_nb.decide.memo._holds': ('decide.memo.html#_holds', 'insight_nb/decide/memo.py'),
                                         'insight_nb.decide.memo._least': ('decide.memo.html#_least', 'insight_nb/decide/memo.py'),
                                         'insight_nb.decide.memo._metric': ('decide.memo.html#_metric', 'insight_nb/decide/memo.py'),
                                         'insight_nb.decide.memo._number': ('decide.memo.html#_number', 'insight_nb/decide/memo.py'),

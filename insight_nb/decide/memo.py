@@ -417,7 +417,11 @@ def labels(self: Decision) -> dict: # "evaluate", "train" -> {"labels", "price",
         if c.evidence.curve and not c.use.used: out["target"]["said"] += " " + fit_curve(*c.evidence.curve).reach(target)
     return out
 
-# %% ../../nbs/89_decide.memo.ipynb #3e413bad
+# %% ../../nbs/89_decide.memo.ipynb #df933fdf
+def _holds(rule):
+    low, high = (m.value for m in rule.holds)
+    return f"Using the surer answers beats using all or none as long as {_percent(low)} to {_percent(high)} of all answers are right; here it is {_percent(rule.tally.prevalence)}" if low == low else "To use all answers, or none, is better than this threshold, whatever share is right"
+
 @patch
 def checks(self: Decision) -> list: # (True, False or None, sentence) each
     "What holds, what doesn't, and what nobody knows."
@@ -428,7 +432,7 @@ def checks(self: Decision) -> list: # (True, False or None, sentence) each
            (u.quality.low > even, f"The quality that breaks even ({even:.3f}) lies {'below' if u.quality.low > even else 'inside or above'} the measured interval ({u.quality})")]
     if u.rule:
         says, seen = u.rule.near
-        out += [(seen.low <= says <= seen.high, f"Near the threshold the model says {says:.3f}, and {seen} are right"), (None, u.rule.safe())]
+        out += [(seen.low <= says <= seen.high, f"Near the threshold the model says {says:.3f}, and {seen} are right"), (None, _holds(u.rule))]
     out += [(not vague, f"No source is named for: {', '.join(vague)}" if vague else "Each assumption names its source"),
             (bool(a["correlations"]) or pairs < 2, "Correlations are given" if a["correlations"] else "The inputs are taken as independent: if they fall together, a loss is likelier than is said here"),
             (a.numbers["decay"].mean > 0, f"The quality is taken to {'lose ' + format(a.numbers['decay'].mean, '.1%') + ' per ' + a['period'] if a.numbers['decay'].mean else 'last: give a decay'}")]

@@ -35,7 +35,7 @@ def _middle(g): return float(g.value if g.known else g.value.ppf(np.array([.5]))
 
 def _scaled(u, by): return Uncertain(lambda x: by * u.ppf(x), f"{u.said}, times {by:.3f}")
 
-# %% ../../nbs/91_decide.panel.ipynb #08eaa6e5
+# %% ../../nbs/91_decide.panel.ipynb #bf7f164c
 @patch
 def reach(self: Case) -> dict: # name -> (least, now, most) of a slider
     "The numbers that can be moved, and how far."
@@ -58,4 +58,4 @@ def sliders(case: Case):
     update()
     return w.VBox([shown, w.HBox([w.VBox(list(made.values())[i::2]) for i in (0, 1)], layout={"flex_flow": "row wrap"})], layout={"max_width": "62rem"})
 
-def _shown(d): return f'<div style="font-family:system-ui,sans-serif;max-width:58rem;line-height:1.45"><h3 style="margin:.2rem 0">{html.escape(d.best.action.capitalize())}</h3><p>{html.escape(d.said())}</p>{d.options_grid().to_html()}{d.case.simulation.picture()._repr_html_()}</div>'
+def _shown(d): return f'<div style="font-family:system-ui,sans-serif;max-width:58rem;line-height:1.45"><p style="font-size:1.15em"><b>{html.escape(d.said())}</b></p>{d.options_grid().to_html()}{d.case.simulation.picture()._repr_html_()}</div>'
