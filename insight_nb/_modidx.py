@@ -1469,6 +1469,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'insight_nb/decide/memo.py'),
                                         'insight_nb.decide.memo.Case.train': ('decide.memo.html#case.train', 'insight_nb/decide/memo.py'),
                                         'insight_nb.decide.memo.Decision': ('decide.memo.html#decision', 'insight_nb/decide/memo.py'),
+                                        'insight_nb.decide.memo.Decision.__repr__': ( 'decide.memo.html#decision.__repr__',
+                                                                                      'insight_nb/decide/memo.py'),
                                         'insight_nb.decide.memo.Decision._repr_html_': ( 'decide.memo.html#decision._repr_html_',
                                                                                          'insight_nb/decide/memo.py'),
                                         'insight_nb.decide.memo.Decision.asdict': ( 'decide.memo.html#decision.asdict',

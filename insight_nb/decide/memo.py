@@ -309,8 +309,8 @@ def options(self: Case) -> list: # Option each, the best first; of equal ones th
         out.append(Option("wait", f"wait {w['periods']:g} {c['period']}{'' if w['periods'] == 1 else 's'} until {' and '.join(w['settles'])} {'is' if len(w['settles']) == 1 else 'are'} known, then decide", then - w["price"], w["price"], then - now))
     return sorted(out, key=lambda o: -o.worth)
 
-# %% ../../nbs/89_decide.memo.ipynb #ec2deda7
-@dataclass
+# %% ../../nbs/89_decide.memo.ipynb #2d0a02fc
+@dataclass(repr=False)
 class Decision:
     "What to do, and why."
     case: Case
@@ -452,7 +452,7 @@ def candidates_grid(self: Decision) -> Grid:
             for c, m in ((c, c.simulation.summary()) for c in [self.case, *self.others])]
     return Grid(["evidence", "method", "right among the used", "used", "value [95 %]", "loses"], rows, "The first is decided on")
 
-# %% ../../nbs/89_decide.memo.ipynb #ef24be9b
+# %% ../../nbs/89_decide.memo.ipynb #7ab85c45
 @patch
 def sections(self: Decision) -> list: # (title, blocks) each
     "The memo, part by part."
@@ -472,6 +472,9 @@ def to_markdown(self: Decision) -> str: return markdown_page(self.title(), self.
 
 @patch
 def to_html(self: Decision) -> str: return html_page(self.title(), self.said(), self.sections(), good=self.best.action == "launch")
+
+@patch
+def __repr__(self: Decision): return f"{self.said()}\n{self.options_grid()}"
 
 @patch
 def _repr_html_(self: Decision): return f"<p><b>{html.escape(self.said())}</b></p>{self.options_grid().to_html()}"
