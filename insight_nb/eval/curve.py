@@ -112,18 +112,18 @@ def at(self: Curve, n, # rows
     seen = np.clip(1 - error + self.scatter(n) * np.random.default_rng(seed).normal(size=len(error)), 0, 1)
     return tuple(float(v) for v in (np.median(np.clip(1 - error, 0, 1)), *np.quantile(seen, [(1 - level) / 2, (1 + level) / 2])))
 
-# %% ../../nbs/44_eval.curve.ipynb #2862b637
+# %% ../../nbs/44_eval.curve.ipynb #25adef41
 @dataclass(frozen=True)
 class Need:
     "Rows that a goal takes."
     goal: float # a score
-    rows: float # median of the curves that come to the goal; nan where none does
+    rows: float # median of the curves that come to the goal; where none does, inf, and the interval is from `most` on
     low: float
     high: float
     chance: float # share of the curves that come to it
     most: float # within so many rows
 
-# %% ../../nbs/44_eval.curve.ipynb #63696223
+# %% ../../nbs/44_eval.curve.ipynb #c8811b57
 def _rows_to(curve, goal): # (draws,) rows, inf where the floor is above the goal
     if not 0 < goal <= 1: raise InputError(f"a goal of {goal}: scores go from 0 to 1, so write 95 % as 0.95.")
     room = 1 - goal - curve.floor
@@ -136,7 +136,7 @@ def need(self: Curve, goal, # a score
     "How many rows it takes to come to a score, and the chance that it is reached. Raises InputError for a goal that is no score."
     rows, most = _rows_to(self, goal), 100 * self.sizes.max() if most is None else most
     some = rows[rows <= most]
-    three = np.quantile(some, [.5, (1 - level) / 2, (1 + level) / 2]) if len(some) else [np.nan] * 3
+    three = np.quantile(some, [.5, (1 - level) / 2, (1 + level) / 2]) if len(some) else (np.inf, most, np.inf)
     return Need(goal, *map(float, three), len(some) / len(rows), float(most))
 
 # %% ../../nbs/44_eval.curve.ipynb #f8ad23c6
@@ -146,40 +146,56 @@ def needed(self: Curve, goal, # a score
     "The rows of all curves, those that never come to the score among them."
     return tuple(float(v) for v in np.quantile(_rows_to(self, goal), [.5, (1 - level) / 2, (1 + level) / 2], method="nearest"))
 
-# %% ../../nbs/44_eval.curve.ipynb #8cfb4f85
+# %% ../../nbs/44_eval.curve.ipynb #3b060c6b
+def _fall(sizes, scores): # the two sizes that a score falls between beyond doubt, or None
+    n, fits, mean, squares = _sums(sizes, 1 - scores)
+    if (fits == 1).all(): return None # what is scatter, and what a fall, can't be told
+    var = (squares / (mean + LEAST)).sum() / (fits - 1).sum() * (mean + LEAST) / fits + KNOWN**2
+    z, i, j = max(((mean[j] - mean[i]) / (var[i] + var[j])**.5, i, j) for j in range(len(n)) for i in range(j + 1))
+    return (int(n[i]), int(n[j])) if z > 4 else None
+
 @patch
 def trouble(self: Curve) -> str: # nothing where all is well
-    "What speaks against a power law."
-    n, y = map(np.array, zip(*self.means().items()))
-    if y[-1] <= y[0]: return f"Beware: the scores don't rise with the rows ({100 * y[0]:.1f} % with {n[0]:,}, {100 * y[-1]:.1f} % with {n[-1]:,}), so no power law speaks of them."
-    _, fits, mean, squares = _sums(self.sizes, 1 - self.scores)
-    if (fits == 1).all(): return "" # what scatter is, and what a dip, can't be told
-    var = (squares / (mean + LEAST)).sum() / (fits - 1).sum() * (mean + LEAST) / fits + KNOWN**2
-    z, i, j = max(((y[i] - y[j]) / (var[i] + var[j])**.5, i, j) for j in range(len(n)) for i in range(j + 1))
-    return f"Beware: the scores fall from {100 * y[i]:.1f} % with {n[i]:,} rows to {100 * y[j]:.1f} % with {n[j]:,}, which no power law does." if z > 4 else ""
+    "What speaks against a power law, or against more labels."
+    y, fall = self.means(), _fall(self.sizes, self.scores)
+    told = lambda i, j: f"{100 * y[i]:.1f} % with {i:,} rows, {100 * y[j]:.1f} % with {j:,}"
+    if fall: return f"Beware: the scores fall ({told(*fall)}), which no power law does."
+    return f"The scores have not risen so far ({told(min(y), max(y))})." if y[max(y)] <= y[min(y)] else ""
 
-# %% ../../nbs/44_eval.curve.ipynb #2663de1f
+# %% ../../nbs/44_eval.curve.ipynb #44f2371b
 def _rows(n): return f"{float(f'{n:.2g}'):,.0f}" if n < 1e9 else "over a billion"
 def _chance(p): return f"{100 * p:.0f} %" if .01 <= p <= .99 else "under 1 %" if p < .5 else "over 99 %"
 
+def _more(curve, times):
+    n = curve.sizes.max()
+    now, (_, low, high) = curve.means()[int(n)], curve.at(times * n)
+    return f"With {times:g} times the labels ({_rows(times * n)} rows) expect {100 * low:.1f} to {100 * high:.1f} % (90 % interval), after {100 * now:.1f} % with {n:,.0f}."
+
+# %% ../../nbs/44_eval.curve.ipynb #6af84487
+def _reach(curve, goal):
+    need, goal = curve.need(goal), f"{100 * goal:g} %"
+    if curve.means()[int(curve.sizes.max())] >= need.goal: return f"{goal} is reached."
+    if not need.chance: return f"{goal} is out of reach by labels alone: no likely curve comes there."
+    rows = f"about {_rows(need.rows)} rows ({_rows(need.low)} to {_rows(need.high)}, 90 % interval)"
+    chance = f"the chance to come there with {_rows(need.most)} rows or fewer is {_chance(need.chance)}"
+    if need.chance < .5: return f"{goal} is likely out of reach: {chance}; where it is reached, it takes {rows}."
+    return f"To come to {goal} you need {rows}; {chance}."
+
+# %% ../../nbs/44_eval.curve.ipynb #9d650923
 @patch
 def more(self: Curve, times=2) -> str: # times as many labels
     "What more labels would bring."
-    n = self.sizes.max()
-    now, (_, low, high) = self.means()[int(n)], self.at(times * n)
-    return f"With {times:g} times the labels ({_rows(times * n)} rows) expect {100 * low:.1f} to {100 * high:.1f} % (90 % interval), after {100 * now:.1f} % with {n:,.0f}. {self.trouble()}".strip()
+    return f"{_more(self, times)} {self.trouble()}".strip()
 
-# %% ../../nbs/44_eval.curve.ipynb #62e43cf0
 @patch
 def reach(self: Curve, goal) -> str: # a score
     "What a goal would take, and the chance of it."
-    need, goal = self.need(goal), f"{100 * goal:g} %"
-    if self.means()[int(self.sizes.max())] >= need.goal: return f"{goal} is reached."
-    if not need.chance: return f"{goal} is out of reach by labels alone: no likely curve comes there. {self.trouble()}".strip()
-    rows = f"about {_rows(need.rows)} rows ({_rows(need.low)} to {_rows(need.high)}, 90 % interval)"
-    chance = f"the chance to come there with {_rows(need.most)} rows or fewer is {_chance(need.chance)}"
-    if need.chance < .5: return f"{goal} is likely out of reach: {chance}; where it is reached, it takes {rows}. {self.trouble()}".strip()
-    return f"To come to {goal} you need {rows}; {chance}. {self.trouble()}".strip()
+    return f"{_reach(self, goal)} {self.trouble()}".strip()
+
+@patch
+def said(self: Curve, goal=None) -> str: # a score
+    "Both."
+    return f"{_more(self, 2)} {_reach(self, goal)} {self.trouble()}".strip() if goal else self.more()
 
 # %% ../../nbs/44_eval.curve.ipynb #dbb28707
 def backtest(sizes, scores, # (fits,)
