@@ -168,10 +168,10 @@ def worth_grid(sim: Simulation) -> Grid:
     found = worth_knowing(sim)
     return Grid(["known perfectly", "worth"], [[clip(k, 40), money(v)] for k, v in found.items()], f"Launch or not: on average {money(float(sim.value.mean()))}")
 
-# %% ../../nbs/88_decide.information.ipynb #a36299a6
+# %% ../../nbs/88_decide.information.ipynb #482db9e5
 def errors_of(curve: Curve): # of `fit_curve` -> a function: rows -> (draws,) errors
     "The curves that fit, as a function of the number of rows."
-    return lambda n: np.clip(curve.floor + curve.slope * float(n)**-curve.power, 0, 1)
+    return lambda n: np.clip(curve.errors(n), 0, 1)
 
 # %% ../../nbs/88_decide.information.ipynb #c6057e13
 @dataclass(frozen=True)
