@@ -273,7 +273,7 @@ class Option:
     spend: float = 0. # money, for knowing more
     gain: float = 0. # money that it is expected to bring over the better of launch and stop, before its price
 
-# %% ../../nbs/89_decide.memo.ipynb #15106f19
+# %% ../../nbs/89_decide.memo.ipynb #441bf58c
 @patch
 def evaluate(self: Case): # -> Sampling, None without a price
     "What labels to evaluate with are worth."
@@ -282,16 +282,21 @@ def evaluate(self: Case): # -> Sampling, None without a price
     others = {k: v for k, v in self.simulation.inputs.items() if k != "quality"}
     return sampling(choice_of(self.project(**others), self.use.quality), price, most=most)
 
+def _relearnt(case): # the learning curve of the very method -> a function: rows -> (draws,) errors of the used answers; and the rows there are
+    curve, now = fit_curve(*case.evidence.curve), max(case.evidence.curve[0])
+    error = errors_of(curve)
+    here = np.maximum(error(now), 1e-9)
+    return lambda n: np.clip((1 - case.base.quality) * error(n) / here, 0, 1), int(now)
+
 @patch
 def train(self: Case): # -> Training, None without a price or a curve of this very method
     "What labels to train on are worth."
-    price, most, scores = self.assumed["label_price"], self.assumed["most_labels"], self.evidence.curve
-    if price is None or scores is None: return None
-    error, now = errors_of(fit_curve(*scores)), max(scores[0])
-    here = error(now)
-    others = {k: v[:len(here)] for k, v in self.simulation.inputs.items() if k != "quality"}
+    price, most = self.assumed["label_price"], self.assumed["most_labels"]
+    if price is None or self.evidence.curve is None: return None
+    error, now = _relearnt(self)
+    others = {k: v[:len(error(now))] for k, v in self.simulation.inputs.items() if k != "quality"}
     more = None if most is None else [m for m in np.unique(np.geomspace(max(now / 16, 1), 8 * now, 36).astype(int)) if m <= most]
-    return training(self.project(**others), lambda n: np.clip((1 - self.base.quality) * error(n) / np.maximum(here, 1e-9), 0, 1), now, price, more)
+    return training(self.project(**others), error, now, price, more)
 
 # %% ../../nbs/89_decide.memo.ipynb #3b9fa9d7
 @patch
@@ -405,17 +410,32 @@ def mind_grid(self: Decision) -> Grid:
     evpi = evpi_of(np.stack([v := self.case.simulation.value, 0 * v], 1)).value
     return Grid(["input", "value at its 10 %", "at its 90 %", "breaks even at", "chance to lie beyond", "worth knowing"], rows, f"To know everything would be worth {self.cash(evpi)}: no study for more")
 
-# %% ../../nbs/89_decide.memo.ipynb #10fcd24b
+# %% ../../nbs/89_decide.memo.ipynb #737326de
+@patch
+def reaching(self: Case, target) -> dict: # "target", "reached_now"; with a curve of the method "labels", "low", "high", "chance", "within"; "said"
+    "What it takes that the used answers come up to a share of right ones."
+    now = float(betaincc(*beta_of(self.use.quality), target))
+    out = {"target": target, "reached_now": now, "said": f"The used answers come up to {target:g} today with a chance of {_percent(now)}."}
+    if self.evidence.curve is None: return out
+    error, rows = _relearnt(self)
+    within = self.assumed["most_labels"] or 100 * rows
+    more = np.concatenate([[0], np.unique(np.geomspace(1, within, 200).astype(int))])
+    unsure = np.random.default_rng(self.seed).beta(*beta_of(self.use.quality)[::-1], size=len(error(rows))) / (1 - self.base.quality) # of the error as it is
+    there = np.stack([unsure * error(rows + m) for m in more]) <= 1 - target # (sizes, draws)
+    first = more[there[:, there.any(0)].argmax(0)]
+    chance = float(there.any(0).mean())
+    if not len(first): return out | {"chance": 0., "within": within, "said": f"{out['said']} No likely curve comes there within {plural(within, 'label')} to train on."}
+    middle, low, high = (int(v) for v in np.quantile(first, [.5, .025, .975]))
+    return out | {"labels": middle, "low": low, "high": high, "chance": chance, "within": within, "said": f"{out['said']} With at most {within:,} more labels to train on the chance is {_percent(chance)}; where they come there, it takes {middle:,} (95 %: {low:,} to {high:,})."}
+
+# %% ../../nbs/89_decide.memo.ipynb #e1f2ee8b
 @patch
 def labels(self: Decision) -> dict: # "evaluate", "train" -> {"labels", "price", "worth", "cost", "net"} or why not; "target" -> chances
     "What labels are worth, against their price."
     c, price, target = self.case, self.case.assumed["label_price"], self.case.assumed["target"]
     no = "no label_price is assumed" if price is None else f"no learning curve of {c.evidence.method!r} is in the evidence; insight-nb run ladder draws those of cheap methods" + (f" (here: {', '.join(c.evidence.about['curves'])})" if c.evidence.about["curves"] else "")
     out = {k: {"price": price} | v.asdict() | {"said": v.said()} if v else {"price": price, "labels": None, "said": f"Not known: {no}"} for k, v in (("evaluate", c.evaluate()), ("train", c.train()))}
-    if target is not None:
-        out["target"] = {"target": target, "reached_now": float(betaincc(*beta_of(c.use.quality), target)), "said": f"The used answers come up to {target:g} with a chance of {_percent(betaincc(*beta_of(c.use.quality), target))}."}
-        if c.evidence.curve and not c.use.used: out["target"]["said"] += " " + fit_curve(*c.evidence.curve).reach(target)
-    return out
+    return out | ({"target": c.reaching(target)} if target is not None else {})
 
 # %% ../../nbs/89_decide.memo.ipynb #df933fdf
 def _holds(rule):
