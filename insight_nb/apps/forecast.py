@@ -158,26 +158,18 @@ def grid(self: Backtest) -> Grid:
     rows = sorted([[k, e.mean(), e.mean() / naive.mean(), "" if k == "naive" else f"{(e < naive).sum()} of {len(e)}"] for k, e in ((k, self.mase(k)) for k in self.made)], key=lambda r: r[1])
     return Grid(["method", "MASE", "of the naive's", "windows won"], rows, f"{plain(self.series.name, 40)}: {len(self.origins)} windows of {plural(self.h, self.series.every)}, half of each shared with the next")
 
-# %% ../../nbs/68_apps.forecast.ipynb #5097c04e
+# %% ../../nbs/68_apps.forecast.ipynb #b84a5658
 @patch
-def widen(self: Backtest, method, at=None): # periods known; None: all
-    "By how much the interval of a method has to be widened, from errors seen by then; None with fewer than 19."
+def widen(self: Backtest, method): # a factor from 1 on; None with fewer than 19 errors
+    "By how much the interval of a method has to be widened."
     mean, low, high = self.made[method].swapaxes(0, 1)
-    seen = self.origins[:, None] + np.arange(1, self.h + 1) <= (len(self.series) if at is None else at)
     half = np.maximum((high - low) / 2, 1e-9 * self.scale[:, None])
-    off = np.sort((np.abs(self.actual - mean) / half)[seen])
-    return float(off[math.ceil(.95 * (len(off) + 1)) - 1]) if len(off) >= 19 else None
+    off = np.sort((np.abs(self.actual - mean) / half).ravel())
+    return max(1., float(off[math.ceil(.95 * (len(off) + 1)) - 1])) if len(off) >= 19 else None
 
-# %% ../../nbs/68_apps.forecast.ipynb #0e8413f1
 def _stretch(made, factor, floor): # (3, h)
     mean, low, high = made
     return np.maximum([mean, mean - (mean - low) * factor, mean + (high - mean) * factor], floor)
-
-@patch
-def ranges(self: Backtest, method): # (windows, 3, h)
-    "The intervals as they would have been given, each with only the errors that had been seen by then."
-    floor = 0. if self.series.values.min() >= 0 else -np.inf
-    return np.stack([_stretch(m, self.widen(method, o) or 1., floor) for m, o in zip(self.made[method], self.origins)])
 
 # %% ../../nbs/68_apps.forecast.ipynb #26f47262
 @dataclass(frozen=True)
@@ -193,37 +185,39 @@ class Forecast:
     @property
     def values(self): return self.made[self.used] # (3, h)
 
-# %% ../../nbs/68_apps.forecast.ipynb #8f2c612d
+# %% ../../nbs/68_apps.forecast.ipynb #177a8a08
+def _floor(series): return 0. if series.values.min() >= 0 else -np.inf # nobody sells less than nothing
+
 def forecast(series: Series, h=None, # as of `backtest`
-             method="median", # one of MODELS, "median", "naive", or "best"
+             method="best", # the one of least error in the record, or one of MODELS, "median", "naive"
              windows=None) -> Forecast:
     "The next periods by the method, where it beats the seasonal naive; else by that. Raises InputError as `backtest` does."
-    known = ["median", *MODELS, "naive", "best"]
+    known = ["best", "median", *MODELS, "naive"]
     if method not in known: raise InputError(f"there is no method {clip(method, 40)!r}.{suggest(method, known)}")
-    record, y = backtest(series, h, windows), series.values
+    record = backtest(series, h, windows)
     asked = record.best() if method == "best" else method
     used = asked if record.mase(asked).mean() < record.mase("naive").mean() else "naive"
-    widened, floor = {k: record.widen(k) for k in record.made}, 0. if y.min() >= 0 else -np.inf
-    made = {k: _stretch(v, widened[k] or 1., floor) for k, v in forecasts(y, series.season, record.h).items()}
+    widened = {k: record.widen(k) for k in record.made}
+    made = {k: _stretch(v, widened[k] or 1., _floor(series)) for k, v in forecasts(series.values, series.season, record.h).items()}
     return Forecast(record, pd.period_range(series.periods[-1] + 1, periods=record.h, freq=series.periods.freq), asked, used, made, widened)
 
-# %% ../../nbs/68_apps.forecast.ipynb #ae91c2d8
+# %% ../../nbs/68_apps.forecast.ipynb #e1128c57
 @patch
 def said(self: Forecast) -> str:
     "Which method is used, and why."
     mine, naive, n = self.record.mase(self.asked).mean(), self.record.mase("naive").mean(), len(self.record.origins)
-    what = "median of three models" if self.asked == "median" else self.asked
-    if self.asked == "naive": return f"Seasonal naive, MASE {naive:.2f} in {plural(n, 'window')}"
-    if self.used == "naive": return f"The {what} doesn't beat the seasonal naive (MASE {mine:.2f} against {naive:.2f} in {plural(n, 'window')}): the naive is used"
-    return f"The {what} beats the seasonal naive: MASE {mine:.2f} against {naive:.2f} in {plural(n, 'window')}"
+    what = "The median of three models" if self.asked == "median" else self.asked
+    if self.asked == "naive": return f"The seasonal naive is used, MASE {naive:.2f} in {plural(n, 'window')}"
+    if self.used == "naive": return f"{what} doesn't beat the seasonal naive (MASE {mine:.2f} against {naive:.2f} in {plural(n, 'window')}): the naive is used"
+    return f"{what} beats the seasonal naive: MASE {mine:.2f} against {naive:.2f} in {plural(n, 'window')}"
 
-# %% ../../nbs/68_apps.forecast.ipynb #ae9be296
+# %% ../../nbs/68_apps.forecast.ipynb #4f67834f
 @patch
 def interval_said(self: Forecast) -> str:
     "Where the interval comes from."
     f = self.widened[self.used]
-    if f is None: return f"Intervals: 95 % as the model gives them, unchecked: {plural(self.record.actual.size, 'error')} in the record, 19 are needed"
-    return f"Intervals: 95 %, {f:.2f} times as wide as the model's, from {plural(self.record.actual.size, 'error')} in the record"
+    if f is None: return f"Intervals: 95 % as the method gives them, unchecked: {plural(self.record.actual.size, 'error')} in the record, 19 are needed"
+    return f"Intervals: 95 %, {f:.2f} times as wide as the method's own, from {plural(self.record.actual.size, 'error')} in the record"
 
 # %% ../../nbs/68_apps.forecast.ipynb #4e6b887b
 @patch
@@ -249,3 +243,29 @@ def picture(self: Forecast, past=None) -> Picture: # periods of history to draw;
     ax.set(xlabel=f"{s.every}s from {s.periods[-1]}", ylabel=name)
     for t in fig.legend(loc="outside upper left", ncols=4, frameon=False).get_texts(): t.set_color(INK)
     return Picture(self.said(), figure_svg(fig, self.said()), self.grid())
+
+# %% ../../nbs/68_apps.forecast.ipynb #b510c4b5
+@patch
+def before(self: Backtest, at, windows=6) -> Backtest: # periods known; windows to keep
+    "The newest windows that were over by then."
+    over = np.flatnonzero(self.origins + self.h <= at)[-windows:]
+    return Backtest(self.series, self.h, self.origins[over], {k: v[over] for k, v in self.made.items()})
+
+# %% ../../nbs/68_apps.forecast.ipynb #5e173831
+@patch
+def replay(self: Backtest, last=6) -> tuple: # windows -> (the last of them as a Backtest, with the method "chosen"; the names of what was chosen)
+    "What `forecast` would have said at earlier dates. Raises InputError for a record of fewer than 3 windows before the first."
+    names, ends = [], []
+    for i in range(len(self.origins) - last, len(self.origins)):
+        past = self.before(self.origins[i])
+        if i < 0 or len(past.origins) < 3: raise InputError(f"a record of {plural(len(self.origins), 'window')} can't be replayed at its last {last}: it takes 3 windows that were over before the first of them.")
+        names.append(past.best())
+        ends.append(_stretch(self.made[names[-1]][i], past.widen(names[-1]) or 1., _floor(self.series)))
+    made = {**{k: v[-last:] for k, v in self.made.items()}, "chosen": np.stack(ends)}
+    return Backtest(self.series, self.h, self.origins[-last:], made), names
+
+# %% ../../nbs/68_apps.forecast.ipynb #71e61ae1
+@patch
+def held(self: Backtest, method) -> np.ndarray: # (windows, h) bool
+    "Where the interval holds what came."
+    return (self.made[method][:, 1] <= self.actual) & (self.actual <= self.made[method][:, 2])
