@@ -61,8 +61,8 @@ def _numbers(frame, count, dates, name): # (rows,) float
         seen[d] = i
     return np.array(numbers)
 
-# %% ../../nbs/85_decide.trend.ipynb #dc805d3d
-def _choose(every, grains, dates): # a key of EVERY: as you say; else as dates are written; else, for days, what mostly lies between two
+# %% ../../nbs/85_decide.trend.ipynb #9a46e748
+def _choose(every, grains, dates): # a key of EVERY
     coarse = min(grains, key=_ORDER.index)
     if every is None and coarse != "day": return coarse
     if every is None:
@@ -243,7 +243,7 @@ def _scatter(curve): # of the negative binomial, so that Pearson's statistic is 
     pearson = lambda a: np.sum((y - mu)**2 / (mu + a * mu**2)) - (len(y) - 3)
     return brentq(pearson, 0, 1e6) if pearson(0) + len(y) - 3 > chi2.ppf(.95, len(y) - 3) else 0.
 
-# %% ../../nbs/85_decide.trend.ipynb #c2bc4a22
+# %% ../../nbs/85_decide.trend.ipynb #75de589c
 class Maturity:
     "Where a series stands on its S-curve. Raises InputError as `fit_scurve` does."
     def __init__(self, series: Series):
@@ -253,7 +253,7 @@ class Maturity:
         w = np.array([FAMILIES[c.family][1] * math.exp(-(c.deviance - min(f.deviance for f in fits)) / 2) for c in fits])
         self.weights = w / w.sum()
     @property
-    def best(self): return self.curves[int(self.weights.argmax())]
+    def best(self): return self.curves[int(self.weights.round(6).argmax())] # of logistic and Bass, that are as likely, the first
     @cached_property
     def profiles(self): return [c.profile() for c in self.curves]
     @cached_property
