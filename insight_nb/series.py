@@ -53,7 +53,7 @@ def counts_of(series: Series, least=8) -> np.ndarray: # (periods,) NaN where unk
     if known.sum() < 20 or (known > 0).sum() < 4: raise InputError(f"{name} counts {known.sum():g} in all, in {plural(int((known > 0).sum()), series.every)}: it takes 20, in 4 or more, to say anything.")
     return y
 
-# %% ../nbs/09_series.ipynb #924eab86
+# %% ../nbs/09_series.ipynb #c0fde102
 def _emission(r, d, s, states): # (periods,), (periods,) or None -> (periods, states) negative log likelihood
     known = ~np.isnan(r)
     if d is None:
@@ -61,7 +61,7 @@ def _emission(r, d, s, states): # (periods,), (periods,) or None -> (periods, st
         cost = mu - xlogy(r[:, None], mu) + gammaln(r[:, None] + 1)
     else:
         p = np.nansum(r) / d[known].sum() * s**np.arange(states)
-        p, k, n = p[p < 1], r[:, None], d[:, None]
+        p, k, n = p[:max(1, np.sum(p < 1))], r[:, None], d[:, None] # a share ends at 1
         cost = -(gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1) + xlogy(k, p) + xlogy(n - k, 1 - p))
     return np.where(known[:, None], cost, 0.)
 
@@ -79,13 +79,13 @@ class Bursts:
         edge = np.flatnonzero(np.diff(np.concatenate([[0], self.states > 0, [0]]).astype(int)))
         return sorted(((int(a), int(b), int(self.states[a:b].max()), float(self.gain[a:b].sum())) for a, b in edge.reshape(-1, 2)), key=lambda b: -b[3])
 
-# %% ../nbs/09_series.ipynb #2905b718
+# %% ../nbs/09_series.ipynb #c31532a7
 def bursts(series: Series, totals=None, # (periods,) texts in all; None: counts alone
            s=2., # how many times the usual, a state; above 1
            gamma=1., # price of a step up
            states=2) -> Bursts:
     "Kleinberg's bursts of counts in periods, by Viterbi. Raises InputError for totals below the counts, and settings that can't be."
-    r, d = counts_of(series, 4), None if totals is None else np.asarray(totals, float)
+    r, d = counts_of(series, 4), None if totals is None else pd.to_numeric(pd.Series(totals), errors="coerce").to_numpy(float)
     if not (s > 1 and gamma >= 0 and states >= 2): raise InputError(f"s={s:g}, gamma={gamma:g}, {states} states: s must lie above 1, gamma at 0 or above, and it takes 2 states.")
     if d is not None and (d.shape != r.shape or not np.all((d >= r) | np.isnan(r))): raise InputError(f"{clip(series.name, 40)}: give a total for each of the {plural(len(r), series.every)}, none below its count.")
     cost = _emission(r, d, s, states)

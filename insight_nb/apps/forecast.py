@@ -93,7 +93,7 @@ def _sound(series):
     if np.isnan(y).any(): raise InputError(f"{name}: {plural(int(np.isnan(y).sum()), series.every)} unknown, the first {series.periods[np.isnan(y)][0]}: fill them in, or begin the series after them.")
     if np.ptp(y) == 0: raise InputError(f"{name} is {y[0]:g} in every {series.every}: a constant needs no forecast, and nothing can be measured on it.")
 
-# %% ../../nbs/68_apps.forecast.ipynb #dffe1f08
+# %% ../../nbs/68_apps.forecast.ipynb #41dc4c37
 def _origins(series, h, windows, step):
     first, n = max(8, 2 * series.season + 1), len(series)
     if n < first + h + 2 * step:
@@ -101,7 +101,7 @@ def _origins(series, h, windows, step):
         raise InputError(f"{clip(series.name, 40)} has {plural(n, series.every)}: a forecast of {h} takes {first} to learn from and {h + 2 * step} more to be checked. {f'Forecast {most} at most.' if most else 'Wait for more.'}")
     at = n - h - step * np.arange(windows)[::-1]
     moved = np.array([o >= first and _scale(series.values[:o], series.season) > 0 for o in at])
-    if moved.sum() < 3: raise InputError(f"{clip(series.name, 40)} changes too late to check a forecast of {h}: take a shorter one.")
+    if moved.sum() < 3: raise InputError(f"{clip(series.name, 40)}: the last {'season' if series.season > 1 else 'value'} again was right throughout what comes before the windows, so errors have no scale: take a shorter horizon, or that as the forecast.")
     return at[moved]
 
 # %% ../../nbs/68_apps.forecast.ipynb #b47abacd

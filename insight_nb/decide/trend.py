@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['FAMILIES', 'STAGES', 'read_series', 'gains', 'residuals', 'SCurve', 'fit_scurve', 'Maturity', 'stage_of']
 
-# %% ../../nbs/85_decide.trend.ipynb #7dace4e3
+# %% ../../nbs/85_decide.trend.ipynb #bdc2197f
 import math
 import re
+import unicodedata
 from dataclasses import dataclass
 from functools import cached_property
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, available_timezones
 
 import numpy as np
 import pandas as pd
@@ -27,19 +28,19 @@ from ..figures import BLUE, INK, Picture, figure, figure_svg, plain
 from ..files import read_frame
 from ..series import EVERY, Series, counts_of
 
-# %% ../../nbs/85_decide.trend.ipynb #5619af9c
+# %% ../../nbs/85_decide.trend.ipynb #072dbb0d
 _PARTS = [("year", r"(\d{4})(?:\.0)?年?"), ("quarter", r"(\d{4})(?:[-/. ]?[Qq]|年第?)([1-4一二三四])(?:季度?)?"), ("month", r"(\d{4})[-/.年](\d{1,2})月?")]
 _ORDER = list(EVERY) # coarse to fine
 _FIRST, _LAST = -8_520_336_000, 7_258_118_400 # 1700 and 2200, in seconds
 
 def _when(value, zone): # (how finely it is written, its first day), or None
-    text = str(value).strip()
+    text = unicodedata.normalize("NFKC", str(value)).strip()
     for every, pattern in _PARTS:
         if m := re.fullmatch(pattern, text):
             n = 1 if every == "year" else int("一二三四".find(m[2]) + 1 or m[2])
             month = 3 * n - 2 if every == "quarter" else n
             return (every, pd.Timestamp(int(m[1]), month, 1)) if "1700" <= m[1] < "2200" and 1 <= month <= 12 else None
-    at = to_instant(value, zone)
+    at = to_instant(text if isinstance(value, str) else value, zone)
     return None if at is None or not _FIRST <= at < _LAST else ("day", pd.Timestamp(at, unit="s", tz="UTC").tz_convert(zone).tz_localize(None))
 
 # %% ../../nbs/85_decide.trend.ipynb #db5babb5
@@ -82,14 +83,14 @@ def _cut(values, grain, until, zone): # a pd.Series over all periods; (those tha
     k, first = len(values) - len(over), values.index[len(over)] if len(values) > len(over) else None
     return over, [f"{plural(k, grain)} left out, from {first} on: not over by {end:%Y-%m-%d}"] if k else []
 
-# %% ../../nbs/85_decide.trend.ipynb #eaa021af
+# %% ../../nbs/85_decide.trend.ipynb #7960f16a
 def _fill(values, grain, gaps, name): # gaps: zero, unknown, or None: ask
     empty = values.isna()
     if not empty.any(): return values, []
-    if gaps not in ("zero", "unknown"): raise InputError(f"{name}: {plural(int(empty.sum()), grain)} without a row, the first {values.index[empty][0]}. Say gaps='zero' where nothing happened, gaps='unknown' where nobody counted.")
+    if gaps is None: raise InputError(f"{name}: {plural(int(empty.sum()), grain)} without a row, the first {values.index[empty][0]}. Say gaps='zero' where nothing happened, gaps='unknown' where nobody counted.")
     return (values.fillna(0.) if gaps == "zero" else values), [f"{plural(int(empty.sum()), grain)} without a row taken as {gaps}, the first {values.index[empty][0]}"]
 
-# %% ../../nbs/85_decide.trend.ipynb #2f63e585
+# %% ../../nbs/85_decide.trend.ipynb #0b5c1c5f
 def read_series(source, # whatever `read_frame` reads
                 date="date", # column
                 count=None, # column with the number of each date; None: each row is one event
@@ -99,8 +100,8 @@ def read_series(source, # whatever `read_frame` reads
                 zone="UTC") -> tuple: # (Series, notes: what was done)
     "Counts of every period. Raises InputError for a cell that is no date or count, a date that stands twice, and gaps that nobody explained."
     frame, name, _ = read_frame(source)
-    for c in filter(None, (date, count)):
-        if c not in frame.columns: raise InputError(f"{name} has no column {clip(c, 40)!r}.{suggest(c, frame.columns)}")
+    for what, given, known in (("column", date, frame.columns), ("column", count or date, frame.columns), ("zone", zone, available_timezones()), ("way with gaps", gaps or "zero", ["zero", "unknown"])):
+        if given not in known: raise InputError(f"{name}: there is no {what} {clip(given, 40)!r}.{suggest(given, known)}")
     grains, dates = _dates(frame[date].tolist(), name, zone := ZoneInfo(zone))
     every = _choose(every, grains, dates)
     at = pd.PeriodIndex(dates, freq=EVERY[every][0])
@@ -108,9 +109,9 @@ def read_series(source, # whatever `read_frame` reads
     numbers = pd.Series(np.ones(len(at)) if count is None else _numbers(frame, count, dates, name), at)
     values = numbers.groupby(level=0).sum().reindex(pd.period_range(at.min(), at.max(), freq=at.freq))
     values, notes = _fill(values, every, "zero" if count is None else gaps, name)
-    last = max(zip(dates, grains))
-    end = pd.Period(last[0], EVERY[last[1]][0]).end_time.isoformat()[:10] if until is None else until
-    values, left = _cut(values, every, end, zone)
+    last, grain = max(zip(dates, grains))
+    if count and at.is_unique: grain = every # one row for each period: it stands for the whole of it
+    values, left = _cut(values, every, pd.Period(last, EVERY[grain][0]).end_time.isoformat()[:10] if until is None else until, zone)
     return Series(count or f"rows of {name}", values.to_numpy(), values.index, every), notes + left
 
 # %% ../../nbs/85_decide.trend.ipynb #e4a410c3
@@ -171,13 +172,13 @@ def _solve(self: SCurve, start, fixed=()): # (3,); numbers of what is held -> (x
     x[free] = found.x
     return x, 2 * found.cost
 
-# %% ../../nbs/85_decide.trend.ipynb #ac07c782
+# %% ../../nbs/85_decide.trend.ipynb #d73593cd
 def _start(family, y): # (periods,), NaN where unknown -> (3,)
     n, known = len(y), ~np.isnan(y)
     k, t0 = np.meshgrid(np.geomspace(.5 / n, 3, 25), np.linspace(-n, 3 * n, 81), indexing="ij")
     share = gains(family, k, t0, np.arange(n + 1.))[..., known]
     total = y[known].sum()
-    m = np.minimum(total / np.maximum(share.sum(-1), 1e-300), total * math.exp(_TOP))
+    m = np.minimum(total / np.maximum(share.sum(-1), 1e-200), total * math.exp(_TOP))
     best = np.argmin((residuals(y[known], m[..., None] * share)**2).sum(-1))
     return np.array([np.log(m.flat[best]), np.log(k.flat[best]), t0.flat[best]])
 
