@@ -90,7 +90,7 @@ def _fill(values, grain, gaps, name): # gaps: zero, unknown, or None: ask
     if gaps is None: raise InputError(f"{name}: {plural(int(empty.sum()), grain)} without a row, the first {values.index[empty][0]}. Say gaps='zero' where nothing happened, gaps='unknown' where nobody counted.")
     return (values.fillna(0.) if gaps == "zero" else values), [f"{plural(int(empty.sum()), grain)} without a row taken as {gaps}, the first {values.index[empty][0]}"]
 
-# %% ../../nbs/85_decide.trend.ipynb #0b5c1c5f
+# %% ../../nbs/85_decide.trend.ipynb #cac105b6
 def read_series(source, # whatever `read_frame` reads
                 date="date", # column
                 count=None, # column with the number of each date; None: each row is one event
@@ -100,7 +100,7 @@ def read_series(source, # whatever `read_frame` reads
                 zone="UTC") -> tuple: # (Series, notes: what was done)
     "Counts of every period. Raises InputError for a cell that is no date or count, a date that stands twice, and gaps that nobody explained."
     frame, name, _ = read_frame(source)
-    for what, given, known in (("column", date, frame.columns), ("column", count or date, frame.columns), ("zone", zone, available_timezones()), ("way with gaps", gaps or "zero", ["zero", "unknown"])):
+    for what, given, known in (("column", date, frame.columns), ("column", count or date, frame.columns), ("zone", zone, sorted(available_timezones())), ("way with gaps", gaps or "zero", ["zero", "unknown"])):
         if given not in known: raise InputError(f"{name}: there is no {what} {clip(given, 40)!r}.{suggest(given, known)}")
     grains, dates = _dates(frame[date].tolist(), name, zone := ZoneInfo(zone))
     every = _choose(every, grains, dates)
@@ -210,7 +210,7 @@ def _walk(self: SCurve, i, sign, step): # away from the best: ([x of all steps t
         inside, step = [*inside, x], 1.6 * step
     return inside, None
 
-# %% ../../nbs/85_decide.trend.ipynb #501199aa
+# %% ../../nbs/85_decide.trend.ipynb #4f30596c
 @patch
 def profile(self: SCurve, what="ceiling") -> tuple: # ceiling or inflection -> (low, high, [x of allowed curves, the lowest first])
     "The 95 % profile-likelihood interval; an end that isn't there is infinite."
@@ -222,7 +222,7 @@ def profile(self: SCurve, what="ceiling") -> tuple: # ceiling or inflection -> (
             return deviance - self.deviance - self._limit(), x
         if out is None: ends.append(sign * math.inf)
         else:
-            ends.append(brentq(lambda v: over(v)[0], inside[-1][i], out, xtol=1e-3) if over(inside[-1][i])[0] < 0 else inside[-1][i])
+            ends.append(brentq(lambda v: over(v)[0], inside[-1][i], out, xtol=1e-6) if over(inside[-1][i])[0] < 0 else inside[-1][i])
             inside = [*inside, over(ends[-1])[1]]
         paths.append(inside)
     low, high = (math.exp(e) if i == 0 and math.isfinite(e) else e for e in ends)
