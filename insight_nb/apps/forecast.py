@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['SERIES', 'MODELS', 'sample_series', 'seasonal_naive', 'forecasts', 'Backtest', 'backtest', 'Forecast', 'forecast']
 
-# %% ../../nbs/68_apps.forecast.ipynb #db2852c0
+# %% ../../nbs/68_apps.forecast.ipynb #c44d7934
 import math
 import warnings
 from dataclasses import dataclass
-from importlib import import_module
 
 import numpy as np
 import pandas as pd
@@ -19,15 +18,15 @@ from ..core import Grid, InputError, clip, need, plural, suggest
 from ..figures import BLUE, INK, ORANGE, Picture, figure, figure_svg, plain
 from ..series import EVERY, Series, series_of
 
-# %% ../../nbs/68_apps.forecast.ipynb #0043c93c
-def _rows(name): return import_module(f"statsmodels.datasets.{name}").load_pandas().data
+# %% ../../nbs/68_apps.forecast.ipynb #b4945c94
+def _rows(name): return need(f"statsmodels.datasets.{name}", "decide").load_pandas().data
 def _column(name, column): return lambda: _rows(name)[column]
 def _pmdarima(name): return lambda: getattr(need("pmdarima.datasets", "samples"), f"load_{name}")()
 def _co2(): return _rows("co2").co2.resample("MS").mean().interpolate()
 def _elnino(): return _rows("elnino").iloc[:, 1:].to_numpy().ravel()
 def _electric(): return _rows("elec_equip").iloc[:, 0]
 
-# %% ../../nbs/68_apps.forecast.ipynb #a8a14c32
+# %% ../../nbs/68_apps.forecast.ipynb #c9ff7e93
 SERIES = {"airpassengers": ("1949-01", "month", _pmdarima("airpassengers")), "ausbeer": ("1956Q1", "quarter", _pmdarima("ausbeer")), "austres": ("1971Q2", "quarter", _pmdarima("austres")),
           "lynx": ("1821", "year", _pmdarima("lynx")), "wineind": ("1980-01", "month", _pmdarima("wineind")), "woolyrnq": ("1965Q1", "quarter", _pmdarima("woolyrnq")),
           "co2": ("1958-03", "month", _co2), "elnino": ("1950-01", "month", _elnino), "elec_equip": ("1995-01", "month", _electric), "nile": ("1871", "year", _column("nile", "volume")),
@@ -36,7 +35,6 @@ SERIES = {"airpassengers": ("1949-01", "month", _pmdarima("airpassengers")), "au
 def sample_series(name) -> Series: # a key of SERIES
     "One of the fourteen. Raises InputError where its package is missing."
     if name not in SERIES: raise InputError(f"there is no sample series {clip(name, 40)!r}.{suggest(name, SERIES)}")
-    if SERIES[name][2].__module__: need("statsmodels", "decide")
     start, every, load = SERIES[name]
     values = np.asarray(load(), float)
     return series_of(values[~np.isnan(values)], start, every, name) # ausbeer ends with an empty cell
