@@ -65,6 +65,16 @@ def _emission(r, d, s, states): # (periods,), (periods,) or None -> (periods, st
         cost = -(gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1) + xlogy(k, p) + xlogy(n - k, 1 - p))
     return np.where(known[:, None], cost, 0.)
 
+# %% ../nbs/09_series.ipynb #abca5157
+def _cheapest(cost, up): # (periods, states), (from, to) -> (states (periods,), cost), from state 0 on, by Viterbi
+    best, back = up[0] + cost[0], []
+    for c in cost[1:]:
+        back.append((best[:, None] + up).argmin(0))
+        best = (best[:, None] + up).min(0) + c
+    path = [int(best.argmin())]
+    for b in reversed(back): path.append(int(b[path[-1]]))
+    return np.array(path[::-1]), float(best.min())
+
 # %% ../nbs/09_series.ipynb #c9e9389f
 @dataclass(frozen=True)
 class Bursts:
@@ -79,7 +89,7 @@ class Bursts:
         edge = np.flatnonzero(np.diff(np.concatenate([[0], self.states > 0, [0]]).astype(int)))
         return sorted(((int(a), int(b), int(self.states[a:b].max()), float(self.gain[a:b].sum())) for a, b in edge.reshape(-1, 2)), key=lambda b: -b[3])
 
-# %% ../nbs/09_series.ipynb #c31532a7
+# %% ../nbs/09_series.ipynb #6f607092
 def bursts(series: Series, totals=None, # (periods,) texts in all; None: counts alone
            s=2., # how many times the usual, a state; above 1
            gamma=1., # price of a step up
@@ -90,14 +100,8 @@ def bursts(series: Series, totals=None, # (periods,) texts in all; None: counts 
     if d is not None and (d.shape != r.shape or not np.all((d >= r) | np.isnan(r))): raise InputError(f"{clip(series.name, 40)}: give a total for each of the {plural(len(r), series.every)}, none below its count.")
     cost = _emission(r, d, s, states)
     up = gamma * math.log(len(r)) * np.maximum(0, np.arange(cost.shape[1])[None] - np.arange(cost.shape[1])[:, None]) # (from, to)
-    best, back = up[0] + cost[0], []
-    for c in cost[1:]:
-        back.append((best[:, None] + up).argmin(0))
-        best = (best[:, None] + up).min(0) + c
-    path = [int(best.argmin())]
-    for b in reversed(back): path.append(int(b[path[-1]]))
-    path = np.array(path[::-1])
-    return Bursts(series, path, float(best.min()), cost[:, 0] - cost[np.arange(len(r)), path])
+    path, least = _cheapest(cost, up)
+    return Bursts(series, path, least, cost[:, 0] - cost[np.arange(len(r)), path])
 
 # %% ../nbs/09_series.ipynb #73843a14
 @patch
@@ -156,7 +160,7 @@ def cut(y, # (periods,) counts, NaN where unknown
     while last[t]: found.append(int(last[t])); t = last[t]
     return found[::-1]
 
-# %% ../nbs/09_series.ipynb #cfa97037
+# %% ../nbs/09_series.ipynb #cc8595cf
 @dataclass(frozen=True)
 class Changes:
     "Stretches of one level."
@@ -166,6 +170,7 @@ class Changes:
     excess: float # variance over mean
     price: float # what a cut had to gain
 
+# %% ../nbs/09_series.ipynb #d45a3946
 def _range(y, a, c, b, excess): # the stretch from a to b is cut at c
     at = np.arange(a + 1, b)
     s, k = np.nancumsum(y[a:b]), np.cumsum(~np.isnan(y[a:b]))

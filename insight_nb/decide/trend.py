@@ -90,7 +90,16 @@ def _fill(values, grain, gaps, name): # gaps: zero, unknown, or None: ask
     if gaps is None: raise InputError(f"{name}: {plural(int(empty.sum()), grain)} without a row, the first {values.index[empty][0]}. Say gaps='zero' where nothing happened, gaps='unknown' where nobody counted.")
     return (values.fillna(0.) if gaps == "zero" else values), [f"{plural(int(empty.sum()), grain)} without a row taken as {gaps}, the first {values.index[empty][0]}"]
 
-# %% ../../nbs/85_decide.trend.ipynb #cac105b6
+# %% ../../nbs/85_decide.trend.ipynb #9a563105
+def _known(name, **asked): # what: (given, known)
+    for what, (given, known) in asked.items():
+        if given not in known: raise InputError(f"{name}: there is no {what} {clip(given, 40)!r}.{suggest(given, known)}")
+
+def _spine(name, at, dates): # every period, from the first to the last
+    if (span := (at.max() - at.min()).n) > 20_000: raise InputError(f"{name}: {span:,} periods between the first and the last date, {min(dates):%Y-%m-%d} and {max(dates):%Y-%m-%d}: correct what is mistyped, or take longer periods.")
+    return pd.period_range(at.min(), at.max(), freq=at.freq)
+
+# %% ../../nbs/85_decide.trend.ipynb #84ac0d08
 def read_series(source, # whatever `read_frame` reads
                 date="date", # column
                 count=None, # column with the number of each date; None: each row is one event
@@ -100,14 +109,12 @@ def read_series(source, # whatever `read_frame` reads
                 zone="UTC") -> tuple: # (Series, notes: what was done)
     "Counts of every period. Raises InputError for a cell that is no date or count, a date that stands twice, and gaps that nobody explained."
     frame, name, _ = read_frame(source)
-    for what, given, known in (("column", date, frame.columns), ("column", count or date, frame.columns), ("zone", zone, sorted(available_timezones())), ("way with gaps", gaps or "zero", ["zero", "unknown"])):
-        if given not in known: raise InputError(f"{name}: there is no {what} {clip(given, 40)!r}.{suggest(given, known)}")
+    _known(name, column=(date, frame.columns), count=(count or date, frame.columns), zone=(zone, sorted(available_timezones())), gaps=(gaps or "zero", ["zero", "unknown"]))
     grains, dates = _dates(frame[date].tolist(), name, zone := ZoneInfo(zone))
     every = _choose(every, grains, dates)
     at = pd.PeriodIndex(dates, freq=EVERY[every][0])
-    if (span := (at.max() - at.min()).n) > 20_000: raise InputError(f"{name}: {span:,} {every}s between the first and the last date, {min(dates):%Y-%m-%d} and {max(dates):%Y-%m-%d}: correct what is mistyped, or take longer periods.")
     numbers = pd.Series(np.ones(len(at)) if count is None else _numbers(frame, count, dates, name), at)
-    values = numbers.groupby(level=0).sum().reindex(pd.period_range(at.min(), at.max(), freq=at.freq))
+    values = numbers.groupby(level=0).sum().reindex(_spine(name, at, dates))
     values, notes = _fill(values, every, "zero" if count is None else gaps, name)
     last, grain = max(zip(dates, grains))
     if count and at.is_unique: grain = every # one row for each period: it stands for the whole of it
@@ -139,7 +146,7 @@ def residuals(y, mu, a=0.): # counts, expected, extra scatter of the negative bi
     d = xlogy(y, y / mu) - ((y + 1 / a) * np.log1p(a * (y - mu) / (1 + a * mu)) if a else y - mu)
     return np.sign(y - mu) * np.sqrt(2 * np.maximum(d, 0))
 
-# %% ../../nbs/85_decide.trend.ipynb #90453f1e
+# %% ../../nbs/85_decide.trend.ipynb #f516615d
 _TOP = math.log(1e4) # above the counts so far, a ceiling says nothing any more
 
 @dataclass(frozen=True)
@@ -153,12 +160,17 @@ class SCurve:
 
     @property
     def t(self): return np.arange(len(self.series) + 1.)
-    def share(self, t, x=None): # of the ceiling, at times
-        x = self.x if x is None else x
-        return FAMILIES[self.family][0](math.exp(x[1]), x[2], np.asarray(t, float))
-    def expected(self, t=None, x=None): # (periods,) counts
-        x = self.x if x is None else x
-        return math.exp(min(x[0], 60)) * gains(self.family, math.exp(np.clip(x[1], -12, 5)), x[2], self.t if t is None else t)
+
+# %% ../../nbs/85_decide.trend.ipynb #1d3c1ba1
+@patch
+def share(self: SCurve, t, x=None): # of the ceiling, at times
+    x = self.x if x is None else x
+    return FAMILIES[self.family][0](math.exp(x[1]), x[2], np.asarray(t, float))
+
+@patch
+def expected(self: SCurve, t=None, x=None): # (periods,) counts
+    x = self.x if x is None else x
+    return math.exp(min(x[0], 60)) * gains(self.family, math.exp(np.clip(x[1], -12, 5)), x[2], self.t if t is None else t)
 
 # %% ../../nbs/85_decide.trend.ipynb #e10447be
 @patch
@@ -194,11 +206,12 @@ def fit_scurve(series: Series, family="logistic", # a key of FAMILIES
     if x[0] > top: x, deviance = curve._solve([top, *x[1:]], (0,))
     return SCurve(family, series, x, deviance, scatter)
 
-# %% ../../nbs/85_decide.trend.ipynb #70b40fe7
+# %% ../../nbs/85_decide.trend.ipynb #1a147a57
 @patch
 def _limit(self: SCurve): # rise of the deviance that a 95 % interval allows
     return chi2.ppf(.95, 1) if not self.scatter else fisher.ppf(.95, 1, max(1, np.sum(~np.isnan(self.series.values)) - 3))
 
+# %% ../../nbs/85_decide.trend.ipynb #8b21e47c
 @patch
 def _walk(self: SCurve, i, sign, step): # away from the best: ([x of all steps that are allowed], the first value that isn't, or None)
     inside, top = [self.x], math.log(np.nansum(self.series.values)) + _TOP
@@ -210,23 +223,25 @@ def _walk(self: SCurve, i, sign, step): # away from the best: ([x of all steps t
         inside, step = [*inside, x], 1.6 * step
     return inside, None
 
-# %% ../../nbs/85_decide.trend.ipynb #4f30596c
+# %% ../../nbs/85_decide.trend.ipynb #31185d11
+@patch
+def _end(self: SCurve, i, sign): # one end of the interval of x[i], and the curves on the way there
+    inside, out = self._walk(i, sign, .02 if i == 0 else .2)
+    def over(v):
+        x, deviance = self._solve([*inside[-1][:i], v, *inside[-1][i + 1:]], (i,))
+        return deviance - self.deviance - self._limit(), x
+    if out is None: return sign * math.inf, inside
+    end = brentq(lambda v: over(v)[0], inside[-1][i], out, xtol=1e-6) if over(inside[-1][i])[0] < 0 else inside[-1][i]
+    return end, [*inside, over(end)[1]]
+
+# %% ../../nbs/85_decide.trend.ipynb #7f01d227
 @patch
 def profile(self: SCurve, what="ceiling") -> tuple: # ceiling or inflection -> (low, high, [x of allowed curves, the lowest first])
     "The 95 % profile-likelihood interval; an end that isn't there is infinite."
-    i, ends, paths = (0, 2)["ceiling inflection".split().index(what)], [], []
-    for sign in (-1, 1):
-        inside, out = self._walk(i, sign, .02 if i == 0 else .2)
-        def over(v):
-            x, deviance = self._solve([*inside[-1][:i], v, *inside[-1][i + 1:]], (i,))
-            return deviance - self.deviance - self._limit(), x
-        if out is None: ends.append(sign * math.inf)
-        else:
-            ends.append(brentq(lambda v: over(v)[0], inside[-1][i], out, xtol=1e-6) if over(inside[-1][i])[0] < 0 else inside[-1][i])
-            inside = [*inside, over(ends[-1])[1]]
-        paths.append(inside)
-    low, high = (math.exp(e) if i == 0 and math.isfinite(e) else e for e in ends)
-    return low, high, paths[0][::-1] + paths[1][1:]
+    i = {"ceiling": 0, "inflection": 2}[what]
+    (low, down), (high, up) = (self._end(i, sign) for sign in (-1, 1))
+    if i == 0: low, high = np.exp([low, high]).tolist()
+    return low, high, down[::-1] + up[1:]
 
 # %% ../../nbs/85_decide.trend.ipynb #742bcd67
 @patch
@@ -268,19 +283,19 @@ def stage_of(share) -> str: return next(s for s, end in STAGES.items() if share 
 @patch
 def _allowed(self: Maturity): return [(c, p) for c, p, w in zip(self.curves, self.profiles, self.weights) if w >= .05]
 
-# %% ../../nbs/85_decide.trend.ipynb #f41e866c
+# %% ../../nbs/85_decide.trend.ipynb #7f34d8a8
 @patch
 def ceiling(self: Maturity) -> Metric:
     "The ceiling of the likeliest curve, with the interval over all curves that can't be ruled out."
-    ends = [p[:2] for _, p in self._allowed()]
-    return Metric(math.exp(self.best.x[0]), min(max(0., e[0]) for e in ends), max(e[1] for e in ends), len(self.series), "profile likelihood 95 %")
+    low, high = zip(*(p[:2] for _, p in self._allowed()))
+    return Metric(math.exp(self.best.x[0]), min(low), max(high), len(self.series), "profile likelihood 95 %")
 
 @patch
 def decidable(self: Maturity) -> bool:
     "Whether the ceiling is known to within a factor of three."
     return self.ceiling().high <= 3 * self.ceiling().low
 
-# %% ../../nbs/85_decide.trend.ipynb #53a57cb9
+# %% ../../nbs/85_decide.trend.ipynb #25c367b7
 @patch
 def share(self: Maturity) -> Metric:
     "The share of the ceiling that has been reached."
@@ -288,6 +303,7 @@ def share(self: Maturity) -> Metric:
     ends = [float(c.share(now, x)) for c, p in self._allowed() for x in (p[2][0], p[2][-1])]
     return Metric(float(self.best.share(now)), min(ends), max(ends), now, "profile likelihood 95 %")
 
+# %% ../../nbs/85_decide.trend.ipynb #663704c6
 @patch
 def stage(self: Maturity) -> str:
     "Emerging, growth, maturity, saturation; two of them; or that it can't be told."
@@ -325,13 +341,14 @@ def grid(self: Maturity) -> Grid:
             for c, w, (low, high, _) in zip(self.curves, self.weights, self.profiles)]
     return Grid(["curve", "weight", "ceiling", "low", "high", f"rate a {self.series.every}"], rows, self.said())
 
-# %% ../../nbs/85_decide.trend.ipynb #fbbc4152
+# %% ../../nbs/85_decide.trend.ipynb #848a409a
 @patch
 def fan(self: Maturity, t): # times -> (2, times): least and most counted by then, of all curves that are allowed
     "What may have been counted in all."
     paths = np.array([math.exp(min(x[0], 60)) * (c.share(t, x) - c.share(0, x)) for c, p in self._allowed() for x in p[2]])
     return np.stack([paths.min(0), paths.max(0)])
 
+# %% ../../nbs/85_decide.trend.ipynb #7d75bbb7
 @patch
 def picture(self: Maturity) -> Picture:
     "Counts so far, the likeliest curve, and all that the data allow."
