@@ -99,7 +99,7 @@ def _spine(name, at, dates): # every period, from the first to the last
     if (span := (at.max() - at.min()).n) > 20_000: raise InputError(f"{name}: {span:,} periods between the first and the last date, {min(dates):%Y-%m-%d} and {max(dates):%Y-%m-%d}: correct what is mistyped, or take longer periods.")
     return pd.period_range(at.min(), at.max(), freq=at.freq)
 
-# %% ../../nbs/85_decide.trend.ipynb #84ac0d08
+# %% ../../nbs/85_decide.trend.ipynb #83d993e4
 def read_series(source, # whatever `read_frame` reads
                 date="date", # column
                 count=None, # column with the number of each date; None: each row is one event
@@ -109,7 +109,7 @@ def read_series(source, # whatever `read_frame` reads
                 zone="UTC") -> tuple: # (Series, notes: what was done)
     "Counts of every period. Raises InputError for a cell that is no date or count, a date that stands twice, and gaps that nobody explained."
     frame, name, _ = read_frame(source)
-    _known(name, column=(date, frame.columns), count=(count or date, frame.columns), zone=(zone, sorted(available_timezones())), gaps=(gaps or "zero", ["zero", "unknown"]))
+    _known(name, column=(date, frame.columns), **{"count column": (count or date, frame.columns)}, zone=(zone, sorted(available_timezones())), gaps=(gaps or "zero", ["zero", "unknown"]))
     grains, dates = _dates(frame[date].tolist(), name, zone := ZoneInfo(zone))
     every = _choose(every, grains, dates)
     at = pd.PeriodIndex(dates, freq=EVERY[every][0])
