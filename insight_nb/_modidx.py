@@ -1677,6 +1677,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'insight_nb/decide/trend.py'),
                                          'insight_nb.decide.trend.SCurve.profile': ( 'decide.trend.html#scurve.profile',
                                                                                      'insight_nb/decide/trend.py'),
+                                         'insight_nb.decide.trend.SCurve.rates': ( 'decide.trend.html#scurve.rates',
+                                                                                   'insight_nb/decide/trend.py'),
                                          'insight_nb.decide.trend.SCurve.share': ( 'decide.trend.html#scurve.share',
                                                                                    'insight_nb/decide/trend.py'),
                                          'insight_nb.decide.trend.SCurve.t': ('decide.trend.html#scurve.t', 'insight_nb/decide/trend.py'),

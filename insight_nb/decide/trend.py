@@ -333,11 +333,18 @@ def said(self: Maturity) -> str:
     if not self.decidable(): return f"Not decidable yet: the counts allow a ceiling from {c.low:,.0f} to {upper}; {chance}"
     return f"{self.stage().capitalize()}: {self.share().value:.0%} [{self.share().low:.0%}, {self.share().high:.0%}] of a ceiling of {c.value:,.0f} [{c.low:,.0f}, {upper}]; {chance}"
 
-# %% ../../nbs/85_decide.trend.ipynb #8080c3af
+# %% ../../nbs/85_decide.trend.ipynb #a2b588df
+@patch
+def rates(self: SCurve) -> str:
+    "How fast it goes: k; for Bass also its parts, p of those who act by themselves and q of those who follow."
+    k = math.exp(self.x[1])
+    p = k * expit(-k * self.x[2])
+    return f"{k:.3f}" + (f" = p {p:.4f} + q {k - p:.3f}" if self.family == "bass" else "")
+
 @patch
 def grid(self: Maturity) -> Grid:
     "The curves."
-    rows = [[c.family, f"{w:.0%}", f"{math.exp(c.x[0]):,.0f}", f"{low:,.0f}", f"{high:,.0f}" if math.isfinite(high) else "no end", f"{math.exp(c.x[1]):.3f}"]
+    rows = [[c.family, f"{w:.0%}", f"{math.exp(c.x[0]):,.0f}", f"{low:,.0f}", f"{high:,.0f}" if math.isfinite(high) else "no end", c.rates()]
             for c, w, (low, high, _) in zip(self.curves, self.weights, self.profiles)]
     return Grid(["curve", "weight", "ceiling", "low", "high", f"rate a {self.series.every}"], rows, self.said())
 
