@@ -275,13 +275,13 @@ class Maturity:
     @cached_property
     def past(self): return float(sum(w * c.past() for w, c in zip(self.weights, self.curves))) # chance that the inflection is behind
 
-# %% ../../nbs/85_decide.trend.ipynb #48c2b580
+# %% ../../nbs/85_decide.trend.ipynb #8c3b8296
 STAGES = {"emerging": .1, "growth": .5, "maturity": .9, "saturation": math.inf} # up to this share of the ceiling
 
 def stage_of(share) -> str: return next(s for s, end in STAGES.items() if share < end)
 
 @patch
-def _allowed(self: Maturity): return [(c, p) for c, p, w in zip(self.curves, self.profiles, self.weights) if w >= .05]
+def _allowed(self: Maturity): return [(c, p) for c, p, w in zip(self.curves, self.profiles, self.weights) if w >= .01]
 
 # %% ../../nbs/85_decide.trend.ipynb #7f34d8a8
 @patch
