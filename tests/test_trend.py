@@ -12,7 +12,6 @@ from insight_nb.apps.forecast import SERIES, backtest, forecast, sample_series
 from insight_nb.core import InputError
 from insight_nb.decide.trend import FAMILIES, Maturity, fit_scurve, gains, read_series
 from insight_nb.series import bursts, changes, counts_of, series_of
-from scipy.special import expit
 
 
 def papers(upto, seed=0, m=2000, k=.35, t0=20, family="logistic", scatter=0.):
