@@ -173,7 +173,7 @@ def errors_of(curve: Curve): # of `fit_curve` -> a function: rows -> (draws,) er
     "The curves that fit, as a function of the number of rows."
     return lambda n: np.clip(curve.errors(n), 0, 1)
 
-# %% ../../nbs/88_decide.information.ipynb #c6057e13
+# %% ../../nbs/88_decide.information.ipynb #691d948d
 @dataclass(frozen=True)
 class Training:
     "What more labels to train on bring and cost."
@@ -181,14 +181,14 @@ class Training:
     more: np.ndarray # labels to buy, 0 first
     gain: np.ndarray # (3, sizes) money: the best estimate, low and high 95 %
     cost: np.ndarray # money
-    pays: np.ndarray # chance that the gain exceeds the cost
+    pays: np.ndarray # share of the draws in which the gain exceeds the cost
     @property
     def net(self): return self.gain[0] - self.cost # money
     @property
     def best(self): return int(self.more[self.net.argmax()]) # labels; 0: none pay
     def asdict(self): return {"labels": self.best, "worth": float(self.gain[0, self.net.argmax()]), "cost": float(self.cost[self.net.argmax()]), "net": float(self.net.max()), "pays": float(self.pays[self.net.argmax()])}
 
-# %% ../../nbs/88_decide.information.ipynb #1eb8e903
+# %% ../../nbs/88_decide.information.ipynb #55799b86
 def training(project: Project, errors, # a function: rows -> error from 0 to 1, or draws of it (draws,)
              now, # labels there are, above 0
              price, # money for a label, above 0
@@ -198,10 +198,9 @@ def training(project: Project, errors, # a function: rows -> error from 0 to 1, 
     if not (_size(now) and np.isfinite(price) and price > 0): raise InputError(f"{now} labels at {price:g}: give the labels there are and a price, both above 0.")
     more = np.unique(np.concatenate([[0], np.geomspace(now / 16, 8 * now, 36).astype(int) if more is None else [_size(m) for m in more]]))
     worth = np.stack([_worth(project, errors, now + m) for m in more]) # (sizes, draws)
-    expected = np.maximum(worth.mean(1), 0)
-    gain, cost = np.maximum(worth, 0) - np.maximum(worth[0], 0), price * more
-    low, high = np.quantile(gain, [.025, .975], axis=1)
-    return Training(int(now), more, np.stack([expected - expected[0], low, high]), cost, np.where(more > 0, (gain > cost[:, None]).mean(1), 0.))
+    done = np.where(worth.mean(1, keepdims=True) > 0, worth, 0.) # launched where it pays on average
+    gain, cost = done - done[0], price * more
+    return Training(int(now), more, np.stack([gain.mean(1), *np.quantile(gain, [.025, .975], axis=1)]), cost, np.where(more > 0, (gain > cost[:, None]).mean(1), 0.))
 
 # %% ../../nbs/88_decide.information.ipynb #18a2f825
 def _worth(project, errors, n): # (draws,) NPV of a model that was trained on n rows
@@ -209,14 +208,14 @@ def _worth(project, errors, n): # (draws,) NPV of a model that was trained on n 
     if e.ndim != 1 or not len(e) or not ((e >= 0) & (e <= 1)).all(): raise InputError(f"the learning curve says {clip(e[:3].tolist(), 60)} for {n:,} rows: expected errors from 0 to 1.")
     return np.atleast_1d(replace(project, quality=1 - e).npv())
 
-# %% ../../nbs/88_decide.information.ipynb #c344f738
+# %% ../../nbs/88_decide.information.ipynb #f3a66964
 @patch
 def said(self: Training) -> str:
     "What to do, in a sentence."
     if not self.best: return f"Buy no labels to train on: up to {plural(int(self.more[-1]), 'label')} more, none pay for themselves"
     i = int(self.net.argmax())
     edge = ", the most that was looked at" if i == len(self.more) - 1 else ""
-    return f"Buy {plural(self.best, 'label')} to train on{edge}: gain {money(self.gain[0, i])} ({money(self.gain[1, i])} to {money(self.gain[2, i])}), cost {money(self.cost[i])}, net {money(self.net[i])}; they pay in {self.pays[i]:.0%} of the curves that fit"
+    return f"Buy {plural(self.best, 'label')} to train on{edge}: gain {money(self.gain[0, i])} ({money(self.gain[1, i])} to {money(self.gain[2, i])}), cost {money(self.cost[i])}, net {money(self.net[i])}; they pay in {self.pays[i]:.0%} of the draws"
 
 # %% ../../nbs/88_decide.information.ipynb #39c26dbc
 @patch
