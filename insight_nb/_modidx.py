@@ -1623,7 +1623,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'insight_nb.decide.panel.Case.reach': ( 'decide.panel.html#case.reach',
                                                                                  'insight_nb/decide/panel.py'),
                                          'insight_nb.decide.panel._middle': ('decide.panel.html#_middle', 'insight_nb/decide/panel.py'),
-                                         'insight_nb.decide.panel._scaled': ('decide.panel.html#_scaled', 'insight_nb/decide/panel.py'),
+                                         'insight_nb.decide.panel._shifted': ('decide.panel.html#_shifted', 'insight_nb/decide/panel.py'),
                                          'insight_nb.decide.panel._shown': ('decide.panel.html#_shown', 'insight_nb/decide/panel.py'),
                                          'insight_nb.decide.panel.sliders': ('decide.panel.html#sliders', 'insight_nb/decide/panel.py')},
             'insight_nb.decide.policy': { 'insight_nb.decide.policy.Payoffs': ('decide.policy.html#payoffs', 'insight_nb/decide/policy.py'),

@@ -43,7 +43,7 @@ def test_from_the_main_job_to_a_memo_in_one_command(trained):
     assert "<b>系统</b>" not in page and "工单 &lt;b&gt;系统" in page and "<script" not in page
     # each number of the page stands in the notebook, or in a file that it names
     memo, known = Path("memo/memo.md").read_text(encoding="utf-8"), shown("memo/notebook.ipynb") + RULES
-    assert len(numbers(memo)) > 60 and numbers(memo) - numbers(known) == set()
+    assert len(numbers(memo)) > 40 and numbers(memo) - numbers(known) == set()
     # the notebook runs again from its own folder
     subprocess.run([sys.executable, "-m", "jupyter", "nbconvert", "--to", "notebook", "--execute", "notebook.ipynb", "--output", "again.ipynb"], cwd="memo", check=True, capture_output=True)
     assert json.loads(Path("memo/decision.json").read_text(encoding="utf-8")) == d
@@ -67,7 +67,8 @@ def test_several_candidates_are_compared():
     e = json.loads((EXAMPLES / "evidence.json").read_text())
     for name, up in (("worse", -.1), ("better", .1)):
         table = [r | {"accuracy": min(max(r["accuracy"] + up, .01), .99)} for r in e["calibration"]["reliability"]]
-        Path(f"{name}.json").write_text(json.dumps(e | {"calibration": {"reliability": table}}))
+        right = sum(r["rows"] * r["accuracy"] for r in table) / 4000
+        Path(f"{name}.json").write_text(json.dumps(e | {"calibration": {"reliability": table}, "metrics": {"accuracy": {"value": right, "low": right - .01, "high": right + .01, "n": 4000, "method": "Wilson 95 %"}}}))
     d = decided(evidence=["worse.json", "better.json"], assumptions=written(RULES))
     assert d["measured"][0]["origin"].split(":")[0].endswith("better.json") and "worse.json" in Path("memo/memo.md").read_text()
 
@@ -83,12 +84,15 @@ BAD = { # the assumptions, the evidence, words that the message must hold
     "a negative volume": ("volume: -5\ngain: 2", {}, ["a.yaml", "volume is -5"]), "a rate over 1": (RULES + "rate: 8", {}, ["rate is 8", "0.08 for 8 %"]), "a share over 1": (RULES + "decay: 3", {}, ["decay is 3", "from 0 to 1"]),
     "volumes that may be negative": ("volume: {mean: 10, sd: 90}\ngain: 2", {}, ["volume is -"]), "an unknown name": (RULES + "volum: 3", {}, ["line 6", "'volum'", "'volume'"]), "a name twice": (RULES + "gain: 3", {}, ["line 6", "'gain' stands there twice"]),
     "words for a number": ("volume: many\ngain: 1", {}, ["'many'"]), "a number with commas": ("volume: 40,000\ngain: 1", {}, ["40,000", "without commas"]), "yes for a number": ("volume: yes\ngain: 1", {}, ["True"]), "a date": ("volume: 2026-01-01\ngain: 1", {}, ["2026-01-01"]),
-    "no gain": ("volume: 3", {}, ["has no gain"]), "a gain below 0": ("volume: 3\ngain: -1", {}, ["gain is -1"]), "not YAML": ("volume: [", {}, ["is no YAML"]), "a program": ("volume: !!python/object/apply:os.system [ls]\ngain: 1", {}, ["is no YAML"]),
+    "no gain": ("volume: 3", {}, ["has no gain"]), "a gain below 0": ("volume: 3\ngain: -1", {}, ["gain is -1", "nothing to launch"]), "not YAML": ("volume: [", {}, ["is no YAML"]), "a program": ("volume: !!python/object/apply:os.system [ls]\ngain: 1", {}, ["is no YAML"]),
     "an empty file": ("", {}, ["holds no names"]), "quality assumed": (RULES + "quality: 1", {}, ["what the evidence says"]), "correlation with what is known": (RULES + "correlations: [[volume, loss, 0.5]]", {}, ["'loss' to correlate"]),
     "a correlation over 1": ("volume: {low: 1, high: 2}\ngain: {low: 1, high: 2}\ncorrelations: [[volume, gain, 2]]", {}, ["from -1 to 1"]), "waiting for what is known": (RULES + "wait: {settles: [gain]}", {}, ["'gain' to be settled"]),
     "evidence of another task": (RULES, {"task": "regress", "metrics": {"mae": SHARE}}, ["regress", "mae", "no share of right cases"]), "no interval": (RULES, {"metrics": {"accuracy": {"value": .9}}}, ["accuracy has no interval"]),
     "an interval of no width": (RULES, {"metrics": {"accuracy": SHARE}}, ["accuracy has no interval"]), "not evidence": (RULES, {"schema": 7}, ["is no evidence of a run"]), "no metrics": (RULES, {"metrics": []}, ["is no evidence of a run"]),
-    "a metric that isn't there": (RULES + "metric: f1", {}, ["no metric 'f1'"]), "a broken table": (RULES, {"calibration": {"reliability": [{"rows": 1}]}}, ["reliability table"]),
+    "a metric that isn't there": (RULES + "metric: acuracy", {}, ["no metric 'acuracy'", "'accuracy'"]), "a broken table": (RULES, {"calibration": {"reliability": [{"rows": 1}]}}, ["is not as a run leaves it"]), "a table of another run": (RULES, {"metrics": {"accuracy": {"value": .95, "low": .94, "high": .96, "n": 9}}}, ["by the reliability table"]),
+    "volume 0": ("volume: 0\ngain: 1", {}, ["volume is 0", "nothing to launch"]), "no date": ("volume: 2026-13-45\ngain: 1", {}, ["is no YAML"]), "a list for a name": ("? [a, b]\n: 3", {}, ["is no YAML"]), "too many periods": (RULES + "periods: 4000", {}, ["from 1 to 600"]),
+    "a pair twice": ("volume: {low: 1, high: 2}\ngain: {low: 1, high: 2}\ncorrelations: [[volume, gain, 0.1], [gain, volume, 0.5]]", {}, ["correlated twice"]), "a metric that is no share": (RULES + "metric: macro_f1", {}, ["macro_f1 is no share"]),
+    "a guard that is none": (RULES, {"guard": "all fine"}, ["is not as a run leaves it"]), "curves that are none": (RULES, {"curves": {"frozen + linear": {"sizes": ["x"], "scores": [1]}}}, ["is not as a run leaves it"]),
 }
 
 @pytest.mark.parametrize("assumed, other, words", BAD.values(), ids=BAD)
@@ -120,8 +124,8 @@ def test_a_yaml_bomb_is_no_matter():
 # The rule, on projects whose truth is known
 
 def test_the_launch_rule_pays():
-    names = {"projects": 80}
-    for cell in Notebook(NBS / "benchmarks" / "launch.ipynb").code:
+    names = {"projects": 60}
+    for cell in Notebook(NBS / "benchmarks" / "launch.ipynb").code: # its assertions hold here too
         if "parameters" not in cell.tags: exec(compile(cell.source, "launch", "exec"), names)
-    regret = {k: v.mean() / names["perfect"].mean() for k, v in names["regret"].items()}
-    assert regret["the rule"] <= .1 < min(regret["always launch"], regret["never launch"]), regret
+    regret, perfect, _ = names["regrets"](names["narrow"])
+    assert regret["the rule"].mean() <= .1 * perfect.mean()

@@ -192,12 +192,13 @@ def _metric_name(e, metric, table, where):
     if not name and not (table and task == "risk"): raise InputError(f"{where} is of a {task} run, whose metrics ({', '.join(list(e['metrics'])[:6])}) are no share of right cases: give evidence of classify, ladder, pair, assistant, diagnose or risk, or name such a metric by 'metric' in the assumptions.")
     return name
 
-# %% ../../nbs/89_decide.memo.ipynb #30f3a73a
+# %% ../../nbs/89_decide.memo.ipynb #2f9c6426
 def read_evidence(path, metric=None) -> Evidence: # the name of a metric; None: that of the task
     "Read the evidence.json of a run. Raises InputError for one that can't carry a decision."
     e, where = read_json(path)
     try: return _evidence(e, where, metric)
-    except (KeyError, TypeError, AttributeError, IndexError) as x: raise InputError(f"{where} is not as a run leaves it ({type(x).__name__}: {clip(x, 60)}): name the evidence.json of a run, unchanged.") from None
+    except InputError: raise
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as x: raise InputError(f"{where} is not as a run leaves it ({type(x).__name__}: {clip(x, 60)}): name the evidence.json of a run, unchanged.") from None
 
 def _evidence(e, where, metric):
     kept, model, data, curves = (e.get(k) or {} for k in ("calibration", "model", "data", "curves"))

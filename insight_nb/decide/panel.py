@@ -16,7 +16,7 @@ from ..core import InputError, clip, need, suggest
 from .memo import NUMBERS, Case, Given, counted, decide
 from .value import Uncertain, beta_of
 
-# %% ../../nbs/91_decide.panel.ipynb #d9b23dad
+# %% ../../nbs/91_decide.panel.ipynb #52f55a70
 @patch
 def moved(self: Case, to: dict, draws=5000) -> "Case": # name -> the new middle
     "The case with some numbers elsewhere. Raises InputError for an unknown name."
@@ -28,20 +28,22 @@ def moved(self: Case, to: dict, draws=5000) -> "Case": # name -> the new middle
         elif k not in NUMBERS: raise InputError(f"no number is called {clip(k, 40)!r}.{suggest(k, NUMBERS)}")
         else:
             g = assumed.numbers[k]
-            assumed = replace(assumed, numbers=assumed.numbers | {k: Given(float(v) if g.known else _scaled(g.value, v / _middle(g)), "moved by hand")})
+            assumed = replace(assumed, numbers=assumed.numbers | {k: Given(float(v) if g.known else _shifted(g.value, _middle(g), v), "moved by hand")})
     return Case(self.evidence, assumed, quality, draws, self.seed)
 
 def _middle(g): return float(g.value if g.known else g.value.ppf(np.array([.5]))[0])
 
-def _scaled(u, by): return Uncertain(lambda x: by * u.ppf(x), f"{u.said}, times {by:.3f}")
+def _shifted(u, middle, to): # in proportion; what lies around 0 is moved as it is
+    if u.ppf(np.array([.005]))[0] > 0: return Uncertain(lambda x: to / middle * u.ppf(x), f"{u.said}, times {to / middle:.3f}")
+    return Uncertain(lambda x: u.ppf(x) + to - middle, f"{u.said}, moved by {to - middle:.3g}")
 
-# %% ../../nbs/91_decide.panel.ipynb #bf7f164c
+# %% ../../nbs/91_decide.panel.ipynb #68387e37
 @patch
 def reach(self: Case) -> dict: # name -> (least, now, most) of a slider
     "The numbers that can be moved, and how far."
     out = {"quality": (0., self.use.quality.value, 1.)}
     for k, g in self.assumed.numbers.items():
-        low, now, high = (.5 * g.value, g.value, 2 * g.value) if g.known else map(float, g.value.ppf(np.array([.005, .5, .995])))
+        low, now, high = sorted((.5 * g.value, g.value, 2 * g.value)) if g.known else map(float, g.value.ppf(np.array([.005, .5, .995])))
         if low < high: out[k] = low, now, min(high, 1.) if k in ("decay", "rate", "growth") else high
     return out
 
