@@ -496,7 +496,7 @@ def labels(self: Decision) -> dict: # "evaluate", "train" -> {"labels", "price",
     out = {k: {"price": price} | v.asdict() | {"said": v.said()} if v else {"price": price, "labels": None, "said": f"Not known: {no}"} for k, v in (("evaluate", c.evaluate()), ("train", c.train()))}
     return out | ({"target": c.reaching(target)} if target is not None else {})
 
-# %% ../../nbs/89_decide.memo.ipynb #05e67aa1
+# %% ../../nbs/89_decide.memo.ipynb #a7453cb8
 def _threshold_checks(case): # of a threshold that was chosen here
     u, (low, high) = case.use, (m.value for m in case.use.rule.holds)
     here, what = u.rule.tally.prevalence, "cases are positive" if case.evidence.task == "risk" else "answers are right"
@@ -508,7 +508,7 @@ def _threshold_checks(case): # of a threshold that was chosen here
 
 def _assumption_checks(case):
     a, rough = case.assumed, [k for k, g in case.assumed.numbers.items() if not g.known]
-    origins = {k: g.origin for k, g in a.numbers.items()} | {k: o for k, o in a.origins.items() if k in ("periods", "label_price", "most_labels", "target")}
+    origins = {k: g.origin for k, g in a.numbers.items()} | {"periods": UNSAID} | {k: o for k, o in a.origins.items() if k in ("periods", "label_price", "most_labels", "target")}
     vague = [k for k, o in origins.items() if ": " not in o or o == UNSAID]
     out = [(not vague, f"No source is named for: {', '.join(vague)}" if vague else "Each assumption names its source")]
     if len(rough) > 1: out.append((bool(a["correlations"]), "Correlations are given" if a["correlations"] else f"{', '.join(rough)} are taken as independent: if they fall together, a loss is likelier than is said here"))
