@@ -145,14 +145,14 @@ def grid(self: Backtest) -> Grid:
     left = f"; {plural(self.left_out, 'earlier window')} left out for want of history" if self.left_out else ""
     return Grid(["method", "MASE", "of the naive's", "windows won"], rows, f"{plain(self.series.name, 40)}: {len(self.origins)} windows of {plural(self.h, self.series.every)}, half of each shared with the next{left}")
 
-# %% ../../nbs/68_apps.forecast.ipynb #b84a5658
+# %% ../../nbs/68_apps.forecast.ipynb #4d43b424
 @patch
-def widen(self: Backtest, method): # a factor from 1 on; None with fewer than 19 errors
+def widen(self: Backtest, method, least=1.): # a factor, at least so much; None with fewer than 19 errors
     "By how much the interval of a method has to be widened."
     mean, low, high = self.made[method].swapaxes(0, 1)
     half = np.maximum((high - low) / 2, 1e-9 * self.scale[:, None])
     off = np.sort((np.abs(self.actual - mean) / half).ravel())
-    return max(1., float(off[math.ceil(.95 * (len(off) + 1)) - 1])) if len(off) >= 19 else None
+    return max(least, float(off[math.ceil(.95 * (len(off) + 1)) - 1])) if len(off) >= 19 else None
 
 def _stretch(made, factor, floor): # (3, h)
     mean, low, high = made
