@@ -35,12 +35,12 @@ class Series:
     def __post_init__(self): object.__setattr__(self, "season", self.season or EVERY[self.every][1])
     def __len__(self): return len(self.values)
 
-# %% ../nbs/09_series.ipynb #d896538e
+# %% ../nbs/09_series.ipynb #c15adaa7
 _NAMED = {"year": r"(\d{4})(?:\.0)?年?", "quarter": r"(\d{4})(?:[-/. ]?[Qq]|年第?)([1-4一二三四])(?:季度?)?", "month": r"(\d{4})[-/.年](\d{1,2})月?", "day": r"(\d{4})[-/.年](\d{1,2})[-/.月](\d{1,2})日?"}
 
 def named_period(text): # (how finely it is written: a key of EVERY, its first day), or None
     "What a text names: a year, a quarter, a month or a day, year first, from 1700 to 2199."
-    text = unicodedata.normalize("NFKC", str(text)).strip().split(" 00:00")[0]
+    text = unicodedata.normalize("NFKC", str(text)).strip().removesuffix(" 00:00:00")
     for every, pattern in _NAMED.items():
         if not (m := re.fullmatch(pattern, text)): continue
         n = ["一二三四".find(v) + 1 or int(v) for v in m.groups()[1:]] + [1, 1]
