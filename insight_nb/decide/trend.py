@@ -236,12 +236,13 @@ def fit_scurve(series: Series, family="logistic", # a key of FAMILIES
     if x[0] > top: x, deviance = curve._solve([top, *x[1:]], (0,))
     return SCurve(family, series, x, deviance, scatter)
 
-# %% ../../nbs/85_decide.trend.ipynb #f5c55ea0
+# %% ../../nbs/85_decide.trend.ipynb #6efc905e
 @patch
 def _limit(self: SCurve): # rise of the deviance that a 95 % interval allows
     return chi2.ppf(.95, 1) if not self.scatter else fisher.ppf(.95, 1, max(1, np.sum(~np.isnan(self.series.values)) - 3))
 
 _WHAT = {"ceiling": 0, "inflection": 2, "share": None} # number in x
+_ALL = 14. # logit of a share that is as good as all
 
 @patch
 def _value(self: SCurve, what, x): # of log ceiling, inflection, or logit of the share at the end
@@ -253,15 +254,16 @@ def _hold(self: SCurve, what, v, x): # (x, deviance) with that value at v, from 
     i = _WHAT[what]
     return self._solve([*x[:i], v, *x[i + 1:]], (i,))
 
-# %% ../../nbs/85_decide.trend.ipynb #dd03ec1d
+# %% ../../nbs/85_decide.trend.ipynb #ebe07b99
 @patch
 def _walk(self: SCurve, what, sign, step): # away from the best: ([x of all steps that are allowed], the first value that isn't, or None)
     inside, v, top = [self.x], self._value(what, self.x), math.log(np.nansum(self.series.values)) + _TOP
+    if what == "share": v = min(v, _ALL)
     for _ in range(40):
         v += sign * step
         x, deviance = self._hold(what, v, inside[-1])
         if deviance - self.deviance > self._limit(): return inside, v
-        if x[0] > top or what == "share" and v > 14: return inside, None
+        if x[0] > top or sign > 0 and what == "share" and v > _ALL: return inside, None
         inside, step = [*inside, x], 1.6 * step
     return inside, None
 
@@ -295,7 +297,7 @@ def past(self: SCurve) -> float: # 0 to 1
     z = math.copysign(math.sqrt(max(0., deviance - self.deviance) / (self._limit() / chi2.ppf(.95, 1))), now - self.x[2])
     return .5 * math.erfc(-z / math.sqrt(2))
 
-# %% ../../nbs/85_decide.trend.ipynb #88ed9773
+# %% ../../nbs/85_decide.trend.ipynb #52edcd9c
 def _stray(curve): # the period without which the curve fits best
     y = curve.series.values
     def without(i):
@@ -310,7 +312,7 @@ def _scatter(curve): # of the negative binomial, so that Pearson's statistic is 
     if pearson(0) + len(y) - 3 <= chi2.ppf(.95, len(y) - 3): return 0.
     if pearson(1e6) < 0: return brentq(pearson, 0, 1e6)
     s, i = curve.series, _stray(curve)
-    raise InputError(f"{clip(s.name, 40)}: {s.values[i]:,.0f} in {s.periods[i]} is on no curve with the other counts. Correct it, or take it as unknown (NaN).")
+    raise InputError(f"{clip(s.name, 40)}: {s.values[i]:,.0f} in {s.periods[i]} is on no curve with the other counts. Correct it, take it as unknown (NaN), or begin the series after it.")
 
 # %% ../../nbs/85_decide.trend.ipynb #c5701209
 def _endless(series, scatter): # deviance of a (t + c)^b: growth without a ceiling
