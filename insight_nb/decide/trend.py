@@ -69,8 +69,9 @@ def _choose(every, grains, dates): # a key of EVERY
     if _ORDER.index(every) > _ORDER.index(coarse): raise InputError(f"a date that names a {coarse} can't be put into a {every}: take every={coarse!r}, or finer dates.")
     return every
 
-# %% ../../nbs/85_decide.trend.ipynb #3a2f4712
-def _day(given, what, zone, end=False): # the first or last day of the date that the user gave
+# %% ../../nbs/85_decide.trend.ipynb #6d7004ce
+def _day(given, what, zone, end=False): # the first or last day of the date that the user gave, if any
+    if given is None: return None
     at = _when(given, zone)
     if at is None: raise InputError(f"{what} is {clip(given, 30)!r}, no date that can be read: write it as 2026-03-31.")
     return pd.Period(at[1], EVERY[at[0]][0]).end_time.normalize() if end else at[1].normalize()
@@ -116,7 +117,7 @@ def _span(grains, dates, every, own, count): # what was counted, if nobody says:
 def _taken(every, begin, dates): # a note on a list of events
     return [f"the first {every}, {begin}, taken as whole, its first row is of {min(dates):%Y-%m-%d}: say since= if counting began later"] if min(dates).normalize() > begin.start_time else []
 
-# %% ../../nbs/85_decide.trend.ipynb #bc813757
+# %% ../../nbs/85_decide.trend.ipynb #8efdd316
 def read_series(source, # whatever `read_frame` reads
                 date="date", # column
                 count=None, # column with the number of each date; None: each row is one event
@@ -132,9 +133,7 @@ def read_series(source, # whatever `read_frame` reads
     if count: _alike(name, frame[date].tolist(), grains)
     every = _choose(every, grains, dates)
     at, own = _own(grains, dates, every, count)
-    begin, end = _span(grains, dates, every, own, count)
-    if since is not None: begin = _day(since, "since", zone)
-    if until is not None: end = _day(until, "until", zone, True)
+    begin, end = (given or found for given, found in zip((_day(since, "since", zone), _day(until, "until", zone, True)), _span(grains, dates, every, own, count)))
     numbers = pd.Series(np.ones(len(at)) if count is None else _numbers(frame, count, dates, name), at)
     values = numbers.groupby(level=0).sum().reindex(_spine(name, min(begin, *dates), max(end, *dates), every))
     kept = pd.period_range(begin, max(begin, end), freq=EVERY[own][0])
