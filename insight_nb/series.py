@@ -142,10 +142,10 @@ def grid(self: Bursts) -> Grid:
     said = f"{plural(n, 'burst')} in {plural(len(p), self.series.every)}" + (f", the strongest from {rows[0][0]} to {rows[0][1]}" if n else "")
     return Grid(["from", "to", "state", "counted", "cost spared"], rows, said)
 
-# %% ../nbs/09_series.ipynb #234ab0e8
+# %% ../nbs/09_series.ipynb #e0f6c95d
 def name_periods(ax, first, begin, end): # axes whose 0 is the beginning of the first period (a pd.Period); from which to which
     "Ticks at the beginning of periods, six or so, named as these."
-    step = next((s for s in (1, 2, 3, 4, 6, 12, 24, 60, 120, 240, 600) if s * 7 > end - begin), math.ceil((end - begin) / 6))
+    step = next((s for s in (1, 2, 3, 4, 6, 12, 24, 60, 120, 240, 600) if s * 6 >= end - begin), math.ceil((end - begin) / 6))
     at = np.arange(math.ceil(begin / step), math.floor(end / step) + 1) * step
     ax.set_xticks(at, [str(first + int(i))[:10] for i in at])
 
