@@ -5,11 +5,9 @@
 # %% auto #0
 __all__ = ['FAMILIES', 'STAGES', 'read_series', 'gains', 'residuals', 'SCurve', 'fit_scurve', 'Maturity', 'stage_of']
 
-# %% ../../nbs/85_decide.trend.ipynb #bdc2197f
+# %% ../../nbs/85_decide.trend.ipynb #b54af8e1
 import math
-import re
-import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from zoneinfo import ZoneInfo, available_timezones
 
@@ -17,7 +15,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 from scipy.optimize import brentq, least_squares
-from scipy.special import expit, xlogy
+from scipy.special import expit, logit, xlogy
 from scipy.stats import chi2
 from scipy.stats import f as fisher
 
@@ -26,29 +24,27 @@ from ..core import Grid, InputError, clip, plural, suggest
 from ..eval.metrics import Metric
 from ..figures import BLUE, INK, Picture, figure, figure_svg, plain
 from ..files import read_frame
-from ..series import EVERY, Series, counts_of
+from ..series import EVERY, Series, counts_of, name_periods, named_period
 
-# %% ../../nbs/85_decide.trend.ipynb #072dbb0d
-_PARTS = [("year", r"(\d{4})(?:\.0)?年?"), ("quarter", r"(\d{4})(?:[-/. ]?[Qq]|年第?)([1-4一二三四])(?:季度?)?"), ("month", r"(\d{4})[-/.年](\d{1,2})月?")]
+# %% ../../nbs/85_decide.trend.ipynb #fb4d9a9d
 _ORDER = list(EVERY) # coarse to fine
 _FIRST, _LAST = -8_520_336_000, 7_258_118_400 # 1700 and 2200, in seconds
 
 def _when(value, zone): # (how finely it is written, its first day), or None
-    text = unicodedata.normalize("NFKC", str(value)).strip()
-    for every, pattern in _PARTS:
-        if m := re.fullmatch(pattern, text):
-            n = 1 if every == "year" else int("一二三四".find(m[2]) + 1 or m[2])
-            month = 3 * n - 2 if every == "quarter" else n
-            return (every, pd.Timestamp(int(m[1]), month, 1)) if "1700" <= m[1] < "2200" and 1 <= month <= 12 else None
-    at = to_instant(text if isinstance(value, str) else value, zone)
+    if found := named_period(value): return found
+    at = to_instant(value.strip() if isinstance(value, str) else value, zone)
     return None if at is None or not _FIRST <= at < _LAST else ("day", pd.Timestamp(at, unit="s", tz="UTC").tz_convert(zone).tz_localize(None))
 
-# %% ../../nbs/85_decide.trend.ipynb #db5babb5
+# %% ../../nbs/85_decide.trend.ipynb #0ba157e3
 def _dates(cells, name, zone): # two lists: how finely, first day
     found = [_when(v, zone) for v in cells]
     for i, (v, w) in enumerate(zip(cells, found)):
         if w is None: raise InputError(f"{name}, row {i}: {clip(v, 30)!r} is no date. Write it as 2026-03-31, 2026-03, 2026年3月, 2026Q1 or 2026; years go from 1700 to 2199.")
     return zip(*found)
+
+def _alike(name, cells, grains): # of a table of counts: a year and its months would be added twice
+    if odd := next((i for i, g in enumerate(grains) if g != grains[0]), None):
+        raise InputError(f"{name}, row {odd}: {clip(cells[odd], 30)!r} names a {grains[odd]}, row 0 ({clip(cells[0], 30)!r}) a {grains[0]}: what lies in both would count twice. Write all dates alike, or give two tables.")
 
 # %% ../../nbs/85_decide.trend.ipynb #439f00dc
 def _numbers(frame, count, dates, name): # (rows,) float
@@ -73,52 +69,78 @@ def _choose(every, grains, dates): # a key of EVERY
     if _ORDER.index(every) > _ORDER.index(coarse): raise InputError(f"a date that names a {coarse} can't be put into a {every}: take every={coarse!r}, or finer dates.")
     return every
 
-# %% ../../nbs/85_decide.trend.ipynb #7c4620ab
-def _cut(values, grain, until, zone): # a pd.Series over all periods; (those that are over, notes)
-    last = _when(until, zone)
-    if last is None: raise InputError(f"until is {clip(until, 30)!r}, no date that can be read: write it as 2026-03-31.")
-    end = pd.Period(last[1], EVERY[last[0]][0]).end_time.normalize()
-    over = values[values.index.end_time.normalize() <= end]
-    if not len(over): raise InputError(f"no {grain} is over by {end:%Y-%m-%d}: take shorter periods, or a later date for `until`.")
-    k, first = len(values) - len(over), values.index[len(over)] if len(values) > len(over) else None
-    return over, [f"{plural(k, grain)} left out, from {first} on: not over by {end:%Y-%m-%d}"] if k else []
+# %% ../../nbs/85_decide.trend.ipynb #6d7004ce
+def _day(given, what, zone, end=False): # the first or last day of the date that the user gave, if any
+    if given is None: return None
+    at = _when(given, zone)
+    if at is None: raise InputError(f"{what} is {clip(given, 30)!r}, no date that can be read: write it as 2026-03-31.")
+    return pd.Period(at[1], EVERY[at[0]][0]).end_time.normalize() if end else at[1].normalize()
 
-# %% ../../nbs/85_decide.trend.ipynb #7960f16a
-def _fill(values, grain, gaps, name): # gaps: zero, unknown, or None: ask
-    empty = values.isna()
-    if not empty.any(): return values, []
-    if gaps is None: raise InputError(f"{name}: {plural(int(empty.sum()), grain)} without a row, the first {values.index[empty][0]}. Say gaps='zero' where nothing happened, gaps='unknown' where nobody counted.")
-    return (values.fillna(0.) if gaps == "zero" else values), [f"{plural(int(empty.sum()), grain)} without a row taken as {gaps}, the first {values.index[empty][0]}"]
+def _within(periods, begin, end): return (periods.start_time >= begin) & (periods.end_time.normalize() <= end)
 
-# %% ../../nbs/85_decide.trend.ipynb #9a563105
+def _cut(values, grain, begin, end): # a pd.Series over all periods; (those that lie in what was counted, notes)
+    whole, p = values[_within(values.index, begin, end)], values.index
+    if not len(whole): raise InputError(f"no {grain} is over by {end:%Y-%m-%d} that began on {begin:%Y-%m-%d} or later: take shorter periods, or a later date for `until`.")
+    early, late = p[p < whole.index[0]], p[p > whole.index[-1]]
+    notes = [f"{plural(len(early), grain)} left out, up to {early[-1]}: begun before {begin:%Y-%m-%d}"] if len(early) else []
+    return whole, notes + ([f"{plural(len(late), grain)} left out, from {late[0]} on: not over by {end:%Y-%m-%d}"] if len(late) else [])
+
+# %% ../../nbs/85_decide.trend.ipynb #f37fd477
+def _fill(values, empty, own, gaps, name): # empty: periods without a row, as fine as the rows; gaps: zero, unknown, or None: ask
+    if not len(empty): return values, []
+    if gaps is None: raise InputError(f"{name}: {plural(len(empty), own)} without a row, the first {empty[0]}. Say gaps='zero' where nothing happened, gaps='unknown' where nobody counted.")
+    values = values.fillna(0.)
+    if gaps == "unknown": values[values.index.isin(pd.PeriodIndex(empty.start_time, freq=values.index.freq))] = np.nan
+    return values, [f"{plural(len(empty), own)} without a row taken as {gaps}, the first {empty[0]}"]
+
+# %% ../../nbs/85_decide.trend.ipynb #144010a4
 def _known(name, **asked): # what: (given, known)
     for what, (given, known) in asked.items():
         if given not in known: raise InputError(f"{name}: there is no {what} {clip(given, 40)!r}.{suggest(given, known)}")
 
-def _spine(name, at, dates): # every period, from the first to the last
-    if (span := (at.max() - at.min()).n) > 20_000: raise InputError(f"{name}: {span:,} periods between the first and the last date, {min(dates):%Y-%m-%d} and {max(dates):%Y-%m-%d}: correct what is mistyped, or take longer periods.")
-    return pd.period_range(at.min(), at.max(), freq=at.freq)
+def _spine(name, begin, end, every): # every period, from the first to the last
+    first, last = (pd.Period(d, EVERY[every][0]) for d in (begin, end))
+    if (last - first).n > 20_000: raise InputError(f"{name}: {(last - first).n:,} periods between the first and the last date, {begin:%Y-%m-%d} and {end:%Y-%m-%d}: correct what is mistyped, or take longer periods.")
+    return pd.period_range(first, last)
 
-# %% ../../nbs/85_decide.trend.ipynb #83d993e4
+def _own(grains, dates, every, count): # how finely the rows are kept: a row for each period stands for the whole of it
+    at = pd.PeriodIndex(dates, freq=EVERY[every][0])
+    own = every if count is None or at.is_unique else _choose(None, grains, dates)
+    return at, max(own, every, key=_ORDER.index)
+
+# %% ../../nbs/85_decide.trend.ipynb #8815c9c3
+def _span(grains, dates, every, own, count): # what was counted, if nobody says: (first day, last day)
+    last, grain = max(zip(dates, grains))
+    first = pd.Period(min(dates), EVERY[own][0]).start_time
+    return first, pd.Period(last, EVERY[own if count else grain][0]).end_time.normalize()
+
+def _taken(every, begin, dates): # a note on a list of events
+    return [f"the first {every}, {begin}, taken as whole, its first row is of {min(dates):%Y-%m-%d}: say since= if counting began later"] if min(dates).normalize() > begin.start_time else []
+
+# %% ../../nbs/85_decide.trend.ipynb #8efdd316
 def read_series(source, # whatever `read_frame` reads
                 date="date", # column
                 count=None, # column with the number of each date; None: each row is one event
                 every=None, # year, quarter, month, week, day; None: as the dates are
-                gaps=None, # "zero" or "unknown": periods without a row of a table of counts
-                until=None, # the date up to which all is counted; None: the last one
+                gaps=None, # "zero" or "unknown": periods without a row; None: zero for events, asked for counts
+                since=None, until=None, # dates from and up to which all is counted; None: as far as the rows go
                 zone="UTC") -> tuple: # (Series, notes: what was done)
     "Counts of every period. Raises InputError for a cell that is no date or count, a date that stands twice, and gaps that nobody explained."
     frame, name, _ = read_frame(source)
+    date, count = str(date), count if count is None else str(count)
     _known(name, column=(date, frame.columns), **{"count column": (count or date, frame.columns)}, zone=(zone, sorted(available_timezones())), gaps=(gaps or "zero", ["zero", "unknown"]))
     grains, dates = _dates(frame[date].tolist(), name, zone := ZoneInfo(zone))
+    if count: _alike(name, frame[date].tolist(), grains)
     every = _choose(every, grains, dates)
-    at = pd.PeriodIndex(dates, freq=EVERY[every][0])
+    at, own = _own(grains, dates, every, count)
+    begin, end = (given or found for given, found in zip((_day(since, "since", zone), _day(until, "until", zone, True)), _span(grains, dates, every, own, count)))
     numbers = pd.Series(np.ones(len(at)) if count is None else _numbers(frame, count, dates, name), at)
-    values = numbers.groupby(level=0).sum().reindex(_spine(name, at, dates))
-    values, notes = _fill(values, every, "zero" if count is None else gaps, name)
-    last, grain = max(zip(dates, grains))
-    if count and at.is_unique: grain = every # one row for each period: it stands for the whole of it
-    values, left = _cut(values, every, pd.Period(last, EVERY[grain][0]).end_time.isoformat()[:10] if until is None else until, zone)
+    values = numbers.groupby(level=0).sum().reindex(_spine(name, min(begin, *dates), max(end, *dates), every))
+    kept = pd.period_range(begin, max(begin, end), freq=EVERY[own][0])
+    empty = kept[_within(kept, begin, end) & ~kept.isin(pd.PeriodIndex(dates, freq=EVERY[own][0]))]
+    values, notes = _fill(values, empty, own, gaps or (None if count else "zero"), name)
+    values, left = _cut(values, every, begin, end)
+    if count is None and since is None: left = _taken(every, values.index[0], dates) + left
     return Series(count or f"rows of {name}", values.to_numpy(), values.index, every), notes + left
 
 # %% ../../nbs/85_decide.trend.ipynb #e4a410c3
@@ -172,16 +194,22 @@ def expected(self: SCurve, t=None, x=None): # (periods,) counts
     x = self.x if x is None else x
     return math.exp(min(x[0], 60)) * gains(self.family, math.exp(np.clip(x[1], -12, 5)), x[2], self.t if t is None else t)
 
-# %% ../../nbs/85_decide.trend.ipynb #e10447be
+# %% ../../nbs/85_decide.trend.ipynb #41fc3709
+def _steepest(family, u, k, n): # the inflection, if the share at n has the logit u
+    if family == "gompertz": return n + np.log(np.logaddexp(0, -u)) / k
+    if family == "bass": u = u - np.log1p(-min(math.exp(-k * n) * (1 + math.exp(min(u, 700))), 1 - 1e-12))
+    return n - u / k
+
 @patch
-def _solve(self: SCurve, start, fixed=()): # (3,); numbers of what is held -> (x, deviance)
+def _solve(self: SCurve, start, fixed=(), reached=None): # (3,); numbers of what is held; logit of the share at the end, if that is -> (x, deviance)
     x, free = np.array(start, float), [i for i in range(3) if i not in fixed]
     known = ~np.isnan(self.series.values)
     def off(v):
         x[free] = v
+        if reached is not None: x[2] = _steepest(self.family, reached, math.exp(np.clip(x[1], -12, 5)), len(self.series))
         return residuals(self.series.values, self.expected(x=x), self.scatter)[known]
     found = least_squares(off, x[free], method="lm", xtol=1e-10, ftol=1e-10, max_nfev=300)
-    x[free] = found.x
+    off(found.x)
     return x, 2 * found.cost
 
 # %% ../../nbs/85_decide.trend.ipynb #d73593cd
@@ -194,11 +222,12 @@ def _start(family, y): # (periods,), NaN where unknown -> (3,)
     best = np.argmin((residuals(y[known], m[..., None] * share)**2).sum(-1))
     return np.array([np.log(m.flat[best]), np.log(k.flat[best]), t0.flat[best]])
 
-# %% ../../nbs/85_decide.trend.ipynb #4e854392
+# %% ../../nbs/85_decide.trend.ipynb #a69b405c
 def fit_scurve(series: Series, family="logistic", # a key of FAMILIES
                scatter=0.) -> SCurve: # of the negative binomial; 0: Poisson
-    "The curve of most likelihood. Raises InputError for fewer than 8 periods or 20 counts, and for what is no count."
+    "The curve of most likelihood. Raises InputError for fewer than 8 periods or 20 counts, for what is no count, and a scatter below 0."
     if family not in FAMILIES: raise InputError(f"there is no curve {clip(family, 40)!r}.{suggest(family, FAMILIES)}")
+    if not 0 <= scatter < math.inf: raise InputError(f"scatter={clip(scatter, 20)}: give 0 for Poisson counts, or how much more they scatter.")
     y = counts_of(series)
     curve = SCurve(family, series, _start(family, y), math.inf, scatter)
     x, deviance = curve._solve(curve.x)
@@ -206,41 +235,56 @@ def fit_scurve(series: Series, family="logistic", # a key of FAMILIES
     if x[0] > top: x, deviance = curve._solve([top, *x[1:]], (0,))
     return SCurve(family, series, x, deviance, scatter)
 
-# %% ../../nbs/85_decide.trend.ipynb #1a147a57
+# %% ../../nbs/85_decide.trend.ipynb #6efc905e
 @patch
 def _limit(self: SCurve): # rise of the deviance that a 95 % interval allows
     return chi2.ppf(.95, 1) if not self.scatter else fisher.ppf(.95, 1, max(1, np.sum(~np.isnan(self.series.values)) - 3))
 
-# %% ../../nbs/85_decide.trend.ipynb #8b21e47c
+_WHAT = {"ceiling": 0, "inflection": 2, "share": None} # number in x
+_ALL = 14. # logit of a share that is as good as all
+
 @patch
-def _walk(self: SCurve, i, sign, step): # away from the best: ([x of all steps that are allowed], the first value that isn't, or None)
-    inside, top = [self.x], math.log(np.nansum(self.series.values)) + _TOP
+def _value(self: SCurve, what, x): # of log ceiling, inflection, or logit of the share at the end
+    return x[_WHAT[what]] if what != "share" else float(logit(np.clip(self.share(len(self.series), x), 1e-12, 1 - 1e-12)))
+
+@patch
+def _hold(self: SCurve, what, v, x): # (x, deviance) with that value at v, from x on
+    if what == "share": return self._solve(x, (2,), v)
+    i = _WHAT[what]
+    return self._solve([*x[:i], v, *x[i + 1:]], (i,))
+
+# %% ../../nbs/85_decide.trend.ipynb #ebe07b99
+@patch
+def _walk(self: SCurve, what, sign, step): # away from the best: ([x of all steps that are allowed], the first value that isn't, or None)
+    inside, v, top = [self.x], self._value(what, self.x), math.log(np.nansum(self.series.values)) + _TOP
+    if what == "share": v = min(v, _ALL)
     for _ in range(40):
-        v = inside[-1][i] + sign * step
-        if i == 0 and v > top: return inside, None
-        x, deviance = self._solve([*inside[-1][:i], v, *inside[-1][i + 1:]], (i,))
+        v += sign * step
+        x, deviance = self._hold(what, v, inside[-1])
         if deviance - self.deviance > self._limit(): return inside, v
+        if x[0] > top or sign > 0 and what == "share" and v > _ALL: return inside, None
         inside, step = [*inside, x], 1.6 * step
     return inside, None
 
-# %% ../../nbs/85_decide.trend.ipynb #31185d11
+# %% ../../nbs/85_decide.trend.ipynb #5c8b369d
 @patch
-def _end(self: SCurve, i, sign): # one end of the interval of x[i], and the curves on the way there
-    inside, out = self._walk(i, sign, .02 if i == 0 else .2)
+def _end(self: SCurve, what, sign): # one end of the interval of a value, and the curves on the way there
+    inside, out = self._walk(what, sign, .02 if what == "ceiling" else .2)
     def over(v):
-        x, deviance = self._solve([*inside[-1][:i], v, *inside[-1][i + 1:]], (i,))
+        x, deviance = self._hold(what, v, inside[-1])
         return deviance - self.deviance - self._limit(), x
     if out is None: return sign * math.inf, inside
-    end = brentq(lambda v: over(v)[0], inside[-1][i], out, xtol=1e-6) if over(inside[-1][i])[0] < 0 else inside[-1][i]
+    last = self._value(what, inside[-1])
+    end = brentq(lambda v: over(v)[0], last, out, xtol=1e-6) if over(last)[0] < 0 else last
     return end, [*inside, over(end)[1]]
 
-# %% ../../nbs/85_decide.trend.ipynb #7f01d227
+# %% ../../nbs/85_decide.trend.ipynb #34614869
 @patch
-def profile(self: SCurve, what="ceiling") -> tuple: # ceiling or inflection -> (low, high, [x of allowed curves, the lowest first])
-    "The 95 % profile-likelihood interval; an end that isn't there is infinite."
-    i = {"ceiling": 0, "inflection": 2}[what]
-    (low, down), (high, up) = (self._end(i, sign) for sign in (-1, 1))
-    if i == 0: low, high = np.exp([low, high]).tolist()
+def profile(self: SCurve, what="ceiling") -> tuple: # ceiling, inflection, or share (reached by the end) -> (low, high, [x of allowed curves, the lowest first])
+    "The 95 % profile-likelihood interval; an end that isn't there is infinite (a share ends at 0 and 1). Raises InputError for anything else."
+    if what not in _WHAT: raise InputError(f"there is no profile of {clip(what, 40)!r}.{suggest(what, _WHAT)}")
+    (low, down), (high, up) = (self._end(what, sign) for sign in (-1, 1))
+    if what != "inflection": low, high = (np.exp if what == "ceiling" else expit)([low, high]).tolist()
     return low, high, down[::-1] + up[1:]
 
 # %% ../../nbs/85_decide.trend.ipynb #742bcd67
@@ -252,14 +296,35 @@ def past(self: SCurve) -> float: # 0 to 1
     z = math.copysign(math.sqrt(max(0., deviance - self.deviance) / (self._limit() / chi2.ppf(.95, 1))), now - self.x[2])
     return .5 * math.erfc(-z / math.sqrt(2))
 
-# %% ../../nbs/85_decide.trend.ipynb #b55f69f0
-def _scatter(curve): # of the negative binomial, so that Pearson's statistic is what it should be
-    y, mu = curve.series.values, curve.expected()
-    y, mu = y[~np.isnan(y)], np.maximum(mu[~np.isnan(y)], 1e-9)
-    pearson = lambda a: np.sum((y - mu)**2 / (mu + a * mu**2)) - (len(y) - 3)
-    return brentq(pearson, 0, 1e6) if pearson(0) + len(y) - 3 > chi2.ppf(.95, len(y) - 3) else 0.
+# %% ../../nbs/85_decide.trend.ipynb #52edcd9c
+def _stray(curve): # the period without which the curve fits best
+    y = curve.series.values
+    def without(i):
+        try: return fit_scurve(replace(curve.series, values=np.where(np.arange(len(y)) == i, np.nan, y)), curve.family).deviance
+        except InputError: return 0. # all that there was
+    return min(int(np.nanargmax(y)), int(np.nanargmax(np.abs(residuals(y, curve.expected())))), key=without)
 
-# %% ../../nbs/85_decide.trend.ipynb #75de589c
+def _scatter(curve): # of the negative binomial, so that Pearson's statistic is what it should be
+    known = ~np.isnan(curve.series.values)
+    y, mu = curve.series.values[known], np.maximum(curve.expected()[known], 1e-9)
+    pearson = lambda a: np.sum((y - mu)**2 / (mu + a * mu**2)) - (len(y) - 3)
+    if pearson(0) + len(y) - 3 <= chi2.ppf(.95, len(y) - 3): return 0.
+    if pearson(1e6) < 0: return brentq(pearson, 0, 1e6)
+    s, i = curve.series, _stray(curve)
+    raise InputError(f"{clip(s.name, 40)}: {s.values[i]:,.0f} in {s.periods[i]} is on no curve with the other counts. Correct it, take it as unknown (NaN), or begin the series after it.")
+
+# %% ../../nbs/85_decide.trend.ipynb #c5701209
+def _endless(series, scatter): # deviance of a (t + c)^b: growth without a ceiling
+    y, t, known = series.values, np.arange(len(series)) + .5, ~np.isnan(series.values)
+    def off(v): return residuals(y, np.exp(np.clip(v[0] + max(v[1], -1) * np.log(t + np.exp(np.clip(v[2], -9, 9))), -30, 40)), scatter)[known]
+    starts = [(math.log(y[known].mean()) - b * math.log(len(t) / 2 + math.exp(c)), b, c) for b in (0, .5, 1, 2, 4) for c in (-2, math.log(len(t)))]
+    return min(2 * least_squares(off, s, method="lm", max_nfev=300).cost for s in sorted(starts, key=lambda s: np.sum(off(s)**2))[:3])
+
+def _hangs(r): # (periods,) what is left over -> correlation from one to the next; 0 where it is no more than chance gives, but 1 time in 100
+    found = float(np.nansum(r[1:] * r[:-1]) / max(np.nansum(r**2), 1e-12))
+    return found if found > 2.33 / math.sqrt(np.sum(~np.isnan(r))) else 0.
+
+# %% ../../nbs/85_decide.trend.ipynb #6a4d107f
 class Maturity:
     "Where a series stands on its S-curve. Raises InputError as `fit_scurve` does."
     def __init__(self, series: Series):
@@ -273,9 +338,11 @@ class Maturity:
     @cached_property
     def profiles(self): return [c.profile() for c in self.curves]
     @cached_property
+    def shares(self): return [c.profile("share") if w >= .01 else None for c, w in zip(self.curves, self.weights)]
+    @cached_property
     def past(self): return float(sum(w * c.past() for w, c in zip(self.weights, self.curves))) # chance that the inflection is behind
 
-# %% ../../nbs/85_decide.trend.ipynb #8c3b8296
+# %% ../../nbs/85_decide.trend.ipynb #3451ff09
 STAGES = {"emerging": .1, "growth": .5, "maturity": .9, "saturation": math.inf} # up to this share of the ceiling
 
 def stage_of(share) -> str: return next(s for s, end in STAGES.items() if share < end)
@@ -283,27 +350,34 @@ def stage_of(share) -> str: return next(s for s, end in STAGES.items() if share 
 @patch
 def _allowed(self: Maturity): return [(c, p) for c, p, w in zip(self.curves, self.profiles, self.weights) if w >= .01]
 
-# %% ../../nbs/85_decide.trend.ipynb #7f34d8a8
 @patch
 def ceiling(self: Maturity) -> Metric:
-    "The ceiling of the likeliest curve, with the interval over all curves that can't be ruled out."
+    "The ceiling of the likeliest curve, with the interval over all curves that can't be ruled out; never below what has been counted."
     low, high = zip(*(p[:2] for _, p in self._allowed()))
-    return Metric(math.exp(self.best.x[0]), min(low), max(high), len(self.series), "profile likelihood 95 %")
+    ends = np.maximum([math.exp(self.best.x[0]), min(low), max(high)], np.nansum(self.series.values))
+    return Metric(*ends.tolist(), len(self.series), "profile likelihood 95 %")
+
+# %% ../../nbs/85_decide.trend.ipynb #91b80469
+@patch
+def doubt(self: Maturity) -> str:
+    "Why no ceiling is stated; empty where one is."
+    c, best = self.ceiling(), self.best
+    if c.high > 3 * c.low: return f"the counts allow a ceiling from {c.low:,.0f} to {f'{c.high:,.0f}' if math.isfinite(c.high) else 'no end'}"
+    if self.past < .5: return "before the steepest point no ceiling can be identified"
+    if _endless(self.series, self.scatter) < best.deviance + 2 * math.log(100): return "growth without a ceiling fits as well"
+    r = _hangs(residuals(self.series.values, best.expected(), self.scatter))
+    return f"no curve fits: what is left over hangs together (a correlation of {r:.2f} from one {self.series.every} to the next)" if r else ""
 
 @patch
-def decidable(self: Maturity) -> bool:
-    "Whether the ceiling is known to within a factor of three."
-    return self.ceiling().high <= 3 * self.ceiling().low
+def decidable(self: Maturity) -> bool: return not self.doubt() # whether ceiling, stage and dates can be stated
 
-# %% ../../nbs/85_decide.trend.ipynb #25c367b7
+# %% ../../nbs/85_decide.trend.ipynb #5e7d1644
 @patch
 def share(self: Maturity) -> Metric:
     "The share of the ceiling that has been reached."
-    now = len(self.series)
-    ends = [float(c.share(now, x)) for c, p in self._allowed() for x in (p[2][0], p[2][-1])]
-    return Metric(float(self.best.share(now)), min(ends), max(ends), now, "profile likelihood 95 %")
+    low, high = zip(*(s[:2] for s in self.shares if s))
+    return Metric(float(self.best.share(len(self.series))), min(low), max(high), len(self.series), "profile likelihood 95 %")
 
-# %% ../../nbs/85_decide.trend.ipynb #663704c6
 @patch
 def stage(self: Maturity) -> str:
     "Emerging, growth, maturity, saturation; two of them; or that it can't be told."
@@ -323,14 +397,14 @@ def inflection(self: Maturity): # (period, low, high), or None where dates are r
     ends = [c.profile("inflection")[:2] for c, _ in self._allowed()]
     return tuple(self._date(t) for t in (self.best.x[2], min(e[0] for e in ends), max(e[1] for e in ends)))
 
-# %% ../../nbs/85_decide.trend.ipynb #abb5efea
+# %% ../../nbs/85_decide.trend.ipynb #6c0f81ec
 @patch
 def said(self: Maturity) -> str:
     "The finding, in a sentence."
     often = "over 99%" if self.past > .99 else "under 1%" if self.past < .01 else f"{self.past:.0%}"
     c, chance = self.ceiling(), f"the steepest point is behind with a chance of {often}"
     upper = f"{c.high:,.0f}" if math.isfinite(c.high) else "no end"
-    if not self.decidable(): return f"Not decidable yet: the counts allow a ceiling from {c.low:,.0f} to {upper}; {chance}"
+    if why := self.doubt(): return f"Not decidable yet: {why}; {chance}"
     return f"{self.stage().capitalize()}: {self.share().value:.0%} [{self.share().low:.0%}, {self.share().high:.0%}] of a ceiling of {c.value:,.0f} [{c.low:,.0f}, {upper}]; {chance}"
 
 # %% ../../nbs/85_decide.trend.ipynb #a2b588df
@@ -348,14 +422,15 @@ def grid(self: Maturity) -> Grid:
             for c, w, (low, high, _) in zip(self.curves, self.weights, self.profiles)]
     return Grid(["curve", "weight", "ceiling", "low", "high", f"rate a {self.series.every}"], rows, self.said())
 
-# %% ../../nbs/85_decide.trend.ipynb #848a409a
+# %% ../../nbs/85_decide.trend.ipynb #02e847b5
 @patch
 def fan(self: Maturity, t): # times -> (2, times): least and most counted by then, of all curves that are allowed
-    "What may have been counted in all."
-    paths = np.array([math.exp(min(x[0], 60)) * (c.share(t, x) - c.share(0, x)) for c, p in self._allowed() for x in p[2]])
+    "The least and the most that may have been counted by then."
+    curves = [(c, x) for c, p, s in zip(self.curves, self.profiles, self.shares) if s for x in p[2] + s[2]]
+    paths = np.array([math.exp(min(x[0], 60)) * (c.share(t, x) - c.share(0, x)) for c, x in curves])
     return np.stack([paths.min(0), paths.max(0)])
 
-# %% ../../nbs/85_decide.trend.ipynb #7d75bbb7
+# %% ../../nbs/85_decide.trend.ipynb #949d17c3
 @patch
 def picture(self: Maturity) -> Picture:
     "Counts so far, the likeliest curve, and all that the data allow."
@@ -365,6 +440,7 @@ def picture(self: Maturity) -> Picture:
     ax.fill_between(t, low, high, color=BLUE, alpha=.18, lw=0, label="allowed by the data")
     ax.plot(t, math.exp(self.best.x[0]) * (self.best.share(t) - self.best.share(0)), color=BLUE, label=f"likeliest: {self.best.family}")
     ax.plot(np.arange(1, n + 1), so_far, ".", color=INK, ms=4, label=plain(self.series.name, 30))
-    ax.set(xlabel=f"{self.series.every}s since the beginning of {self.series.periods[0]}", ylabel="counted in all", ylim=(0, min(3.2 * so_far[-1], 1.05 * max(high[-1], so_far[-1]))))
+    name_periods(ax, self.series.periods[0], 0, 1.6 * n)
+    ax.set(xlabel=f"beginning of the {self.series.every}", ylabel="counted so far", ylim=(0, min(3.2 * so_far[-1], 1.05 * max(high[-1], so_far[-1]))))
     for k in fig.legend(loc="outside upper left", ncols=3, frameon=False).get_texts(): k.set_color(INK)
     return Picture(self.said(), figure_svg(fig, self.said()), self.grid())
