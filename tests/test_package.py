@@ -127,3 +127,4 @@ def test_the_wheel_holds_the_recipes():
     setup = (ROOT / "setup.py").read_text()
     assert '"nbs/recipes"' in setup and '"*.ipynb"' in setup
     assert list((NBS / "recipes").glob("*.ipynb"))
+    assert '"examples/*"' in setup and {p.name for p in (NBS.parent / "insight_nb" / "decide" / "examples").iterdir()} == {"evidence.json", "assumptions.yaml"}
