@@ -127,10 +127,12 @@ def _sourced(v): # {"value", "source"} or the value itself -> both
     if isinstance(v, dict) and set(v) == {"value", "source"}: return v["value"], clip(v["source"], 80)
     return v, ""
 
-# %% ../../nbs/89_decide.memo.ipynb #be2d6ebb
+# %% ../../nbs/89_decide.memo.ipynb #1483537e
 def _word(k, v, where):
     if k in ("title", "currency", "period", "metric"): return clip(v, 80)
-    if k == "hand_over" and not isinstance(v, bool): raise InputError(f"{where}: hand_over is {clip(v, 40)!r}: say yes or no.")
+    if k == "hand_over":
+        if not isinstance(v, bool): raise InputError(f"{where}: hand_over is {clip(v, 40)!r}: say yes or no.")
+        return v
     if k == "correlations":
         if not isinstance(v, list) or not all(isinstance(p, list) and len(p) == 3 for p in v): raise InputError(f"{where}: correlations is {clip(v, 60)}: write [[volume, gain, 0.5]].")
         for i, p in enumerate(v):
@@ -139,7 +141,6 @@ def _word(k, v, where):
     if k == "wait":
         if not isinstance(v, dict) or not {"settles"} <= set(v) <= {"settles", "periods", "price"} or not isinstance(v["settles"], list) or not v["settles"]: raise InputError(f"{where}: wait is {clip(v, 60)}: give settles, a list such as [volume], and periods and price if you like.")
         return {"settles": list(dict.fromkeys(map(str, v["settles"])))} | {n: _least(v.get(n, d), 0, f"{where}: {n}") for n, d in (("periods", 1), ("price", 0))}
-    if k == "hand_over": return v
     return _least(v, {"label_price": 1e-9, "periods": 1, "target": 0}.get(k, 0), f"{where}: {k}", {"target": 1, "periods": 600}.get(k, np.inf), k in ("periods", "most_labels"))
 
 def _least(v, low, what, high=np.inf, count=False):
@@ -263,7 +264,7 @@ def _by_threshold(e, gain, loss):
     at = float(rule.tally.at[i])
     return Use(counted(after[1, i], after[:, i].sum()), counted(after[:, i].sum(), rule.tally.n), rule, at, f"{e.where}: calibration, reliability, bins from {at:.3f} on")
 
-# %% ../../nbs/89_decide.memo.ipynb #2ca10c80
+# %% ../../nbs/89_decide.memo.ipynb #d7cff352
 class Case:
     "A measured model under assumptions. Raises InputError for what can't be joined."
     def __init__(self, evidence: Evidence, assumed: Assumptions, quality=None, # a Metric in place of the measured one
@@ -274,8 +275,10 @@ class Case:
         a, b = beta_of(self.use.quality)
         try: self.base = Project(**{k: g.mean for k, g in assumed.numbers.items()}, quality=a / (a + b), periods=assumed["periods"])
         except InputError as e: raise InputError(f"{assumed.where}: {e}") from None
+    @cached_property
+    def simulation(self): return _simulation(self) # drawn once
 
-# %% ../../nbs/89_decide.memo.ipynb #97f9e4f8
+# %% ../../nbs/89_decide.memo.ipynb #8296092e
 @patch
 def project(self: Case, used=None, **inputs) -> Project: # (draws,) each, by name; what is not given is at its mean
     "The project with some inputs set: answers that are not used cost their run and bring nothing."
@@ -288,9 +291,6 @@ def _simulation(self):
     rough |= {k: g.value for k, g in self.assumed.numbers.items() if not g.known}
     try: return simulate(lambda **k: self.project(**k).npv(), rough, {(a, b): r for a, b, r in self.assumed["correlations"]}, self.draws, self.seed)
     except InputError as e: raise InputError(f"{self.assumed.where}: {e}") from None
-
-Case.simulation = cached_property(_simulation)
-Case.simulation.__set_name__(Case, "simulation")
 
 # %% ../../nbs/89_decide.memo.ipynb #7dc0f877
 def settled(sim, names) -> np.ndarray: # of a Simulation, some of its inputs -> (draws,) money
@@ -356,16 +356,18 @@ def options(self: Case) -> list: # Option each, the best first; of equal ones th
         out.append(Option("wait", f"wait {w['periods']:g} {c['period']}{'' if w['periods'] == 1 else 's'} until {' and '.join(w['settles'])} {'is' if len(w['settles']) == 1 else 'are'} known, then decide", then - w["price"], w["price"], then - now))
     return sorted(out, key=lambda o: -o.worth)
 
-# %% ../../nbs/89_decide.memo.ipynb #3be0e7aa
+# %% ../../nbs/89_decide.memo.ipynb #4ea6823a
 @dataclass(repr=False)
 class Decision:
     "What to do, and why."
     case: Case
     options: list # Option each, the best first
-    best: Option
-    failed: list # "check: detail" of evidence that is not to be trusted
     others: list = field(default_factory=list) # Case each: what else was measured
     example: str = "" # what is not the reader's own: "evidence", "assumptions" or both
+    @property
+    def best(self): return self.options[0]
+    @property
+    def failed(self): return red_lines(self.case.evidence) # "check: detail" of evidence that is not to be trusted
 
 def red_lines(evidence: Evidence) -> list: # "check: detail" each
     "The checks of the run that failed."
@@ -373,9 +375,9 @@ def red_lines(evidence: Evidence) -> list: # "check: detail" each
 
 def decide(case: Case, others=(), example="") -> Decision:
     "Launch, wait, collect labels or stop."
-    options, failed = case.options(), red_lines(case.evidence)
-    if failed and options[0].action != "stop": options = [Option("wait", "wait: mend the run and measure again", options[0].worth), *options]
-    return Decision(case, options, options[0], failed, list(others), example)
+    options = case.options()
+    if red_lines(case.evidence) and options[0].action != "stop": options = [Option("wait", "wait: mend the run and measure again", options[0].worth), *options]
+    return Decision(case, options, list(others), example)
 
 # %% ../../nbs/89_decide.memo.ipynb #0c4fa8a3
 def weigh(evidence=None, assumptions=None, # paths of several files, and of one; None: the package's example
