@@ -4,14 +4,14 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export UV_COMPILE_BYTECODE ?= 1
 FILES = git ls-files -co --exclude-standard -- nbs insight_nb README.md | sort | xargs sha256sum
 
-.PHONY: help demo test lab slow export check clean
+.PHONY: help demo test lab slow docs export check clean
 help:               ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' Makefile
 
 .venv/ok: settings.ini setup.py constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q uv
-	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[samples,apps,decide,dev]'
+	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[samples,apps,decide,dev,docs]'
 	touch $@
 
 demo: .venv/ok      ## install, then the main job on a real sample: a report and a model in runs/demo
@@ -21,6 +21,7 @@ demo: .venv/ok      ## install, then the main job on a real sample: a report and
 test slow: export OMP_NUM_THREADS ?= 2
 test slow: export MPLBACKEND := agg
 test slow: export HF_HUB_OFFLINE := 1
+test slow: export INSIGHT_NB_PROGRESS := quiet
 test: .venv/ok      ## install, then every notebook (but for cells marked slow), then the rules of the whole and the recipes on small tables
 	$(BIN)/nbdev-test --timing $(SAVE) --skip-folder-re '^([_.]|recipes|benchmarks|lessons)'
 	$(if $(SAVE),$(BIN)/nbdev-clean)
@@ -28,6 +29,8 @@ test: .venv/ok      ## install, then every notebook (but for cells marked slow),
 slow: .venv/ok      ## the slow cells and the lessons too (recipes and benchmarks are run on their own)
 	$(BIN)/nbdev-test --timing --flags slow --skip-folder-re '^([_.]|recipes|benchmarks)'
 
+docs: .venv/ok      ## the site, from the notebooks as they are stored: build/site/index.html
+	$(BIN)/python tests/site.py
 lab: .venv/ok       ## the notebooks in the browser
 	$(BIN)/jupyter lab nbs/index.ipynb
 export: .venv/ok    ## notebooks -> package, cleaned notebooks, README

@@ -1,4 +1,5 @@
 """Tables to try things on, and one small trained bundle for all tests that need one."""
+
 import csv
 import os
 import types
@@ -9,15 +10,25 @@ from insight_nb import cli
 from insight_nb.cli import main
 from notebooks import Notebook, _python
 
-LABELS = ["<b>good</b>", "=1+1", "很好"] # labels are users' text too
-WORDS = {LABELS[0]: "lovely warm friendly clean bright", LABELS[1]: "broken dirty late rude cold", LABELS[2]: "房间 干净 早餐 服务 安静"}
+LABELS = ["<b>good</b>", "=1+1", "很好"]  # labels are users' text too
+WORDS = {
+    LABELS[0]: "lovely warm friendly clean bright",
+    LABELS[1]: "broken dirty late rude cold",
+    LABELS[2]: "房间 干净 早餐 服务 安静",
+}
 
 
 def rows_of(n, labels=LABELS):
     "`n` texts, all different, a third of them of each label."
     said = [(labels[i % len(labels)], WORDS[LABELS[i % 3]].split()) for i in range(n)]
-    return [{"text": f"{words[i % 5]} {words[(i * 7 + i // 5) % 5]} stay number {i * 7919 % 10007} <script>alert({i})</script>", "label": label}
-            for i, (label, words) in enumerate(said)]
+    return [
+        {
+            "text": f"{words[i % 5]} {words[(i * 7 + i // 5) % 5]} stay number {i * 7919 % 10007} "
+            f"<script>alert({i})</script>",
+            "label": label,
+        }
+        for i, (label, words) in enumerate(said)
+    ]
 
 
 def write_csv(path, rows):
@@ -38,7 +49,24 @@ def elsewhere(tmp_path, monkeypatch):
 
 def train(table, out):
     "`insight-nb run classify` with a real kernel: small, but whole."
-    return main(["run", "classify", "-p", "table", str(table), "-p", "epochs", "1", "-p", "max_length", "32", "--out", str(out)])
+    return main(
+        [
+            "run",
+            "classify",
+            "-p",
+            "table",
+            str(table),
+            "-p",
+            "epochs",
+            "1",
+            "-p",
+            "max_length",
+            "32",
+            "--out",
+            str(out),
+        ]
+    )
+
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
@@ -56,19 +84,29 @@ def in_process(path, notebook, given):
     try:
         for cell in Notebook(path).code:
             exec(compile(_python(cell.source), "recipe", "exec"), names)
-            if "parameters" in cell.tags: names.update(given)
-    except Exception as e: raise type("Stopped", (Exception,), {"ename": type(e).__name__, "evalue": str(e)}) from e
+            if "parameters" in cell.tags:
+                names.update(given)
+    except Exception as e:
+        raise type("Stopped", (Exception,), {"ename": type(e).__name__, "evalue": str(e)}) from e
 
 
 @pytest.fixture
 def ends(monkeypatch, capsys):
-    "Run the command line; return its status, the lines on stderr, and whether the folder is as it was."
+    """Run the command line; return its status, the lines on stderr, and whether the folder is as it
+    was."""
     monkeypatch.setattr(cli, "_papermill", in_process)
-    def files(): return {p: p.stat().st_size for p in Path().rglob("*") if str(p) != "runs"} # the folder for all runs may stay
+
+    # the folder for all runs may stay
+    def files():
+        return {p: p.stat().st_size for p in Path().rglob("*") if str(p) != "runs"}
+
     def run(*words):
         before = files()
         status = cli.main([str(w) for w in words])
-        return types.SimpleNamespace(status=status, lines=capsys.readouterr().err.splitlines(), same=before == files())
+        return types.SimpleNamespace(
+            status=status, lines=capsys.readouterr().err.splitlines(), same=before == files()
+        )
+
     return run
 
 

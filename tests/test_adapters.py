@@ -1,4 +1,6 @@
-"""Every task with every method: saved, loaded in another process, and asked again, it says the same to the last bit. And what is planted is found."""
+"""Every task with every method: saved, loaded in another process, and asked again, it says the same
+to the last bit. And what is planted is found."""
+
 import json
 import subprocess
 import sys
@@ -6,52 +8,75 @@ import sys
 import numpy as np
 import pytest
 import torch
-from insight_nb.core import InputError
+from insight_nb.base.core import InputError
 from insight_nb.eval import guard
-from insight_nb.models.adapters import METHODS, adapt
+from insight_nb.models.adapters import METHODS, add_adapter
 from insight_nb.models.backbone import load_backbone
-from insight_nb.models.tagging import Tag
-from insight_nb.models.tasks import Classify, Model, MultiLabel, Regress
+from insight_nb.models.tagging import TaggingTask
+from insight_nb.models.tasks import ClassificationTask, Model, MultiLabelTask, RegressionTask
 from insight_nb.ship.bundle import load_bundle, read_info, save_bundle
-from insight_nb.ship.predict import logits_of
-from insight_nb.tensors import seed_all
+from insight_nb.ship.predict import bundle_logits
+from insight_nb.base.tensors import set_seed
 from safetensors.torch import load_file, save_file
 
 TEXTS = ["Ann flew from Nice to Rome.", "张伟在北京，很好 😀", "<b>x</b>", "no " * 40]
-TASKS = {"classify": lambda: Classify(("no", "yes", "很好")), "multilabel": lambda: MultiLabel(("a", "b"), thresholds=[.3, .6]), "regress": lambda: Regress(("stars",), 3., 2.),
-         "tag": lambda: Tag(("O", "B-X", "I-X"), casing=True), "pair": lambda: Classify(("other", "same"))}
+TASKS = {
+    "classify": lambda: ClassificationTask(("no", "yes", "很好")),
+    "multilabel": lambda: MultiLabelTask(("a", "b"), thresholds=[0.3, 0.6]),
+    "regress": lambda: RegressionTask(("stars",), 3.0, 2.0),
+    "tag": lambda: TaggingTask(("O", "B-X", "I-X"), casing=True),
+    "pair": lambda: ClassificationTask(("other", "same")),
+}
 ASK = """
 import json, sys
 import numpy as np
 from insight_nb.ship.bundle import load_bundle
-from insight_nb.ship.predict import logits_of
+from insight_nb.ship.predict import bundle_logits
 for name, texts in json.loads(sys.argv[2]).items():
-    found = logits_of(load_bundle(f"{sys.argv[1]}/{name}"), texts)
-    np.save(f"{sys.argv[1]}/{name}.npy", np.concatenate(found) if isinstance(found, list) else found)
+    found = bundle_logits(load_bundle(f"{sys.argv[1]}/{name}"), texts)
+    found = np.concatenate(found) if isinstance(found, list) else found
+    np.save(f"{sys.argv[1]}/{name}.npy", found)
 """
 
 
 def made(task, method):
     "A model whose adapter and head are not as they began."
-    seed_all(0)
+    set_seed(0)
     body = load_backbone()
-    adapter = adapt(body, method)
+    adapter = add_adapter(body, method)
     model = Model(body, TASKS[task]())
     with torch.no_grad():
-        for p in [*model.head.parameters(), *(q for g in (adapter.grafts.values() if adapter else ()) for q in g.parameters())]: p += .05 * torch.randn_like(p)
+        for p in [
+            *model.head.parameters(),
+            *(q for g in (adapter.modules.values() if adapter else ()) for q in g.parameters()),
+        ]:
+            p += 0.05 * torch.randn_like(p)
     return model.eval()
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_same_in_another_process(task, tmp_path):
-    asked, want = [(t, TEXTS[0]) for t in TEXTS] if task == "pair" else TEXTS, {}
+    asked = [(t, TEXTS[0]) for t in TEXTS] if task == "pair" else TEXTS
+    want = {}
     for method in METHODS:
-        save_bundle(tmp_path / method, made(task, method), 32, facts={"tag": {"overlap": 8}, "pair": {"second": "other"}}.get(task))
-        here = logits_of(load_bundle(tmp_path / method), asked)
+        save_bundle(
+            tmp_path / method,
+            made(task, method),
+            32,
+            facts={"tag": {"overlap": 8}, "pair": {"second": "other"}}.get(task),
+        )
+        here = bundle_logits(load_bundle(tmp_path / method), asked)
         want[method] = np.concatenate(here) if isinstance(here, list) else here
-    subprocess.run([sys.executable, "-c", ASK, str(tmp_path), json.dumps({m: asked for m in METHODS})], check=True, cwd="/")  # a folder named bottleneck would be taken for a package
-    for method in METHODS: assert np.array_equal(np.load(tmp_path / f"{method}.npy"), want[method]), method
-    assert all((want[a] != want[b]).any() for a, b in zip(METHODS[2:], METHODS[3:])) # and the methods differ
+    # a folder named bottleneck would be taken for a package
+    subprocess.run(
+        [sys.executable, "-c", ASK, str(tmp_path), json.dumps({m: asked for m in METHODS})],
+        check=True,
+        cwd="/",
+    )
+    for method in METHODS:
+        assert np.array_equal(np.load(tmp_path / f"{method}.npy"), want[method]), method
+    # and the methods differ
+    assert all((want[a] != want[b]).any() for a, b in zip(METHODS[2:], METHODS[3:]))
 
 
 def test_adapter_bundles_are_small(tmp_path):
@@ -64,7 +89,8 @@ def test_a_dropped_head_is_refused(tmp_path):
     save_bundle(tmp_path / "b", made("classify", "lora"), 32)
     file = tmp_path / "b" / "model.safetensors"
     save_file({k: v for k, v in load_file(file).items() if not k.startswith("head.")}, file)
-    with pytest.raises(InputError, match="damaged or was changed"): load_bundle(tmp_path / "b")
+    with pytest.raises(InputError, match="damaged or was changed"):
+        load_bundle(tmp_path / "b")
 
 
 def test_permuted_labels_turn_the_guard_red(tmp_path):
@@ -77,8 +103,12 @@ def test_permuted_labels_turn_the_guard_red(tmp_path):
 
 def test_frozen_ranks_turn_the_guard_red():
     adapter = made("classify", "adalora").adapter
-    before = adapter.ranks(), adapter.copy()
+    before = adapter.ranks(), adapter.snapshot()
     assert guard.ranks_moved(before[0], adapter.ranks()).passed is False
-    assert guard.adapters_changed(before[1], adapter.copy()).passed is False
-    for at in range(100): adapter.reallocate(at, 100)
-    assert guard.ranks_moved(before[0], adapter.ranks()).passed and sum(adapter.ranks().values()) == adapter.target
+    assert guard.adapters_changed(before[1], adapter.snapshot()).passed is False
+    for at in range(100):
+        adapter.update_and_allocate(at, 100)
+    assert (
+        guard.ranks_moved(before[0], adapter.ranks()).passed
+        and sum(adapter.ranks().values()) == adapter.target_total_rank
+    )

@@ -1,5 +1,7 @@
-"""Panels and dashboards are used as a person would, in a real JupyterLab and under Voila, in a browser without a window.
-Skipped where playwright, Voila or Chromium is missing."""
+"""Panels and dashboards are used as a person would, in a real JupyterLab and under Voila, in a
+browser without a window. Skipped where playwright, Voila or Chromium is missing.
+"""
+
 import importlib.util
 import json
 import os
@@ -13,26 +15,46 @@ from pathlib import Path
 import pytest
 from notebooks import NBS
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
-pytestmark = pytest.mark.skipif(not CHROMIUM or not all(map(importlib.util.find_spec, ("playwright", "voila", "jupyterlab"))), reason="needs playwright, chromium, voila and jupyterlab")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+    "--disable-background-networking --disable-component-update --disable-sync").split()
+pytestmark = pytest.mark.skipif(
+    not CHROMIUM or not all(map(importlib.util.find_spec, ("playwright", "voila", "jupyterlab"))),
+    reason="needs playwright, chromium, voila and jupyterlab",
+)
 
 
 @pytest.fixture
 def serve():
     "Start a server of a notebook, wait until it answers, end it."
     started = []
+
     def start(*words):
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
-        env = os.environ | {"PYTHONPATH": str(NBS.parent), "JUPYTER_CONFIG_DIR": str(Path("jupyter").resolve())}
-        started.append(subprocess.Popen([sys.executable, "-m", *words, f"--port={port}", "--no-browser"], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        env = os.environ | {
+            "PYTHONPATH": str(NBS.parent),
+            "JUPYTER_CONFIG_DIR": str(Path("jupyter").resolve()),
+        }
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-m", *words, f"--port={port}", "--no-browser"],
+                env=env,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        )
         for _ in range(240):
             with socket.socket() as s:
-                if s.connect_ex(("127.0.0.1", port)) == 0: return f"http://127.0.0.1:{port}"
-            time.sleep(.25)
+                if s.connect_ex(("127.0.0.1", port)) == 0:
+                    return f"http://127.0.0.1:{port}"
+            time.sleep(0.25)
         raise AssertionError("no server")
+
     yield start
     for p in started:
         p.terminate()
@@ -40,17 +62,23 @@ def serve():
 
 
 def look(url, use, name):
-    "Open a page, use it, and see that nothing went wrong and nothing ran as a script. SCREENSHOTS names a folder for pictures."
+    """Open a page, use it, and see that nothing went wrong and nothing ran as a script. SCREENSHOTS
+    names a folder for pictures."""
     from playwright.sync_api import sync_playwright
+
     with sync_playwright() as p:
         chrome = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page, errors, dialogs = chrome.new_page(viewport={"width": 1200, "height": 1300}), [], []
+        page = chrome.new_page(viewport={"width": 1200, "height": 1300})
+        errors = []
+        dialogs = []
         page.on("pageerror", lambda e: errors.append(str(e)))
         page.on("dialog", lambda d: (dialogs.append(d.message), d.dismiss()))
         page.goto(url)
-        if "/lab/" in url: run_all(page)
+        if "/lab/" in url:
+            run_all(page)
         use(page)
-        if folder := os.environ.get("SCREENSHOTS"): page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+        if folder := os.environ.get("SCREENSHOTS"):
+            page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
         chrome.close()
     assert (errors, dialogs) == ([], [])
 
@@ -64,13 +92,27 @@ def run_all(page):
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_text("Run All Cells", exact=True).click()
         page.wait_for_timeout(1500)
-        if page.locator(".jp-CodeCell .jp-InputPrompt").first.inner_text().strip() not in ("", "[ ]:"): return
+        if page.locator(".jp-CodeCell .jp-InputPrompt").first.inner_text().strip() not in (
+            "",
+            "[ ]:",
+        ):
+            return
 
 
-def lab(serve): return serve("jupyterlab", "--ServerApp.token=", "--allow-root", f"--ServerApp.root_dir={Path().resolve()}") + "/lab/tree/page.ipynb?reset"
+def lab(serve):
+    return (
+        serve(
+            "jupyterlab",
+            "--ServerApp.token=",
+            "--allow-root",
+            f"--ServerApp.root_dir={Path().resolve()}",
+        )
+        + "/lab/tree/page.ipynb?reset"
+    )
 
 
 # The monitor's dashboard
+
 
 def use_dashboard(page):
     "Choose another series, then a shorter time, then the texts: each changes what is seen."
@@ -101,22 +143,28 @@ def test_dashboard_in_jupyterlab(serve):
 # The assistant's panel
 
 CELL = """
-from insight_nb.apps.assistant import Assistant, Panel
+from insight_nb.apps.assistant.assistant import Assistant, ChatPanel
 from insight_nb.data.samples import load_sample
-from insight_nb.methods.reject import Reader
+from insight_nb.apps.assistant.out_of_scope import IntentClassifier
 frame = load_sample("synthetic", 150)
 kinds = sorted(set(frame.label))
-reader = Reader().fit(list(frame.text), [kinds.index(l) for l in frame.label], kinds)
-flows = {"refund": {"say": "The money for order {order} is on its way.", "slots": [{"name": "order", "ask": "Which order?", "pattern": r"\\d{5}"}]}, "delivery": {"say": "It comes in 3 days."}}
-Panel(Assistant(reader, None, flows))
+reader = IntentClassifier().fit(list(frame.text), [kinds.index(l) for l in frame.label], kinds)
+order = {"name": "order", "ask": "Which order?", "pattern": r"\\d{5}"}
+flows = {"refund": {"say": "The money for order {order} is on its way.", "slots": [order]},
+         "delivery": {"say": "It comes in 3 days."}}
+ChatPanel(Assistant(reader, None, flows))
 """
 
 
 def use_panel(page):
     "A form is asked for and filled, markup stays text, and a new conversation is empty."
-    line, said = page.get_by_placeholder("Say something"), page.locator(".widget-html-content")
+    line = page.get_by_placeholder("Say something")
+    said = page.locator(".widget-html-content")
     line.wait_for(timeout=120_000)
-    for text, answer in (("my refund is too low", "Which order?"), ("12345", "The money for order 12345 is on its way.")):
+    for text, answer in (
+        ("my refund is too low", "Which order?"),
+        ("12345", "The money for order 12345 is on its way."),
+    ):
         line.fill(text)
         line.press("Enter")
         said.get_by_text(answer).first.wait_for(timeout=60_000)
@@ -128,18 +176,28 @@ def use_panel(page):
 
 
 def test_panel_in_jupyterlab(serve):
-    cell = {"cell_type": "code", "id": "a", "metadata": {}, "source": CELL, "outputs": [], "execution_count": None}
+    cell = {
+        "cell_type": "code",
+        "id": "a",
+        "metadata": {},
+        "source": CELL,
+        "outputs": [],
+        "execution_count": None,
+    }
     kernel = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
-    Path("page.ipynb").write_text(json.dumps({"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
+    Path("page.ipynb").write_text(
+        json.dumps({"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5})
+    )
     look(lab(serve), use_panel, "panel")
 
 
 # The launch memo's sliders
 
 MEMO = """
-from insight_nb.decide.memo import EXAMPLES, Case, read_assumptions, read_evidence
-from insight_nb.decide.panel import sliders
-sliders(Case(read_evidence(EXAMPLES / "evidence.json"), read_assumptions(EXAMPLES / "assumptions.yaml")))
+from insight_nb.decide.launch.memo import EXAMPLES, LaunchCase, read_assumptions, read_evidence
+from insight_nb.decide.launch.panel import sliders
+evidence = read_evidence(EXAMPLES / "evidence.json")
+sliders(LaunchCase(evidence, read_assumptions(EXAMPLES / "assumptions.yaml")))
 """
 
 
@@ -147,7 +205,7 @@ def use_sliders(page):
     "Worse answers end in stop, better ones in launch, each as soon as the slider is let go."
     said = page.locator(".widget-html-content").first
     said.get_by_text("Launched now it brings").first.wait_for(timeout=120_000)
-    before, handle = said.inner_text(), page.get_by_role("slider").first # of the quality
+    before, handle = said.inner_text(), page.get_by_role("slider").first  # of the quality
     handle.focus()
     for key, words in (("Home", "Stop: it does not pay"), ("End", "Launch.")):
         handle.press(key)
@@ -156,7 +214,16 @@ def use_sliders(page):
 
 
 def test_sliders_in_jupyterlab(serve):
-    cell = {"cell_type": "code", "id": "a", "metadata": {}, "source": MEMO, "outputs": [], "execution_count": None}
+    cell = {
+        "cell_type": "code",
+        "id": "a",
+        "metadata": {},
+        "source": MEMO,
+        "outputs": [],
+        "execution_count": None,
+    }
     kernel = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
-    Path("page.ipynb").write_text(json.dumps({"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
+    Path("page.ipynb").write_text(
+        json.dumps({"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5})
+    )
     look(lab(serve), use_sliders, "sliders")

@@ -1,4 +1,6 @@
-"""The monitor as a whole: a recipe that reads on, counts once and keeps its promises; and a dashboard that works in a browser."""
+"""The monitor as a whole: a recipe that reads on, counts once and keeps its promises; and a
+dashboard that works in a browser."""
+
 import json
 import subprocess
 import sys
@@ -9,9 +11,18 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import LABELS, in_process, refused, rows_of
-from insight_nb.apps.monitor import Monitor, mark
-from insight_nb.apps.stream import Columns, Stream, planted
-from insight_nb.eval.charts import Baseline, Watch, buckets_needed, draw_counts, first_alarms, fit_baseline, rate_interval, tail
+from insight_nb.apps.monitor.monitor import Monitor, annotate
+from insight_nb.apps.monitor.stream import StreamColumns, Stream, simulate_stream
+from insight_nb.apps.monitor.control_charts import (
+    Baseline,
+    ControlChart,
+    summarize_delay,
+    draw_counts,
+    find_first_alarms,
+    fit_baseline,
+    arl_interval,
+    binomial_tail,
+)
 from insight_nb.ship.bundle import load_bundle
 from notebooks import NBS
 
@@ -19,65 +30,179 @@ NAMES = {"id": "id", "opinion": "said", "truth": "truth"}
 NOW = pd.Timestamp("2026-12-01").timestamp()
 
 
-def given(**more): return [w for k, v in ({"now": "2026-12-01"} | more).items() for w in ("-p", k, str(v))]
+def given(**more):
+    return [w for k, v in ({"now": "2026-12-01"} | more).items() for w in ("-p", k, str(v))]
+
 
 def run(out, **more):
     "The recipe's cells in this process; its evidence."
-    in_process(NBS / "recipes" / "monitor.ipynb", "run.ipynb", {"now": "2026-12-01", "out": out} | more)
+    in_process(
+        NBS / "recipes" / "monitor.ipynb", "run.ipynb", {"now": "2026-12-01", "out": out} | more
+    )
     return json.loads(Path(out, "evidence.json").read_text(encoding="utf-8"))
+
 
 @pytest.fixture(scope="module")
 def small():
     "Fifty days of a planted stream, with a surge in the last of them."
-    return planted(days=50, volume=60, surge=.25, at=40, lasts=10)
+    return simulate_stream(n_days=50, texts_per_day=60, surge=0.25, surge_start=40, surge_days=10)
 
 
 # The recipe
 
+
 def test_a_run_leaves_what_it_promises(small):
     small.to_csv("posts.csv", index=False)
     e = run("a", table="posts.csv", **NAMES)
-    assert {p.name for p in Path("a").iterdir()} >= {"report.html", "evidence.json", "stream.sqlite", "dashboard.ipynb", "label_these.csv"}
-    assert (e["schema"], e["task"]) == (1, "monitor") and set(e) >= {"data", "model", "baseline", "metrics", "calibration", "cost", "guard", "seed", "versions"}
-    for m in (e["metrics"][k] for k in ("false_alarm_interval", "mean_delay")): assert m["low"] < m["value"] < m["high"] and m["n"] > 0
-    assert {g["check"]: g["passed"] for g in e["guard"] if g["passed"] is not None} == {"counted_once": True, "false_alarms": True, "replay": True}
+    assert {p.name for p in Path("a").iterdir()} >= {
+        "report.html",
+        "evidence.json",
+        "stream.sqlite",
+        "dashboard.ipynb",
+        "label_these.csv",
+    }
+    assert (e["schema"], e["task"]) == (1, "monitor") and set(e) >= {
+        "data",
+        "model",
+        "baseline",
+        "metrics",
+        "calibration",
+        "cost",
+        "guard",
+        "seed",
+        "versions",
+    }
+    for m in (e["metrics"][k] for k in ("false_alarm_interval", "mean_delay")):
+        assert m["low"] < m["value"] < m["high"] and m["n"] > 0
+    assert {g["check"]: g["passed"] for g in e["guard"] if g["passed"] is not None} == {
+        "counted_once": True,
+        "false_alarms": True,
+        "replay": True,
+    }
     first = next(a for a in e["alerts"] if a["watched"] == "delivery")
     mean = first["buckets_needed"]["value"]
-    assert "2026-04-10" <= first["since"] <= "2026-04-14" and first["raised"] <= "2026-04-17" # planted on April 11
-    assert mean > 1 and any("rise of 10 points is seen after" in s for s in first["said"]) and first["rise"]["low"] > 0
+    # planted on April 11
+    assert "2026-04-10" <= first["since"] <= "2026-04-14" and first["raised"] <= "2026-04-17"
+    assert (
+        mean > 1
+        and any("rise of 10 points is seen after" in s for s in first["said"])
+        and first["rise"]["low"] > 0
+    )
     page = Path("a/report.html").read_text(encoding="utf-8")
     assert "<script" not in page and "three-sigma" in page
 
 
 def test_it_reads_on_and_counts_nothing_twice(small):
-    lines = [json.dumps(r, ensure_ascii=False) for r in small.astype(object).where(small.notna(), None).to_dict("records")]
-    Path("posts.jsonl").write_text("\n".join(lines[:2500]) + "\n" + lines[2500][:30], encoding="utf-8")
+    lines = [
+        json.dumps(r, ensure_ascii=False)
+        for r in small.astype(object).where(small.notna(), None).to_dict("records")
+    ]
+    Path("posts.jsonl").write_text(
+        "\n".join(lines[:2500]) + "\n" + lines[2500][:30], encoding="utf-8"
+    )
     words = dict(table="posts.jsonl", store="posts.sqlite", drift=False, **NAMES)
     a = run("a", **words)["data"]
     Path("posts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     b = run("b", **words)["data"]
-    once = Stream(columns=Columns(**NAMES), now=NOW)
+    once = Stream(columns=StreamColumns(**NAMES), now=NOW)
     once.add(small)
-    assert a["rows"]["read"] == 2500 and b["rows"]["read"] == len(small) and b["texts"] == len(once.frame())
-    assert run("c", **words)["data"] == b # nothing new: the same
+    assert (
+        a["rows"]["read"] == 2500
+        and b["rows"]["read"] == len(small)
+        and b["texts"] == len(once.to_frame())
+    )
+    assert run("c", **words)["data"] == b  # nothing new: the same
 
 
-BAD = [ # what is wrong, the table, parameters, words of the answer
+BAD = [  # what is wrong, the table, parameters, words of the answer
     ("no meaning", {"text": ["a"], "date": ["2026-01-01"]}, {}, "name the column opinion"),
-    ("no date column", {"text": ["a"], "when": ["2026-01-01"], "said": ["x"]}, {"opinion": "said"}, "no column 'date'"),
-    ("no dates", {"text": ["a", "b"], "date": ["", ""], "said": ["x", "x"]}, {"opinion": "said"}, "2 no date"),
-    ("dates of two readings", {"text": ["a", "b"], "date": ["03/04/2026", "01/02/2026"], "said": ["x", "x"]}, {"opinion": "said"}, "2 unreadable date"),
-    ("all from the future", {"text": ["a", "b"], "date": ["2031-01-01", "2030-01-01"], "said": ["x", "x"]}, {"opinion": "said"}, "2 from the future"),
-    ("one day", {"text": ["a", "b"], "date": ["2026-01-01", "2026-01-01"], "said": ["x", "y"]}, {"opinion": "said"}, "Gather more"),
+    (
+        "no date column",
+        {"text": ["a"], "when": ["2026-01-01"], "said": ["x"]},
+        {"opinion": "said"},
+        "no column 'date'",
+    ),
+    (
+        "no dates",
+        {"text": ["a", "b"], "date": ["", ""], "said": ["x", "x"]},
+        {"opinion": "said"},
+        "2 no date",
+    ),
+    (
+        "dates of two readings",
+        {"text": ["a", "b"], "date": ["03/04/2026", "01/02/2026"], "said": ["x", "x"]},
+        {"opinion": "said"},
+        "2 unreadable date",
+    ),
+    (
+        "all from the future",
+        {"text": ["a", "b"], "date": ["2031-01-01", "2030-01-01"], "said": ["x", "x"]},
+        {"opinion": "said"},
+        "2 from the future",
+    ),
+    (
+        "one day",
+        {"text": ["a", "b"], "date": ["2026-01-01", "2026-01-01"], "said": ["x", "y"]},
+        {"opinion": "said"},
+        "Gather more",
+    ),
     ("empty", {"text": [], "date": [], "said": []}, {"opinion": "said"}, "has no rows"),
-    ("no such opinion", {"text": list("abcdefghijkl"), "date": [f"2026-01-{d:02}" for d in range(1, 13)], "said": ["bad", "good"] * 6}, {"opinion": "said", "watch": "bat"}, "Did you mean 'bad'"),
-    ("too many alarms", {"text": list("abcdefghijkl"), "date": [f"2026-01-{d:02}" for d in range(1, 13)], "said": ["bad", "good"] * 6}, {"opinion": "said", "false_alarms": 0}, "more than 0"),
-    ("no such bucket", {"text": ["a"], "date": ["2026-01-01"], "said": ["x"]}, {"opinion": "said", "every": "dya"}, "Did you mean 'day'"),
-    ("no such zone", {"text": ["a"], "date": ["2026-01-01"], "said": ["x"]}, {"opinion": "said", "zone": "Europe/Pari"}, "Europe/Paris"),
-    ("no such chart", {"text": list("abcdefghijkl"), "date": [f"2026-01-{d:02}" for d in range(1, 13)], "said": ["bad", "good"] * 6}, {"opinion": "said", "chart": "ewna"}, "Did you mean 'ewma'"),
-    ("now is no date", {"text": ["a"], "date": ["2026-01-01"], "said": ["x"]}, {"opinion": "said", "now": "soon"}, "write it as 2026-11-22"),
-    ("no evidence", {"text": ["a"], "date": ["2026-01-01"], "said": ["x"]}, {"opinion": "said", "evidence": "gone.json"}, "no file gone.json"),
+    (
+        "no such opinion",
+        {
+            "text": list("abcdefghijkl"),
+            "date": [f"2026-01-{d:02}" for d in range(1, 13)],
+            "said": ["bad", "good"] * 6,
+        },
+        {"opinion": "said", "opinions": "bat"},
+        "Did you mean 'bad'",
+    ),
+    (
+        "too many alarms",
+        {
+            "text": list("abcdefghijkl"),
+            "date": [f"2026-01-{d:02}" for d in range(1, 13)],
+            "said": ["bad", "good"] * 6,
+        },
+        {"opinion": "said", "false_alarms": 0},
+        "more than 0",
+    ),
+    (
+        "no such bucket",
+        {"text": ["a"], "date": ["2026-01-01"], "said": ["x"]},
+        {"opinion": "said", "freq": "dya"},
+        "Did you mean 'day'",
+    ),
+    (
+        "no such zone",
+        {"text": ["a"], "date": ["2026-01-01"], "said": ["x"]},
+        {"opinion": "said", "timezone": "Europe/Pari"},
+        "Europe/Paris",
+    ),
+    (
+        "no such chart",
+        {
+            "text": list("abcdefghijkl"),
+            "date": [f"2026-01-{d:02}" for d in range(1, 13)],
+            "said": ["bad", "good"] * 6,
+        },
+        {"opinion": "said", "chart": "ewna"},
+        "Did you mean 'ewma'",
+    ),
+    (
+        "now is no date",
+        {"text": ["a"], "date": ["2026-01-01"], "said": ["x"]},
+        {"opinion": "said", "now": "soon"},
+        "write it as 2026-11-22",
+    ),
+    (
+        "no evidence",
+        {"text": ["a"], "date": ["2026-01-01"], "said": ["x"]},
+        {"opinion": "said", "evidence": "gone.json"},
+        "no file gone.json",
+    ),
 ]
+
 
 @pytest.mark.parametrize("table, more, words", [b[1:] for b in BAD], ids=[b[0] for b in BAD])
 def test_bad_input_is_one_line(ends, table, more, words):
@@ -85,43 +210,95 @@ def test_bad_input_is_one_line(ends, table, more, words):
     refused(ends("run", "monitor", *given(table="bad.csv", **more), "--out", "a"), words)
 
 
-ITEM = "<item><guid>{0}</guid><title>{1} &lt;script&gt;alert(1)&lt;/script&gt;</title><pubDate>{2:%a, %d %b %Y} 10:00:00 GMT</pubDate></item>"
+ITEM = (
+    "<item><guid>{0}</guid><title>{1} "
+    "&lt;script&gt;alert(1)&lt;/script&gt;</title><pubDate>{2:%a, %d %b %Y} 10:00:00 "
+    "GMT</pubDate></item>"
+)
+
 
 def test_a_feed_that_breaks_off_and_html_in_it(trained):
     days, rows = pd.date_range("2026-03-02", periods=12), rows_of(240)
-    feed = "<?xml version='1.0' encoding='utf-8'?><rss version='2.0'><channel><title>x</title>" + "".join(ITEM.format(i, r["text"].split(" <")[0], days[i // 20]) for i, r in enumerate(rows)) + "</channel></rss>"
-    words = dict(table="news.xml", id="id", bundle=str(trained / "bundle"), evidence=str(trained / "evidence.json"), false_alarms=1., store="news.sqlite")
+    feed = (
+        "<?xml version='1.0' encoding='utf-8'?><rss version='2.0'><channel><title>x</title>"
+        + "".join(
+            ITEM.format(i, r["text"].split(" <")[0], days[i // 20]) for i, r in enumerate(rows)
+        )
+        + "</channel></rss>"
+    )
+    words = dict(
+        table="news.xml",
+        id="id",
+        bundle=str(trained / "bundle"),
+        evidence=str(trained / "evidence.json"),
+        false_alarms=1.0,
+        store="news.sqlite",
+    )
     Path("news.xml").write_text(feed[:-80], encoding="utf-8")
     e = run("a", **words)
-    assert e["data"]["texts"] == 239 and e["data"]["rows"]["cut off"] == 1 and set(e["data"]["labels"]) <= {*LABELS, "texts unlike before"}
-    assert "<script" not in Path("a/report.html").read_text(encoding="utf-8") and e["cost"]["predict_ms_per_text"] > 0
+    assert (
+        e["data"]["texts"] == 239
+        and e["data"]["rows"]["cut off"] == 1
+        and set(e["data"]["labels"]) <= {*LABELS, "texts unlike before"}
+    )
+    assert (
+        "<script" not in Path("a/report.html").read_text(encoding="utf-8")
+        and e["cost"]["predict_ms_per_text"] > 0
+    )
     Path("news.xml").write_text(feed, encoding="utf-8")
     assert run("b", **words)["data"]["texts"] == 240
 
 
 # The store
 
+
 def test_a_killed_reading_leaves_nothing_half():
-    Path("posts.jsonl").write_text("".join(json.dumps({"id": i, "text": f"第{i}条", "date": f"2026-09-{1 + i % 28:02}"}) + "\n" for i in range(20_000)), encoding="utf-8")
-    code = "from insight_nb.apps.stream import *; s = Stream('s.sqlite', Columns(id='id')); print('go', flush=True); s.follow('posts.jsonl'); print('done')"
-    for wait in (.05, .3, None):
+    Path("posts.jsonl").write_text(
+        "".join(
+            json.dumps({"id": i, "text": f"第{i}条", "date": f"2026-09-{1 + i % 28:02}"}) + "\n"
+            for i in range(20_000)
+        ),
+        encoding="utf-8",
+    )
+    code = (
+        "from insight_nb.apps.monitor.stream import *; s = Stream('s.sqlite', "
+        "StreamColumns(id='id')); print('go', flush=True); s.follow('posts.jsonl'); print('done')"
+    )
+    for wait in (0.05, 0.3, None):
         p = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
         p.stdout.readline()
         if wait is not None:
             time.sleep(wait)
             p.kill()
         p.wait()
-        n = len(Stream("s.sqlite", Columns(id="id")).frame())
+        n = len(Stream("s.sqlite", StreamColumns(id="id")).to_frame())
         assert n in (0, 20_000)
     assert n == 20_000
 
 
 def test_odd_texts_and_numbers_of_rows():
-    odd = ["😀" * 300, "<b>x</b>", "a\x00b", "很好" * 5000, "\ud800 half", "'; drop table texts; --"]
+    odd = [
+        "😀" * 300,
+        "<b>x</b>",
+        "a\x00b",
+        "很好" * 5000,
+        "\ud800 half",
+        "'; drop table texts; --",
+    ]
     s = Stream(now=NOW)
-    assert s.add(pd.DataFrame({"text": odd, "date": ["2026-09-01"] * 6}))["new"] == 6 and len(s.frame()) == 6
+    assert (
+        s.add(pd.DataFrame({"text": odd, "date": ["2026-09-01"] * 6}))["new"] == 6
+        and len(s.to_frame()) == 6
+    )
     began = time.perf_counter()
-    assert s.add(pd.DataFrame({"text": [f"text {i}" for i in range(20_000)], "date": ["2026-09-02"] * 20_000}))["new"] == 20_000
+    assert (
+        s.add(
+            pd.DataFrame(
+                {"text": [f"text {i}" for i in range(20_000)], "date": ["2026-09-02"] * 20_000}
+            )
+        )["new"]
+        == 20_000
+    )
     assert time.perf_counter() - began < 30
 
 
@@ -129,33 +306,64 @@ def test_a_bundle_reads_each_text_once(trained):
     s = Stream(now=NOW)
     s.add(pd.DataFrame({"text": [r["text"] for r in rows_of(30)], "date": ["2026-09-01"] * 30}))
     bundle = load_bundle(trained / "bundle")
-    assert (mark(s, bundle), mark(s, bundle), s.frame().opinion.isin(LABELS).all()) == (30, 0, True)
+    assert (annotate(s, bundle), annotate(s, bundle), s.to_frame().opinion.isin(LABELS).all()) == (
+        30,
+        0,
+        True,
+    )
 
 
 def test_a_constant_opinion_and_empty_days():
     days = [d for d in pd.date_range("2026-01-01", periods=60) if d.day % 5]
-    s = Stream(columns=Columns(opinion="o"), now=NOW)
-    s.add(pd.DataFrame({"text": [f"t{i}" for i in range(5 * len(days))], "date": np.repeat([str(d) for d in days], 5), "o": "same"}))
-    assert [a.name for a in Monitor(s).alerts()] == []
+    s = Stream(columns=StreamColumns(opinion="o"), now=NOW)
+    s.add(
+        pd.DataFrame(
+            {
+                "text": [f"t{i}" for i in range(5 * len(days))],
+                "date": np.repeat([str(d) for d in days], 5),
+                "o": "same",
+            }
+        )
+    )
+    assert [a.name for a in Monitor(s).find_alerts()] == []
 
 
 # Acceptance
 
-@pytest.mark.parametrize("chart, n, delay", [("ewma", 20, 7.29), ("ewma", 100, 2.62), ("glr", 20, 7.50), ("glr", 100, 2.27)])
+
+@pytest.mark.parametrize(
+    "chart, n, delay",
+    [("ewma", 20, 7.29), ("ewma", 100, 2.62), ("glr", 20, 7.50), ("glr", 100, 2.27)],
+)
 def test_time_between_false_alarms_and_delay(chart, n, delay):
-    w = Watch(Baseline(.2, 0., np.array([float(n)]), known=True), 370, chart)
-    assert abs(w.achieved().value / 370 - 1) < .1 and abs(buckets_needed(w, .1, 4000)[0].value / delay - 1) < .1
+    w = ControlChart(Baseline(0.2, 0.0, np.array([float(n)]), is_known=True), 370, chart)
+    assert (
+        abs(w.estimate_arl0().value / 370 - 1) < 0.1
+        and abs(summarize_delay(w, 0.1, 4000)[0].value / delay - 1) < 0.1
+    )
 
 
 def test_exact_binomial():
-    assert np.allclose([1 / tail(31, 100, .2), 1 / tail(9, 20, .2), 1 / tail(10, 20, .2)], [165.0, 100.2, 385.4], atol=.05)
+    assert np.allclose(
+        [
+            1 / binomial_tail(31, 100, 0.2),
+            1 / binomial_tail(9, 20, 0.2),
+            1 / binomial_tail(10, 20, 0.2),
+        ],
+        [165.0, 100.2, 385.4],
+        atol=0.05,
+    )
 
 
 def test_likeness_volumes_and_an_estimated_baseline():
     rng, seen = np.random.default_rng(0), []
     for i in range(8):
         n = rng.integers(20, 501, 60)
-        w = Watch(fit_baseline(draw_counts(rng, n, .2, .02, 60), n), 370, seed=i)
+        w = ControlChart(fit_baseline(draw_counts(rng, n, 0.2, 0.02, 60), n), 370, seed=i)
         n = rng.integers(20, 501, (1000, 40))
-        seen.append(first_alarms(w.signal(draw_counts(rng, n, .2, .02, n.shape), n)).seen(w.limit))
-    assert rate_interval(*map(int, np.sum(seen, axis=0))).value >= 250
+        seen.append(
+            find_first_alarms(w.statistic(draw_counts(rng, n, 0.2, 0.02, n.shape), n)).count_alarms(
+                w.limit
+            )
+        )
+    assert arl_interval(*map(int, np.sum(seen, axis=0))).value >= 250

@@ -1,5 +1,7 @@
-"""Risks of a table: scikit-learn's contract without exceptions, the measured numbers by their protocol, nothing fitted outside the folds, and each bad
-table ends as promised."""
+"""Risks of a table: scikit-learn's contract without exceptions, the measured numbers by their
+protocol, nothing fitted outside the folds, and each bad table ends as promised.
+"""
+
 import json
 import warnings
 
@@ -7,11 +9,19 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import refused
-from insight_nb.apps.risk import RiskJob, chosen_inside, fitted_inside, folds_of, leaks, open_risk, out_of_fold
+from insight_nb.apps.risk.risk import (
+    RiskJob,
+    nested_search,
+    check_no_leakage,
+    make_folds,
+    leaking_columns,
+    open_risk,
+    out_of_fold,
+)
 from insight_nb.cli import recipes
-from insight_nb.apps.outcomes import decision_metrics, outcome_metrics
-from insight_nb.apps.estimators import RiskClassifier, RiskRegressor
-from insight_nb.apps.risk_bundle import load_risk, predict_table
+from insight_nb.apps.risk.risk_metrics import decision_metrics, outcome_metrics
+from insight_nb.apps.risk.estimators import RiskClassifier, RiskRegressor
+from insight_nb.apps.risk.risk_bundle import load_risk, predict_table
 from notebooks import Notebook, _python
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.metrics import r2_score
@@ -20,7 +30,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 
-@parametrize_with_checks([RiskClassifier(), RiskRegressor(), RiskClassifier(hidden=2), RiskClassifier(bins=3)])
+@parametrize_with_checks(
+    [RiskClassifier(), RiskRegressor(), RiskClassifier(hidden=2), RiskClassifier(bins=3)]
+)
 def test_keeps_the_contract_of_scikit_learn(estimator, check):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -28,57 +40,115 @@ def test_keeps_the_contract_of_scikit_learn(estimator, check):
 
 
 @pytest.fixture(scope="module")
-def tumours(): return open_risk("sample:breast_cancer")
+def tumours():
+    return open_risk("sample:breast_cancer")
+
 
 @pytest.fixture(scope="module")
-def diabetes(): return open_risk("sample:diabetes", "target")
+def diabetes():
+    return open_risk("sample:diabetes", "target")
 
 
-@pytest.mark.parametrize("l2", [.01, 1., 100.])
+@pytest.mark.parametrize("l2", [0.01, 1.0, 100.0])
 def test_the_coefficients_are_those_of_scikit_learn(tumours, diabetes, l2):
     ours = RiskClassifier(l2).fit(tumours.frame, tumours.target)
-    theirs = make_pipeline(StandardScaler(), LogisticRegression(C=1 / l2, solver="newton-cholesky", tol=1e-12, max_iter=1000)).fit(tumours.frame, tumours.target)
-    assert np.abs(ours.coef_ - theirs[-1].coef_).max() < 1e-4 and np.abs(ours.intercept_ - theirs[-1].intercept_).max() < 1e-4
-    assert np.abs(ours.predict_proba(tumours.frame) - theirs.predict_proba(tumours.frame)).max() < 1e-6
+    theirs = make_pipeline(
+        StandardScaler(),
+        LogisticRegression(C=1 / l2, solver="newton-cholesky", tol=1e-12, max_iter=1000),
+    ).fit(tumours.frame, tumours.target)
+    assert (
+        np.abs(ours.coef_ - theirs[-1].coef_).max() < 1e-4
+        and np.abs(ours.intercept_ - theirs[-1].intercept_).max() < 1e-4
+    )
+    assert (
+        np.abs(ours.predict_proba(tumours.frame) - theirs.predict_proba(tumours.frame)).max() < 1e-6
+    )
     ours = RiskRegressor(l2).fit(diabetes.frame, diabetes.target)
     theirs = make_pipeline(StandardScaler(), Ridge(alpha=l2)).fit(diabetes.frame, diabetes.target)
-    assert np.abs(ours.coef_ - theirs[-1].coef_).max() < 1e-4 and np.abs(ours.predict(diabetes.frame) - theirs.predict(diabetes.frame)).max() < 1e-6
+    assert (
+        np.abs(ours.coef_ - theirs[-1].coef_).max() < 1e-4
+        and np.abs(ours.predict(diabetes.frame) - theirs.predict(diabetes.frame)).max() < 1e-6
+    )
 
 
 def test_the_published_coefficients_of_diabetes(diabetes):
     ours = RiskRegressor().fit(diabetes.frame, diabetes.target)
-    assert np.allclose(ours.coef_, [-.476, -11.407, 24.727, 15.429, -37.680, 22.676, 4.806, 8.422, 35.734, 3.217], atol=6e-4)
-    assert abs(ours.intercept_ - 152.1335) < 1e-4 and abs(ours.score(diabetes.frame, diabetes.target) - .517748) < 1e-6
-    assert np.abs(ours.coef_ - LinearRegression().fit(StandardScaler().fit_transform(diabetes.frame), diabetes.target).coef_).max() < 1e-4
+    assert np.allclose(
+        ours.coef_,
+        [-0.476, -11.407, 24.727, 15.429, -37.680, 22.676, 4.806, 8.422, 35.734, 3.217],
+        atol=6e-4,
+    )
+    assert (
+        abs(ours.intercept_ - 152.1335) < 1e-4
+        and abs(ours.score(diabetes.frame, diabetes.target) - 0.517748) < 1e-6
+    )
+    assert (
+        np.abs(
+            ours.coef_
+            - LinearRegression()
+            .fit(StandardScaler().fit_transform(diabetes.frame), diabetes.target)
+            .coef_
+        ).max()
+        < 1e-4
+    )
 
 
 def test_breast_cancer_by_its_protocol(tumours):
-    "Ten shuffles of stratified ten-fold, the scaler inside, malignant = 1, all folds of a shuffle pooled."
+    """Ten shuffles of stratified ten-fold, the scaler inside, malignant = 1, all folds of a shuffle
+    pooled."""
     job = RiskJob(tumours, RiskClassifier())
     m = {k: v.value for k, v in job.measure().items()}
     assert (tumours.names, job.p.shape) == (("benign", "malignant"), (10, 569))
-    assert m["auc"] >= .9945 and m["brier"] <= .0205 and m["log_loss"] <= .078 and m["ece"] <= .02
+    assert (
+        m["auc"] >= 0.9945 and m["brier"] <= 0.0205 and m["log_loss"] <= 0.078 and m["ece"] <= 0.02
+    )
     found = decision_metrics(job.y, job.p, 10, 1)
-    assert abs(found["sensitivity"].value - .984) < .004 and abs(found["false_alarms"].value - .102) < .006
+    assert (
+        abs(found["sensitivity"].value - 0.984) < 0.004
+        and abs(found["false_alarms"].value - 0.102) < 0.006
+    )
 
 
 def test_diabetes_by_its_protocol(diabetes):
     job = RiskJob(diabetes, RiskRegressor())
     m = {k: v.value for k, v in job.measure().items()}
-    by_fold = [r2_score(diabetes.target[t], a.p[t]) for a, s in zip(job.answers, job.splits) for _, t in s]
-    assert m["r2"] >= .47 and np.mean(by_fold) >= .47 and .94 <= m["coverage"] <= .97 and len(by_fold) == 100
+    by_fold = [
+        r2_score(diabetes.target[t], a.p[t]) for a, s in zip(job.answers, job.splits) for _, t in s
+    ]
+    assert (
+        m["r2"] >= 0.47
+        and np.mean(by_fold) >= 0.47
+        and 0.94 <= m["coverage"] <= 0.97
+        and len(by_fold) == 100
+    )
 
 
 def test_nothing_is_fitted_outside_the_folds(diabetes):
     rng = np.random.default_rng(0)
-    frame = pd.DataFrame({"age": [None if i % 7 == 0 else str(20 + i % 50) for i in range(120)], "城市": rng.choice(["北京", "上海", "<b>x"], 120), "since": [f"2026-01-{1 + i % 28:02}" for i in range(120)],
-                          "label": rng.choice(["yes", "no"], 120)})
+    frame = pd.DataFrame(
+        {
+            "age": [None if i % 7 == 0 else str(20 + i % 50) for i in range(120)],
+            "城市": rng.choice(["北京", "上海", "<b>x"], 120),
+            "since": [f"2026-01-{1 + i % 28:02}" for i in range(120)],
+            "label": rng.choice(["yes", "no"], 120),
+        }
+    )
     table = open_risk(frame)
-    splits = folds_of(table, 3)
-    for model in (RiskClassifier(), RiskClassifier(bins=4, calibrate=True), RiskClassifier(hidden=2), chosen_inside(RiskClassifier(), (1., 10.), folds=2)):
-        assert fitted_inside(table, model, splits, out_of_fold(table, model, splits).models).passed
-    splits = folds_of(diabetes, 3)
-    for model in (RiskRegressor(), RiskRegressor(10., hidden=2)): assert fitted_inside(diabetes, model, splits, out_of_fold(diabetes, model, splits).models).passed
+    splits = make_folds(table, 3)
+    for model in (
+        RiskClassifier(),
+        RiskClassifier(bins=4, calibrate=True),
+        RiskClassifier(hidden=2),
+        nested_search(RiskClassifier(), (1.0, 10.0), folds=2),
+    ):
+        assert check_no_leakage(
+            table, model, splits, out_of_fold(table, model, splits).models
+        ).passed
+    splits = make_folds(diabetes, 3)
+    for model in (RiskRegressor(), RiskRegressor(10.0, hidden=2)):
+        assert check_no_leakage(
+            diabetes, model, splits, out_of_fold(diabetes, model, splits).models
+        ).passed
 
 
 def test_a_fit_leaves_the_dice_alone(tumours):
@@ -92,16 +162,33 @@ def test_a_fit_leaves_the_dice_alone(tumours):
 
 # The recipe, and bad tables
 
+
 def loans(n=80, **more):
     rng = np.random.default_rng(0)
-    age, city = rng.integers(20, 60, n), rng.choice(["北京", "<script>alert(1)</script>", "Rome"], n)
-    late = (age < 35) ^ (rng.random(n) < .15)
-    frame = pd.DataFrame({"年龄": age, "city": city, "since": [f"2025-{1 + i % 12:02}-01" for i in range(n)], "flat": 1, "void": "", "id": [f"c{i}" for i in range(n)], "label": np.where(late, "late", "paid")})
+    age = rng.integers(20, 60, n)
+    city = rng.choice(["北京", "<script>alert(1)</script>", "Rome"], n)
+    late = (age < 35) ^ (rng.random(n) < 0.15)
+    frame = pd.DataFrame(
+        {
+            "年龄": age,
+            "city": city,
+            "since": [f"2025-{1 + i % 12:02}-01" for i in range(n)],
+            "flat": 1,
+            "void": "",
+            "id": [f"c{i}" for i in range(n)],
+            "label": np.where(late, "late", "paid"),
+        }
+    )
     return frame.assign(**more)
+
 
 QUICK = ("-p", "repeats", "1", "-p", "folds", "3", "-p", "compare", "False")
 
-def write(frame, name="t.csv"): frame.to_csv(name, index=False); return name
+
+def write(frame, name="t.csv"):
+    frame.to_csv(name, index=False)
+    return name
+
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
@@ -113,17 +200,53 @@ def ran(tmp_path_factory):
     table.to_csv(folder / "t.csv", index=False)
     for cell in Notebook(recipes()["risk"]).code:
         exec(compile(_python(cell.source), "recipe", "exec"), names)
-        if "parameters" in cell.tags: names.update(table=str(folder / "t.csv"), sensitive="sensitive", monotone="年龄-", repeats=2, folds=4, compare=False, out=str(folder / "out"))
+        if "parameters" in cell.tags:
+            names.update(
+                table=str(folder / "t.csv"),
+                sensitive="sensitive",
+                monotone="年龄-",
+                repeats=2,
+                folds=4,
+                compare=False,
+                out=str(folder / "out"),
+            )
     return folder, names
 
 
 def test_a_run_leaves_what_it_promises(ran):
     folder, names = ran
     e = json.loads((folder / "out" / "evidence.json").read_text(encoding="utf-8"))
-    assert e["schema"] == 1 and e["task"] == "risk" and set(e) >= {"data", "model", "baseline", "metrics", "calibration", "cost", "guard", "seed", "versions", "decision", "slices", "coefficients", "score_card"}
-    for m in [*e["metrics"].values(), *e["baseline"].values()]: assert m["low"] <= m["value"] <= m["high"] and m["n"] == 79
-    assert set(e["metrics"]) == {"auc", "brier", "log_loss", "ece"} and e["data"]["dropped"] == {"missing label": 1} and sorted(e["data"]["left_out"]) == ["flat", "id", "void"]
-    assert not [g for g in e["guard"] if g["passed"] is False] and {g["check"]: g["passed"] for g in e["guard"]}["fitted_inside"] is True
+    assert (
+        e["schema"] == 1
+        and e["task"] == "risk"
+        and set(e)
+        >= {
+            "data",
+            "model",
+            "baseline",
+            "metrics",
+            "calibration",
+            "cost",
+            "guard",
+            "seed",
+            "versions",
+            "decision",
+            "slices",
+            "coefficients",
+            "score_card",
+        }
+    )
+    for m in [*e["metrics"].values(), *e["baseline"].values()]:
+        assert m["low"] <= m["value"] <= m["high"] and m["n"] == 79
+    assert (
+        set(e["metrics"]) == {"auc", "brier", "log_loss", "ece"}
+        and e["data"]["dropped"] == {"missing label": 1}
+        and sorted(e["data"]["left_out"]) == ["flat", "id", "void"]
+    )
+    assert (
+        not [g for g in e["guard"] if g["passed"] is False]
+        and {g["check"]: g["passed"] for g in e["guard"]}["fitted_inside"] is True
+    )
     assert all(c["value"] <= 0 for c in e["coefficients"] if c["feature"] == "年龄")
     page = (folder / "out" / "report.html").read_text(encoding="utf-8")
     assert "<script>alert" not in page and "&lt;script&gt;" in page and "年龄" in page
@@ -134,36 +257,68 @@ def test_the_bundle_answers_new_rows(ran):
     new = loans(4).drop(columns="label").astype(object)
     new.loc[0, "city"], new.loc[1, "年龄"], new.loc[2, "年龄"] = "never seen", "inf", "unknown"
     answer = predict_table(bundle, new)
-    assert answer.error.tolist() == ["", "年龄: 'inf' is no finite number", "年龄: 'unknown' is no number", ""] and answer.probability.notna().tolist() == [True, False, False, True]
+    assert answer.error.tolist() == [
+        "",
+        "年龄: 'inf' is no finite number",
+        "年龄: 'unknown' is no number",
+        "",
+    ] and answer.probability.notna().tolist() == [True, False, False, True]
     assert list(answer)[:6] == list(new) and set(answer.prediction[[0, 3]]) <= {"late", "paid"}
 
 
 BAD = {
-    "one class": (loans(label="paid"), ["one class", "paid"]), "two rows": (loans(2), ["2 rows"]), "a label under another name": (loans().assign(again=lambda f: (f.label == "late") * 1), ["again", "under another name"]),
-    "an infinite value": (loans(年龄=["inf", *range(20, 99)]), ["row 0", "年龄", "infinite"]), "no column that tells": (loans()[["flat", "void", "id", "label"]], ["none of the 3 columns"]),
-    "no label": (loans(label=""), ["label"]), "three outcomes": (loans(label=["a", "b", "c", "a"] * 20), ["3 outcomes", "positive"]), "an empty file": (pd.DataFrame({"a": [], "label": []}), ["no rows"]),
+    "one class": (loans(label="paid"), ["one class", "paid"]),
+    "two rows": (loans(2), ["2 rows"]),
+    "a label under another name": (
+        loans().assign(again=lambda f: (f.label == "late") * 1),
+        ["again", "under another name"],
+    ),
+    "an infinite value": (loans(年龄=["inf", *range(20, 99)]), ["row 0", "年龄", "infinite"]),
+    "no column that tells": (loans()[["flat", "void", "id", "label"]], ["none of the 3 columns"]),
+    "no label": (loans(label=""), ["label"]),
+    "three outcomes": (loans(label=["a", "b", "c", "a"] * 20), ["3 outcomes", "positive"]),
+    "an empty file": (pd.DataFrame({"a": [], "label": []}), ["no rows"]),
 }
 
+
 @pytest.mark.parametrize("frame, words", BAD.values(), ids=BAD)
-def test_bad_tables_are_refused(ends, frame, words): refused(ends("run", "risk", "-p", "table", write(frame), *QUICK, "--out", "out"), *words)
+def test_bad_tables_are_refused(ends, frame, words):
+    refused(ends("run", "risk", "-p", "table", write(frame), *QUICK, "--out", "out"), *words)
 
 
 WRONG = {
-    "an unknown label": (["-p", "label", "lable"], ["Did you mean 'label'?"]), "a direction without a sign": (["-p", "monotone", "年龄"], ["+", "-"]), "a direction of a category": (["-p", "monotone", "city+"], ["city", "categories"]),
-    "an unknown direction": (["-p", "monotone", "age+"], ["age"]), "an unknown event": (["-p", "positive", "lat"], ["late"]), "a cost of nothing": (["-p", "cost_missed", "0"], ["costs"]), "a negative penalty": (["-p", "l2", "-1"], ["l2"]),
-    "group and time": (["-p", "group", "id", "-p", "time", "since"], ["one of them"]), "no such task": (["-p", "task", "rank"], ["rank", "amount"]), "an amount of words": (["-p", "task", "amount"], ["paid", "number"]),
+    "an unknown label": (["-p", "label", "lable"], ["Did you mean 'label'?"]),
+    "a direction without a sign": (["-p", "monotone", "年龄"], ["+", "-"]),
+    "a direction of a category": (["-p", "monotone", "city+"], ["city", "categories"]),
+    "an unknown direction": (["-p", "monotone", "age+"], ["age"]),
+    "an unknown event": (["-p", "positive", "lat"], ["late"]),
+    "a cost of nothing": (["-p", "false_negative_cost", "0"], ["costs"]),
+    "a negative penalty": (["-p", "l2", "-1"], ["l2"]),
+    "group and time": (["-p", "group", "id", "-p", "time", "since"], ["one of them"]),
+    "no such task": (["-p", "task", "rank"], ["rank", "amount"]),
+    "an amount of words": (["-p", "task", "amount"], ["paid", "number"]),
 }
 
+
 @pytest.mark.parametrize("given, words", WRONG.values(), ids=WRONG)
-def test_wrong_parameters_are_refused(ends, given, words): refused(ends("run", "risk", "-p", "table", write(loans()), *QUICK, *given, "--out", "out"), *words)
+def test_wrong_parameters_are_refused(ends, given, words):
+    refused(
+        ends("run", "risk", "-p", "table", write(loans()), *QUICK, *given, "--out", "out"), *words
+    )
 
 
 def test_a_column_that_alone_tells_is_said_first():
-    table = open_risk(loans().assign(days_late=lambda f: (f.label == "late") * 30. + np.arange(80) / 100))
-    assert leaks(table) == ["days_late"]
+    table = open_risk(
+        loans().assign(days_late=lambda f: (f.label == "late") * 30.0 + np.arange(80) / 100)
+    )
+    assert leaking_columns(table) == ["days_late"]
     job = RiskJob(table, RiskClassifier(), 3, 1)
     job.measure()
-    assert job.report(RiskClassifier().fit(table.frame, table.target), leaks(table)).verdict().startswith("days_late alone nearly tells label")
+    assert (
+        job.report(RiskClassifier().fit(table.frame, table.target), leaking_columns(table))
+        .verdict()
+        .startswith("days_late alone nearly tells label")
+    )
 
 
 def test_a_category_that_training_never_saw():
@@ -174,8 +329,14 @@ def test_a_category_that_training_never_saw():
 
 def test_a_large_table_in_seconds():
     rng = np.random.default_rng(0)
-    x = pd.DataFrame(rng.normal(size=(100_000, 10)), columns=[f"m{i}" for i in range(10)]).assign(city=rng.choice(list("abc"), 100_000))
+    x = pd.DataFrame(rng.normal(size=(100_000, 10)), columns=[f"m{i}" for i in range(10)]).assign(
+        city=rng.choice(list("abc"), 100_000)
+    )
     y = (x.m0 + rng.logistic(size=100_000) > 0).astype(int).to_numpy()
     table = open_risk(x.assign(label=y))
     job = RiskJob(table, RiskClassifier(), folds=3)
-    assert job.repeats == 1 and .7 < job.measure()["auc"].value < .8 and outcome_metrics(job.y, job.p)["ece"].value < .01
+    assert (
+        job.repeats == 1
+        and 0.7 < job.measure()["auc"].value < 0.8
+        and outcome_metrics(job.y, job.p)["ece"].value < 0.01
+    )
