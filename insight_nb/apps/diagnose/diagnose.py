@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WRITERS', 'digits', 'images_table', 'share_with_interval', 'sensitivity_specificity', 'threshold_at_specificity',
-           'rates_at_threshold', 'mean_auroc', 'diagnostic_metrics', 'class_thresholds', 'diagnostic_table',
+           'rates_at_threshold', 'mean_auroc', 'diagnostic_metrics', 'class_thresholds_at', 'diagnostic_table',
            'risk_coverage', 'abstain_table', 'plot_risk_coverage', 'TrainingPlan', 'make_plan', 'ImageDataset',
            'ImageTrainer', 'group_folds', 'leakage_difference', 'group_leakage', 'mean_over_groups', 'group_table']
 
@@ -146,7 +146,7 @@ def mean_auroc(y, probs, seed=0) -> Metric: # (rows,) class ids; (rows, classes)
 
 # %% ../../../nbs/apps/diagnose/02_diagnose.ipynb #4e548134
 def diagnostic_metrics(y, probs, # (rows,) class ids; (rows, classes) of the test rows
-           names, thresholds=None, seed=0, # (classes,) of `class_thresholds`
+           names, thresholds=None, seed=0, # (classes,) of `class_thresholds_at`
            # (rows,), for the intervals of accuracy and rates; returns name -> Metric
            groups=None) -> dict:
     """Accuracy and the others of `evaluate`, AUROC, the rates of each class, and those at its
@@ -161,7 +161,7 @@ def diagnostic_metrics(y, probs, # (rows,) class ids; (rows, classes) of the tes
                 y == i, probs[:, i], thresholds[i], n, groups))
     return out
 
-def class_thresholds(y, probs, specificity=.95) -> list: # (classes,), from validation rows
+def class_thresholds_at(y, probs, specificity=.95) -> list: # (classes,), from validation rows
     "The threshold of each class against all others."
     return [
         threshold_at_specificity(np.asarray(y) == i, probs[:, i], specificity)

@@ -161,7 +161,7 @@ class DiagnosisReport(Report):
 # %% ../../../nbs/apps/diagnose/03_imaging.ipynb #265a585f
 @patch
 def set_results(self: DiagnosisReport, y, probs, train_y, # as of `measure`
-          # (classes,) of `class_thresholds`, and what they were set for
+          # (classes,) of `class_thresholds_at`, and what they were set for
           thresholds, specificity=.95,
           groups=None): # (rows,): intervals of accuracy and rates are over these
     "`measure`, with the rates of each class, AUROC and abstention. Returns the report."

@@ -146,25 +146,23 @@ def plot_cost(y, p, false_negative_cost, false_positive_cost, seed=0) -> ReportF
     "Cost per row over the threshold, with its bootstrap band, beside never and always acting."
     y, p = _rows(y, p)
     at, t = np.linspace(.01, .99, 99), cost_threshold(false_negative_cost, false_positive_cost)
-    rows = np.stack([
-        false_negative_cost * y * (p < a).mean(0) + false_positive_cost * (1 - y) *
-        (p >= a).mean(0) for a in at], 1)
+    missed, alarms = false_negative_cost * y, false_positive_cost * (1 - y)
+    rows = np.stack([missed * (p < a).mean(0) + alarms * (p >= a).mean(0) for a in at], 1)
     if len(y) <= 20_000:
-        drawn = np.random.default_rng(seed).multinomial(len(y), np.full(
-            len(y), 1 / len(y)), 200) @ rows / len(y)
+        n, rng = len(y), np.random.default_rng(seed)
+        drawn = rng.multinomial(n, np.full(n, 1 / n), 200) @ rows / n
     else:
         drawn = rows.mean(0)[None]
     fig, ax = figure(5.6, 3)
     ax.fill_between(at, *np.quantile(drawn, [.025, .975], 0), color=BLUE, alpha=.25, lw=0)
     ax.plot(at, rows.mean(0), color=BLUE, label="acting on the model")
-    without = min((false_negative_cost * y).mean(), (false_positive_cost * (1 - y)).mean())
+    without = min(missed.mean(), alarms.mean())
     ax.axhline(without, color=ORANGE,
                ls="--", lw=1, label="the cheaper of never and always acting")
     ax.axvline(t, color=INK, lw=1, ls=":")
-    ax.set(
-        xlabel=f"risk from which one acts (dotted: {t:.3f}, by the costs {false_negative_cost:g} to "
-               f"{false_positive_cost:g})",
-        ylabel="cost per row")
+    costs = f"{false_negative_cost:g} to {false_positive_cost:g}"
+    ax.set(xlabel=f"risk from which one acts (dotted: {t:.3f}, by the costs {costs})",
+           ylabel="cost per row")
     for s in fig.legend(loc="outside upper left", ncols=2, frameon=False).get_texts():
         s.set_color(INK)
     cost = rows[:, np.abs(at - t).argmin()].mean()
