@@ -11,7 +11,6 @@ from conftest import write_csv
 from insight_nb.base.core import InputError
 from insight_nb.decide.strategy.balance import Balance, pareto_mask
 from insight_nb.decide.strategy.demand import (
-    benjamini_hochberg,
     find_themes,
     kano_table,
     needs_table,
@@ -31,6 +30,7 @@ from insight_nb.decide.strategy.growth import (
 )
 from insight_nb.decide.strategy.score import Indicator, ScoreTable
 from insight_nb.eval.metrics import Metric
+from scipy.stats import false_discovery_control
 
 COSTS = dict(T=1, A=2, S=3)
 NASTY = "<script>alert(1)</script>很好😀"
@@ -291,7 +291,7 @@ def test_few_cells_are_false_and_gaps_are_found():
         rng = np.random.default_rng(seed)
         return np.array(
             [
-                benjamini_hochberg(
+                false_discovery_control(
                     [
                         share_difference_test(x, 200, y, 200)
                         for x, y in zip(rng.binomial(200, p), rng.binomial(200, q))

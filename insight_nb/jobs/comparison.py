@@ -8,14 +8,13 @@ __all__ = ['CURVE_RUNGS', 'TextComparison', 'read_descriptions', 'curve_blocks',
 
 # %% ../../nbs/jobs/03_comparison.ipynb #23a69b08
 import shutil
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 from fastcore.basics import patch
 
 import insight_nb.eval.guard as guard
-from ..base.core import InputError
+from ..base.core import InputError, package_versions
 from ..data.labels import LabelEncoder, check_labels
 from ..data.sources import open_frame, open_table
 from ..data.tags import open_tagged, tag_names
@@ -366,7 +365,7 @@ def describe(self: TextComparison, report, ladder, shown):
         "predict_ms_per_text": shown.cost["predict_ms_per_text"],
         "peak_memory_mb": peak_memory_mb("cpu"),
         "device": make_accelerator(self.device).device.type}
-    report.versions = {p: version(p) for p in PACKAGES}
+    report.versions = package_versions(*PACKAGES)
 
 # %% ../../nbs/jobs/03_comparison.ipynb #49623ba1
 class TagComparison(TextComparison):

@@ -6,13 +6,11 @@
 __all__ = ['PACKAGES', 'check_parameters', 'FineTuningSetup']
 
 # %% ../../nbs/jobs/00_setup.ipynb #a06903c0
-from importlib.metadata import version
-
 import numpy as np
 from fastcore.basics import patch
 
 import insight_nb.eval.guard as guard
-from ..base.core import InputError
+from ..base.core import InputError, package_versions
 from ..models.adapters import add_adapter, method_options, expected_trainable_parameters
 from ..models.backbone import count_parameters, load_backbone
 from ..models.tasks import Model
@@ -110,4 +108,4 @@ def describe(self: FineTuningSetup, report, source, parts,
         "max_length": self.length, **more, "rule": self.rule, "settings": vars(trainer.config),
         "collapses": trainer.collapses, "stopped": trainer.stop_reason}
     report.cost = trainer.cost() | {"predict_ms_per_text": time_per_text(bundle, self.texts)}
-    report.versions = {p: version(p) for p in PACKAGES}
+    report.versions = package_versions(*PACKAGES)

@@ -10,12 +10,11 @@ __all__ = ['SCHEMA', 'TASKS', 'PRECISIONS', 'bundle_info', 'save_weights', 'load
 import hashlib
 import json
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 from safetensors.torch import load_file, load_model, save_file, save_model
 
-from ..base.core import InputError, hash_file, atomic_output
+from ..base.core import atomic_output, hash_file, InputError, package_versions
 from ..data.labels import LabelEncoder
 from ..models.adapters import Adapter, switch_adapter
 from ..models.backbone import empty_backbone, load_backbone, locate_model
@@ -35,7 +34,7 @@ def _seal(info: dict) -> str:
 def bundle_info(model: Model, max_length, temperature) -> dict:
     "What `bundle.json` says of a model, before the files' hashes."
     b = model.backbone
-    versions = {p: version(p) for p in ("torch", "transformers", "tokenizers", "safetensors")}
+    versions = package_versions("torch", "transformers", "tokenizers", "safetensors")
     adapter = model.adapter and not model.adapter.merged and {
         "method": model.adapter.method, "options": model.adapter.options}
     return {

@@ -10,7 +10,6 @@ __all__ = ['describe_imaging', 'save_imaging', 'ImagingBundle', 'load_imaging', 
 # %% ../../../nbs/apps/diagnose/03_imaging.ipynb #873fe07e
 import time
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,8 @@ from .diagnose import (
     ImageTrainer, ImageDataset, plot_risk_coverage, images_table, group_table, group_leakage,
     leakage_difference, mean_over_groups, sensitivity_specificity, diagnostic_metrics,
     diagnostic_table, share_with_interval)
-from ...base.core import ReportTable, InputError, shorten, plural, suggest, atomic_output
+from ...base.core import (
+    atomic_output, InputError, package_versions, plural, ReportTable, shorten, suggest)
 from ...data.labels import LabelEncoder
 from ...eval.metrics import Metric, softmax
 from ...eval.report import Check, Report
@@ -48,7 +48,7 @@ def describe_imaging(model: Model, temperature, thresholds) -> dict:
         "shown": b.shown.dict(), "temperature": float(temperature),
         "settings": model.task.settings(), "thresholds": cuts,
         "backbone": {"name": str(b.name), "identity": b.identity},
-        "versions": {p: version(p) for p in ("torch", "transformers", "safetensors", "pillow")}}
+        "versions": package_versions("torch", "transformers", "safetensors", "pillow")}
 
 # %% ../../../nbs/apps/diagnose/03_imaging.ipynb #0f029d0a
 def save_imaging(path, model: Model, # the folder to make; of `ImageTrainer.whole`
@@ -391,8 +391,7 @@ def note(self: DiagnosisReport, images: Images, parts, learner: ImageTrainer, tr
     self.history = trainer.state.history
     # of one picture: the name is the contract's
     self.cost = trainer.cost() | {"predict_ms_per_text": time_per_image(bundle, images.pixels)}
-    self.versions = {
-        p: version(p)
-        for p in ("insight_nb", "torch", "transformers", "numpy", "pillow", "scikit-learn")}
+    self.versions = package_versions("insight_nb", "torch", "transformers", "numpy",
+                                     "pillow", "scikit-learn")
     if images.faults:
         self.clinical.append(("Files set aside", [images.errors_table()]))

@@ -11,7 +11,6 @@ __all__ = ['RIDGES', 'DEFAULT_SETTINGS', 'SETTINGS_GRID', 'PAIR_FEATURES', 'RANK
 # %% ../../../nbs/apps/recommend/02_recommender.ipynb #131fa7d3
 import json
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 
@@ -29,7 +28,8 @@ from .collaborative import (
     count_later_interactions, score_unseen_items, tune_scorer)
 from .ranking import (
     Ranking, ndcg_gain, ranking_metrics_per_user, ranking_metrics, top_items)
-from ...base.core import ReportTable, InputError, shorten, plural, suggest, atomic_output
+from ...base.core import (
+    atomic_output, InputError, package_versions, plural, ReportTable, shorten, suggest)
 from ...data.table import invalid_text_reason, to_text
 from ...eval.metrics import BOOTSTRAP, Metric, bootstrap
 from ...eval.report import Check
@@ -411,7 +411,7 @@ def save(self: Recommender, path, force=False) -> dict: # what bundle.json says
             temp, {
                 **self.metadata, "schema": 1, "task": "recommend", "base": h.base,
                 "settings": h.settings,
-                "versions": {p: version(p) for p in ("numpy", "safetensors")}})
+                "versions": package_versions("numpy", "safetensors")})
 
 # %% ../../../nbs/apps/recommend/02_recommender.ipynb #683f3e8b
 def load_recommender(path) -> Recommender: # a folder that `save` wrote

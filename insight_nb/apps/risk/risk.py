@@ -11,7 +11,6 @@ __all__ = ['EVENT_WORDS', 'METRIC_TITLES', 'RiskTable', 'find_event', 'split_nam
 import json
 import time as clock
 from dataclasses import dataclass, field
-from importlib.metadata import version
 
 import numpy as np
 import pandas as pd
@@ -20,7 +19,8 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, KFold, StratifiedGroupKFold, StratifiedKFold
 
 import insight_nb.eval.guard as guard
-from ...base.core import ReportTable, InputError, shorten, plural, suggest, hash_texts
+from ...base.core import (
+    hash_texts, InputError, package_versions, plural, ReportTable, shorten, suggest)
 from ...data.arrays import (
     to_days, to_numbers, infer_kind, convert_numeric_columns, to_missing, to_categories)
 from ...data.sources import open_frame
@@ -607,5 +607,5 @@ def describe(self: RiskJob, report: ScoreReport, final, bundle):
         "fits": self.repeats * len(self.splits[0]), "train_tokens_per_second": None,
         "padding_share": None, "predict_ms_per_text": (clock.perf_counter() - began) * 50,
         "peak_memory_mb": peak_memory_mb("cpu"), "device": "cpu"}
-    report.versions = {
-        p: version(p) for p in ("insight_nb", "torch", "numpy", "scipy", "scikit-learn", "pandas")}
+    report.versions = package_versions("insight_nb", "torch", "numpy", "scipy",
+                                       "scikit-learn", "pandas")

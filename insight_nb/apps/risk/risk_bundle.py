@@ -7,14 +7,13 @@ __all__ = ['save_risk', 'RiskBundle', 'load_risk', 'predict_table']
 
 # %% ../../../nbs/apps/risk/05_risk_bundle.ipynb #850463cb
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from safetensors.torch import load_file, save_file
 
-from ...base.core import InputError, shorten, suggest, atomic_output
+from ...base.core import atomic_output, InputError, package_versions, shorten, suggest
 from ...data.arrays import to_numbers, numeric_values, convert_numeric_columns, to_missing
 from ...data.sources import open_frame
 from ...base.files import check_columns
@@ -38,7 +37,7 @@ def save_risk(path, # the folder to make
             temp, {
                 **(facts or {}), "schema": SCHEMA, "task": "risk", "label": label,
                 "labels": list(names), "estimator": fitted,
-                "versions": {p: version(p) for p in ("torch", "safetensors", "scikit-learn")}})
+                "versions": package_versions("torch", "safetensors", "scikit-learn")})
 
 # %% ../../../nbs/apps/risk/05_risk_bundle.ipynb #c1ae2caf
 @dataclass
