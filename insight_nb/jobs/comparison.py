@@ -138,6 +138,7 @@ def split(self: TextComparison, tables=(None, None), # for validation and test
 
 TextComparison.split_source = staticmethod(split_rows)
 
+# %% ../../nbs/jobs/03_comparison.ipynb #6870e427
 @patch
 def make_evaluation(self: TextComparison) -> Evaluation:
     "What every method learns from, and what it is asked."
@@ -241,6 +242,7 @@ def length_groups(texts) -> list: # of names, text by text
     names.append(f"over {cuts[-1]:,} letters")
     return [names[i] for i in np.searchsorted(cuts, lengths)]
 
+# %% ../../nbs/jobs/03_comparison.ipynb #eb314f9e
 @patch
 def slice_tables(self: TextComparison, ladder, columns=()) -> list: # of `ReportTable`
     "The three best methods in each slice."
@@ -269,6 +271,7 @@ def same_answers(self: TextComparison, bundle, answers) -> Check: # as they were
                  f"{same:.1%} of {len(got)} answers are the same, probabilities differ by at most "
                  f"{far:.1g} (the ladder may compute in 16 bits)")
 
+# %% ../../nbs/jobs/03_comparison.ipynb #f18817c6
 @patch
 def ship(self: TextComparison, ladder, shown, # the `MethodResult` to ship
          folder) -> tuple: # the `Bundle` or None, `Check` each
@@ -347,6 +350,7 @@ def describe_model(self: TextComparison, rung, shown) -> dict:
             "method": shown.name, "parameters": total, "trainable": own,
             "max_length": self.length, "settings": shown.settings}
 
+# %% ../../nbs/jobs/03_comparison.ipynb #abf5fcb9
 @patch
 def describe(self: TextComparison, report, ladder, shown):
     "Fill in what was used and what it cost."

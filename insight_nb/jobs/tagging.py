@@ -62,6 +62,7 @@ def check_entity_types(train: TaggedTexts, other: TaggedTexts, side): # "validat
             f"the {side} texts of {train.name} have spans of kind {unknown[0]!r} that no "
             "training row has: add such rows, or drop them.")
 
+# %% ../../nbs/jobs/02_tagging.ipynb #6171ff92
 class TaggingRows:
     "The texts of each side, with their labels and windows. Raises InputError for unknown kinds."
     def __init__(self, setup: FineTuningSetup, source: TaggedTexts,

@@ -39,6 +39,7 @@ def answered_rows(source, # a `Table` with the questions
                          "or leave out answer.")
     return answered
 
+# %% ../../../nbs/apps/assistant/04_evaluation.ipynb #a1eb7339
 def distinct_questions(source, # a `Table`
                        column): # name of the column of questions
     "The `Table` with each question once. A note says how many rows were left out."
@@ -140,6 +141,7 @@ def held_out_questions(rows: dict, # answer -> its rows
             chosen.append(int(rng.choice(asked)))
     return sorted(chosen)
 
+# %% ../../../nbs/apps/assistant/04_evaluation.ipynb #32ff9aa1
 def make_test_queries(questions, answers, # (rows,) str each
                       seed=0,
                       candidate_rows=None # that may be asked; None: all

@@ -10,6 +10,7 @@ __all__ = ['WRITERS', 'digits', 'images_table', 'share_with_interval', 'sensitiv
 
 # %% ../../../nbs/apps/diagnose/02_diagnose.ipynb #b7a15bdd
 import copy
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -57,14 +58,11 @@ def digits() -> Images:
 # %% ../../../nbs/apps/diagnose/02_diagnose.ipynb #8c2b9dba
 def images_table(images: Images) -> Table:
     "The pictures as a `Table` whose texts are their hashes, for `split`."
-    dropped = {}
-    for *_, why in images.faults:
-        dropped[why.split(" (")[0]] = dropped.get(
-            why.split(" (")[0], 0) + 1
+    dropped = Counter(why.split(" (")[0] for *_, why in images.faults)
     groups = {} if images.group is None else {images.group: images.groups}
-    return Table(
-        images.frame.assign(**{images.label: images.labels, "picture": images.digests()} | groups),
-        "picture", images.label, images.name, dropped, images.notes)
+    columns = {images.label: images.labels, "picture": images.digests()} | groups
+    return Table(images.frame.assign(**columns), "picture", images.label, images.name,
+                 dict(dropped), images.notes)
 
 # %% ../../../nbs/apps/diagnose/02_diagnose.ipynb #e523c629
 _GROUPED = f"{WILSON}, rows counted by the design effect of groups"

@@ -12,14 +12,20 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+import psutil
 from fastcore.basics import patch
 
-from .monitor import Monitor, ThreeSigma
-from .stream import StreamColumns, Stream
-from ...base.core import InputError, shorten, optional_import, plural, atomic_output
-from .control_charts import format_delay
-from ...eval.scores import ScoreReport
+from .control_charts import format_delay, summarize_delay
+from .monitor import DRIFT_SERIES, Monitor, ThreeSigma, replay_surge
+from .stream import Stream, StreamColumns
+from insight_nb.base.core import (
+    InputError, ReportTable, atomic_output, hash_texts, optional_import, package_versions, plural,
+    shorten)
 from ...eval.prevalence import ClassifierQuality
+from ...eval.report import Check
+from ...eval.scores import ScoreReport
 
 # %% ../../../nbs/apps/monitor/03_dashboard.ipynb #eb81262f
 MONITOR_METRIC_NAMES = {
@@ -34,45 +40,148 @@ class MonitorReport(ScoreReport):
                          "the three-sigma rule", ("mean_delay",), f"{monitor.stream.freq}s",
                          monitor.seed)
         self.monitor, self.alerts = monitor, monitor.find_alerts()
+        self.texts, self.replayed = monitor.stream.to_frame().text, {}
         self.calibration = {
             "method": "none",
             "detail": "the counts are corrected by sensitivity and specificity, not the "
                       "probabilities"}
-        rules = (None, ThreeSigma)
-        self.set_metrics(*({
-            "false_alarm_interval": monitor.estimate_arl0(r), "mean_delay": monitor.estimate_delay(
-                chart_class=r)} for r in rules))
+        self.set_metrics(*({"false_alarm_interval": monitor.estimate_arl0(rule),
+                            "mean_delay": monitor.estimate_delay(chart_class=rule)}
+                           for rule in (None, ThreeSigma)))
 
     def verdict(self):
         m, every = self.metrics, self.unit
-        now = [a for a in self.alerts if not a.ended]
-        head = (f"{plural(len(self.alerts), 'alert')}, {len(now)} still on"
-                if self.alerts else "No alert") + (
-                    f"; the newest: {self.alerts[0].sentences(every[:-1])[0]}"
-                    if self.alerts else ".")
+        head = "No alert."
+        if self.alerts:
+            now = sum(not alert.ended for alert in self.alerts)
+            head = (f"{plural(len(self.alerts), 'alert')}, {now} still on; the newest: "
+                    f"{self.alerts[0].sentences(every[:-1])[0]}")
+        failed = ""
         if self.failed():
             failed = f"Don't rely on this yet: {', '.join(self.failed())} failed. "
-        else:
-            failed = ""
         return (f"{failed}{head} A false alarm is expected in "
                 f"{m['false_alarm_interval'].value:.0f} {every}, of all charts together; a rise "
                 f"of 10 points is seen after {format_delay(m['mean_delay'].value)} {every}.")
 
 # %% ../../../nbs/apps/monitor/03_dashboard.ipynb #383a24c2
 @patch
+def alert_sentences(self: MonitorReport, alert) -> list: # of str
+    "What happened, with what is known of the classifier for this series."
+    monitor = self.monitor
+    return alert.sentences(monitor.stream.freq, monitor.get_series(alert.name).quality)
+
+@patch
 def sections(self: MonitorReport) -> list: # as of `Report`
     "Alerts, charts, promises, facts."
-    mon = self.monitor
-    told = [
-        b for a in self.alerts[:12]
-        for b in (*a.sentences(mon.stream.freq,
-                               mon.get_series(a.name).quality), a.table())]
-    hot = sorted(mon.series, key=lambda s: -len(s.find_alarms()[1]))[:12]
+    monitor, told = self.monitor, []
+    for alert in self.alerts[:12]:
+        told += [*self.alert_sentences(alert), alert.table()]
+    hot = sorted(monitor.series, key=lambda series: -len(series.find_alarms()[1]))[:12]
+    charts = [series.plot(monitor.bucket_names(), 120) for series in hot]
     found = [("Alerts", told or ["No series is above its limit."]),
-             ("Charts", [mon.series_table(), *(s.plot(mon.bucket_names(), 120) for s in hot)]),
+             ("Charts", [monitor.series_table(), *charts]),
              ("What was promised, and what is kept", [self.metrics_table(), *self.blocks]),
              *self._facts()]
     return [(title, blocks) for title, blocks in found if blocks]
+
+# %% ../../../nbs/apps/monitor/03_dashboard.ipynb #a6885820
+@patch
+def measure_replay(self: MonitorReport) -> ReportTable: # and in `blocks`
+    "Plant a rise into the baseline of each series, and measure how late it is seen."
+    self.replayed, rows = {}, []
+    for series in self.monitor.series:
+        if series.opinion == DRIFT_SERIES:
+            continue
+        promised = summarize_delay(series.control_chart, .1 * series.quality.contrast)[1]
+        delays = replay_surge(series, seed=self.seed)
+        self.replayed[series.name] = float(np.mean(delays <= promised))
+        rows.append([series.name, float(delays.mean()), f"{self.replayed[series.name]:.0%}"])
+    table = ReportTable(
+        ["watched", "replayed delay", "share within what was promised for nine of ten"], rows,
+        "A rise of 10 points, planted into the real buckets of the baseline")
+    self.blocks.append(table)
+    return table
+
+# %% ../../../nbs/apps/monitor/03_dashboard.ipynb #22413cc0
+@patch
+def check_monitor(self: MonitorReport, counts: dict): # as of `Stream.counts`
+    "Add the checks: each text once, as few false alarms as asked, the promised delay."
+    no_rows = "read", "late", "cut off", "unfinished"
+    n_kept, n_texts = sum(n for k, n in counts.items() if k not in no_rows), len(self.texts)
+    interval = self.metrics["false_alarm_interval"]
+    asked = self.monitor.arl0 / len(self.monitor.series)
+    late = [name for name, share in self.replayed.items() if share < .8]
+    self.add(
+        Check("counted_once", n_kept == counts["read"] and n_texts == counts.get("new", 0),
+              f"{counts['read']:,} rows were read: {n_kept:,} are new, known or set aside; "
+              f"{n_texts:,} texts count"),
+        Check("false_alarms", interval.high >= .9 * asked,
+              f"one false alarm in {interval.value:.0f} {self.unit}, asked was {asked:.0f}"),
+        Check("replay", not late,
+              f"{len(self.replayed)} series replayed; later than promised: "
+              f"{', '.join(late) or 'none'}"))
+    self.mark_not_applicable("a monitor trains nothing")
+
+# %% ../../../nbs/apps/monitor/03_dashboard.ipynb #2adf6142
+@patch
+def known_quality(self: Monitor) -> dict: # opinion -> `ClassifierQuality`
+    "What is known of the classifier; without an opinion whose counts are taken as they are."
+    return {opinion: q for opinion, q in self.quality.items() if q.positives < 1e9}
+
+@patch
+def quality_table(self: Monitor) -> ReportTable:
+    "What is known of the classifier."
+    known = self.known_quality()
+    title = "What is known of the classifier"
+    if not known:
+        title = "Nothing is known of the classifier's mistakes: counts are taken as they are"
+    return ReportTable(["opinion", "sensitivity", "specificity", "labelled texts"],
+                       [[opinion, q.sensitivity, q.specificity, f"{q.positives + q.negatives:,.0f}"]
+                        for opinion, q in known.items()], title)
+
+@patch
+def alert_facts(self: MonitorReport, alert) -> dict:
+    "An alert, as the evidence states it."
+    return {
+        "watched": alert.name, "since": alert.since, "raised": alert.raised, "over": alert.ended,
+        "rise": alert.rise, "measured_after_alarm": alert.n_after, "share": alert.share,
+        "usual": alert.baseline_share, "texts_unlike": alert.has_drift,
+        "specificity_instead": alert.specificity[1], "buckets_needed": alert.detection_delay[0],
+        "said": self.alert_sentences(alert)}
+
+# %% ../../../nbs/apps/monitor/03_dashboard.ipynb #37da8ae2
+@patch
+def describe(self: MonitorReport, source, # in words
+             counts: dict, # as of `Stream.counts`
+             latency=None): # milliseconds of a text that a bundle read
+    "Fill in what was used and what it cost."
+    monitor, settings = self.monitor, self.monitor.settings
+    self.data = {
+        "source": source, "rows": counts, "texts": len(self.texts),
+        "sha256": hash_texts(self.texts), "buckets": len(monitor.bucket_index),
+        "every": monitor.stream.freq, "zone": str(monitor.stream.tz),
+        "labels": [series.name for series in monitor.series],
+        "too_rare_to_watch": monitor.too_rare}
+    self.model = {
+        "chart": settings["chart"], "baseline_buckets": monitor.n_baseline,
+        "false_alarms_a_month": settings["false_alarms"], "between": monitor.arl0,
+        "limits": {series.name: series.control_chart.limit for series in monitor.series},
+        "quality": {opinion: {"sensitivity": q.sensitivity, "specificity": q.specificity,
+                              "texts": q.positives + q.negatives}
+                    for opinion, q in monitor.known_quality().items()},
+        "parameters": 0, "trainable": 0}
+    self.cost = {
+        "train_seconds": 0., "train_tokens_per_second": None, "padding_share": None,
+        "predict_ms_per_text": latency, "device": "cpu",
+        "peak_memory_mb": psutil.Process().memory_info().rss / 1e6}
+    self.versions = package_versions("insight_nb", "numpy", "scipy", "pandas")
+    self.more["alerts"] = [self.alert_facts(alert) for alert in self.alerts]
+
+@patch
+def texts_to_label(self: MonitorReport) -> pd.DataFrame:
+    "The texts of all alerts that would decide, with an empty column for the truth."
+    return pd.concat([alert.texts_to_label.assign(watched=alert.name, truth="")
+                      for alert in self.alerts])
 
 # %% ../../../nbs/apps/monitor/03_dashboard.ipynb #4214f93e
 def save_monitor(monitor: Monitor):
@@ -162,6 +271,7 @@ def _headline(monitor, alerts):
         now = f"Above the limit now: {', '.join(shorten(n, 30) for n in on)}."
     return f"{len(monitor.frame):,} texts, {names[0]} to {names[-1]}. {now}"
 
+# %% ../../../nbs/apps/monitor/03_dashboard.ipynb #9e205c4a
 def _show(monitor, alerts, parts, series, last):
     picture = series.plot(monitor.bucket_names(), last)
     first = monitor.bucket_names()[-last]
