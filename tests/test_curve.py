@@ -32,7 +32,7 @@ def fits():
 def test_intervals_at_six_times_the_size(fits):
     inside = []
     for _, scores, curve in fits:
-        _, low, high = curve.at(1920, level=0.95)
+        _, low, high = curve.predict(1920, level=0.95)
         came = scores(np.full(50, 1920))
         inside.append(np.mean((low <= came) & (came <= high)))
     assert 0.92 <= np.mean(inside) <= 0.975
@@ -76,11 +76,11 @@ def test_rows_needed_are_an_interval_with_a_chance(fits):
 def test_order_and_repeats_change_nothing():
     y = law(1)[1](SIZES)
     mixed = np.random.default_rng(0).permutation(20)
-    assert fit_curve(SIZES, y).at(1920) == pytest.approx(
-        fit_curve(SIZES[mixed], y[mixed]).at(1920), abs=1e-6
+    assert fit_curve(SIZES, y).predict(1920) == pytest.approx(
+        fit_curve(SIZES[mixed], y[mixed]).predict(1920), abs=1e-6
     )
     # the same bytes
-    assert fit_curve(list(SIZES), y.tolist()).at(1920) == fit_curve(SIZES, y).at(1920)
+    assert fit_curve(list(SIZES), y.tolist()).predict(1920) == fit_curve(SIZES, y).predict(1920)
     assert backtest_curve(SIZES, y, ahead=2) == backtest_curve(SIZES, y, ahead=2) != []
 
 
@@ -103,7 +103,7 @@ def test_what_is_no_curve_is_said(scores, words):
         and curve.summary(0.97).count(words or "With 2 times") == 1
     )
     assert (
-        all(0 <= v <= 1 for v in curve.at(10**6))
+        all(0 <= v <= 1 for v in curve.predict(10**6))
         and np.isfinite(curve.errors(10**6)).all()
         and "<svg" in curve.plot(0.97)._repr_html_()
     )
@@ -111,7 +111,7 @@ def test_what_is_no_curve_is_said(scores, words):
 
 def test_fewer_scores_say_less(fits):
     def spread(c):
-        return np.subtract(*c.at(1920)[:0:-1])
+        return np.subtract(*c.predict(1920)[:0:-1])
 
     few = SIZES > 40
     wider = [

@@ -199,7 +199,7 @@ def test_samples_are_what_they_are_said_to_be():
 @pytest.mark.parametrize("name", ["austres", "nile"])
 def test_the_choice_beats_the_naive_and_the_naive_is_there(name):
     found = make_forecast(sample_series(name))
-    assert found.record.mase(found.used).mean() < found.record.mase("naive").mean()
+    assert found.record.mase(found.method).mean() < found.record.mase("naive").mean()
     assert (
         "seasonal naive" in found.plot().svg
         and "seasonal naive" in found.table().columns

@@ -83,7 +83,7 @@ def test_the_threshold_costs_what_an_oracle_costs(fn):
 
     oracle = min(cost(t) for t in np.quantile(p, np.linspace(0, 1, 301)))
     ours = [
-        -measure_policy(payoffs, *world(2000, 1 + k), draws=2).brings["this rule"].value
+        -measure_policy(payoffs, *world(2000, 1 + k), draws=2).per_case["this rule"].value
         for k in range(200)
     ]
     assert abs(cost(payoffs.threshold) / oracle - 1) < 0.02
@@ -153,10 +153,10 @@ def test_a_report_says_what_the_cases_say():
     }
     coarse = policy_from_table(use, evidence)
     fine = measure_policy(use, probs.argmax(1) == truth, probs.max(1))
-    for k in fine.brings:
+    for k in fine.per_case:
         assert (
-            abs(coarse.brings[k].value - fine.brings[k].value) < 1e-9
-            and abs(coarse.brings[k].low - fine.brings[k].low) < 0.01
+            abs(coarse.per_case[k].value - fine.per_case[k].value) < 1e-9
+            and abs(coarse.per_case[k].low - fine.per_case[k].low) < 0.01
         )
     assert json.loads(json.dumps(coarse.asdict(), allow_nan=False)) == coarse.asdict()
     assert "20 bins" not in fine.summary() and "bins; the payoffs give 0.750" in coarse.summary()
@@ -179,7 +179,7 @@ def test_large_strange_and_safe():
     )
     assert "<script" not in grid.to_html() and "退款" in grid.to_html()
     one = measure_policy(COSTS, [0, 1], [0.2, 0.2])  # two cases, one probability
-    assert one.brings["this rule"].value == -0.5 and one.summary()
+    assert one.per_case["this rule"].value == -0.5 and one.summary()
 
 
 # Value
@@ -267,11 +267,12 @@ def test_a_rule_becomes_a_project():
     sim = simulate(
         Project(volume=10_000, gain=0, build=3_000, periods=3),
         {
-            "gain": normal_from_interval(rule.brings["this rule"]),
+            "gain": normal_from_interval(rule.per_case["this rule"]),
             "volume": lognormal_from_quantiles(5_000, 15_000),
         },
     )
-    mean = Project(volume=10_000, gain=rule.brings["this rule"].value, build=3_000, periods=3).npv()
+    gain = rule.per_case["this rule"].value
+    mean = Project(volume=10_000, gain=gain, build=3_000, periods=3).npv()
     assert (
         abs(np.mean(sim.value) / mean - 1) < 0.1
         and list(value_of_each_input(sim))[0] == "everything"

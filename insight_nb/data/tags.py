@@ -35,7 +35,7 @@ from ..base.text import find_encoding, open_bytes
 class TaggedTexts:
     "Texts, where their words are, and a tag for each word."
     texts: list # str
-    words: list # of lists of (start, end), in characters
+    word_offsets: list # of lists of (start, end), in characters
     tags: list | None # of lists of IOB2 tags; None: there are none
     # (texts,) int64, which document each is from; None: each stands alone
     documents: np.ndarray | None = None
@@ -50,7 +50,7 @@ class TaggedTexts:
             self.rows = np.arange(len(self.texts))
     def __len__(self): return len(self.texts)
     # the words of one text
-    def get_words(self, i): return [self.texts[i][a:b] for a, b in self.words[i]]
+    def get_words(self, i): return [self.texts[i][a:b] for a, b in self.word_offsets[i]]
 
 # %% ../../nbs/data/11_tags.ipynb #1334eb5c
 @patch
@@ -63,8 +63,8 @@ def select(self: TaggedTexts, at) -> TaggedTexts: # positions, in the order want
             return x[np.asarray(at, dtype=np.int64)]
         return [x[i] for i in at]
 
-    return TaggedTexts(*map(pick, (self.texts, self.words, self.tags, self.documents)), self.name,
-                       self.notes, self.fine, pick(self.rows), self.dropped)
+    columns = map(pick, (self.texts, self.word_offsets, self.tags, self.documents))
+    return TaggedTexts(*columns, self.name, self.notes, self.fine, pick(self.rows), self.dropped)
 
 def without_tags(texts, fine=False) -> TaggedTexts: # str each; as of `split_words`
     "Texts and their words, without tags."
@@ -73,7 +73,8 @@ def without_tags(texts, fine=False) -> TaggedTexts: # str each; as of `split_wor
 @patch
 def spans(self: TaggedTexts, i, tags=None) -> list: # (start, end, kind) in characters
     "The spans of one text, by its own tags or by others."
-    return word_to_char_spans(self.words[i], tags_to_spans(self.tags[i] if tags is None else tags))
+    tags = self.tags[i] if tags is None else tags
+    return word_to_char_spans(self.word_offsets[i], tags_to_spans(tags))
 
 # %% ../../nbs/data/11_tags.ipynb #2bf86971
 @patch
@@ -94,8 +95,9 @@ def head(self: TaggedTexts, n=5) -> ReportTable:
         docs = ""
     else:
         docs = f" in {plural(len(np.unique(self.documents)), 'document')}"
+    n_words = sum(map(len, self.word_offsets))
     caption = "; ".join([
-        f"{self.name}: {plural(len(self), 'text')}{docs}, {sum(map(len, self.words)):,} words" +
+        f"{self.name}: {plural(len(self), 'text')}{docs}, {n_words:,} words" +
         (f"; spans: {counts}" if counts else ""), *self.notes])
 
     def shown(i):
@@ -125,7 +127,7 @@ def join_tagged(*parts) -> TaggedTexts: # of `TaggedTexts`
     def all_of(k): return list(chain.from_iterable(getattr(p, k) for p in parts))
     dropped = {k: sum(p.dropped.get(k, 0) for p in parts) for p in parts for k in p.dropped}
     notes = [n if len(parts) == 1 else f"{p.name}: {n}" for p in parts for n in p.notes]
-    return TaggedTexts(all_of("texts"), all_of("words"), all_of("tags"),
+    return TaggedTexts(all_of("texts"), all_of("word_offsets"), all_of("tags"),
                   None if alone else np.concatenate(docs), " + ".join(p.name for p in parts), notes,
                   parts[0].fine, np.concatenate([p.rows for p in parts]), dropped)
 
@@ -309,7 +311,7 @@ def _from_spans(frame, text, label, name, notes):
         spans = check_spans(t, [_span(v, where) for v in _list(s, where, label)], where)
         words = split_words_at_spans(whole := split_words(t, fine=True), spans)
         cut += len(words) > len(whole)
-        for part, new in ((out.texts, t), (out.words, words),
+        for part, new in ((out.texts, t), (out.word_offsets, words),
                           (out.tags, spans_to_tags(char_to_word_spans(words, spans), len(words)))):
             part.append(new)
     if not out.texts:
@@ -491,10 +493,10 @@ def make_tag_windows(tagged: TaggedTexts, tokenizer, # fast, of transformers
     "Cut tagged texts into windows of tokens; texts of one document are read together."
     before, after = special_token_ends(tokenizer)
     rows = _Windows(before, after, content_size(max_length, overlap, before, after), overlap)
-    pieces = _pieces(tagged.texts, tagged.words, tokenizer)
+    pieces = _pieces(tagged.texts, tagged.word_offsets, tokenizer)
     for texts in _stretches(tagged.documents, len(tagged)):
         rows.add([(*next(pieces), casing_ids(tagged.get_words(i))) for i in texts])
-    return rows.done(np.array([len(w) for w in tagged.words], dtype=np.int64))
+    return rows.done(np.array([len(w) for w in tagged.word_offsets], dtype=np.int64))
 
 # %% ../../nbs/data/11_tags.ipynb #1985bfbb
 class _Windows:

@@ -140,7 +140,7 @@ def fit_curve(sizes, scores,
 
 # %% ../../nbs/eval/04_learning_curve.ipynb #219294cc
 @patch
-def at(self: LearningCurve, n, # rows
+def predict(self: LearningCurve, n, # rows
        level=.9, # share of such intervals that hold what will be measured
        seed=0) -> tuple[float, float, float]: # median, low, high
     """The score to expect from training on so many rows, once, and asking the same test rows.
@@ -237,7 +237,7 @@ def _chance(p):
 
 def _more(curve, times):
     n = curve.sizes.max()
-    now, (_, low, high) = curve.means()[int(n)], curve.at(times * n)
+    now, (_, low, high) = curve.means()[int(n)], curve.predict(times * n)
     return (f"With {times:g} times the labels ({_rows(times * n)} rows) expect {100 * low:.1f} to "
             f"{100 * high:.1f} % (90 % interval), after {100 * now:.1f} % with {n:,.0f}.")
 
@@ -284,7 +284,7 @@ def backtest_curve(sizes, scores, # (fits,)
         then = n == ahead * last
         if then.any():
             expected, low, high = fit_curve(n[n <= last],
-                                            y[n <= last]).at(ahead * last)
+                                            y[n <= last]).predict(ahead * last)
             out.append({
                 "seen": int(last), "asked": int(ahead * last), "expected": expected, "low": low,
                 "high": high, "scores": y[then].tolist()})
@@ -314,7 +314,7 @@ def plot(self: LearningCurve, goal=None, ahead=4) -> ReportFigure:
     "Scores, the curves' median and their 90 % band."
     fig, ax = figure(6, 3)
     where = np.geomspace(self.sizes.min(), ahead * self.sizes.max(), 60)
-    middle, low, high = np.array([self.at(m) for m in where]).T
+    middle, low, high = np.array([self.predict(m) for m in where]).T
     ax.fill_between(where, low, high, color=BLUE, alpha=.2, linewidth=0, label="90 % band")
     ax.plot(where, middle, color=BLUE, label="power law")
     ax.plot(self.sizes, self.scores, "o", ms=4, color=ORANGE, label="measured")
@@ -328,4 +328,4 @@ def plot(self: LearningCurve, goal=None, ahead=4) -> ReportFigure:
         title, figure_svg(fig, title),
         ReportTable(["rows", "expected [90 %]"], [[
             f"{ahead**(k / 2) * self.sizes.max():,.0f}",
-            format_interval(*self.at(ahead**(k / 2) * self.sizes.max()))] for k in range(3)]))
+            format_interval(*self.predict(ahead**(k / 2) * self.sizes.max()))] for k in range(3)]))

@@ -19,28 +19,28 @@ from .metrics import Metric
 @dataclass(frozen=True)
 class ClassifierQuality:
     "What a classifier showed on labeled texts, of one label against the rest."
-    caught: float # of `positives`, found
+    true_positives: float # of `positives`, found
     positives: float # labeled texts of the label
-    cleared: float # of `negatives`, rightly not found
+    true_negatives: float # of `negatives`, rightly not found
     negatives: float # labeled texts of the rest
     def __post_init__(self):
-        for k, m, what in ((self.caught, self.positives, "sensitivity"),
-                           (self.cleared, self.negatives, "specificity")):
+        for k, m, what in ((self.true_positives, self.positives, "sensitivity"),
+                           (self.true_negatives, self.negatives, "specificity")):
             if not (m > 0 and 0 <= k <= m):
                 raise InputError(
                     f"the {what} can't be {k:g} of {m:g} labelled texts: give counts, at least "
                     "one text.")
-        if self.contrast <= 0:
+        if self.youden_index <= 0:
             raise InputError(
                 f"sensitivity {self.sensitivity:.3f} and specificity {self.specificity:.3f} add "
                 "up to at most 1: such a classifier says nothing of this label.")
     @property
-    def sensitivity(self): return self.caught / self.positives
+    def sensitivity(self): return self.true_positives / self.positives
     @property
-    def specificity(self): return self.cleared / self.negatives
+    def specificity(self): return self.true_negatives / self.negatives
     @property
     # of a true change this part shows
-    def contrast(self): return self.sensitivity + self.specificity - 1
+    def youden_index(self): return self.sensitivity + self.specificity - 1
 
 # %% ../../nbs/eval/09_prevalence.ipynb #7f61ecb2
 EXACT = ClassifierQuality(1e12, 1e12, 1e12, 1e12) # what is counted is true
@@ -48,7 +48,7 @@ EXACT = ClassifierQuality(1e12, 1e12, 1e12, 1e12) # what is counted is true
 # %% ../../nbs/eval/09_prevalence.ipynb #6db7591c
 def rogan_gladen(x, n, quality: ClassifierQuality): # counts, texts
     "The share behind the classifier's, from 0 to 1."
-    return np.clip((np.asarray(x) / n + quality.specificity - 1) / quality.contrast,
+    return np.clip((np.asarray(x) / n + quality.specificity - 1) / quality.youden_index,
                    0, 1)[()]
 
 # %% ../../nbs/eval/09_prevalence.ipynb #96cbe6f2
@@ -58,8 +58,8 @@ def lang_reiczigel(x, n, quality: ClassifierQuality, level=.95) -> Metric: # cou
     z, q = NormalDist().inv_cdf((1 + level) / 2), quality
     many = n + z**2
     share = (x + z**2 / 2) / (n + z**2)
-    se = (q.caught + 1) / (q.positives + 2)
-    sp = (q.cleared + 1) / (q.negatives + 2)
+    se = (q.true_positives + 1) / (q.positives + 2)
+    sp = (q.true_negatives + 1) / (q.negatives + 2)
     a = se * (1 - se) / (q.positives + 2)
     b = sp * (1 - sp) / (q.negatives + 2)
     j = se + sp - 1
@@ -96,9 +96,9 @@ def excess_share(now, before,
     "How far the true share rose."
     rng, q = np.random.default_rng(seed), quality
     def beta(k, m): return rng.beta(k + .5, np.maximum(m - k, 0) + .5, draws)
-    j = beta(q.caught, q.positives) + beta(q.cleared, q.negatives) - 1
+    j = beta(q.true_positives, q.positives) + beta(q.true_negatives, q.negatives) - 1
     d = (beta(*now) - beta(*before)) / np.where(j > .01, j, .01)
-    value = (now[0] / now[1] - before[0] / before[1]) / q.contrast
+    value = (now[0] / now[1] - before[0] / before[1]) / q.youden_index
     low, high = np.clip(np.quantile(d, [.025, .975]), -1, 1)
     return Metric(float(np.clip(value, -1, 1)), float(low), float(high),
                   int(now[1]), "Beta draws 95 %")

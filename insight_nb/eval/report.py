@@ -59,10 +59,11 @@ class Report:
         self.seed = seed
         self.guard = []
         self.metrics = self.baseline = self.untrained = self.gain = None
-        self.classes = self.matrix = self.majority = None
+        self.classes = self.confusion_matrix = self.majority = None
         self.data = self.model = self.calibration = self.cost = self.versions = self.history = None
         self.mistakes = self.suspects = None
-        self.headline, self.first, self.more = "", [], {} # a sentence, sections, evidence of a job
+        self.headline, self.lead_sections = "", [] # a sentence; (title, blocks) before all others
+        self.extra = {} # evidence that only this kind of job has
 
 # %% ../../nbs/eval/01_report.ipynb #cba57d25
 @patch
@@ -83,8 +84,8 @@ def measure(self: Report, y_true, # (rows,) true class ids of the test rows
     self.baseline = evaluate(y_true, constant, seed=self.seed)
     self.untrained = None if untrained is None else evaluate(y_true, untrained, seed=self.seed)
     y_pred = y_prob.argmax(1)
-    self.matrix = confusion(y_true, y_pred, k)
-    self.classes = class_metrics(self.matrix, self.names)
+    self.confusion_matrix = confusion(y_true, y_pred, k)
+    self.classes = class_metrics(self.confusion_matrix, self.names)
     more = (y_pred == y_true).astype(float) - (y_true == shares.argmax())
     low, high = bootstrap_mean(more, seed=self.seed)
     self.gain = Metric(float(more.mean()), float(low), float(high), len(y_true), BOOTSTRAP)
@@ -164,7 +165,7 @@ def metrics_table(self: Report) -> ReportTable:
 @patch
 def class_table(self: Report) -> ReportTable:
     "Precision, recall and F1 of each class."
-    support, f1 = self.matrix.sum(1), [m["f1"].value for m in self.classes.values()]
+    support, f1 = self.confusion_matrix.sum(1), [m["f1"].value for m in self.classes.values()]
     caption, order = f"{len(f1)} classes, with 95 % Wilson intervals", range(len(f1))
     if len(f1) > 12:
         caption, order = f"{caption}, the worst F1 first", np.argsort(f1, kind="stable")
@@ -178,8 +179,8 @@ def class_table(self: Report) -> ReportTable:
 @patch
 def confused_pairs_table(self: Report, n=15) -> ReportTable: # rows of the table
     "The pairs of classes that are confused most often."
-    wrong = self.matrix - np.diag(np.diag(self.matrix))
-    support = self.matrix.sum(1)
+    wrong = self.confusion_matrix - np.diag(np.diag(self.confusion_matrix))
+    support = self.confusion_matrix.sum(1)
     rows = []
     for at in np.argsort(-wrong, axis=None, kind="stable")[:n]:
         i, j = divmod(int(at), len(wrong))
@@ -226,7 +227,7 @@ def plot_scores(self: Report) -> ReportFigure:
 def plot_confusion(self: Report) -> ReportFigure:
     "The confusion matrix with its counts."
     from matplotlib.colors import LinearSegmentedColormap
-    c, k = self.matrix, len(self.names)
+    c, k = self.confusion_matrix, len(self.names)
     shade = LinearSegmentedColormap.from_list("", [(0, .45, .7, 0), (0, .45, .7, .65)])
     fig, ax = figure(2.6 + .48 * k, 1.5 + .34 * k)
     shares = c / np.maximum(c.sum(1, keepdims=True), 1)
@@ -319,7 +320,7 @@ def _calibrated(c):
 @patch
 def sections(self: Report) -> list: # (title, [str, ReportTable or ReportFigure, ...])
     "What the report shows, in order. Sections that are not filled are left out."
-    found = list(self.first)
+    found = list(self.lead_sections)
     if self.metrics:
         detail = self.plot_confusion if len(self.names) <= 12 else self.confused_pairs_table
         found += [("Result", [self.metrics_table(), self.plot_scores()]),
@@ -417,14 +418,14 @@ def evidence(self: Report) -> dict:
     "The report in plain types (schema 1). ValueError when a section or a check is missing."
     self.complete()
     classes = []
-    for (name, metrics), rows in zip(self.classes.items(), self.matrix.sum(1)):
+    for (name, metrics), rows in zip(self.classes.items(), self.confusion_matrix.sum(1)):
         classes.append(dict(label=name, test_rows=int(rows), **metrics))
     guard = [dict(check=c.name, passed=c.passed, detail=c.detail) for c in self.guard]
     own = dict(schema=1, task=self.task, seed=self.seed, data=self.data, model=self.model,
                baseline=self.baseline, untrained=self.untrained, gain=self.gain,
                metrics=self.metrics, classes=classes, calibration=self.calibration, cost=self.cost,
                guard=guard, history=self.history, versions=self.versions)
-    return _plain(own | self.more)
+    return _plain(own | self.extra)
 
 # %% ../../nbs/eval/01_report.ipynb #a12be618
 @patch

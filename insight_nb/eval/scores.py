@@ -255,7 +255,7 @@ def sections(self: ScoreReport) -> list: # as of `Report`
     def some(x, *blocks): return [b() for b in blocks] if x else []
 
     found = [
-        *self.first, ("Result", some(self.metrics, self.metrics_table, self.plot_scores)),
+        *self.lead_sections, ("Result", some(self.metrics, self.metrics_table, self.plot_scores)),
         ("Details", list(self.blocks)),
         ("Rows to look at", some(self.mistakes, lambda: self.mistakes)), *self._facts()]
     return [(title, blocks) for title, blocks in found if blocks]
@@ -264,7 +264,7 @@ def sections(self: ScoreReport) -> list: # as of `Report`
 @patch
 def evidence(self: ScoreReport) -> dict:
     "As of `Report`; the classes are the blocks' matter."
-    self.classes, self.matrix = {}, np.zeros((0, 0))
+    self.classes, self.confusion_matrix = {}, np.zeros((0, 0))
     return Report.evidence(self)
 
 # %% ../../nbs/eval/07_scores.ipynb #cc553027

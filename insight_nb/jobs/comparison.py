@@ -221,7 +221,7 @@ def curve_evidence(curves, goal=None) -> dict:
     "The curves as plain numbers, with the rows that the goal needs."
     found = {}
     for name, curve in curves.items():
-        doubled = curve.at(2 * curve.sizes.max())
+        doubled = curve.predict(2 * curve.sizes.max())
         found[name] = {
             "sizes": curve.sizes.astype(int).tolist(), "scores": curve.scores.tolist(),
             "means": {str(k): v for k, v in curve.means().items()},
@@ -247,7 +247,7 @@ def length_groups(texts) -> list: # of names, text by text
 def slice_tables(self: TextComparison, ladder, columns=()) -> list: # of `ReportTable`
     "The three best methods in each slice."
     best = sorted(ladder.done, key=lambda s: -s.metrics["accuracy"].value)[:3]
-    right, tables = {s.name: self.evaluation.right(s.answers) for s in best}, []
+    right, tables = {s.name: self.evaluation.right(s.predictions) for s in best}, []
     for column in ["length", *columns]:
         if column == "length":
             values = np.array(length_groups(self.evaluation.texts))
@@ -289,7 +289,7 @@ def ship(self: TextComparison, ladder, shown, # the `MethodResult` to ship
     texts = self.evaluation.texts[:100]
     forth, back = predict(bundle, texts)[0], predict(bundle, texts[::-1])[0][::-1]
     at = np.arange(len(texts))
-    return bundle, [self.same_answers(bundle, shown.answers),
+    return bundle, [self.same_answers(bundle, shown.predictions),
                     guard.label_order(names, names, bundle.info["labels"], names),
                     guard.row_order(at, at, [a == b for a, b in zip(forth, back)])]
 
@@ -303,7 +303,7 @@ def constant_answers(self: TextComparison): # (test rows, labels)
 @patch
 def calibration(self: TextComparison, shown) -> dict | None:
     "How far the probabilities of a method can be trusted."
-    answers, y = shown.answers, self.evaluation.y
+    answers, y = shown.predictions, self.evaluation.y
     return {"method": "as the rung gives them", "ece": expected_calibration_error(answers, y),
             "log_loss": shown.metrics["log_loss"].value,
             "reliability": reliability_bins(answers, y)}
@@ -325,7 +325,7 @@ def make_report(self: TextComparison, ladder, shown, checks) -> ScoreReport: # a
     report = ScoreReport("ladder", self.names, self.titles, self.baseline_title,
                          self.smaller_is_better, seed=self.seed)
     report.set_metrics(shown.metrics, self.evaluation.measure(self.constant_answers()))
-    report.headline = ladder.stop()[1]
+    report.headline = ladder.recommend()[1]
     report.calibration = self.calibration(shown) or report.calibration
     rung = next(r for r in ladder.rungs if r.name == shown.name)
     alone = "every rung is trained by itself: see the recipe classify"

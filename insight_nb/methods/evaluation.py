@@ -136,7 +136,7 @@ class MethodResult:
     why: str = "" # where it is not done
     metrics: dict = field(default_factory=dict) # name -> Metric
     cost: dict = field(default_factory=dict)
-    answers: object = None # to the test rows
+    predictions: object = None # to the test rows
     from_cache: bool = False # from an earlier run
 
 def _timed(act):
@@ -153,10 +153,10 @@ def evaluate_method(rung: Rung, evaluation: Evaluation, limit=None, # seconds th
     try:
         with MemoryMeter() as memory:
             _, fit_seconds = _timed(lambda: evaluation.fit(rung))
-            step.answers, seconds = _timed(lambda: evaluation.predict_proba(rung))
+            step.predictions, seconds = _timed(lambda: evaluation.predict_proba(rung))
         some = np.linspace(0, len(evaluation) - 1, 50).astype(int)
         alone = [_timed(lambda: evaluation.predict_one(rung, i))[1] for i in some]
-        step.metrics = evaluation.measure(step.answers)
+        step.metrics = evaluation.measure(step.predictions)
         step.cost = {
             "train_seconds": fit_seconds, "batch_ms_per_text": 1e3 * seconds / len(evaluation),
             "predict_ms_per_text": 1e3 * float(np.median(alone)),
@@ -203,7 +203,7 @@ class ResultCache:
                 answers = self.exam.unpack(f["answers"])
             return MethodResult(
                 **facts | {"metrics": {k: Metric(**m) for k, m in facts["metrics"].items()}},
-                answers=answers, from_cache=True)
+                predictions=answers, from_cache=True)
         except (OSError, ValueError, KeyError, TypeError, IndexError): # damaged: done again
             return None
 
@@ -215,7 +215,7 @@ class ResultCache:
         if step.status != "done":
             return
         with atomic_output(self.path(rung, "npz"), force=True, file=True) as f:
-            np.savez_compressed(f, answers=self.exam.pack(step.answers))
+            np.savez_compressed(f, answers=self.exam.pack(step.predictions))
         facts = {
             k: getattr(step, k) for k in ("name", "needs", "settings", "status", "why", "cost")
         } | {"metrics": {k: asdict(m) for k, m in step.metrics.items()}}

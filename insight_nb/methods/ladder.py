@@ -215,9 +215,10 @@ def differences(self: Ladder) -> dict:
     "How far each rung is behind the best, and ahead of the next cheaper one."
     best, done, found = self.best, self.done, {s.name: {} for s in self.done}
     behind = {
-        s.name: self.evaluation.compare(best.answers, s.answers) for s in done if s is not best}
+        s.name: self.evaluation.compare(best.predictions, s.predictions)
+        for s in done if s is not best}
     ahead = {
-        s.name: self.evaluation.compare(s.answers, b.answers)
+        s.name: self.evaluation.compare(s.predictions, b.predictions)
         for b, s in zip(done, done[1:])}
     pairs = len(done) * (len(done) - 1) // 2
     for key, ds, n in (("to_best", behind, pairs), ("to_cheaper", ahead, len(ahead))):
@@ -233,7 +234,7 @@ def paired_differences(self: Ladder, step: MethodResult) -> list[Difference]:
     "How much better each other rung is."
     tail = (1 - self.confidence) / max(len(self.done) - 1, 1)
     return [
-        self.evaluation.compare(s.answers, step.answers, 1 - 2 * tail) for s in self.done
+        self.evaluation.compare(s.predictions, step.predictions, 1 - 2 * tail) for s in self.done
         if s is not step]
 
 # %% ../../nbs/methods/07_ladder.ipynb #6a4e7aef
@@ -257,7 +258,7 @@ def noninferiority_sample_size(self: Ladder, step: MethodResult, power=.8) -> fl
 
 # %% ../../nbs/methods/07_ladder.ipynb #c92d08f6
 @patch
-def stop(self: Ladder) -> tuple: # the `MethodResult` to stop at, or None; and why, in words
+def recommend(self: Ladder) -> tuple: # the `MethodResult` to stop at, or None; and why, in words
     "The cheapest rung that is shown to lose no more than the margin against any other."
     done, best = self.done, self.best
     if not done:
@@ -358,10 +359,10 @@ def table(self: Ladder) -> ReportTable:
 # %% ../../nbs/methods/07_ladder.ipynb #6b26022e
 def _p(p): return "<0.001" if p < .001 else f"{p:.3f}"
 @patch
-def __repr__(self: Ladder): return f"{self.table()}\n{self.stop()[1]}"
+def __repr__(self: Ladder): return f"{self.table()}\n{self.recommend()[1]}"
 @patch
 def _repr_html_(self: Ladder):
-    return self.table().to_html() + f"<p><b>{html.escape(self.stop()[1])}</b></p>"
+    return self.table().to_html() + f"<p><b>{html.escape(self.recommend()[1])}</b></p>"
 
 # %% ../../nbs/methods/07_ladder.ipynb #eed06c07
 @patch
@@ -397,8 +398,8 @@ def plot(self: Ladder) -> ReportFigure:
            ylabel=self.evaluation.metric.replace("_", " "))
     if front:
         ax.legend(loc="lower right", frameon=False, labelcolor=INK)
-    if self.stop()[0]:
-        title = self.stop()[1].split(":")[0]
+    if self.recommend()[0]:
+        title = self.recommend()[1].split(":")[0]
     else:
         title = f"No rung is named: {plural(len(self.evaluation), 'test row')} can't decide"
     return ReportFigure(title, figure_svg(fig, title), None)
@@ -407,7 +408,7 @@ def plot(self: Ladder) -> ReportFigure:
 @patch
 def evidence(self: Ladder) -> dict: # of plain values; `rungs` and `stop_at`, and `stop_reason`
     "What the ladder adds to `evidence.json`."
-    gaps, (at, why) = self.differences() if self.done else {}, self.stop()
+    gaps, (at, why) = self.differences() if self.done else {}, self.recommend()
     def told(name):
         return {
             key: d.to_dict() | {"p_holm": p}

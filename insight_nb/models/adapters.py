@@ -56,7 +56,7 @@ class AdaLoRA(AdapterModule):
         self.register_buffer("kept", torch.ones(rank, dtype=torch.bool))
         # importance of each weight, and the uncertainty of this value: see below
         for k in ("p", "sizes", "q"):
-            for what in ("mean", "doubt"):
+            for what in ("mean", "uncertainty"):
                 self.register_buffer(f"{k}_{what}", torch.zeros_like(getattr(self, k)))
         for t in (self.p, self.q):
             nn.init.orthogonal_(t)
@@ -380,7 +380,7 @@ def state_dict(self: Adapter) -> dict: # "path.name" -> tensor, not copied
     "Return all tensors of the adapter modules, except those needed only in training."
     return {
         f"{path}.{k}": v for path, g in self.modules.items()
-        for k, v in g.state_dict().items() if not k.endswith(("_mean", "_doubt"))}
+        for k, v in g.state_dict().items() if not k.endswith(("_mean", "_uncertainty"))}
 
 @patch
 def snapshot(self: Adapter) -> dict: # "path.name" -> tensor on the CPU
@@ -435,17 +435,17 @@ def update_importance(self: AdaLoRA, beta1=.85, beta2=.85):
         return
     for k in ("p", "sizes", "q"):
         t = getattr(self, k)
-        felt = (t * t.grad).abs()
+        importance = (t * t.grad).abs()
         mean = getattr(self, f"{k}_mean")
-        doubt = getattr(self, f"{k}_doubt")
-        mean.lerp_(felt, 1 - beta1)
-        doubt.lerp_((felt - mean).abs(), 1 - beta2)
+        uncertainty = getattr(self, f"{k}_uncertainty")
+        mean.lerp_(importance, 1 - beta1)
+        uncertainty.lerp_((importance - mean).abs(), 1 - beta2)
 
 @patch
 def scores(self: AdaLoRA) -> Tensor: # (rank,)
     "The importance of each direction."
     p, sizes, q = (getattr(self, f"{k}_mean") *
-                   getattr(self, f"{k}_doubt")
+                   getattr(self, f"{k}_uncertainty")
                    for k in ("p", "sizes", "q"))
     return sizes + p.mean(0) + q.mean(1)
 

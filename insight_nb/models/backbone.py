@@ -39,18 +39,20 @@ class Backbone(nn.Module):
         self.max_length, self.adapter, self.weights_modified = max_length, None, False
 
     def forward(self, ids: Tensor, mask: Tensor, # (batch, tokens) int64, (batch, tokens) bool
-                add: Tensor | None = None, # (batch, tokens, width), to the vectors of the ids
+                extra_embeddings: Tensor | None = None, # (batch, tokens, width), to be added
                 segments: Tensor | None = None # (batch, tokens) int64, 0 or 1: which of two texts
                ) -> Tensor: # (batch, tokens, width)
         if not hasattr(self.encoder, "config"):
-            return self.encoder(ids, mask) if add is None else self.encoder(ids, mask, add)
-        if add is None:
-            words = {"input_ids": ids}
+            extra = () if extra_embeddings is None else (extra_embeddings,)
+            return self.encoder(ids, mask, *extra)
+        if extra_embeddings is None:
+            inputs = {"input_ids": ids}
         else:
-            words = {"inputs_embeds": self.encoder.get_input_embeddings()(ids) + add}
+            embeddings = self.encoder.get_input_embeddings()(ids)
+            inputs = {"inputs_embeds": embeddings + extra_embeddings}
         if segments is not None and getattr(self.encoder.config, "type_vocab_size", 0) > 1:
-            words["token_type_ids"] = segments
-        return self.encoder(attention_mask=mask.long(), **words).last_hidden_state
+            inputs["token_type_ids"] = segments
+        return self.encoder(attention_mask=mask.long(), **inputs).last_hidden_state
 
 # %% ../../nbs/models/00_backbone.ipynb #af07e9d6
 def count_parameters(module: nn.Module) -> tuple[int, int]: # total, trainable

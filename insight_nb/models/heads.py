@@ -62,7 +62,7 @@ class TaggingHead(nn.Module):
             nn.init.zeros_(self.casing.weight)
 
     # (batch, tokens) int64 -> (batch, tokens, width)
-    def before(self, casing: Tensor | None) -> Tensor | None:
+    def casing_embeddings(self, casing: Tensor | None) -> Tensor | None:
         if self.casing is None:
             return None
         if casing is None:

@@ -274,17 +274,18 @@ class Model(nn.Module):
 
     def forward(self, batch: Batch) -> ModelOutput:
         self.activate_adapter()
-        # a head may read more than ids: then `extra` is for it, else it says which of two texts a
-        # token is in
-        before = getattr(self.head, "before", None)
-        if before is None:
-            how = {"segments": batch.token_features}
+        # `token_features` are for the head if it reads the casing of tokens; if not, they say
+        # which of two texts a token is in
+        casing_embeddings = getattr(self.head, "casing_embeddings", None)
+        if casing_embeddings is None:
+            features = {"segments": batch.token_features}
         else:
-            how = {"add": before(batch.token_features)}
-        logits = self.head(self.backbone(batch.input_ids, batch.attention_mask, **how),
-                           batch.attention_mask)
-        return ModelOutput(logits if batch.window_to_row is
-                           None else group_mean(logits, batch.window_to_row, batch.size))
+            features = {"extra_embeddings": casing_embeddings(batch.token_features)}
+        hidden = self.backbone(batch.input_ids, batch.attention_mask, **features)
+        logits = self.head(hidden, batch.attention_mask)
+        if batch.window_to_row is not None:
+            logits = group_mean(logits, batch.window_to_row, batch.size)
+        return ModelOutput(logits)
 
 # %% ../../nbs/models/03_tasks.ipynb #862aed84
 def check_task(model: Model, # with the task to check

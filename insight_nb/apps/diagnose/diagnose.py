@@ -319,14 +319,14 @@ class ImageTrainer:
         self.plan = plan
         self.vision = vision
         c, h, w = pixels.shape[1:]
-        if vision is not None and (vision.shown.channels, *vision.shown.size) != (c, h, w):
-            raise InputError(
-                f"images are {c} x {h} x {w}, and {vision.name} is shown {vision.shown.channels} "
-                f"x {' x '.join(map(str, vision.shown.size))}: read them so.")
-        if vision is not None:
-            self.shown = vision.shown
+        if vision is None:
+            self.preprocessor = ImagePreprocessor(c, (h, w), (0.,) * c, (1.,) * c)
         else:
-            self.shown = ImagePreprocessor(c, (h, w), (0.,) * c, (1.,) * c)
+            self.preprocessor = vision.preprocessor
+            shape = self.preprocessor.channels, *self.preprocessor.size
+            if shape != (c, h, w):
+                raise InputError(f"images are {c} x {h} x {w}, and {vision.name} is shown "
+                                 f"{' x '.join(map(str, shape))}: read them so.")
         self.vectors = features(freeze(vision), pixels).numpy() if plan.method == "frozen" else None
 
     def __repr__(self):
@@ -351,7 +351,7 @@ def fresh(self: ImageTrainer) -> Model:
     elif p.method == "full":
         body = copy.deepcopy(self.vision)
     else:
-        body = small_vision(self.shown)
+        body = small_vision(self.preprocessor)
     return Model(body, ClassificationTask(self.names, dropout=.3 if p.method == "scratch" else .1))
 
 # %% ../../../nbs/apps/diagnose/02_diagnose.ipynb #223f1858

@@ -48,8 +48,8 @@ def check_diagnosis_options(specificity=.95, class_weights=None, folds=None,
         raise InputError(f"class_weights is {class_weights!r}: say 'balanced', or leave it out.")
     if folds is not None and (folds < 0 or folds == 1):
         raise InputError(f"folds is {folds}: give at least 2, or 0 for none.")
-    if vision and image_size and (image_size, image_size) != vision.shown.size:
-        height, width = vision.shown.size
+    if vision and image_size and (image_size, image_size) != vision.preprocessor.size:
+        height, width = vision.preprocessor.size
         raise InputError(f"{vision.name} is shown {height} x {width} pixels, not {image_size}: "
                          "leave size out.")
 
@@ -72,7 +72,7 @@ def open_images(table=None, # folder, or table with paths; None: the digits
             frame = frame.iloc[stratified_sample(frame["label"].astype(str), rows, seed)]
         size, channels = image_size, None
         if vision:
-            size, channels = vision.shown.size, vision.shown.channels
+            size, channels = vision.preprocessor.size, vision.preprocessor.channels
         images = read_images(frame, size, channels, group, name, notes)
     images.notes = [*images.notes, *check_labels(images.labels)]
     return images
@@ -87,7 +87,7 @@ def describe_imaging(model: Model, temperature, thresholds) -> dict:
         cuts = [float(t) if np.isfinite(t) else None for t in thresholds]
     return {
         "schema": SCHEMA, "task": "diagnose", "labels": list(model.task.names),
-        "shown": b.shown.dict(), "temperature": float(temperature),
+        "shown": b.preprocessor.dict(), "temperature": float(temperature),
         "settings": model.task.settings(), "thresholds": cuts,
         "backbone": {"name": str(b.name), "identity": b.identity},
         "versions": package_versions("torch", "transformers", "safetensors", "pillow")}
@@ -123,7 +123,7 @@ class ImagingBundle:
 @patch(as_prop=True)
 def names(self: ImagingBundle): return list(self.info["labels"])
 @patch(as_prop=True)
-def shown(self: ImagingBundle): return ImagePreprocessor.from_dict(self.info["shown"])
+def preprocessor(self: ImagingBundle): return ImagePreprocessor.from_dict(self.info["shown"])
 @patch
 def logits(self: ImagingBundle, pixels): # (rows, channels, height, width) uint8 -> (rows, classes)
     return predict_logits(self.model, ImageDataset(pixels))
@@ -161,7 +161,7 @@ def _answers(bundle, paths, step):
     probs = np.full((len(paths), len(bundle.names)), np.nan)
     errors = []
     for at in range(0, len(paths), step):
-        pixels, found = _read_some(paths[at:at + step], bundle.shown)
+        pixels, found = _read_some(paths[at:at + step], bundle.preprocessor)
         good = np.array([e is None for e in found])
         if good.any():
             probs[at:at + step][good] = bundle.probabilities(pixels[good])
@@ -260,7 +260,7 @@ def note_folds(self: DiagnosisReport, y, logits: dict, # "grouped", "shuffled" -
                folds, group, groups=None) -> dict:
     "The accuracy and the rates of each kind of folds go into the evidence."
     rights = {k: z.argmax(1) == y for k, z in logits.items() if z is not None}
-    self.more["cross_validation"] = {"folds": folds, "group": group} | {
+    self.extra["cross_validation"] = {"folds": folds, "group": group} | {
         k: sensitivity_specificity(y, logits[k].argmax(1), self.names, groups) for k in rights}
     for k, right in rights.items():
         self.metrics[f"accuracy_{k}"] = replace(m := share_with_interval(right, groups),
@@ -292,7 +292,7 @@ def compare_splits(self: DiagnosisReport, y, # (rows,) class ids
     self.clinical += [
         ("The leak", [leakage_table(self.metrics, gap, group),
                       group_table(right["grouped"], groups)]),
-        ("Each class over all folds", [_fold_grid(self.more["cross_validation"], self.names)])]
+        ("Each class over all folds", [_fold_grid(self.extra["cross_validation"], self.names)])]
     return gap
 
 # %% ../../../nbs/apps/diagnose/03_imaging.ipynb #76e741ef
@@ -452,13 +452,13 @@ def model_facts(learner: ImageTrainer, trainer, bundle: ImagingBundle) -> dict:
     return {
         "backbone": b["name"], "identity": b["identity"], "method": plan.method,
         "parameters": count_parameters(bundle.model)[0],
-        "trainable": count_parameters(trainer.model)[1], "shown": learner.shown.dict(),
+        "trainable": count_parameters(trainer.model)[1], "shown": learner.preprocessor.dict(),
         "rule": plan.rule, "settings": vars(trainer.config), "augment": plan.augment
         and vars(plan.augment), "collapses": trainer.collapses, "stopped": trainer.stop_reason}
 
 # %% ../../../nbs/apps/diagnose/03_imaging.ipynb #399d4615
 @patch
-def note(self: DiagnosisReport, images: Images, parts, learner: ImageTrainer, trainer,
+def describe(self: DiagnosisReport, images: Images, parts, learner: ImageTrainer, trainer,
          bundle: ImagingBundle):
     "Fill in what was used and what it cost."
     self.data = data_facts(images, parts, self.names)

@@ -69,7 +69,7 @@ class Vision(nn.Module):
                  identity=""): # sha256 of the weights, or the hub's revision
         super().__init__()
         self.encoder = encoder
-        self.shown = shown
+        self.preprocessor = shown
         self.width = width
         self.name = name
         self.identity = identity

@@ -92,7 +92,7 @@ def measure_replay(self: MonitorReport) -> ReportTable: # and in `blocks`
     for series in self.monitor.series:
         if series.opinion == DRIFT_SERIES:
             continue
-        promised = summarize_delay(series.control_chart, .1 * series.quality.contrast)[1]
+        promised = summarize_delay(series.control_chart, .1 * series.quality.youden_index)[1]
         delays = replay_surge(series, seed=self.seed)
         self.replayed[series.name] = float(np.mean(delays <= promised))
         rows.append([series.name, float(delays.mean()), f"{self.replayed[series.name]:.0%}"])
@@ -175,7 +175,7 @@ def describe(self: MonitorReport, source, # in words
         "predict_ms_per_text": latency, "device": "cpu",
         "peak_memory_mb": psutil.Process().memory_info().rss / 1e6}
     self.versions = package_versions("insight_nb", "numpy", "scipy", "pandas")
-    self.more["alerts"] = [self.alert_facts(alert) for alert in self.alerts]
+    self.extra["alerts"] = [self.alert_facts(alert) for alert in self.alerts]
 
 @patch
 def texts_to_label(self: MonitorReport) -> pd.DataFrame:

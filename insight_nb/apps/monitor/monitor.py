@@ -406,7 +406,7 @@ def _alert(self: Monitor, s, start, first, end, odd, most):
 # %% ../../../nbs/apps/monitor/02_monitor.ipynb #48603788
 @patch
 def _needed(self: Monitor, s):
-    return summarize_delay(s.control_chart, .1 * s.quality.contrast, 500)
+    return summarize_delay(s.control_chart, .1 * s.quality.youden_index, 500)
 
 # %% ../../../nbs/apps/monitor/02_monitor.ipynb #a4f58a7b
 @patch
@@ -534,7 +534,7 @@ def estimate_delay(self: Monitor, surge=.1, chart_class=None) -> Metric: # true 
     "Mean delay over the watched opinions, by simulation."
     return mean_delay(
         np.concatenate([(chart_class(s.control_chart) if chart_class else
-                         s.control_chart).full_detection_delays(surge * s.quality.contrast, 500)
+                         s.control_chart).full_detection_delays(surge * s.quality.youden_index, 500)
                         for s in self.series if s.opinion != DRIFT_SERIES]))
 
 # %% ../../../nbs/apps/monitor/02_monitor.ipynb #0d16d636
@@ -547,7 +547,7 @@ def replay_surge(series: MonitoredSeries, surge=.1, # true points
     at = rng.integers(b, size=(130, n_runs))
     x, n = series.x[at], series.n[at]
     more = rng.binomial((n - x)[30:].astype(int),
-                        min(1, surge * series.quality.contrast / (1 - p)))
+                        min(1, surge * series.quality.youden_index / (1 - p)))
     above = series.control_chart.statistic(
         np.concatenate([x[:30], x[30:] + more]),
         n) > series.control_chart.limit

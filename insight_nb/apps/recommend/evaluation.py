@@ -69,9 +69,9 @@ class RankingReport(ScoreReport):
         self.set_metrics(metrics["hybrid"], metrics[against])
         self.headline = " ".join(f"Against {name} the gain in NDCG@10 is {gain}."
                                  for name, gain in gains.items())
-        self.first = [("Beside what needs no model",
+        self.lead_sections = [("Beside what needs no model",
                        [self.ranking.protocol + ".", ranking_table(rankings, seed)])]
-        self.more = {"protocol": self.ranking.protocol, "beside": metrics,
+        self.extra = {"protocol": self.ranking.protocol, "beside": metrics,
                      "paired_gain": {against: self.paired_gain}}
     @property
     def beats_baseline(self): return self.paired_gain.low > 0
@@ -90,12 +90,12 @@ def measure_new_items(self: RankingReport, interactions: Interactions, history, 
     visits, own = visits[:, met], features[met]
     ridge = tune_ridge(visits[:, ~hidden], own[~hidden], seed=self.seed)
     blind = np.random.default_rng(self.seed).normal(size=own.shape)
-    self.more["new_items"] = {}
+    self.extra["new_items"] = {}
     for name, x in (("by text and categories", own), ("by features that say nothing", blind)):
         ndcg = cold_start_ndcg(visits, hidden, x, [ridge])[0]
         interval = map(float, bootstrap_mean(ndcg, seed=self.seed))
-        self.more["new_items"][name] = Metric(float(ndcg.mean()), *interval, len(ndcg), BOOTSTRAP)
-    return ReportTable(["items that nobody met", "NDCG@10"], list(self.more["new_items"].items()),
+        self.extra["new_items"][name] = Metric(float(ndcg.mean()), *interval, len(ndcg), BOOTSTRAP)
+    return ReportTable(["items that nobody met", "NDCG@10"], list(self.extra["new_items"].items()),
                        f"{hidden.sum()} hidden items, ranked among themselves")
 
 # %% ../../../nbs/apps/recommend/03_evaluation.ipynb #2e8e0af3
@@ -187,7 +187,7 @@ def measure_purchases(self: RankingReport, hybrid: Hybrid, interactions: Interac
         model = fit_purchase_model(*pairs, seed=self.seed)
     except InputError as e:
         return str(e)
-    self.more["purchase"] = {"event": event, "weights": model.weights, "metrics": model.metrics}
+    self.extra["purchase"] = {"event": event, "weights": model.weights, "metrics": model.metrics}
     weights = [[f"weight of {name}, per standard deviation", weight]
                for name, weight in model.weights.items()]
     return ReportTable(["", "value"], [*model.metrics.items(), *weights],

@@ -486,7 +486,7 @@ def report(self: RiskJob, final: TableEstimator, # fitted on all rows
         blocks.append(self._slices(r))
     if hasattr(final, "covariance_"):
         blocks.append(final.coefficients_table(event=t.names[-1] if t.outcome else None))
-        r.more["coefficients"] = final.coefficients()
+        r.extra["coefficients"] = final.coefficients()
     return r.set_metrics(self.metrics, self.baseline, *blocks)
 
 # %% ../../../nbs/apps/risk/06_risk.ipynb #f7b35002
@@ -494,7 +494,8 @@ def report(self: RiskJob, final: TableEstimator, # fitted on all rows
 def _outcome_blocks(self: RiskJob, r):
     t = cost_threshold(self.missed, self.false)
     d = decision_metrics(self.y, self.p, self.missed, self.false, self.seed)
-    r.more["decision"] = {"threshold": t, "cost_missed": self.missed, "cost_false": self.false, **d}
+    r.extra["decision"] = {
+        "threshold": t, "cost_missed": self.missed, "cost_false": self.false, **d}
     r.calibration = {
         "method": "as fitted" if not getattr(self.estimator, "calibrate", False) else
         "temperature on inner folds", "bins": 10, "ece": self.metrics["ece"].value,
@@ -523,7 +524,7 @@ def _slices(self: RiskJob, r):
         found = outcome_slices(self.y, self.p, by, cost_threshold(self.missed, self.false))
     else:
         found = amount_slices(self.y, self.p, by, seed=self.seed)
-    r.more["slices"] = found
+    r.extra["slices"] = found
     if self.table.outcome:
         return slices_table(found)
     return amount_slices_table(found, unit=self.table.label)

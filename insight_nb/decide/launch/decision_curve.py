@@ -122,7 +122,7 @@ def table(self: DecisionCurves, rows=9) -> ReportTable: # about so many
 def plot_profit(rule: Policy) -> ReportFigure: # of `measure_policy`
     "Money per case over the threshold, and the threshold that the payoffs give."
     title = (f"The payoffs give the threshold {rule.payoffs.threshold:.3f}; this rule brings "
-             f"{format_money_interval(rule.brings['this rule'])} per case")
+             f"{format_money_interval(rule.per_case['this rule'])} per case")
     return profit_curve(rule.tally, rule.payoffs).plot(rule.payoffs.threshold, title)
 
 # %% ../../../nbs/decide/launch/02_decision_curve.ipynb #9ddb7309

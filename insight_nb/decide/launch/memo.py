@@ -845,10 +845,10 @@ def labels(self: Decision) -> dict:
 
 # %% ../../../nbs/decide/launch/04_memo.ipynb #a7453cb8
 def _threshold_checks(case): # of a threshold that was chosen here
-    u, (low, high) = case.use, (m.value for m in case.use.rule.holds)
+    u, (low, high) = case.use, (m.value for m in case.use.rule.prevalence_range)
     here = u.rule.tally.prevalence
     what = "cases are positive" if case.evidence.task == "risk" else "answers are right"
-    says, seen = u.rule.near
+    says, seen = u.rule.at_threshold
     if u.at < u.rule.high - 1e-9:
         return [(
             False,

@@ -219,12 +219,12 @@ class Policy:
     tally: ThresholdCounts
     low: float # leave below
     high: float # act from here on; between the two a person is asked
-    brings: dict # "this rule" and RULES -> Metric, money per case
-    ahead: Metric # this rule minus the best simple rule, money per case
+    per_case: dict # "this rule" and RULES -> Metric, money per case
+    gain: Metric # this rule minus the best simple rule, money per case
     shares: dict # "left", "acted on", "asked about" -> share of the cases
-    holds: tuple # (Metric, Metric): from and to which prevalence no simple rule is better
+    prevalence_range: tuple # (Metric, Metric): between them no simple rule is better
     # (mean probability, Metric of the share that is positive) of the cases nearest to the threshold
-    near: tuple
+    at_threshold: tuple
     note: str = "" # a remark about the data
 
 # %% ../../../nbs/decide/launch/00_policy.ipynb #e2a28bb3
@@ -321,30 +321,31 @@ def format_money_interval(m, digits=None) -> str: # Metric of an amount
 @patch
 def summary(self: Policy) -> str:
     "The rule in sentences."
-    m = self.brings["this rule"]
-    best = max((k for k in self.brings if k != "this rule"), key=lambda k: self.brings[k].value)
+    m = self.per_case["this rule"]
+    others = [name for name in self.per_case if name != "this rule"]
+    best = max(others, key=lambda name: self.per_case[name].value)
     rule = f"Act from {self.high:.3f} on" + (
         f", ask a person from {self.low:.3f} on, leave the rest" if self.low < self.high else "")
-    if self.ahead.low > 0:
+    if self.gain.low > 0:
         sure = "surely better than"
-    elif self.ahead.high < 0:
+    elif self.gain.high < 0:
         sure = "surely worse than"
     else:
         sure = "not shown to differ from"
-    p, seen = self.near
+    p, seen = self.at_threshold
     if seen.low <= p <= seen.high:
         word = ""
     else:
         word = (f" But near the threshold it says {p:.3f} where {seen} are positive: calibrate it "
                 "first.")
     return (f"{rule}: {format_money_interval(m)} per case, {sure} «{best}» by "
-            f"{format_money_interval(self.ahead)}. "
+            f"{format_money_interval(self.gain)}. "
             f"{self.safe()}{word}{' ' + self.note if self.note else ''}")
 
 @patch
 def safe(self: Policy) -> str:
     "Within which prevalence the choice holds."
-    low, high = self.holds
+    low, high = self.prevalence_range
     if not math.isfinite(low.value):
         return "A simple rule is better at every prevalence."
     here = self.tally.prevalence
@@ -359,10 +360,10 @@ def safe(self: Policy) -> str:
 @patch
 def table(self: Policy, volume=1) -> ReportTable: # amounts per this many cases
     "What the rule brings, beside the simple ones."
-    def at(m): return Metric(*(volume * v for v in (m.value, m.low, m.high)), m.n, m.method)
+    def scaled(m): return Metric(*(volume * v for v in (m.value, m.low, m.high)), m.n, m.method)
 
-    found = {
-        k: at(m) for k, m in (self.brings | {"this rule less the best other": self.ahead}).items()}
+    found = {name: scaled(m) for name, m in self.per_case.items()}
+    found["this rule less the best other"] = scaled(self.gain)
     digits = _digits(*(m.value for m in found.values()))
     rows = [[k, format_money_interval(m, digits)] for k, m in found.items()]
     return ReportTable(
@@ -372,13 +373,13 @@ def table(self: Policy, volume=1) -> ReportTable: # amounts per this many cases
 @patch
 def asdict(self: Policy) -> dict:
     "The rule and its numbers, for an evidence file."
-    p, seen = self.near
+    p, seen = self.at_threshold
     return {
         "threshold": self.payoffs.threshold, "ask_from": self.low, "act_from": self.high,
         "payoffs": {f.name: getattr(self.payoffs, f.name) for f in fields(Payoffs)
-                    }, "money_per_case": {k: m.to_dict() for k, m in self.brings.items()},
-        "ahead": self.ahead.to_dict(), "shares": self.shares, "prevalence": self.tally.prevalence,
-        "holds": [m.to_dict() for m in self.holds],
+                    }, "money_per_case": {k: m.to_dict() for k, m in self.per_case.items()},
+        "ahead": self.gain.to_dict(), "shares": self.shares, "prevalence": self.tally.prevalence,
+        "holds": [m.to_dict() for m in self.prevalence_range],
         "near_threshold": {"says": p,
                            "positive": seen.to_dict()}, "cases": self.tally.n, "note": self.note}
 
@@ -460,8 +461,8 @@ def class_thresholds_table(y, # (cases,) class ids
         for i, (k, v) in enumerate(payoffs.items())}
     rows = [[
         shorten(k, 40), r.low, r.high,
-        format_money_interval(r.brings["this rule"]),
-        format_money_interval(r.ahead)] for k, r in found.items()]
+        format_money_interval(r.per_case["this rule"]),
+        format_money_interval(r.gain)] for k, r in found.items()]
     return ReportTable(
         ["class", "ask from", "act from", "money per case [95 %]", "ahead of the best simple rule"],
         rows, "Each class by itself")

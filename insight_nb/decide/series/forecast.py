@@ -233,13 +233,13 @@ class ForecastResult:
     "The next periods."
     record: ForecastBacktest
     periods: pd.PeriodIndex # (h,)
-    asked: str # the method that was to be used
-    used: str # the one that is
+    requested: str # the method that was to be used
+    method: str # the one that is
     made: dict # method -> (3, h) value, low, high
     widened: dict # method -> by how much; None: as the model gave it
 
     @property
-    def values(self): return self.made[self.used] # (3, h)
+    def values(self): return self.made[self.method] # (3, h)
 
 # %% ../../../nbs/decide/series/01_forecast.ipynb #10d64f03
 MARGIN = .1 # less error than the naive's, to be used in its place
@@ -279,12 +279,12 @@ def make_forecast(series: Series, h=None, # as of `backtest`
 def summary(self: ForecastResult) -> str:
     "Which method is used, and why."
     mine, naive, n = self.record.mase(
-        self.asked).mean(), self.record.mase("naive").mean(), plural(
+        self.requested).mean(), self.record.mase("naive").mean(), plural(
             len(self.record.origins), "window")
-    what = "The median of three models" if self.asked == "median" else self.asked
-    if self.asked == "naive":
+    what = "The median of three models" if self.requested == "median" else self.requested
+    if self.requested == "naive":
         return f"The seasonal naive is used, MASE {naive:.3g} in {n}"
-    if self.used == "naive":
+    if self.method == "naive":
         return (f"{what} doesn't beat the seasonal naive by a tenth (MASE {mine:.3g} against "
                 f"{naive:.3g} in {n}): the naive is used")
     return (f"{what} beats the seasonal naive by {1 - mine / naive:.0%}: MASE {mine:.3g} against "
@@ -294,7 +294,7 @@ def summary(self: ForecastResult) -> str:
 @patch
 def describe_interval(self: ForecastResult) -> str:
     "Where the interval comes from."
-    f = self.widened[self.used]
+    f = self.widened[self.method]
     if f is None:
         return ("Intervals: 95 % as the method gives them, unchecked: "
                 f"{plural(self.record.actual.size, 'error')} in the record, 19 are needed")
@@ -303,7 +303,7 @@ def describe_interval(self: ForecastResult) -> str:
 
 # %% ../../../nbs/decide/series/01_forecast.ipynb #feb05b32
 @patch
-def doubts(self: ForecastBacktest) -> list:
+def warnings(self: ForecastBacktest) -> list:
     "What in the series makes scale or intervals unsound."
     y, s, every = self.series.values, self.series.season, self.series.every
     change = np.abs(y[s:] - y[:-s])
@@ -334,7 +334,7 @@ def frame(self: ForecastResult) -> pd.DataFrame: # columns period, value, low, h
 def table(self: ForecastResult) -> ReportTable:
     return ReportTable(["period", "forecast", "low", "high", "seasonal naive"],
                 self.frame().values.tolist(),
-                ". ".join([self.summary(), self.describe_interval(), *self.record.doubts()]))
+                ". ".join([self.summary(), self.describe_interval(), *self.record.warnings()]))
 
 # %% ../../../nbs/decide/series/01_forecast.ipynb #b3ae699f
 @patch
@@ -347,7 +347,8 @@ def plot(self: ForecastResult, past=None) -> ReportFigure:
     at, (value, low, high) = np.arange(1, h + 1), self.values
     ax.plot(np.arange(1 - len(y), 1), y, color=INK, lw=1.2, label=name)
     ax.fill_between(at, low, high, color=BLUE, alpha=.18, lw=0, label="95 %")
-    ax.plot(at, value, color=BLUE, label="forecast" if self.used != "naive" else "forecast = naive")
+    label = "forecast = naive" if self.method == "naive" else "forecast"
+    ax.plot(at, value, color=BLUE, label=label)
     ax.plot(at, self.made["naive"][0], color=ORANGE, ls="--", lw=1.2, label="seasonal naive")
     ax.set(xlabel=s.every, ylabel=name)
     set_period_ticks(ax, s.periods[-1], 1 - len(y), h)

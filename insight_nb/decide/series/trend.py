@@ -533,7 +533,7 @@ def ceiling(self: Maturity) -> Metric:
 
 # %% ../../../nbs/decide/series/02_trend.ipynb #91b80469
 @patch
-def doubt(self: Maturity) -> str:
+def no_ceiling_reason(self: Maturity) -> str:
     "Why no ceiling is stated; empty where one is."
     c, best = self.ceiling(), self.best
     if c.high > 3 * c.low:
@@ -551,7 +551,7 @@ def doubt(self: Maturity) -> str:
 
 @patch
 # whether ceiling, stage and dates can be stated
-def decidable(self: Maturity) -> bool: return not self.doubt()
+def decidable(self: Maturity) -> bool: return not self.no_ceiling_reason()
 
 # %% ../../../nbs/decide/series/02_trend.ipynb #5e7d1644
 @patch
@@ -598,7 +598,7 @@ def summary(self: Maturity) -> str:
         often = f"{self.past:.0%}"
     c, chance = self.ceiling(), f"the steepest point is behind with a chance of {often}"
     upper = f"{c.high:,.0f}" if math.isfinite(c.high) else "no end"
-    if why := self.doubt():
+    if why := self.no_ceiling_reason():
         return f"Not decidable yet: {why}; {chance}"
     return (f"{self.stage().capitalize()}: {self.share().value:.0%} [{self.share().low:.0%}, "
             f"{self.share().high:.0%}] of a ceiling of {c.value:,.0f} [{c.low:,.0f}, {upper}]; "

@@ -109,11 +109,11 @@ class Themes:
     "Texts in groups, each with a name of its own words."
     texts: list # those that could be used
     rows: np.ndarray # (texts,) their row in the source, from 0
-    of: np.ndarray # (texts,) the theme of each
+    labels: np.ndarray # (texts,) the theme of each
     names: list # of the themes, the largest first
     typical: list # for each theme the positions of the texts nearest to its middle
     skipped: dict # reason -> texts that could not be used
-    by: str # what the groups rest on
+    basis: str # what the groups rest on
 
 # %% ../../../nbs/decide/strategy/03_demand.ipynb #2127e5d2
 def find_themes(texts, k=None, # anything that may be a text; themes, None: chosen
@@ -144,16 +144,15 @@ def _cite(row, text, n=60): return f"row {row}: “{shorten(text, n)}”"
 @patch
 def table(self: Themes) -> ReportTable:
     "Each theme with its size and three texts that are typical of it."
-    size = np.bincount(self.of)
+    size = np.bincount(self.labels)
     rows = [[
-        shorten(n, 50), f"{s:,}", f"{s / len(self.of):.0%}",
+        shorten(n, 50), f"{s:,}", f"{s / len(self.labels):.0%}",
         *([_cite(self.rows[i], self.texts[i], 40)
            for i in at] + ["", "", ""])[:3]] for n, s, at in zip(self.names, size, self.typical)]
     left = "".join(f"; {v} left out: {k}"
                    for k, v in sorted(self.skipped.items()))
-    return ReportTable(
-        ["theme", "texts", "share", "typical", "", ""], rows,
-        f"{plural(len(size), 'theme')} in {plural(len(self.of), 'text')}, by {self.by}{left}")
+    title = f"{plural(len(size), 'theme')} in {plural(len(self.labels), 'text')}, by {self.basis}{left}"
+    return ReportTable(["theme", "texts", "share", "typical", "", ""], rows, title)
 
 # %% ../../../nbs/decide/strategy/03_demand.ipynb #2d4b4351
 def _answers(values, need, scale): # (people,) from 1 to scale, NaN where there is none
