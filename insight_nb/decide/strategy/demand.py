@@ -151,7 +151,8 @@ def table(self: Themes) -> ReportTable:
            for i in at] + ["", "", ""])[:3]] for n, s, at in zip(self.names, size, self.typical)]
     left = "".join(f"; {v} left out: {k}"
                    for k, v in sorted(self.skipped.items()))
-    title = f"{plural(len(size), 'theme')} in {plural(len(self.labels), 'text')}, by {self.basis}{left}"
+    title = (f"{plural(len(size), 'theme')} in {plural(len(self.labels), 'text')}, by "
+             f"{self.basis}{left}")
     return ReportTable(["theme", "texts", "share", "typical", "", ""], rows, title)
 
 # %% ../../../nbs/decide/strategy/03_demand.ipynb #2d4b4351
