@@ -448,8 +448,7 @@ def _check(args):
     label = None if args.label == "none" else args.label
     with contextlib.ExitStack() as stack:
         if args.json:
-            temp = stack.enter_context(atomic_output(args.json, args.force,
-                                                     file=True))
+            temp = stack.enter_context(atomic_output(args.json, args.force, file=True))
         else:
             temp = None
         found = audit(open_table(args.table, text=args.text, label=label))

@@ -118,10 +118,7 @@ def __repr__(self: ReportTable):
 
 # %% ../../nbs/base/01_core.ipynb #edeb4936
 def _number(s):
-    return s.replace(".", "").replace(",",
-                                      "").replace("%",
-                                                  "").replace("-",
-                                                              "").strip().isdigit()
+    return s.replace(".", "").replace(",", "").replace("%", "").replace("-", "").strip().isdigit()
 
 def escape_markdown(s) -> str:
     """`s` as plain text inside Markdown: nothing in it can start a tag, a link, an emphasis or a

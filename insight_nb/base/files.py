@@ -234,8 +234,8 @@ def _workbook(path):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return openpyxl.load_workbook(io.BytesIO(b"".join(iter_bytes(path))), read_only=True,
-                                          data_only=True)
+            return openpyxl.load_workbook(
+                io.BytesIO(b"".join(iter_bytes(path))), read_only=True, data_only=True)
     except Exception:
         raise InputError(
             f"{path.name} is not a sound .xlsx workbook: save it again as .xlsx, "

@@ -14,9 +14,8 @@ from .core import ReportTable, format_cell, shorten, escape_markdown
 # %% ../../nbs/base/06_html.ipynb #394bdfaf
 def _fact(v):
     if isinstance(v, (list, tuple)):
-        return ", ".join(shorten(_fact(x), 30)
-                         for x in v[:12]) + (f" and {len(v) - 12} more"
-                                             if len(v) > 12 else "")
+        return ", ".join(shorten(_fact(x), 30) for x in v[:12]) + (
+            f" and {len(v) - 12} more" if len(v) > 12 else "")
     if isinstance(v, bool) or v is None:
         return {True: "yes", False: "no", None: "–"}[v]
     if isinstance(v, int) and v >= 10_000:
@@ -90,8 +89,8 @@ def _block(b):
         return f"<p>{html.escape(b)}</p>"
     if isinstance(b, ReportTable):
         return _boxed(b)
-    return b._repr_html_() + (f"<details><summary>The numbers</summary>{_boxed(b.table)}</details>"
-                              if b.table else "")
+    return b._repr_html_() + (
+        f"<details><summary>The numbers</summary>{_boxed(b.table)}</details>" if b.table else "")
 
 # %% ../../nbs/base/06_html.ipynb #f4ba5a34
 def html_page(title, # one line

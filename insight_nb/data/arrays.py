@@ -193,9 +193,7 @@ def plan_column(cells: pd.Series, # of the training rows
     x = numeric_values(cells, plan["kind"], cells.name)
     known = x[~np.isnan(x)]
     if bins:
-        cuts = np.unique(np.quantile(known,
-                                     np.arange(1, bins) /
-                                     bins, method="inverted_cdf"))
+        cuts = np.unique(np.quantile(known, np.arange(1, bins) / bins, method="inverted_cdf"))
     else:
         cuts = np.zeros(0)
     return plan | {
@@ -238,9 +236,7 @@ def encode_column(plan: dict, cells: pd.Series) -> np.ndarray:
                                          len(known) + bool(plan["others"]))).astype(np.float64)
     x = numeric_values(cells, plan["kind"], plan["column"])
     gap, x = np.isnan(x), np.where(np.isnan(x), plan["median"], x)
-    own = x[:,
-            None] > np.array(plan["cuts"]) if plan["cuts"] else x[:,
-                                                                  None]
+    own = x[:, None] > np.array(plan["cuts"]) if plan["cuts"] else x[:, None]
     return np.column_stack([own, gap] if plan["gaps"] else [own]).astype(np.float64)
 
 # %% ../../nbs/data/12_arrays.ipynb #e8ae02d3
@@ -299,8 +295,7 @@ def count_unseen(self: ColumnEncoder, frame: pd.DataFrame) -> dict:
     for p in self.plans:
         cells = to_missing(frame[p["column"]])
         if p["kind"] == "category":
-            n = sum(w not in set(p["levels"])
-                          for w in to_categories(cells))
+            n = sum(w not in set(p["levels"]) for w in to_categories(cells))
             what = "new or rare categories"
         elif p["kind"] != "nothing":
             n = int(
@@ -346,8 +341,11 @@ def table(self: ColumnEncoder) -> ReportTable:
             p["kind"],
             f"median {p.get('median', 0):.4g}, {plural(p.get('gaps', 0), 'gap')}")
 
-    return ReportTable(["column", "kind", "in the training rows", "features"], [[
-        shorten(p["column"], 40), p["kind"],
-        found(p), made[p["column"]] or f"none: {self.dropped_columns()[p['column']]}"
-    ] for p in self.plans],
-                f"{plural(len(self.plans), 'column')}, {plural(len(self.features), 'feature')}")
+    return ReportTable(
+        ["column", "kind", "in the training rows", "features"],
+        [
+            [
+                shorten(p["column"], 40), p["kind"], found(p),
+                made[p["column"]] or f"none: {self.dropped_columns()[p['column']]}"]
+            for p in self.plans],
+        f"{plural(len(self.plans), 'column')}, {plural(len(self.features), 'feature')}")

@@ -46,8 +46,8 @@ def find_label_conflicts(groups, # (rows,) group ids of equal texts
     accuracy, and two rows of each of the first few."""
     # one number for each text with each label
     pairs, counts = np.unique(groups * (ids.max() + 1) + ids, return_counts=True)
-    texts, starts, kinds = np.unique(pairs // (ids.max() + 1), return_index=True,
-                                     return_counts=True)
+    texts, starts, kinds = np.unique(
+        pairs // (ids.max() + 1), return_index=True, return_counts=True)
     best, torn = np.maximum.reduceat(counts, starts), texts[kinds > 1]
     examples = []
     for g in torn[:3]:
@@ -82,10 +82,10 @@ def audit(table: Table, # with labels or without
     be learned are among `problems`."""
     texts, rows = table.texts, table.frame.index.to_numpy()
     exact, near = table_duplicates(table)
-    found = AuditReport(name=table.name, rows=len(table), dropped=table.dropped, notes=table.notes,
-                  labels=None, conflicts=None, lengths=text_lengths(texts, rows),
-                  repeats=count_duplicates(exact, near), garbled=sum(map(is_garbled, texts)),
-                  groups=_groups(table, group))
+    found = AuditReport(
+        name=table.name, rows=len(table), dropped=table.dropped, notes=table.notes, labels=None,
+        conflicts=None, lengths=text_lengths(texts, rows), repeats=count_duplicates(exact, near),
+        garbled=sum(map(is_garbled, texts)), groups=_groups(table, group))
     if table.label is not None:
         _audit_labels(found, table.labels, exact, rows)
     found.warnings += _warnings(found)
@@ -210,9 +210,11 @@ def __repr__(self: AuditReport):
 @patch
 def to_markdown(self: AuditReport) -> str:
     "As Markdown, escaped."
-    return "\n\n".join(g.to_markdown()
-                       for g in self._grids()) + "\n\n" + "\n".join(f"- {escape_markdown(s)}"
-                                                                    for s in self._advice()) + "\n"
+    return (
+        "\n\n".join(g.to_markdown() for g in self._grids())
+        + "\n\n"
+        + "\n".join(f"- {escape_markdown(s)}" for s in self._advice())
+        + "\n")
 @patch
 def to_html(self: AuditReport) -> str:
     "As HTML, escaped."

@@ -80,10 +80,11 @@ def _sklearn(file, **how):
 # %% ../../nbs/data/06_samples.ipynb #1d4be9fa
 def _breast_cancer():
     frame = _sklearn("breast_cancer.csv", skiprows=1)
-    frame.columns = [f"mean {m}"
-                     for m in _MEASURES] + [f"{m} error"
-                                            for m in _MEASURES] + [f"worst {m}"
-                                                                   for m in _MEASURES] + ["label"]
+    frame.columns = (
+        [f"mean {m}" for m in _MEASURES]
+        + [f"{m} error" for m in _MEASURES]
+        + [f"worst {m}" for m in _MEASURES]
+        + ["label"])
     return frame.assign(label=frame.label.map({0: "malignant", 1: "benign"}))
 
 # %% ../../nbs/data/06_samples.ipynb #5b727ad9
@@ -240,16 +241,16 @@ def _things(rng, n=180): # a title and a kind for each
             return f"{_THINGS[k][1]}的故事"
         if rng.random() < .04:
             return ""
-        return "{} {} and {}".format(rng.choice(["a book of", "the", "about"]),
-                                           *rng.choice(_THINGS[k][0].split(), 2, replace=False))
+        return "{} {} and {}".format(
+            rng.choice(["a book of", "the", "about"]),
+            *rng.choice(_THINGS[k][0].split(), 2, replace=False))
     return [title(k) for k in kinds], kinds
 
 # columns user, item, time, event, rating, text, kind
 def synthetic_visits(rows=6000, seed=0) -> pd.DataFrame:
     "Made-up visits of users to things over 200 days; buys follow views of what is liked."
     rng, out = np.random.default_rng(seed), []
-    (texts, kinds), born, charm = _things(rng), rng.integers(0, 150,
-                                                             180), rng.gamma(1.5, size=180)
+    (texts, kinds), born, charm = _things(rng), rng.integers(0, 150, 180), rng.gamma(1.5, size=180)
     likes = [rng.choice(list(_THINGS), 2) for _ in range(max(rows // 25, 2))]
     for day in np.sort(rng.random(rows) * 200):
         user = rng.integers(len(likes))
@@ -257,8 +258,7 @@ def synthetic_visits(rows=6000, seed=0) -> pd.DataFrame:
         pull = charm * fit * (born <= day) * np.where(np.arange(180) == int(day // 7) * 5, 12, 1)
         item = rng.choice(180, p=pull / pull.sum())
         if rng.random() < .7:
-            mark = float(np.clip(round(2 + 2.5 * fit[item] +
-                                       rng.normal()), 1, 5))
+            mark = float(np.clip(round(2 + 2.5 * fit[item] + rng.normal()), 1, 5))
         else:
             mark = float("nan")
         event = "buy" if rng.random() < .1 + .3 * (fit[item] == 1) else "view"

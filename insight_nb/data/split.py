@@ -38,7 +38,6 @@ def _exact(texts):
                          dtype=np.int64)
     return groups, list(seen)
 
-
 # %% ../../nbs/data/01_split.ipynb #0063aed6
 _ODD = np.random.default_rng(0).integers(2**63, size=6, dtype=np.uint64) | np.uint64(1)
 
@@ -49,8 +48,7 @@ def _runs(texts):
     wide = (codes >= 0x2E80) & (codes < 0xD7B0) | (codes >= 0x20000)
     n = len(codes)
     c = np.concatenate([codes, np.zeros(4, np.uint32)]).astype(np.uint64)
-    three = c[:n] * _ODD[0] + c[1:n + 1] * _ODD[1] + c[2:n +
-                                                       2] * _ODD[2]
+    three = c[:n] * _ODD[0] + c[1 : n + 1] * _ODD[1] + c[2 : n + 2] * _ODD[2]
     h = np.where(wide, three,
                  three + c[3:n + 3] * _ODD[3] + c[4:n + 4] * _ODD[4])
     h = (h ^ (h >> np.uint64(32))) * _ODD[5]
@@ -107,8 +105,7 @@ def _signatures(texts, seed):
 # %% ../../nbs/data/01_split.ipynb #a28a6f84
 def _neighbours(bands, j, rows):
     "Pairs of rows that agree in band j and stand next to each other when sorted by it."
-    key = bands[j][rows] << np.uint64(32) | bands[(j + 1) %
-                                                  len(bands)][rows]
+    key = bands[j][rows] << np.uint64(32) | bands[(j + 1) % len(bands)][rows]
     order = np.argsort(key)
     same = np.diff(key[order] >> np.uint64(32)) == 0
     return rows[order[:-1][same]], rows[order[1:][same]]

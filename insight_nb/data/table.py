@@ -23,8 +23,8 @@ _BLANK = "".join(
     c for c in map(chr, range(0x10000)) if c.isspace()) + "\x00\u180e\u200b\u200c\u200d\u2060\ufeff"
 
 def _missing(v):
-    return v is None or v is pd.NA or v is pd.NaT or (isinstance(v,
-                                                                 (float, np.floating)) and v != v)
+    return (
+        v is None or v is pd.NA or v is pd.NaT or (isinstance(v, (float, np.floating)) and v != v))
 
 # %% ../../nbs/data/00_table.ipynb #c9c25410
 def invalid_text_reason(value # a cell of the text column, of any type

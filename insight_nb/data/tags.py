@@ -106,9 +106,12 @@ def head(self: TaggedTexts, n=5) -> ReportTable:
                              for a, b, k in self.spans(i))
         return ""
 
-    return ReportTable(["row", "text", "spans"],
-                [(self.rows[i], shorten(self.texts[i], 80), shorten(shown(i), 80))
-                 for i in range(min(n, len(self)))], caption)
+    return ReportTable(
+        ["row", "text", "spans"],
+        [
+            (self.rows[i], shorten(self.texts[i], 80), shorten(shown(i), 80))
+            for i in range(min(n, len(self)))],
+        caption)
 
 @patch
 def __repr__(self: TaggedTexts): return repr(self.head())
@@ -127,9 +130,10 @@ def join_tagged(*parts) -> TaggedTexts: # of `TaggedTexts`
     def all_of(k): return list(chain.from_iterable(getattr(p, k) for p in parts))
     dropped = {k: sum(p.dropped.get(k, 0) for p in parts) for p in parts for k in p.dropped}
     notes = [n if len(parts) == 1 else f"{p.name}: {n}" for p in parts for n in p.notes]
-    return TaggedTexts(all_of("texts"), all_of("word_offsets"), all_of("tags"),
-                  None if alone else np.concatenate(docs), " + ".join(p.name for p in parts), notes,
-                  parts[0].fine, np.concatenate([p.rows for p in parts]), dropped)
+    return TaggedTexts(
+        all_of("texts"), all_of("word_offsets"), all_of("tags"),
+        None if alone else np.concatenate(docs), " + ".join(p.name for p in parts), notes,
+        parts[0].fine, np.concatenate([p.rows for p in parts]), dropped)
 
 # %% ../../nbs/data/11_tags.ipynb #c2049af3
 @patch
@@ -289,8 +293,7 @@ def _from_lists(frame, text, label, name, notes):
                 "which is not a name: give tags such as B-PER.")
         keep = [k for k, v in enumerate(w) if invalid_text_reason(v) is None]
         if keep:
-            words.append([to_text(w[k])
-                          for k in keep])
+            words.append([to_text(w[k]) for k in keep])
             tags.append([t[k] for k in keep])
             rows.append(i)
     if not words:
@@ -453,8 +456,9 @@ class TagWindows:
     # (all words,) tag ids, where there are some; the token id that fills up
     def dataset(self, ids=None, pad_id=0) -> TokenDataset:
         "The windows as rows to train on or to predict."
-        return TokenDataset(self.tokens, None if ids is None else self.labels(ids), pad_id=pad_id,
-                       token_features=self.casing)
+        return TokenDataset(
+            self.tokens, None if ids is None else self.labels(ids), pad_id=pad_id,
+            token_features=self.casing)
 
     def words(self, values: np.ndarray, # (all tokens, ...) of any kind
               missing=0) -> list: # of arrays (words, ...), one for each text
@@ -523,8 +527,9 @@ class _Windows:
     def done(self, sizes):
         def join(parts, kind): return np.concatenate([np.zeros(0, kind), *parts])
 
-        tokens = TokenizedTexts(join(self.input_ids, np.int32), np.cumsum([0, *self.lengths]),
-                        np.zeros(len(self.lengths), dtype=bool))
+        tokens = TokenizedTexts(
+            join(self.input_ids, np.int32), np.cumsum([0, *self.lengths]),
+            np.zeros(len(self.lengths), dtype=bool))
         return TagWindows(tokens, join(self.place, np.int64), join(self.casing, np.int64), sizes)
 
 # %% ../../nbs/data/11_tags.ipynb #05e8e69c
@@ -532,8 +537,7 @@ def _spread(first, kinds, n):
     "The casing of each word for all of its n tokens."
     out = np.zeros(n, dtype=np.int64)
     out[first[first >= 0][::-1]] = kinds[first >= 0][::-1]
-    return out[np.maximum.accumulate(np.where(out > 0, np.arange(n),
-                                              0))] if n else out
+    return out[np.maximum.accumulate(np.where(out > 0, np.arange(n), 0))] if n else out
 
 def _joined(texts, sep):
     """The same of texts that are read together, the casing for every token; with a separator
@@ -584,7 +588,9 @@ def concatenate_datasets(*parts: TokenDataset) -> TokenDataset: # with labels, w
     "The rows of several data sets, one after the other."
     def join(values): return np.concatenate(list(values))
     lengths = join(p.tokens.lengths for p in parts)
-    tokens = TokenizedTexts(join(p.tokens.input_ids for p in parts), np.cumsum([0, *lengths]),
-                    join(p.tokens.truncated for p in parts))
-    return TokenDataset(tokens, join(p.labels for p in parts), pad_id=parts[0].pad_id,
-                   token_features=join(p.token_features for p in parts))
+    tokens = TokenizedTexts(
+        join(p.tokens.input_ids for p in parts), np.cumsum([0, *lengths]),
+        join(p.tokens.truncated for p in parts))
+    return TokenDataset(
+        tokens, join(p.labels for p in parts), pad_id=parts[0].pad_id,
+        token_features=join(p.token_features for p in parts))

@@ -54,8 +54,7 @@ def row_weights(table: Table, column, indices) -> np.ndarray:
             f"{table.name} has no column {column!r} for the "
             f"weights.{suggest(column, table.frame.columns)}")
     values = table.frame[column].iloc[indices].tolist()
-    found = regression_targets(values, column, table.frame.index[indices],
-                    constant=True)
+    found = regression_targets(values, column, table.frame.index[indices], constant=True)
     if found.min() < 0:
         raise InputError(
             f"column {column!r} holds {found.min():g}: a row can't count less than nothing.")
@@ -141,9 +140,9 @@ def looks_multilabel(values) -> str | None: # the separator
     for s in (";", "|", ","):
         parts = Counter(p.strip() for v in set(texts) for p in v.split(s))
         glued = [
-            v for v in texts
-            if s in v and all(p.strip() and parts[p.strip()] > 1
-                              for p in v.split(s))]
+            v
+            for v in texts
+            if s in v and all(p.strip() and parts[p.strip()] > 1 for p in v.split(s))]
         if len(glued) > .05 * len(texts):
             return s
 
@@ -212,5 +211,6 @@ def tokenize_pairs(first, second, # (rows,) str each
     def flat(rows, kind):
         return np.concatenate([np.zeros(0, kind), *[np.array(r, dtype=kind) for r in rows]])
 
-    return TokenizedTexts(flat(ids, np.int32), np.cumsum([0, *map(len, ids)]),
-                  np.isin(np.arange(len(rows)), cut)), flat(segments, np.int64)
+    return TokenizedTexts(
+        flat(ids, np.int32), np.cumsum([0, *map(len, ids)]), np.isin(np.arange(len(rows)), cut)
+    ), flat(segments, np.int64)

@@ -169,10 +169,8 @@ def _key(texts, identity, max_length):
         letters.update("".join(rows).encode())
         lengths.update(np.array([len(t) for t in rows]))
     return hash_texts(
-        ["tokens 2", identity,
-         str(max_length),
-         letters.hexdigest(),
-         lengths.hexdigest()])[:32]
+        ["tokens 2", identity, str(max_length), letters.hexdigest(), lengths.hexdigest()]
+    )[:32]
 
 # %% ../../nbs/data/03_tokens.ipynb #4cb91cb4
 def _seal(tokens, name):
@@ -198,8 +196,8 @@ def _load(path):
         batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
         batch.validate()
         ids, truncated = batch.columns
-        tokens = TokenizedTexts(ids.values.to_numpy(), ids.offsets.to_numpy(),
-                        truncated.to_numpy(zero_copy_only=False))
+        tokens = TokenizedTexts(
+            ids.values.to_numpy(), ids.offsets.to_numpy(), truncated.to_numpy(zero_copy_only=False))
         if batch.schema.metadata[b"sha256"].decode() == _seal(
             tokens,
             Path(path).stem):
@@ -293,8 +291,9 @@ def check_tokenizer_coverage(texts, # str each
     "Whether the tokenizer was made for the language of these texts, in numbers and in a sentence."
     chosen = np.random.default_rng(seed).permutation(len(texts))[:sample_size]
     texts = [texts[i][:500] for i in chosen]
-    ids = tokenize(texts, tokenizer, min(512, getattr(tokenizer, "model_max_length",
-                                                      512))).input_ids
+    ids = tokenize(
+        texts, tokenizer, min(512, getattr(tokenizer, "model_max_length", 512))
+    ).input_ids
     unknown, single, n = _shares(tokenizer, ids)
     joined = "".join(texts)
     def mostly(letters):

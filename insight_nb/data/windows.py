@@ -137,8 +137,8 @@ def text_dataset(texts, tokenizer, # str each; fast, of transformers
              ) -> tuple[TokenDataset, np.ndarray]: # and whether each text is longer, (rows,) bool
     "Texts as rows to train on or to predict."
     if windows:
-        rows = window_dataset(texts, tokenizer, max_length, max_length // 4, labels,
-                           tokenizer.pad_token_id)
+        rows = window_dataset(
+            texts, tokenizer, max_length, max_length // 4, labels, tokenizer.pad_token_id)
         return rows, np.diff(rows.starts) > 1
     tokens = tokenize(texts, tokenizer, max_length, cache=True)
     return TokenDataset(tokens, labels, pad_id=tokenizer.pad_token_id), tokens.truncated

@@ -55,9 +55,10 @@ def calibration_error_by_chance(y_prob, # (rows, classes) probabilities
     seen = rows > 0
     p = np.clip(sure[seen] / rows[seen], 0, 1)
     return float(
-        _ece(rows, sure[seen],
-             np.random.default_rng(seed).binomial(rows[seen].astype(int), p,
-                                                  (draws, seen.sum()))).mean())
+        _ece(
+            rows, sure[seen],
+            np.random.default_rng(seed).binomial(rows[seen].astype(int), p, (draws, seen.sum())),
+        ).mean())
 
 # %% ../../nbs/eval/02_calibrate.ipynb #7bc45dba
 def _slope(logits, y, beta): # of the log-loss with respect to beta

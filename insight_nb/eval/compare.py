@@ -21,9 +21,7 @@ NORMAL = NormalDist()
 def mcnemar(b: int, c: int) -> float: # rows on which only the first, only the second is right
     "Two-sided mid-p value of McNemar's test."
     n, k = b + c, min(b, c)
-    logs = np.concatenate([[0.],
-                           np.cumsum(np.log(np.arange(1,
-                                                      n + 1)))]) # of the factorials
+    logs = np.concatenate([[0.], np.cumsum(np.log(np.arange(1, n + 1)))])  # of the factorials
     # of 0 to k heads in n flips
     chance = np.exp(logs[n] - logs[:k + 1] - logs[n - k:][::-1] -
                     n * np.log(2))
@@ -149,11 +147,15 @@ def slice_table(correct: dict, # name of a model -> (rows,) bool
             paired_difference(correct[best][at], correct[m][at],
                               1 - (1 - wide) / max(len(names) - 1, 1)) for m in names if m != best]
         sure = "surely" if ahead and all(d.low > 0 for d in ahead) else "not surely"
-        rows.append([
-            shorten(s, 40), f"{len(at):,}", *(format_interval(
-                np.mean(correct[m][at]),
-                *wilson_interval(int(correct[m][at].sum()), len(at), wide))
-                                              for m in names), best, sure])
+        rows.append(
+            [
+                shorten(s, 40), f"{len(at):,}",
+                *(
+                    format_interval(
+                        np.mean(correct[m][at]),
+                        *wilson_interval(int(correct[m][at].sum()), len(at), wide))
+                    for m in names),
+                best, sure])
     return ReportTable(
         ["slice", "rows", *names, "best", "better than all others"], rows,
         f"{plural(len(found), 'slice')}; intervals hold for all of them together in {level:.0%} "

@@ -69,10 +69,11 @@ def _cells(powers, *sums):
             scatter**2).sum(-1)
     weight = -(fits *
                np.log(scatter)).sum(-1) - fits.sum() / 2 * np.log(left)
-    weight += (np.log(se * np.ptp(floors, 1)[:, None]) -
-               ((floors - FLOOR[0]) / FLOOR[1])**2 / 2 -
-               ((powers - POWER[0]) / POWER[1])[:, None]**2 / 2)[...,
-                                                                 None]
+    weight += (
+        np.log(se * np.ptp(floors, 1)[:, None])
+        - ((floors - FLOOR[0]) / FLOOR[1]) ** 2 / 2
+        - ((powers - POWER[0]) / POWER[1])[:, None] ** 2 / 2
+    )[..., None]
     return np.exp(floors), b / one[..., None], left, weight
 
 # %% ../../nbs/eval/04_learning_curve.ipynb #f9c478db
@@ -187,8 +188,7 @@ def rows_needed(self: LearningCurve, goal, # a score
     rows, max_rows = _rows_to(self, goal), 100 * self.sizes.max() if max_rows is None else max_rows
     some = rows[rows <= max_rows]
     if len(some):
-        three = np.quantile(some, [.5, (1 - level) / 2,
-                                   (1 + level) / 2])
+        three = np.quantile(some, [.5, (1 - level) / 2, (1 + level) / 2])
     else:
         three = (np.inf, max_rows, np.inf)
     return RowsNeeded(goal, *map(float, three), len(some) / len(rows), float(max_rows))
@@ -283,8 +283,7 @@ def backtest_curve(sizes, scores, # (fits,)
     for last in np.unique(n)[2:]:
         then = n == ahead * last
         if then.any():
-            expected, low, high = fit_curve(n[n <= last],
-                                            y[n <= last]).predict(ahead * last)
+            expected, low, high = fit_curve(n[n <= last], y[n <= last]).predict(ahead * last)
             out.append({
                 "seen": int(last), "asked": int(ahead * last), "expected": expected, "low": low,
                 "high": high, "scores": y[then].tolist()})

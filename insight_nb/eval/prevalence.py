@@ -123,8 +123,8 @@ def quality_from_evidence(evidence: dict, label) -> ClassifierQuality:
     total = sum(v["test_rows"] for v in classes.values())
     found = c["precision"]["n"]
     caught = round((c["recall"]["value"] or 0) * c["recall"]["n"])
-    return ClassifierQuality(caught, c["recall"]["n"], total - c["test_rows"] - (found - caught),
-                   total - c["test_rows"])
+    return ClassifierQuality(
+        caught, c["recall"]["n"], total - c["test_rows"] - (found - caught), total - c["test_rows"])
 
 # %% ../../nbs/eval/09_prevalence.ipynb #50c0f502
 # (texts,) what the classifier says; what is right

@@ -30,19 +30,17 @@ def regression_metrics(y_true, # (rows,) true numbers
                    seed=0) -> dict: # mae, rmse, r2, spearman -> Metric
     "Scores of a regression with bootstrap intervals. Raises ValueError for NaN."
     y_true, y_pred = np.asarray(y_true, float), np.asarray(y_pred, float)
-    if y_true.shape != y_pred.shape or not (np.isfinite(y_true).all()
-                                            and np.isfinite(y_pred).all()):
+    if y_true.shape != y_pred.shape or not (
+        np.isfinite(y_true).all() and np.isfinite(y_pred).all()):
         raise ValueError(
             f"{y_true.shape} true numbers and {y_pred.shape} answers: expected finite numbers, "
             "one for each row")
     off = y_true - y_pred
     stats = {
-        "mae": lambda i: np.abs(off[i]).mean(),
-        "rmse": lambda i: np.sqrt((off[i]**2).mean()),
-        "r2": lambda i: 1 - (off[i]**2).sum() / max(
-            ((y_true[i] - y_true[i].mean())**2).sum(), 1e-300),
-        "spearman": lambda i: _correlation(_ranks(y_true[i]),
-                                           _ranks(y_pred[i]))}
+        "mae": lambda i: np.abs(off[i]).mean(), "rmse": lambda i: np.sqrt((off[i] ** 2).mean()),
+        "r2": lambda i: (
+            1 - (off[i] ** 2).sum() / max(((y_true[i] - y_true[i].mean()) ** 2).sum(), 1e-300)),
+        "spearman": lambda i: _correlation(_ranks(y_true[i]), _ranks(y_pred[i]))}
     whole = np.arange(len(y_true))
     return {
         k: Metric(
@@ -108,8 +106,10 @@ def label_table(y_true, y_pred, names) -> ReportTable: # (rows, labels) bool bot
         share(r, g),
         share(r, t),
         float(_f1(np.array([t, g, r])))] for n, (t, g, r) in zip(names, c)]
-    return ReportTable(["label", "in the truth", "found", "precision", "recall", "F1"], rows,
-                "Each label by itself, with 95 % Wilson intervals")
+    return ReportTable(
+        ["label", "in the truth", "found", "precision", "recall", "F1"],
+        rows,
+        "Each label by itself, with 95 % Wilson intervals")
 
 # %% ../../nbs/eval/07_scores.ipynb #3d22eb40
 def placement_values(y_true, # (rows,) bool; both kinds are there
@@ -229,8 +229,9 @@ def plot_scores(self: ScoreReport) -> ReportFigure:
     keys = [k for k in self.metric_titles if k not in self.smaller_is_better]
     fig, ax = figure(6, 1. + .42 * len(keys))
     for j, (label, metrics, colour, marker) in enumerate(
-        (("this model", self.metrics, BLUE, "o"), (shorten(self.baseline_title,
-                                                        30), self.baseline, ORANGE, "s"))):
+        (
+            ("this model", self.metrics, BLUE, "o"),
+            (shorten(self.baseline_title, 30), self.baseline, ORANGE, "s"))):
         ms = [metrics[k] for k in keys]
         v, low, high = (np.array([getattr(m, a) for m in ms], dtype=float)
                         for a in ("value", "low", "high"))
@@ -239,9 +240,9 @@ def plot_scores(self: ScoreReport) -> ReportFigure:
                     xerr=np.maximum([v - low, high - v], 0), fmt=marker, ms=5,
                     color=colour, elinewidth=1.5, label=label)
     ax.set_yticks(range(len(keys)), [self.metric_titles[k] for k in keys])
-    ax.set(ylim=(len(keys) - .5, -.5), xlim=(min(ax.get_xlim()[0],
-                                                 -.02), 1.02),
-           xlabel="score, with its 95 % interval")
+    ax.set(
+        ylim=(len(keys) - .5, -.5), xlim=(min(ax.get_xlim()[0], -.02), 1.02),
+        xlabel="score, with its 95 % interval")
     for t in fig.legend(loc="outside upper left", ncols=2, frameon=False).get_texts():
         t.set_color(INK)
     m = self.metrics[keys[0]]

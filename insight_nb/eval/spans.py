@@ -148,5 +148,6 @@ def word_table(counts, names, seed=0) -> ReportTable: # of `word_counts`
     rows += [[
         k.removeprefix("word_").removesuffix("_f1") + " average", f"{m.n:,}", "",
         "", m] for k, m in word_metrics(counts, seed=seed).items()]
-    return ReportTable(["tag", "words", "precision", "recall", "F1"], rows,
-                "Words, O included; in the averages 95 % intervals")
+    return ReportTable(
+        ["tag", "words", "precision", "recall", "F1"], rows,
+        "Words, O included; in the averages 95 % intervals")

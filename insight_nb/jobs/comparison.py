@@ -41,8 +41,7 @@ class TextComparison:
     "One label for each text, as a ladder compares methods on them."
     task, sample_name, default_methods = "classify", "sample:tweets", "lora,bottleneck,full"
     sample_sizes = {"train": 2000, "test": 4000} # of the split of the sample
-    titles = {"accuracy": "accuracy", "macro_f1": "macro-F1", "mcc": "MCC",
-              "log_loss": "log-loss"}
+    titles = {"accuracy": "accuracy", "macro_f1": "macro-F1", "mcc": "MCC", "log_loss": "log-loss"}
     baseline_title, smaller_is_better = "the majority class", ("log_loss",)
 
     def __init__(self, backbone=None, # folder or hub id; None: the embedded one
@@ -103,8 +102,7 @@ def read_descriptions(path) -> dict: # label -> description
                              "label and description.")
     twice = frame["label"][frame["label"].duplicated()]
     if len(twice):
-        raise InputError(f"{name} describes the label {str(twice.iloc[0])!r} twice: keep one "
-                         "line.")
+        raise InputError(f"{name} describes the label {str(twice.iloc[0])!r} twice: keep one line.")
     return {str(k): str(v) for k, v in zip(frame["label"], frame["description"])
             if isinstance(v, str) and v.strip()}
 
@@ -131,8 +129,8 @@ def split(self: TextComparison, tables=(None, None), # for validation and test
     "Split the rows; `parts` holds the split, `train_at` the training rows."
     def open(name): return self.open(name, *self.columns)
 
-    self.source, self.parts = self.split_source(self.source, tables, open, self.seed, group=group,
-                                                time=time, valid=0, **self.sizes)
+    self.source, self.parts = self.split_source(
+        self.source, tables, open, self.seed, group=group, time=time, valid=0, **self.sizes)
     self.train_at = np.sort(np.concatenate([self.parts.train, self.parts.valid]))
     return self.parts
 
@@ -384,8 +382,8 @@ class TagComparison(TextComparison):
     def check_options(self, goal=None, class_weights=None):
         "Raise an InputError: both are for labels of texts."
         if goal:
-            raise InputError("goal is for labels of texts: no learning curve is drawn of tags, "
-                             "leave it out.")
+            raise InputError(
+                "goal is for labels of texts: no learning curve is drawn of tags, leave it out.")
         if class_weights:
             raise InputError("class_weights are for labels of texts: leave them out for tags.")
 

@@ -51,8 +51,8 @@ class FineTuningSetup:
 
     def __repr__(self):
         weights, trained = count_parameters(self.encoder)
-        predicted = expected_trainable_parameters(self.encoder.encoder, self.encoder.width,
-                                                  self.method, **self.options)
+        predicted = expected_trainable_parameters(
+            self.encoder.encoder, self.encoder.width, self.method, **self.options)
         return (f"{self.method}: {predicted:,} of {weights:,} weights of the encoder are to be "
                 f"trained ({predicted / weights:.1%}), counted {trained:,}")
 

@@ -76,11 +76,12 @@ class TaggingRows:
         self.labels = LabelEncoder(tag_names(self.sides["train"]))
         check_entity_types(self.sides["train"], self.sides["valid"], "validation")
         check_entity_types(self.sides["train"], self.sides["test"], "test")
-        self.passes = {side: windowed_passes(texts, setup.encoder.tokenizer, setup.length,
-                                             self.overlap, context)
-                       for side, texts in self.sides.items()}
-        setup.language = check_tokenizer_coverage(self.sides["train"].texts,
-                                                  setup.encoder.tokenizer, seed=setup.seed)
+        self.passes = {
+            side: windowed_passes(
+                texts, setup.encoder.tokenizer, setup.length, self.overlap, context)
+            for side, texts in self.sides.items()}
+        setup.language = check_tokenizer_coverage(
+            self.sides["train"].texts, setup.encoder.tokenizer, seed=setup.seed)
 
 # %% ../../nbs/jobs/02_tagging.ipynb #d413f76d
 @patch

@@ -137,8 +137,7 @@ def fit_vectorizer(texts, max_features=60_000): # texts: list of str; limit for 
     from sklearn.pipeline import make_union
     how = dict(sublinear_tf=True, max_features=max_features, dtype=np.float32)
     if is_unsegmented(texts):
-        pieces = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), **
-                                 how)
+        pieces = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), **how)
     else:
         pieces = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), **how)
     return make_union(TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", **how),
@@ -214,8 +213,9 @@ class Tfidf(Rung):
     strengths = (1., 10., 100.)
     def learn(self, texts, y):
         self.features = fit_vectorizer(texts)
-        self.model = fit_linear(self.features.transform(texts), y, self.strengths, self.seed,
-                            balanced=self.balanced, on_progress=self.check_time_budget)
+        self.model = fit_linear(
+            self.features.transform(texts), y, self.strengths, self.seed, balanced=self.balanced,
+            on_progress=self.check_time_budget)
 
     def predict_proba(self, texts):
         if len(texts):

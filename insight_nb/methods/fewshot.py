@@ -200,8 +200,9 @@ class Contrastive(Rung):
         named = [
             i for i, n in enumerate(self.names)
             if not EMPTY_NAME.fullmatch((self.descriptions or {}).get(n) or n)]
-        words = label_texts([self.names[i] for i in named], self.descriptions
-                         and {k: v for k, v in self.descriptions.items() if k in self.names})
+        words = label_texts(
+            [self.names[i] for i in named],
+            self.descriptions and {k: v for k, v in self.descriptions.items() if k in self.names})
         return [*texts, *words], np.concatenate([y, np.array(named, dtype=np.int64)])
 
     def vectors(self, texts): # (rows, twice the width)
@@ -219,13 +220,15 @@ def tune(self: Contrastive, texts, y, more=0.): # as of `TimeBudget`
     encoder = load_backbone(self.backbone)
     self.model = Model(encoder, ContrastiveTask(self.names))
     n = self.pairs or default_num_pairs(len(y), len(self.names))
-    settings = TrainConfig(epochs=1, batch_size=48,
-                        learning_rate=1e-4 * (1 if encoder.width < 512 else .25),
-                        head_learning_rate=1e-2, seed=self.seed)
+    settings = TrainConfig(
+        epochs=1, batch_size=48,
+        learning_rate=1e-4 * (1 if encoder.width < 512 else .25),
+        head_learning_rate=1e-2, seed=self.seed)
     t = encoder.tokenizer
-    rows = PairDataset(tokenize(texts, t, self.max_length), y, pad_id=t.pad_token_id,
-                 pairs=draw_pairs(y, n, self.seed), hide=TOKEN_DROPOUT, mask_id=t.mask_token_id,
-                 special=tuple(t.all_special_ids))
+    rows = PairDataset(
+        tokenize(texts, t, self.max_length), y, pad_id=t.pad_token_id,
+        pairs=draw_pairs(y, n, self.seed), hide=TOKEN_DROPOUT, mask_id=t.mask_token_id,
+        special=tuple(t.all_special_ids))
     self.model.head.anchors.data = torch.from_numpy(
         prototypes(embed(texts, encoder, self.max_length), y, len(self.names))).float()
     self.trainer = Trainer(self.model, rows, config=settings, callbacks=[TimeBudget(self, more)],
@@ -267,8 +270,8 @@ def learn(self: Contrastive, texts, y):
 # %% ../../nbs/methods/03_fewshot.ipynb #df09fa8b
 @patch
 def raw(self: Contrastive, texts): # probabilities before calibration
-    return class_probabilities(self.linear, (self.vectors(texts) - self.mean) / self.scale,
-                               len(self.names))
+    return class_probabilities(
+        self.linear, (self.vectors(texts) - self.mean) / self.scale, len(self.names))
 
 @patch
 def predict_proba(self: Contrastive, texts):

@@ -55,8 +55,9 @@ class FineTuned(Rung):
 # %% ../../nbs/methods/04_fine_tuned.ipynb #1b95df08
 @patch
 def rows(self: FineTuned, texts, y=None):
-    return TokenDataset(tokenize(texts, self.model.backbone.tokenizer, self.max_length), y,
-                   pad_id=self.model.backbone.tokenizer.pad_token_id)
+    return TokenDataset(
+        tokenize(texts, self.model.backbone.tokenizer, self.max_length),
+        y, pad_id=self.model.backbone.tokenizer.pad_token_id)
 
 # %% ../../nbs/methods/04_fine_tuned.ipynb #be09dd2a
 @patch
@@ -70,8 +71,8 @@ def learn(self: FineTuned, texts, y):
     weights = class_weights(self.names, np.bincount(y, minlength=len(self.names)),
                             "balanced" if self.balanced else None)
     self.model = Model(encoder, ClassificationTask(self.names, weights))
-    settings, self.rule = default_train_config(len(y), len(self.names), self.method, encoder.width,
-                                          seed=self.seed, **self.given or {})
+    settings, self.rule = default_train_config(
+        len(y), len(self.names), self.method, encoder.width, seed=self.seed, **self.given or {})
     self.trainer = Trainer(self.model, self.rows(texts, y), config=settings,
                            callbacks=[CollapseGuard(), TimeBudget(self)], device=self.device,
                            precision=self.precision)

@@ -42,12 +42,13 @@ class LinearProbe(Rung):
         self.backbone = self.backbone or load_backbone()
         x = self.vectors(texts)
         self.mean, self.scale = x.mean(0), x.std() + 1e-9
-        self.model = fit_linear((x - self.mean) / self.scale, y, self.strengths, self.seed,
-                            balanced=self.balanced, on_progress=self.check_time_budget)
+        self.model = fit_linear(
+            (x - self.mean) / self.scale, y, self.strengths, self.seed, balanced=self.balanced,
+            on_progress=self.check_time_budget)
 
     def predict_proba(self, texts):
-        return class_probabilities(self.model, (self.vectors(list(texts)) - self.mean) / self.scale,
-                      len(self.names))
+        return class_probabilities(
+            self.model, (self.vectors(list(texts)) - self.mean) / self.scale, len(self.names))
     @property
     def num_parameters(self): return int(self.model.coef_.size + self.model.intercept_.size)
     @property

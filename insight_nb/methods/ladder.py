@@ -120,13 +120,12 @@ class Ladder:
     def __post_init__(self):
         if not self.rungs:
             raise InputError("a ladder needs a rung at least.")
-        for name, ok, want in (("budget", self.budget is None
-                                or self.budget > 0, "seconds above 0, or nothing"),
-                               ("margin", 0 < self.margin < 1,
-                                "a share of the score above 0, such as 0.01 for a point"),
-                               ("confidence", .5 < self.confidence < 1,
-                                "a share such as 0.95"), ("price", self.price
-                                                          >= 0, "0 or more for an hour")):
+        for name, ok, want in (
+            ("budget", self.budget is None or self.budget > 0, "seconds above 0, or nothing"),
+            ("margin", 0 < self.margin < 1,
+             "a share of the score above 0, such as 0.01 for a point"),
+            ("confidence", .5 < self.confidence < 1, "a share such as 0.95"),
+            ("price", self.price >= 0, "0 or more for an hour")):
             if not ok:
                 raise InputError(f"{name} is {getattr(self, name)}: give {want}.")
         twice = [
@@ -149,8 +148,8 @@ def run(self: Ladder) -> Ladder:
         step = shelf.get(rung)
         left = None if self.budget is None else self.budget - (time.monotonic() - began)
         if step is None and left is not None and left <= 0:
-            step = MethodResult(rung.name, rung.needs, rung.settings(), "skipped",
-                                "no time was left")
+            step = MethodResult(
+                rung.name, rung.needs, rung.settings(), "skipped", "no time was left")
         elif step is None and shelf.start(rung) > 3:
             step = MethodResult(
                 rung.name, rung.needs, rung.settings(), "failed",
@@ -319,8 +318,7 @@ def _undecided(self: Ladder, points, sure):
         f"the best score ({100 * self.best.metrics[self.evaluation.metric].value:.1f} %), but "
         f"with {sure} confidence no rung is shown to lose at most {points}. You need about "
         f"{_rows(rows[name])} test rows, if the rungs go on differing as here; then {name} would "
-        "be the one." +
-        (f" Surely behind the best: {', '.join(worse)}." if worse else ""))
+        "be the one." + (f" Surely behind the best: {', '.join(worse)}." if worse else ""))
 
 # %% ../../nbs/methods/07_ladder.ipynb #ab1559e3
 LADDER_COLUMNS = ("rung", "score", "behind the best", "p", "ahead of the next cheaper", "p",
@@ -386,10 +384,9 @@ def plot(self: Ladder) -> ReportFigure:
     front, x = self.pareto_front(), lambda s: max(s.cost["per_million"], 1e-9)
     for s in self.done:
         m, on = s.metrics[self.evaluation.metric], s in front
-        ax.errorbar([x(s)], [m.value], yerr=[[m.value - m.low],
-                                             [m.high - m.value]],
-                    fmt="o" if on else "s", ms=5,
-                    color=BLUE if on else ORANGE, elinewidth=1.2)
+        ax.errorbar(
+            [x(s)], [m.value], yerr=[[m.value - m.low], [m.high - m.value]], fmt="o" if on else "s",
+            ms=5, color=BLUE if on else ORANGE, elinewidth=1.2)
         ax.annotate(escape_label(s.name, 24), (x(s), m.value), xytext=(6, 4),
                     textcoords="offset points", fontsize=8, color=INK)
     ax.plot([x(s) for s in front], [s.metrics[self.evaluation.metric].value for s in front],

@@ -58,8 +58,8 @@ class ZeroShot(Rung):
 
     def learn(self, texts, y):
         self.backbone = self.backbone or load_backbone()
-        self.anchors = embed(label_texts(self.names, self.descriptions), self.backbone,
-                             self.max_length)
+        self.anchors = embed(
+            label_texts(self.names, self.descriptions), self.backbone, self.max_length)
 
     def predict_proba(self, texts):
         return softmax(
@@ -78,8 +78,8 @@ def load_prompt_model(name, # folder or hub id
         raise InputError(
             "this rung needs a model: name the folder or hub id of an entailment or a causal "
             "language model.")
-    _, identity, (model, tokenizer) = fetch_model(name,
-                                            lambda where, **how: open_model(where, causal, **how))
+    _, identity, (model, tokenizer) = fetch_model(
+        name, lambda where, **how: open_model(where, causal, **how))
     if not causal and _entails(model.config) is None:
         raise InputError(
             f"{name} is no entailment model: none of its classes is called entailment.")

@@ -180,14 +180,14 @@ class FineTunedTagger(TagRung):
         add_adapter(encoder, self.method, **method_options(self.method, self.rank))
         self.model = Model(
             encoder,
-            TaggingTask(self.names, casing=not is_cased(encoder.tokenizer),
+            TaggingTask(
+                self.names, casing=not is_cased(encoder.tokenizer),
                 follow=TRANSITION_STRENGTHS * log_transitions(tagged.tags, self.names)))
         ids = self.labels.transform(list(chain.from_iterable(tagged.tags)))
         rows = [r.dataset(ids, encoder.tokenizer.pad_token_id) for r in self.readings(tagged)]
-        settings, self.rule = default_train_config(sum(map(len, rows)), len(self.names),
-                                                   self.method, encoder.width, task="tag",
-                                                   windows_per_text=len(rows), seed=self.seed,
-                                                   **self.given or {})
+        settings, self.rule = default_train_config(
+            sum(map(len, rows)), len(self.names), self.method, encoder.width, task="tag",
+            windows_per_text=len(rows), seed=self.seed, **self.given or {})
         self.trainer = Trainer(self.model, concatenate_datasets(*rows), config=settings,
                                callbacks=[CollapseGuard(), TimeBudget(self)], device=self.device,
                                precision=self.precision)
@@ -196,8 +196,8 @@ class FineTunedTagger(TagRung):
             raise KeyboardInterrupt
 
     def readings(self, tagged):
-        return windowed_passes(tagged, self.model.backbone.tokenizer, self.max_length,
-                        self.max_length // 4)
+        return windowed_passes(
+            tagged, self.model.backbone.tokenizer, self.max_length, self.max_length // 4)
 
 # how much it counts that one tag often follows another: 0.765 to 0.776 of F1 on 5,000 sentences of
 # WikiANN

@@ -364,8 +364,8 @@ def expected_trainable_parameters(encoder: nn.Module, width, method, # one of `M
         return sum(o["rank"] * (m.in_features + m.out_features + (method == "adalora"))
                    for m in linear_layers(encoder, o.get("where")).values())
     if method == "bottleneck":
-        return len(bottleneck_paths(encoder, width,
-                                o["style"])) * (2 * width * o["size"] + o["size"] + width)
+        return len(bottleneck_paths(encoder, width, o["style"])) * (
+            2 * width * o["size"] + o["size"] + width)
     if method == "prefix":
         return sum(2 * o["length"] * m.all_head_size
                    for m in self_attention_modules(encoder).values())

@@ -137,9 +137,9 @@ def load_encoder(name_or_path, # folder or hub id
     the file or InputError is raised."""
     from transformers import AutoModel
     _quiet()
-    encoder, info = AutoModel.from_pretrained(name_or_path, dtype=torch.float32,
-                                              use_safetensors=True, trust_remote_code=False,
-                                              output_loading_info=True, **kwargs)
+    encoder, info = AutoModel.from_pretrained(
+        name_or_path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
+        output_loading_info=True, **kwargs)
     missing = sorted(k for k in info["missing_keys"] if "pooler" not in k)
     if missing:
         raise InputError(
@@ -158,8 +158,8 @@ def load_tokenizer(name_or_path, **kwargs):
     "The fast tokenizer of a folder or hub id. Raises InputError if there is no fast one."
     from transformers import AutoTokenizer
     _quiet()
-    tokenizer = AutoTokenizer.from_pretrained(name_or_path, use_fast=True, trust_remote_code=False,
-                                              **kwargs)
+    tokenizer = AutoTokenizer.from_pretrained(
+        name_or_path, use_fast=True, trust_remote_code=False, **kwargs)
     if not tokenizer.is_fast:
         raise InputError(
             f"{name_or_path} has no fast tokenizer (tokenizer.json): save one with it.")

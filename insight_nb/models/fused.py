@@ -204,8 +204,8 @@ def _linear_back(d: Tensor, x: Tensor, needs) -> tuple: # gradients of weight an
 
 # %% ../../nbs/models/04_fused.ipynb #3abd8a15
 def _norm_back(d, x, mean, rstd, weight, bias, needs):
-    return torch.ops.aten.native_layer_norm_backward(d, x, (x.shape[-1],), mean, rstd, weight, bias,
-                                                     (True, *needs))
+    return torch.ops.aten.native_layer_norm_backward(
+        d, x, (x.shape[-1],), mean, rstd, weight, bias, (True, *needs))
 
 def _undrop(d: Tensor, mask, p, dtype): # the gradient before dropout, a copy
     return dropout_(d.to(dtype, copy=True), mask, p)
@@ -312,8 +312,9 @@ def fused_forward(layer, x: Tensor, # (batch, tokens, width)
     "What a plain layer computes: in autocast's format where autocast is on, else in that of x."
     a, out = layer.attention, layer.output
     dt = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    s = LayerShape(*x.shape, a.self.num_attention_heads, out.LayerNorm.eps,
-              out.dropout.p * out.dropout.training, a.self.dropout.p * a.self.training)
+    s = LayerShape(
+        *x.shape, a.self.num_attention_heads, out.LayerNorm.eps,
+        out.dropout.p * out.dropout.training, a.self.dropout.p * a.self.training)
     tensors = layer_tensors(layer)
     held = None if layer.training else _made.__dict__.get("copies", {}).get(layer)
     with torch.autocast("cpu", enabled=False):
@@ -361,8 +362,9 @@ def fuse(module: nn.Module # of any kind
     for m in module.modules():
         if type(m).__name__ in FUSABLE_LAYERS:
             m.__class__ = _fused(type(m))
-        if type(m).__name__.endswith("Embeddings") and type(getattr(m, "dropout",
-                                                                    None)) is nn.Dropout:
+        if (
+            type(m).__name__.endswith("Embeddings")
+            and type(getattr(m, "dropout", None)) is nn.Dropout):
             m.dropout.__class__ = FastDropout
     return sum(isinstance(m, _Fused) for m in module.modules())
 

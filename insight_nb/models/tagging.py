@@ -58,9 +58,7 @@ class TaggingTask:
         self.smoothing = smoothing
         self.casing = casing
         if follow is None:
-            self.follow = np.zeros(
-                (len(self.names) + 1,
-                 len(self.names)))
+            self.follow = np.zeros((len(self.names) + 1, len(self.names)))
         else:
             self.follow = np.asarray(follow, dtype=float)
 

@@ -292,9 +292,8 @@ def check_task(model: Model, # with the task to check
                batch: Batch): # at least two rows with labels
     "Raise an AssertionError that names the promise which a task breaks."
     logits = model(batch).logits
-    assert len(
-        logits
-    ) == batch.size and logits.dtype == torch.float32, "logits: one row for each text, in 32 bits"
+    assert len(logits) == batch.size and logits.dtype == torch.float32, (
+        "logits: one row for each text, in 32 bits")
     value, total = model.task.loss(logits, batch.labels, batch.weights)
     assert value.shape == () and torch.isfinite(
         value) and total > 0, "loss: one finite number, and the weight it was divided by"

@@ -206,8 +206,7 @@ def load_bundle(path, # the folder
         raise InputError(
             f"{path} is for the task {info['task']!r}, which is not read here: open it with what "
             "wrote it, or update insight_nb.")
-    b, task = info["backbone"], TASKS[info["task"]](info["labels"],
-                                                    **info.get("settings", {}))
+    b, task = info["backbone"], TASKS[info["task"]](info["labels"], **info.get("settings", {}))
     if info.get("adapter"):
         return Bundle(load_adapter(path, info, task, backbone).eval(), info, precision)
     model = Model(empty_backbone(path, b["name"], b["identity"], b["max_length"]), task)

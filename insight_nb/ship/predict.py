@@ -40,18 +40,17 @@ def bundle_logits(bundle: Bundle, texts):
     def answer(rows): return predict_logits(bundle.model, rows, precision=precision)
     if bundle.info["task"] == "tag":
         tagged = without_tags([to_text(t) for t in texts], bundle.info.get("fine", False))
-        rows = make_tag_windows(tagged,
-                        tokenizer, length, bundle.info.get("overlap", 0))
+        rows = make_tag_windows(tagged, tokenizer, length, bundle.info.get("overlap", 0))
         return rows.words(answer(rows.dataset(pad_id=tokenizer.pad_token_id)))
     if bundle.info.get("second"):
-        tokens, segments = tokenize_pairs(*([to_text(t) for t in side] for side in zip(*texts)),
-                                          tokenizer, length)
+        tokens, segments = tokenize_pairs(
+            *([to_text(t) for t in side] for side in zip(*texts)), tokenizer, length)
         return answer(TokenDataset(tokens, pad_id=tokenizer.pad_token_id, token_features=segments))
     texts = [to_text(t) for t in texts]
     if bundle.info.get("overlap") is not None:
         return answer(
-            window_dataset(texts, tokenizer, length, bundle.info["overlap"],
-                        pad_id=tokenizer.pad_token_id))
+            window_dataset(
+                texts, tokenizer, length, bundle.info["overlap"], pad_id=tokenizer.pad_token_id))
     return answer(TokenDataset(tokenize(texts, tokenizer, length), pad_id=tokenizer.pad_token_id))
 
 # %% ../../nbs/ship/01_predict.ipynb #09b4945e
@@ -59,8 +58,8 @@ def bundle_logits(bundle: Bundle, texts):
 def predict(bundle: Bundle, texts) -> tuple[list, np.ndarray]:
     """Predict each text. The answer is a label, a tuple of labels, a number or a list of spans,
     depending on the task; also return the probability of every label (tagger: for each word)."""
-    answers, probs = bundle.model.task.postprocess(bundle_logits(bundle, texts),
-                                                   bundle.info["temperature"])
+    answers, probs = bundle.model.task.postprocess(
+        bundle_logits(bundle, texts), bundle.info["temperature"])
     if bundle.info["task"] == "tag":
         return ([_spans(to_text(t), tags, p, bundle) for t, tags, p in zip(texts, answers, probs)],
                 probs)
@@ -174,8 +173,7 @@ def compare_precision(bundle: Bundle, texts, # some of the texts to predict
 # %% ../../nbs/ship/01_predict.ipynb #b42c5b2f
 def _core(answer): # without probabilities
     if isinstance(answer, list):
-        return [(s["start"], s["end"], s["label"])
-                for s in answer]
+        return [(s["start"], s["end"], s["label"]) for s in answer]
     return answer
 
 # %% ../../nbs/ship/01_predict.ipynb #2c9a957c

@@ -110,8 +110,8 @@ class WeightAveraging:
             with torch.no_grad():
                 torch._foreach_copy_(trainer.trainable_parameters, kept)
         else: # weights None: the best weights are those in the model
-            trainer.state.best = Best(found.get("score", -found["valid_loss"]), trainer.state.epoch,
-                                      None)
+            trainer.state.best = Best(
+                found.get("score", -found["valid_loss"]), trainer.state.epoch, None)
 
 # %% ../../nbs/train/03_callbacks.ipynb #0742c610
 class CollapseGuard:
@@ -168,10 +168,9 @@ def loss_curve_svg(losses, # training loss of each step
     w, h = size
     y = [float(v) for v in losses]
     k = max(1, len(y) // 40)
-    smooth = [(i, sum(y[max(0, i - k):i + k + 1]) /
-               len(y[max(0, i - k):i + k + 1]))
-              for i in range(0, len(y), max(1,
-                                            len(y) // 200))]
+    smooth = [
+        (i, sum(y[max(0, i - k) : i + k + 1]) / len(y[max(0, i - k) : i + k + 1]))
+        for i in range(0, len(y), max(1, len(y) // 200))]
     points = [p
               for p in [*smooth, *valid_losses] if math.isfinite(p[1])] or [(0, 0.)]
     top = max(p[1] for p in points) or 1
@@ -202,8 +201,8 @@ class TrainingHistory:
         self.rows = trainer.state.history
         self.losses = trainer.state.losses
         self.notes = [*trainer.collapses, *([trainer.stop_reason] if trainer.stop_reason else [])]
-        self.valid_losses = [(r["step"] - 1, r["valid_loss"]) for r in trainer.state.history
-                             if "valid_loss" in r]
+        self.valid_losses = [
+            (r["step"] - 1, r["valid_loss"]) for r in trainer.state.history if "valid_loss" in r]
         self.head = (f"epoch {trainer.state.epoch} of {trainer.config.epochs}, step "
                      f"{trainer.state.global_step} of {trainer.total_steps}")
 

@@ -96,9 +96,8 @@ def embed(texts, # list of str
           precision="no" # precision of matrix products: no (32 bits) or bf16
          ) -> np.ndarray: # (rows, width) float32
     "Return a vector for each text."
-    rows = TokenDataset(tokenize(texts, backbone.tokenizer, max_length),
-                   pad_id=backbone.tokenizer.pad_token_id)
+    rows = TokenDataset(
+        tokenize(texts, backbone.tokenizer, max_length), pad_id=backbone.tokenizer.pad_token_id)
     if len(rows):
-        return predict_logits(PooledEncoder(backbone, static).eval(), rows,
-                              precision=precision)
+        return predict_logits(PooledEncoder(backbone, static).eval(), rows, precision=precision)
     return np.zeros((0, backbone.width), np.float32)

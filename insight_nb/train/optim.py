@@ -135,9 +135,7 @@ def flush(self: AdamW, p):
         return
     s = self.state[p]
     still = ~(s["exp_avg"].any(1) | s["exp_avg_sq"].any(1))
-    p.mul_(
-        torch.where(still, s["kept"][s["seen"]], 1.).to(p.dtype)[:,
-                                                                 None])
+    p.mul_(torch.where(still, s["kept"][s["seen"]], 1.).to(p.dtype)[:, None])
     s["seen"][still] = int(s["step"])
     for rows in (~still).nonzero()[:, 0].split(4096):
         self.update_rows(p, rows)
@@ -273,9 +271,11 @@ def default_train_config(n_rows, # number of training rows
     if task == "tag":
         epochs = max(epochs, 5 if windows_per_text == 1 else 4)
     head = 10 * rate if method == "full" else 1e-2
-    rule = TrainConfig(epochs=epochs, learning_rate=rate * LEARNING_RATE_SCALE.get(method, 1),
-                    head_learning_rate=head,
-                    token_budget=768 if task == "tag" else TrainConfig.token_budget)
+    rule = TrainConfig(
+        epochs=epochs,
+        learning_rate=rate * LEARNING_RATE_SCALE.get(method, 1),
+        head_learning_rate=head,
+        token_budget=768 if task == "tag" else TrainConfig.token_budget)
     given = {k: v for k, v in given.items() if v is not None}
     by_hand = [k for k in given if k != "seed"]
     if "learning_rate" in given and method == "full":

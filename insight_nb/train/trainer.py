@@ -151,8 +151,8 @@ def setup(self: Trainer):
     self.optimizer = self.accelerator.prepare_optimizer(AdamW(groups, **fused))
     # a row of many windows is a batch by itself
     budget = max(s.token_budget, int(self.train_dataset.lengths.max(initial=0)))
-    self.batches = BatchLoader(self.train_dataset, batch_size=s.batch_size, token_budget=budget,
-                               seed=s.seed)
+    self.batches = BatchLoader(
+        self.train_dataset, batch_size=s.batch_size, token_budget=budget, seed=s.seed)
     self.total_steps = len(self.batches) * s.epochs
     self.state, self.last_snapshot, self.is_set_up = TrainerState(), None, True
 
@@ -223,8 +223,8 @@ def validate(self: Trainer) -> dict: # valid_loss and score, where there are row
         loss, total = loss + (mean * weight).item(), total + weight.item()
         answers = task.predictions(logits)
         if self.valid_predictions is None:
-            self.valid_predictions = np.zeros((len(self.valid_dataset.labels), *answers.shape[1:]),
-                                          dtype=answers.dtype)
+            self.valid_predictions = np.zeros(
+                (len(self.valid_dataset.labels), *answers.shape[1:]), dtype=answers.dtype)
         self.valid_predictions[at] = answers
     return {
         "valid_loss": loss / total, **({
@@ -416,9 +416,9 @@ def restart_after_collapse(self: Trainer, reason: str) -> bool: # whether the ru
             self.model.load_state_dict(self.initial_weights.load())
         return False
     s = self.config
-    self.config = replace(s, learning_rate=s.learning_rate * .3,
-                            head_learning_rate=s.head_learning_rate * .3,
-                            warmup_ratio=max(.3, s.warmup_ratio))
+    self.config = replace(
+        s, learning_rate=s.learning_rate * .3, head_learning_rate=s.head_learning_rate * .3,
+        warmup_ratio=max(.3, s.warmup_ratio))
     self.model.load_state_dict(self.initial_weights.load())
     for p in self.trainable_parameters: # whatever a callback has frozen
         p.requires_grad_(True)

@@ -219,8 +219,8 @@ def load_assistant(path, transcript=None, reranker=None) -> Assistant: # as of `
             f"{path} holds a {info['task']}, no assistant: name the folder that the recipe "
             "assistant wrote as bundle.")
     b = info["backbone"]
-    reader = IntentClassifier(None, info["tune"], info["max_length"], info["strength"],
-                              info["seed"])
+    reader = IntentClassifier(
+        None, info["tune"], info["max_length"], info["strength"], info["seed"])
     reader.backbone = load_backbone(str(path))
     reader.names = tuple(info["labels"])
     reader.scale = info["scale"]
@@ -228,8 +228,8 @@ def load_assistant(path, transcript=None, reranker=None) -> Assistant: # as of `
     for k, v in load_file(path / "assistant.safetensors").items():
         setattr(reader, k, v.numpy())
     g, a = info["gate"], info["answers"]
-    reader.detector = OutOfScopeDetector(tuple(g["names"]), tuple(g["mean"]), tuple(g["spread"]),
-                                         g["threshold"])
+    reader.detector = OutOfScopeDetector(
+        tuple(g["names"]), tuple(g["mean"]), tuple(g["spread"]), g["threshold"])
     answers = a and AnswerIndex(a["questions"], a["texts"], reader.embed, a["weight"], a["soft"])
     return Assistant(reader, answers, read_flows(info["flows"]), info["near"], info["close"],
                      info["patience"], transcript, reranker)
@@ -260,8 +260,8 @@ class ChatPanel:
         self.status = w.HTML()
         self.send_button = w.Button(description="Send", button_style="primary")
         self.restart_button = w.Button(description="New conversation")
-        self.label_menu = w.Dropdown(options=["", *map(str, assistant.classifier.names)],
-                                description="I meant")
+        self.label_menu = w.Dropdown(
+            options=["", *map(str, assistant.classifier.names)], description="I meant")
         self.send_button.on_click(lambda _: self.submit())
         # Enter; leaving the line sends nothing
         self.text_box.on_msg(
@@ -308,7 +308,7 @@ def label_last_turn(self: ChatPanel):
     turns = len(self.assistant.transcript.parsed_turns(self.conversation))
     if not self.label_menu.value or not turns:
         return
-    self.assistant.transcript.add_correction(self.conversation, turns - 1, self.label_menu.value,
-                                             "user")
+    self.assistant.transcript.add_correction(
+        self.conversation, turns - 1, self.label_menu.value, "user")
     self.status.value = f"<i>noted: {html.escape(self.label_menu.value)}</i>"
     self.label_menu.value = ""

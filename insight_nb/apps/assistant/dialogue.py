@@ -61,9 +61,11 @@ def extract(self: Slot, text) -> str | None:
             return None
         return m[1] if m.re.groups else m[0]
     return next(
-        (value
-         for value, words in self.values.items() if any(has_word(text, w)
-                                                        for w in [value, *words])), None)
+        (
+            value
+            for value, words in self.values.items()
+            if any(has_word(text, w) for w in [value, *words])),
+        None)
 
 def has_word(text, word) -> bool: # as a whole word; of scripts without spaces anywhere
     "Whether a word or phrase is in a text, whatever the case."
@@ -196,8 +198,9 @@ class Dialogue:
         state, act = self.decide(state, parsed)
         if act.kind not in ("unknown", "handover", "silent"):
             state = replace(state, n_misses=0)
-        return replace(state, messages=(*state.messages, ("user", parsed.text), ("assistant",
-                                                                                 act.text))), act
+        return replace(
+            state, messages=(*state.messages, ("user", parsed.text), ("assistant", act.text))
+        ), act
 
 # %% ../../../nbs/apps/assistant/02_dialogue.ipynb #6807443c
 @patch
@@ -210,8 +213,8 @@ def decide(self: Dialogue, state, parsed):
     if state.options:
         chosen, state = self.choose_option(state, parsed), replace(state, options=())
         if chosen:
-            return self.start_flow(state, replace(parsed, label=chosen, known=True, close=False),
-                              read_slots=False)
+            return self.start_flow(
+                state, replace(parsed, label=chosen, known=True, close=False), read_slots=False)
     if state.forms:
         return self.continue_form(state, parsed)
     if (again := self.correct_form(state, parsed)):
@@ -251,9 +254,8 @@ def choose_option(self: Dialogue, state, parsed) -> str: # one of the options, o
 def hand_over(self: Dialogue, state, parsed):
     "A person takes over, with the transcript."
     lines = [f"{who}: {text}" for who, text in (*state.messages, ("user", parsed.text))]
-    return replace(state, is_handed_over=True,
-                   n_misses=0), DialogueAction("handover", self.reply_template(parsed, "handover"),
-                                               detail={"transcript": lines})
+    return replace(state, is_handed_over=True, n_misses=0), DialogueAction(
+        "handover", self.reply_template(parsed, "handover"), detail={"transcript": lines})
 
 @patch
 def fall_back(self: Dialogue, state, parsed):
@@ -265,8 +267,8 @@ def fall_back(self: Dialogue, state, parsed):
         return self.hand_over(state, parsed)
     return state, DialogueAction(
         "unknown",
-        self.resume(state, parsed, self.reply_template(parsed,
-                                                       "again" if state.forms else "unknown")))
+        self.resume(
+            state, parsed, self.reply_template(parsed, "again" if state.forms else "unknown")))
 
 # %% ../../../nbs/apps/assistant/02_dialogue.ipynb #c68b95eb
 @patch
@@ -312,8 +314,8 @@ def ask_next_slot(self: Dialogue, state, parsed):
         return replace(state,
                        requested_slot=slot.name), DialogueAction("ask", slot.ask, name, values)
     state = self.close_flow(replace(state, completed_form=state.forms[-1]))
-    return state, DialogueAction("done", self.resume(state, parsed, flow.fill(values)), name,
-                                 values)
+    return state, DialogueAction(
+        "done", self.resume(state, parsed, flow.fill(values)), name, values)
 
 # %% ../../../nbs/apps/assistant/02_dialogue.ipynb #efdf6d69
 @patch
@@ -408,8 +410,8 @@ def _json(thing):
 # what the text meant, and who says so: user or colleague
 def add_correction(self: Transcript, conversation, turn, label, by):
     "Keep what a turn should have been read as."
-    self.execute("insert into notes values (?, ?, ?, ?)",
-               (conversation, int(turn), str(label), str(by)))
+    self.execute(
+        "insert into notes values (?, ?, ?, ?)", (conversation, int(turn), str(label), str(by)))
 
 # %% ../../../nbs/apps/assistant/02_dialogue.ipynb #3525cd4a
 @patch

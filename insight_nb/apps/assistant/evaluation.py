@@ -45,8 +45,8 @@ def distinct_questions(source, # a `Table`
     "The `Table` with each question once. A note says how many rows were left out."
     once = np.flatnonzero(~source.frame[column].duplicated().to_numpy())
     if len(once) < len(source):
-        source.notes.append(f"{len(source) - len(once):,} rows ask what another row asks, and "
-                            "were left out")
+        source.notes.append(
+            f"{len(source) - len(once):,} rows ask what another row asks, and were left out")
     return source.select(once)
 
 # %% ../../../nbs/apps/assistant/04_evaluation.ipynb #443573c6

@@ -69,8 +69,9 @@ class OutOfScopeDetector:
         """Store mean and standard deviation of each score. Returns itself. Raises InputError if
         there are no rows."""
         if not len(scores[self.names[0]]):
-            raise InputError("there are no validation rows to set a threshold: give some, or more "
-                             "training rows.")
+            raise InputError(
+                "there are no validation rows to set a threshold: give some, or more training rows."
+            )
         self.mean = tuple(float(scores[n].mean()) for n in self.names)
         self.std = tuple(float(scores[n].std()) + 1e-9 for n in self.names)
         return self
@@ -126,8 +127,8 @@ def threshold_at_min_cost(score, correct, # the arguments of `threshold_costs`
             f"a wrong answer costs {error_cost}, a hand-over {handover_cost}, and "
             f"{out_of_scope_share} of the texts are out of scope: costs are not below 0, and a "
             "share is from 0 to 1.")
-    thresholds, cost = threshold_costs(score, correct, error_cost, handover_cost, out_of_scope,
-                                       out_of_scope_share)
+    thresholds, cost = threshold_costs(
+        score, correct, error_cost, handover_cost, out_of_scope, out_of_scope_share)
     return float(thresholds[cost.argmin()])
 
 # %% ../../../nbs/apps/assistant/00_out_of_scope.ipynb #c9dda36d

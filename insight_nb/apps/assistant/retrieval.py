@@ -191,9 +191,10 @@ def tune_weight(self: AnswerIndex, queries, y_true) -> dict:
         w: (answer_ranks(self.score_answers(queries, x, w), y_true) == 1).astype(float)
         for w in BM25_WEIGHTS}
     best = max(BM25_WEIGHTS, key=lambda w: first[w].mean())
-    self.bm25_weight = next(w for w in BM25_WEIGHTS
-                            if (d := first[best] - first[w]).mean() <= d.std() /
-                            len(y_true)**.5)
+    self.bm25_weight = next(
+        w
+        for w in BM25_WEIGHTS
+        if (d := first[best] - first[w]).mean() <= d.std() / len(y_true) ** .5)
     found = {w: float(hits.mean()) for w, hits in first.items()}
     ranked = reciprocal_rank_fusion(self.score_answers(queries, x, 0.),
                                     self.score_answers(queries, x, np.inf))

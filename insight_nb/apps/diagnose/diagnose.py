@@ -98,8 +98,8 @@ def sensitivity_specificity(y, p, # (rows,) class ids: the truth, the answers
     for i, name in enumerate(names):
         right = (p == i) == (y == i)
         for kind, of in (("sensitivity", y == i), ("specificity", y != i)):
-            out[f"{kind}[{name}]"] = share_with_interval(right[of],
-                                                         None if groups is None else groups[of])
+            out[f"{kind}[{name}]"] = share_with_interval(
+                right[of], None if groups is None else groups[of])
     return out
 
 # %% ../../../nbs/apps/diagnose/02_diagnose.ipynb #df7aa1fc
@@ -200,8 +200,9 @@ def abstain_table(y, probs, shares=(1., .95, .9, .8, .7, .5)) -> ReportTable:
     rows = [[f"{s:.0%}", f"{n:,}", f"{w:,}",
              format_interval(w / n, *wilson_interval(w, n))]
             for s, n, w in zip(shares, counts, wrong)]
-    return ReportTable(["answered", "images", "mistakes", "share wrong"], rows,
-                f"Abstention: the surest first; mean over all shares {c['area']:.4f}")
+    return ReportTable(
+        ["answered", "images", "mistakes", "share wrong"], rows,
+        f"Abstention: the surest first; mean over all shares {c['area']:.4f}")
 
 # %% ../../../nbs/apps/diagnose/02_diagnose.ipynb #65886738
 def plot_risk_coverage(y, probs) -> ReportFigure:
@@ -265,9 +266,10 @@ def _rule(rows, method, vision):
     seen, low, high, size, rate = _RULES[method]
     if method == "full" and vision.width >= 512:
         rate = 5e-5
-    return TrainConfig(epochs=int(np.clip(round(seen / max(rows, 1)), low,
-                                       high)), batch_size=int(np.clip(rows // 16, 8, size)),
-                    learning_rate=rate, head_learning_rate=1e-3 if method == "full" else rate)
+    return TrainConfig(
+        epochs=int(np.clip(round(seen / max(rows, 1)), low, high)),
+        batch_size=int(np.clip(rows // 16, 8, size)), learning_rate=rate,
+        head_learning_rate=1e-3 if method == "full" else rate)
 
 # %% ../../../nbs/apps/diagnose/02_diagnose.ipynb #5a73c5bb
 def _given(given, method):
@@ -294,9 +296,10 @@ def make_plan(rows, # number of training pictures
         f"{s.batch_size}, peak rate {s.learning_rate:g}")
     if by_hand:
         said += f"; set by hand: {', '.join(by_hand)}"
-    return TrainingPlan(method, s, said,
-                Augment() if given.get("augment", True) and method != "frozen" else None, balanced,
-                device)
+    return TrainingPlan(
+        method, s, said,
+        Augment() if given.get("augment", True) and method != "frozen" else None,
+        balanced, device)
 
 # %% ../../../nbs/apps/diagnose/02_diagnose.ipynb #cc39971a
 class ImageDataset(ArrayDataset):

@@ -279,8 +279,7 @@ def list_images(source,
         if column and column not in frame.columns:
             raise InputError(
                 f"{name} has no column {column!r} for the {what}.{suggest(column, frame.columns)}")
-    if not folder and isinstance(source,
-                                                                         (str, Path)):
+    if not folder and isinstance(source, (str, Path)):
         base = Path(source).expanduser().parent
     else:
         base = Path()
@@ -358,8 +357,7 @@ def read_images(frame, # of `list_images`: columns path and label
             f"{name}: none of the {plural(len(paths), 'file')} can be used. "
             f"{shorten(paths[0], 100)} {faults[0]}.")
     pixels, done = _pixels(
-        paths, good, _shape(sizes[good], grey[good], size, channels, len(good)),
-        faults)
+        paths, good, _shape(sizes[good], grey[good], size, channels, len(good)), faults)
     return _gathered(frame, pixels, good, faults, sizes, [*notes, *done], group, name)
 
 # %% ../../../nbs/apps/diagnose/00_images.ipynb #4049106e

@@ -61,8 +61,8 @@ def open_images(table=None, # folder, or table with paths; None: the digits
     "Read the pictures. Raises InputError if there are none, or labels that can't be learned."
     if table is None:
         if vision is not None:
-            raise InputError("a pretrained model needs pictures of its own: name a folder or a "
-                             "table as table.")
+            raise InputError(
+                "a pretrained model needs pictures of its own: name a folder or a table as table.")
         images = digits()
         if rows and rows < len(images):
             images = images.select(stratified_sample(images.labels, rows, seed))
@@ -177,8 +177,10 @@ def predict_images(bundle: ImagingBundle, frame: pd.DataFrame, # with a column o
         raise InputError(
             f"the table has no column {path!r} with paths.{suggest(path, frame.columns)}")
     taken = [
-        c for c in ("prediction", "probability", "error", *(f"probability_{n}"
-                                                            for n in bundle.names * probabilities))
+        c
+        for c in (
+            "prediction", "probability", "error",
+            *(f"probability_{n}" for n in bundle.names * probabilities))
         if c in frame.columns]
     if taken:
         raise InputError(
@@ -240,8 +242,10 @@ def leakage_table(metrics, gap, group) -> ReportTable:
     rows = [[f"by {shorten(group, 30)}", metrics["accuracy_grouped"],
              str(over)], ["shuffled", metrics["accuracy_shuffled"], "–"],
             ["the leak", str(gap), "–"]]
-    return ReportTable(["folds", "accuracy", f"interval over {plural(over.n, 'group')}"], rows,
-                f"{plural(n, 'image')}, each answered by a model that was not trained on it")
+    return ReportTable(
+        ["folds", "accuracy", f"interval over {plural(over.n, 'group')}"],
+        rows,
+        f"{plural(n, 'image')}, each answered by a model that was not trained on it")
 
 # %% ../../../nbs/apps/diagnose/03_imaging.ipynb #c4d4b109
 def _fold_grid(found, names):
@@ -263,8 +267,8 @@ def note_folds(self: DiagnosisReport, y, logits: dict, # "grouped", "shuffled" -
     self.extra["cross_validation"] = {"folds": folds, "group": group} | {
         k: sensitivity_specificity(y, logits[k].argmax(1), self.names, groups) for k in rights}
     for k, right in rights.items():
-        self.metrics[f"accuracy_{k}"] = replace(m := share_with_interval(right, groups),
-                                                method=f"{m.method}, {folds} folds")
+        self.metrics[f"accuracy_{k}"] = replace(
+            m := share_with_interval(right, groups), method=f"{m.method}, {folds} folds")
     return rights
 
 # %% ../../../nbs/apps/diagnose/03_imaging.ipynb #a3c42ec2
@@ -365,20 +369,20 @@ def show_pictures(self: DiagnosisReport, model: Model, images: Images, indices,
               f"{'The surest mistakes' if wrong else 'No mistake; the least sure answers'}: {how}",
               maps)]))
     if wrong:
-        self.mistakes = _mistakes(images.frame.iloc[indices[wrong]],
-                                  [[self.names[y[i]], self.names[p[i]], probs[i].max()]
-                                   for i in wrong])
+        self.mistakes = _mistakes(
+            images.frame.iloc[indices[wrong]],
+            [[self.names[y[i]], self.names[p[i]], probs[i].max()] for i in wrong])
 
 # %% ../../../nbs/apps/diagnose/03_imaging.ipynb #8065b73a
 def _mistakes(frame, rows):
     if "path" in frame:
-        files = [shorten(Path(str(f)).name, 60)
-                 for f in frame["path"]]
+        files = [shorten(Path(str(f)).name, 60) for f in frame["path"]]
     else:
         files = ["–"] * len(frame)
-    return ReportTable(["row", "file", "truth", "answer", "probability"],
-                [[i, f, *r] for i, f, r in zip(frame.index, files, rows)],
-                "The surest mistakes on the test rows")
+    return ReportTable(
+        ["row", "file", "truth", "answer", "probability"],
+        [[i, f, *r] for i, f, r in zip(frame.index, files, rows)],
+        "The surest mistakes on the test rows")
 
 # %% ../../../nbs/apps/diagnose/03_imaging.ipynb #3ed12978
 def time_per_image(bundle: ImagingBundle, pixels, times=5) -> float: # ms, of one picture at a time

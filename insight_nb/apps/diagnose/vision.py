@@ -151,11 +151,9 @@ def _load(where, **how):
     except OSError:
         saved = {}
     try:
-        model, info = AutoModelForImageClassification.from_pretrained(where, dtype=torch.float32,
-                                                                      use_safetensors=True,
-                                                                      trust_remote_code=False,
-                                                                      output_loading_info=True,
-                                                                      **how)
+        model, info = AutoModelForImageClassification.from_pretrained(
+            where, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
+            output_loading_info=True, **how)
     except ImportError as e:
         raise InputError(
             f"image model {where} needs a package that is not installed: {shorten(e, 160)}"
@@ -268,8 +266,6 @@ def occlusion(model: nn.Module, pixels, classes, # as above
         for c, d in zip(columns, columns[1:]):
             covered = x.clone()
             covered[:, :, a:b, c:d] = x.mean((2, 3), keepdim=True)
-            out[:, a:b,
-                c:d] = (full -
-                        _logits(model, covered).cpu().gather(1, at)[:, 0])[:, None,
-                                                                           None]
+            out[:, a:b, c:d] = (full - _logits(model, covered).cpu().gather(1, at)[:, 0])[
+                :, None, None]
     return out

@@ -250,9 +250,7 @@ def detection_delays(self: ControlChart, surge, # how much the share rises
     b = self.baseline
     shape = (n_warmup + n_buckets, n_runs)
     n = rng.choice(b.n_texts.astype(int), shape)
-    share = np.where(
-        np.arange(shape[0]) < n_warmup, b.p, min(b.p + surge,
-                                                 .9999))[:, None]
+    share = np.where(np.arange(shape[0]) < n_warmup, b.p, min(b.p + surge, .9999))[:, None]
     above = self.statistic(draw_counts(rng, n, share, b.rho, shape), n) > self.limit
     above = above[n_warmup:, ~above[:n_warmup].any(0)]
     return np.where(above.any(0), above.argmax(0) + 1, np.inf)

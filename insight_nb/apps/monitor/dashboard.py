@@ -227,8 +227,7 @@ def _texts_html(rows, most=30):
 # %% ../../../nbs/apps/monitor/03_dashboard.ipynb #5759ee72
 def _alerts_html(monitor, found):
     cards = "".join(
-        a.to_html(monitor.stream.freq,
-                  monitor.get_series(a.name).quality) for a in found)
+        a.to_html(monitor.stream.freq, monitor.get_series(a.name).quality) for a in found)
     return f'<div style="{_CARD}">{cards or "<p>No alert in this time.</p>"}</div>'
 
 # %% ../../../nbs/apps/monitor/03_dashboard.ipynb #5a728a0c
@@ -279,8 +278,7 @@ def _show(monitor, alerts, parts, series, last):
     parts["alerts"].value = _alerts_html(
         monitor, [a for a in alerts if a.name == series.name and (a.ended or "9") >= first])
     parts["texts"].value = _texts_html(
-        monitor.get_texts(series,
-                        len(monitor.bucket_index) - last, len(monitor.bucket_index)))
+        monitor.get_texts(series, len(monitor.bucket_index) - last, len(monitor.bucket_index)))
 
 # %% ../../../nbs/apps/monitor/03_dashboard.ipynb #42056e8d
 _CELL = """from insight_nb.apps.monitor.dashboard import dashboard, load_monitor

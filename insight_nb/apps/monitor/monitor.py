@@ -71,8 +71,9 @@ def _opinions(frame):
 
 def _tally(hit, of, bucket, bucket_index): # (texts,) bool both
     def count(mask):
-        return bucket[mask].value_counts().reindex(bucket_index,
-                                                   fill_value=0).to_numpy().astype(float)
+        return (
+            bucket[mask].value_counts().reindex(bucket_index, fill_value=0).to_numpy().astype(float)
+        )
     return count(hit & of), count(of)
 
 # %% ../../../nbs/apps/monitor/02_monitor.ipynb #e7339e90
@@ -209,8 +210,10 @@ def _numbers(self: MonitoredSeries, names, at, signal, hot):
         names[i], f"{self.n[i]:.0f}", f"{self.x[i]:.0f}",
         self.x[i] / self.n[i] if self.n[i] else float("nan"), signal[i],
         ("alarm" if h else "")] for i, h in zip(at, hot)][-30:]
-    return ReportTable(["bucket", "texts", "counted", "share", "signal", ""], rows,
-                "The newest buckets; the limit of the signal is 1")
+    return ReportTable(
+        ["bucket", "texts", "counted", "share", "signal", ""],
+        rows,
+        "The newest buckets; the limit of the signal is 1")
 
 # %% ../../../nbs/apps/monitor/02_monitor.ipynb #31452ff6
 DRIFT_SERIES = "texts unlike before" # the series that tells of a drift
@@ -229,8 +232,9 @@ class Monitor:
                  seed=0):
         get_chart(chart)
         self.stream, self.seed = stream, seed
-        self.settings = dict(watch=watch, false_alarms=false_alarms, baseline=baseline, chart=chart,
-                          drift=drift, seed=seed)
+        self.settings = dict(
+            watch=watch, false_alarms=false_alarms, baseline=baseline, chart=chart, drift=drift,
+            seed=seed)
         self.frame = _opinions(stream.to_frame())
         self.bucket_index = stream.complete_buckets(self.frame)
         self.n_baseline = min(60, len(self.bucket_index) // 2) if baseline is None else baseline
@@ -240,8 +244,7 @@ class Monitor:
                 f"{self.n_baseline}: it takes at least 5 to learn from, and more to watch. Gather "
                 "more, or take shorter buckets.")
         if quality is None:
-            self.quality = {o: self._quality(o)
-                            for o in self.frame.opinion.unique()}
+            self.quality = {o: self._quality(o) for o in self.frame.opinion.unique()}
         else:
             self.quality = quality
         self.series = self._series(count_series(self.frame, self.bucket_index, watch), drift)
@@ -251,9 +254,7 @@ class Monitor:
 def _quality(self: Monitor, opinion):
     seen = self.frame[self.frame.truth.notna()]
     right = (seen.truth == opinion).sum()
-    if min(right,
-                                                                  len(seen) -
-                                                                  right) >= 20:
+    if min(right, len(seen) - right) >= 20:
         return quality_from_labels(seen.opinion, seen.truth, opinion)
     return EXACT
 
@@ -263,8 +264,9 @@ def _series(self: Monitor, found, drift):
     if drift:
         marked = flag_drift(self.frame, (self.frame.bucket
                                          < self.bucket_index[self.n_baseline]).to_numpy())
-        found = found | {("", DRIFT_SERIES): _tally(marked.unlike, pd.Series(True, marked.index),
-                                              marked.bucket, self.bucket_index)}
+        found = found | {
+            ("", DRIFT_SERIES): _tally(
+                marked.unlike, pd.Series(True, marked.index), marked.bucket, self.bucket_index)}
     self.too_rare = [
         f"{t}: {o}" if t else o for (t, o), (x, n) in found.items()
         if (n[:self.n_baseline] > 0).sum() < 5]
@@ -274,8 +276,9 @@ def _series(self: Monitor, found, drift):
     self.arl0 = arl0_per_chart(self.settings["false_alarms"], self.stream.freq, max(len(keep), 1))
 
     def make(x, n, seed):
-        return ControlChart(fit_baseline(x[:self.n_baseline], n[:self.n_baseline]), self.arl0,
-                     self.settings["chart"], seed)
+        return ControlChart(
+            fit_baseline(x[: self.n_baseline], n[: self.n_baseline]),
+            self.arl0, self.settings["chart"], seed)
 
     return [
         MonitoredSeries(t, o, x, n, make(x, n, [self.seed, i]), self.n_baseline,
@@ -334,9 +337,9 @@ def _words_up(now, before, most=8): # texts each
                          dtype=object).value_counts()
     a, b = count(now), count(before)
     b = b.reindex(a.index, fill_value=0)
-    z = (np.log((a + .5) / (len(now) - a + .5)) - np.log(
-        (b + .5) / (len(before) - b + .5))) / np.sqrt(1 / (a + .5) + 1 /
-                                                      (b + .5))
+    z = (
+        np.log((a + .5) / (len(now) - a + .5)) - np.log((b + .5) / (len(before) - b + .5))
+    ) / np.sqrt(1 / (a + .5) + 1 / (b + .5))
     return z[(z > 2) & (a > 2)].sort_index().sort_values(ascending=False, kind="stable").head(most)
 
 # %% ../../../nbs/apps/monitor/02_monitor.ipynb #d0cd94c9
@@ -345,8 +348,8 @@ def _driving(rows, weight, most=5):
     score = rows.text.map(
         lambda t: sum(weight.get(w, 0.) for w in set(extract_words(t)[:200])) /
         (3 + len(set(extract_words(t)[:200]))))
-    best = rows.assign(score=score).sort_values(["score", "at"], ascending=[False, True],
-                                                kind="stable")
+    best = rows.assign(score=score).sort_values(
+        ["score", "at"], ascending=[False, True], kind="stable")
     many = best.text.value_counts()
     return [(f"{r.bucket:%Y-%m-%d}", r.text, int(many[r.text]))
             for r in best.drop_duplicates("text").head(most).itertuples()]
@@ -435,8 +438,8 @@ def _points(m): return format_interval(*(100 * v for v in (m.value, m.low, m.hig
 def sentences(self: Alert, freq="day", quality=EXACT) -> list: # str each
     "What happened, how sure that is, what else it may be."
     (mean, nine), (known, fallen) = self.detection_delay, self.specificity
-    when = f"since {self.since}, raised on {self.raised}, " + (f"over on {self.ended}"
-                                                               if self.ended else "still on")
+    when = f"since {self.since}, raised on {self.raised}, " + (
+        f"over on {self.ended}" if self.ended else "still on")
     said = [
         f"{shorten(self.name, 60)}: {_points(self.rise)} points above the usual "
         f"{100 * self.baseline_share.value:.1f} % ({when}). {self._where(freq)}",

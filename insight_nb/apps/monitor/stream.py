@@ -287,8 +287,8 @@ def to_frame(self: Stream) -> pd.DataFrame:
 @patch
 def rejected(self: Stream) -> pd.DataFrame: # reason, text, date, source
     "All texts that were set aside."
-    return pd.read_sql_query("select reason, text, date, source from aside order by reason, key",
-                             self.db)
+    return pd.read_sql_query(
+        "select reason, text, date, source from aside order by reason, key", self.db)
 
 # %% ../../../nbs/apps/monitor/01_stream.ipynb #0a854b70
 _STEP = {"hour": "h", "day": "D", "week": "W-MON"}
@@ -466,8 +466,7 @@ def _day(rng, day, volume, surge, wrong, strange, pool):
     # texts of a day are a little alike
     share = rng.beta(*(300 * np.array([.2 + surge, .8 - surge])))
     for _ in range(rng.poisson(volume * (.7 if date.weekday() > 4 else 1.12))):
-        topic = names[0] if rng.random() < share else names[1 +
-                                                            int(rng.random() < .35)]
+        topic = names[0] if rng.random() < share else names[1 + int(rng.random() < .35)]
         err = rng.random() < wrong
         said = names[(names.index(topic) + rng.integers(1, 3)) % 3] if err else topic
         text = pool[topic][rng.integers(len(pool[topic]))]

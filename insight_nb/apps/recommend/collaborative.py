@@ -53,8 +53,9 @@ def _name(v): # "" where it is missing
 def _codes(column): # -> (rows,) int64 with -1 for missing, names in order
     at, found = pd.factorize(np.asarray(column, dtype=object), use_na_sentinel=True)
     names = [_name(v) for v in found]
-    kept = sorted({n for n in names if n}, key=lambda n: (not n.isdecimal(), int(n)
-                                                          if n.isdecimal() else 0, n))
+    kept = sorted(
+        {n for n in names if n},
+        key=lambda n: (not n.isdecimal(), int(n) if n.isdecimal() else 0, n))
     place = {n: i for i, n in enumerate(kept)} | {"": -1}
     return np.array([place[n] for n in names] + [-1], dtype=np.int64)[at], kept
 
@@ -190,9 +191,8 @@ class EvaluationSplit:
 
 # %% ../../../nbs/apps/recommend/01_collaborative.ipynb #259a5242
 def _edge(interactions, share):
-    return {0.: -np.inf,
-            1.: np.inf}.get(share,
-                            np.quantile(interactions.times, share) if 0 < share < 1 else None)
+    return {0.: -np.inf, 1.: np.inf}.get(
+        share, np.quantile(interactions.times, share) if 0 < share < 1 else None)
 
 # shares of the rows in order of time
 def window_fold(interactions: Interactions, start, end) -> Fold:

@@ -21,12 +21,10 @@ from sklearn.preprocessing import StandardScaler
 from .collaborative import (
     EASE, IALS, Fold, Interactions, ItemKNN, Popularity, RecentPopularity, ease_fits, eval_users,
     evaluate_scorer, rank, score_unseen_items)
-from .ranking import (
-    ndcg_gain, ranking_metrics, ranking_table, top_items)
+from .ranking import ndcg_gain, ranking_metrics, ranking_table, top_items
 from .recommender import (
     Hybrid, ItemCatalog, Recommender, cold_start_ndcg, tune_ridge)
-from ...base.core import (
-    InputError, ReportTable, package_versions, plural, shorten, suggest)
+from ...base.core import InputError, ReportTable, package_versions, plural, shorten, suggest
 from ...eval.metrics import BOOTSTRAP, Metric, bootstrap, bootstrap_mean
 from ...eval.report import Check
 from ...eval.scores import ScoreReport, best_thresholds
@@ -69,10 +67,13 @@ class RankingReport(ScoreReport):
         self.set_metrics(metrics["hybrid"], metrics[against])
         self.headline = " ".join(f"Against {name} the gain in NDCG@10 is {gain}."
                                  for name, gain in gains.items())
-        self.lead_sections = [("Beside what needs no model",
-                       [self.ranking.protocol + ".", ranking_table(rankings, seed)])]
-        self.extra = {"protocol": self.ranking.protocol, "beside": metrics,
-                     "paired_gain": {against: self.paired_gain}}
+        self.lead_sections = [
+            (
+                "Beside what needs no model",
+                [self.ranking.protocol + ".", ranking_table(rankings, seed)])]
+        self.extra = {
+            "protocol": self.ranking.protocol, "beside": metrics,
+            "paired_gain": {against: self.paired_gain}}
     @property
     def beats_baseline(self): return self.paired_gain.low > 0
 
@@ -117,8 +118,8 @@ def candidate_pairs(hybrid: Hybrid, interactions: Interactions, fold: Fold,
     """Each asked user with the items that come first, and what came of it. Raises InputError for an
     event that doesn't occur."""
     target = later_events(interactions, fold, event)
-    users, wanted = eval_users(interactions, Fold(fold.history, target, fold.description),
-                               min_history)
+    users, wanted = eval_users(
+        interactions, Fold(fold.history, target, fold.description), min_history)
     if not len(users):
         return np.zeros((0, 5)), np.zeros(0, bool), users
     profiles = hybrid.profiles(interactions, fold.history)[users]

@@ -22,8 +22,8 @@ def top_items(scores, # (users, items); -inf: not to be listed
     k = min(k, scores.shape[1])
     edge = np.partition(scores, -k, axis=1)[:, -k]
     at = np.sort(np.argpartition(-scores, k - 1, axis=1)[:, :k], axis=1)
-    at = np.take_along_axis(at, np.argsort(-np.take_along_axis(scores, at, 1), axis=1,
-                                           kind="stable"), 1)
+    at = np.take_along_axis(
+        at, np.argsort(-np.take_along_axis(scores, at, 1), axis=1, kind="stable"), 1)
     # with ties at rank k, argpartition may not pick the first items
     tied = np.flatnonzero((scores >= edge[:, None]).sum(1) > k)
     at[tied] = np.argsort(-scores[tied], axis=1, kind="stable")[:, :k]
@@ -73,16 +73,16 @@ def ranking_metrics(ranking: Ranking, seed=0) -> dict: # name -> Metric
     "NDCG, recall, hit rate, coverage and novelty, each with its interval over users."
     k, n = ranking.k, len(ranking.users)
     out = {
-        f"{name}_at_{k}": Metric(float(v.mean()),
-                                 *np.clip(bootstrap_mean(v, seed=seed), 0, 1).tolist(), n,
-                                 BOOTSTRAP)
-        for name, v in (("ndcg", ranking.ndcg), ("recall", ranking.recall), ("hit_rate",
-                                                                             ranking.hit))}
+        f"{name}_at_{k}": Metric(
+            float(v.mean()), *np.clip(bootstrap_mean(v, seed=seed), 0, 1).tolist(), n, BOOTSTRAP)
+        for name, v in (
+            ("ndcg", ranking.ndcg), ("recall", ranking.recall), ("hit_rate", ranking.hit))}
     out[f"coverage_at_{k}"] = catalog_coverage(ranking)
     return out | {
-        f"novelty_at_{k}": Metric(float(ranking.novelty.mean()),
-                                  *map(float, bootstrap_mean(ranking.novelty, seed=seed)), n,
-                                  BOOTSTRAP)}
+        f"novelty_at_{k}": Metric(
+            float(ranking.novelty.mean()),
+            *map(float, bootstrap_mean(ranking.novelty, seed=seed)),
+            n, BOOTSTRAP)}
 
 # %% ../../../nbs/apps/recommend/00_ranking.ipynb #0156ce6a
 def ndcg_gain(first: Ranking, second: Ranking, seed=0) -> Metric: # both on the same users

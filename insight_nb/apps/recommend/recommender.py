@@ -169,12 +169,15 @@ class Hybrid(Scorer):
         self.features = features
         self.settings = {**DEFAULT_SETTINGS, **(settings or {})}
 
-DEFAULT_SETTINGS = {"weight": 400, # of EASE
-           # a visit counts half after so many later ones of the user; None: all alike
-           "half_life": None,
-           "days": 7, # of recent popularity
-           "popular": .5, "text": .25, # beside 1 for EASE
-           "ridge": 10.} # of items that nobody met
+DEFAULT_SETTINGS = {
+    "weight": 400,  # of EASE
+    # a visit counts half after so many later ones of the user; None: all alike
+    "half_life": None,
+    "days": 7,  # of recent popularity
+    "popular": .5,
+    "text": .25,  # beside 1 for EASE
+    "ridge": 10.,
+}  # of items that nobody met
 
 # %% ../../../nbs/apps/recommend/02_recommender.ipynb #8f9c5034
 @patch
@@ -201,8 +204,8 @@ def fit_matrix(self: Hybrid, x, interactions, indices):
     self.mean = np.zeros(x.shape[1])
     self.slope = np.zeros((x.shape[1], self.features.shape[1]))
     some = self.weights[self.met][:, self.met]
-    self.mean[self.met], self.slope[self.met] = fit_cold_items(some, self.features[self.met],
-                                                             self.settings["ridge"])
+    self.mean[self.met], self.slope[self.met] = fit_cold_items(
+        some, self.features[self.met], self.settings["ridge"])
 
 # %% ../../../nbs/apps/recommend/02_recommender.ipynb #36594bd1
 @patch
@@ -347,12 +350,14 @@ def recommend(self: Recommender, history, # names of items, oldest first
     profile, unknown = self.fold_in(history)
     scores = score_unseen_items(self.hybrid, profile)
     if candidates is not None:
-        scores[:, np.setdiff1d(np.arange(len(self.names)), [self._at(n)
-                                                            for n in candidates])] = -np.inf
+        scores[
+            :, np.setdiff1d(np.arange(len(self.names)), [self._at(n) for n in candidates])
+        ] = -np.inf
     top = [int(i) for i in top_items(scores, k)[0] if i >= 0]
     because = [[self.names[j] for j in self.explain(profile, i)] for i in top]
-    return Recommendations([self.names[i] for i in top], [self.texts[i] for i in top],
-                  scores[0, top].tolist(), because, unknown)
+    return Recommendations(
+        [self.names[i] for i in top], [self.texts[i] for i in top], scores[0, top].tolist(),
+        because, unknown)
 
 # %% ../../../nbs/apps/recommend/02_recommender.ipynb #3bf3f532
 @patch

@@ -88,9 +88,10 @@ def _learn(self: TableEstimator, frame, task, labels):
     self.columns_ = ColumnEncoder(self.bins).fit(frame)
     x = self.columns_.transform(frame)
     with preserve_rng_state():
-        trainer = LBFGSTrainer(tabular_model(x.shape[1], task, self.hidden, self.random_state),
-                        NumericDataset(x, labels), self.l2, self._signs(), seed=self.random_state,
-                        max_iter=500 if self.hidden else 5000)
+        trainer = LBFGSTrainer(
+            tabular_model(x.shape[1], task, self.hidden, self.random_state),
+            NumericDataset(x, labels), self.l2, self._signs(), seed=self.random_state,
+            max_iter=500 if self.hidden else 5000)
         trainer.fit()
     self.model_ = trainer.model.eval()
     self.slope_ = trainer.slope
@@ -158,8 +159,8 @@ class RiskClassifier(ClassifierMixin, TableEstimator):
         self.temperature_ = 1.
         self._plain(frame, y)
         if self.calibrate:
-            self.temperature_ = fit_temperature(self._inside(frame, y),
-                                                np.searchsorted(self.classes_, y))
+            self.temperature_ = fit_temperature(
+                self._inside(frame, y), np.searchsorted(self.classes_, y))
         return self
 
 # %% ../../../nbs/apps/risk/03_estimators.ipynb #cbbcb96e
@@ -189,8 +190,7 @@ def _spread(z): return np.exp(-np.logaddexp(0, z) - np.logaddexp(0, -z)) # p (1 
 # %% ../../../nbs/apps/risk/03_estimators.ipynb #338c9f44
 def _information(x, w, l2): # of the intercept and the coefficients
     a = np.column_stack([np.ones(len(x)), x])
-    return (a * w[:, None]).T @ a + l2 * np.diag([0.] +
-                                                 [1.] * x.shape[1])
+    return (a * w[:, None]).T @ a + l2 * np.diag([0.] + [1.] * x.shape[1])
 
 # %% ../../../nbs/apps/risk/03_estimators.ipynb #692690a9
 @patch
@@ -245,8 +245,8 @@ def _plain(self: RiskRegressor, frame, y):
     # rows less effective parameters
     self.freedom_ = len(x) - float(np.trace(h @ _information(x, np.ones(len(x)), 0.)))
     if self.freedom_ > 1e-6:
-        self.spread_ = float((((y - x @ self.coef_ - self.intercept_)**2).sum() /
-                              self.freedom_)**.5)
+        self.spread_ = float(
+            (((y - x @ self.coef_ - self.intercept_) ** 2).sum() / self.freedom_) ** .5)
     else:
         self.spread_ = np.nan
     self.covariance_ = self.spread_**2 * h
@@ -290,9 +290,9 @@ def coefficients(self: TableEstimator, level=.95) -> list[dict]:
 def unit(self: TableEstimator, level) -> float: # standard errors in half an interval
     "Normal for an outcome, Student's t for an amount."
     return float(
-        norm.ppf((1 + level) /
-                 2) if isinstance(self, ClassifierMixin) else t.ppf((1 + level) /
-                                                                    2, max(self.freedom_, 1e-6)))
+        norm.ppf((1 + level) / 2)
+        if isinstance(self, ClassifierMixin)
+        else t.ppf((1 + level) / 2, max(self.freedom_, 1e-6)))
 
 # %% ../../../nbs/apps/risk/03_estimators.ipynb #9e62ea18
 @patch
@@ -303,9 +303,7 @@ def coefficients_table(self: TableEstimator, max_rows=15, event=None) -> ReportT
 
     def times(f):
         if odds and not f["held"]:
-            return [format_interval(
-                *np.exp([f[k] for k in ("value", "low",
-                                        "high")]))]
+            return [format_interval(*np.exp([f[k] for k in ("value", "low", "high")]))]
         return ["–"] * odds
 
     rows = [[
@@ -354,8 +352,7 @@ def state(self: TableEstimator) -> tuple[dict, dict]:
         k: float(getattr(self, f"{k}_")) for k in ("temperature", "spread", "freedom")
         if hasattr(self, f"{k}_")}
     if isinstance(self, ClassifierMixin):
-        classes = {"classes": [str(c)
-                               for c in self.classes_]}
+        classes = {"classes": [str(c) for c in self.classes_]}
     else:
         classes = {}
     return tensors, {

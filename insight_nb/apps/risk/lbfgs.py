@@ -42,8 +42,8 @@ class LBFGSTrainer(Trainer):
                  tol=1e-8, # largest entry of the gradient at the end of L-BFGS
                  seed=0, callbacks=()):
         super().__init__(
-            model.double(), train, config=TrainConfig(epochs=1, batch_size=len(train),
-                                                     token_budget=len(train), seed=seed),
+            model.double(), train,
+            config=TrainConfig(epochs=1, batch_size=len(train), token_budget=len(train), seed=seed),
             callbacks=callbacks, device="cpu", precision="no")
         self.l2 = l2
         self.max_iter = max_iter
@@ -125,8 +125,7 @@ def newton(self: LBFGSTrainer, batch, params, ends):
                      1).numpy(), g.detach().numpy()
     free = (before > ends[:, 0]) & (before < ends[:, 1])
     after = before.copy()
-    after[free] -= np.linalg.lstsq(h[np.ix_(free, free)], g[free],
-                                   rcond=1e-12)[0]
+    after[free] -= np.linalg.lstsq(h[np.ix_(free, free)], g[free], rcond=1e-12)[0]
     _fill(params, np.clip(after, *ends.T))
     slope = _slope(_flat(params), self.loss_and_grad(batch, params)[1].numpy(), ends)
     if slope < self.slope:

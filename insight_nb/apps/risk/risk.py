@@ -85,9 +85,10 @@ def find_event(words, # (rows,) names of outcomes
             "that is the event as positive.")
     yes = [c for c in names if c.lower() in EVENT_WORDS]
     event = yes[0] if len(yes) == 1 else names[n.argmin()]
-    return (next(c for c in names if c != event),
-            event), f"the event is {shorten(event, 40)!r}, " + ("by its name" if len(yes) == 1 else
-                                                             "the rarer of the two")
+    return (
+        next(c for c in names if c != event), event,
+    ), f"the event is {shorten(event, 40)!r}, " + (
+        "by its name" if len(yes) == 1 else "the rarer of the two")
 
 # %% ../../../nbs/apps/risk/06_risk.ipynb #f3f2338f
 def split_names(names) -> list: # "a, b" -> ["a", "b"]
@@ -303,8 +304,8 @@ def nested_search(estimator, l2=(.1, 1., 10.), hidden=(0,), folds=3) -> GridSear
     """An estimator that chooses its penalty and its width by inner folds, with log-loss or squared
     error."""
     outcome = isinstance(estimator, RiskClassifier)
-    inner = (StratifiedKFold if outcome else KFold)(folds, shuffle=True,
-                                                    random_state=estimator.random_state)
+    inner = (StratifiedKFold if outcome else KFold)(
+        folds, shuffle=True, random_state=estimator.random_state)
     return GridSearchCV(estimator, {"l2": list(l2), "hidden": list(hidden)},
                         scoring="neg_log_loss" if outcome else "neg_mean_squared_error", cv=inner)
 
@@ -315,8 +316,8 @@ def corrupt_holdout(table: RiskTable, rows, seed=0) -> RiskTable:
     target = table.target.copy()
     order = np.random.default_rng(seed).permutation(rows)
     for c in frame:
-        cells = frame[c].to_numpy(dtype=np.float64 if frame[c].dtype.kind in "iuf" else object,
-                                  copy=True)
+        cells = frame[c].to_numpy(
+            dtype=np.float64 if frame[c].dtype.kind in "iuf" else object, copy=True)
         cells[rows] = cells[order] * -3 + 1000 if cells.dtype.kind == "f" else "☠ never seen"
         frame[c] = cells
     target[rows] = 1 - target[rows] if table.outcome else 10 * target[order] + 1
@@ -412,8 +413,8 @@ def comparison_models(table: RiskTable, monotone, seed=0) -> dict: # name -> est
         def make(**how): return RiskClassifier(monotone=monotone, random_state=seed, **how)
 
         return {
-            "penalty and width chosen inside": nested_search(make(), (.1, 1., 10.), (0, 4),
-                                                             folds=2),
+            "penalty and width chosen inside": nested_search(
+                make(), (.1, 1., 10.), (0, 4), folds=2),
             "calibrated inside": make(calibrate=True), "network of 8 units": make(hidden=8),
             "score card of 5 bins": make(bins=5)}
     def make(**how): return RiskRegressor(monotone=monotone, random_state=seed, **how)
@@ -435,14 +436,12 @@ def compare(self: RiskJob, others: dict) -> ReportTable: # name -> estimator
         if estimator is None:
             a = self.answers[0]
         else:
-            a = out_of_fold(self.table, estimator,
-                                                                      self.splits[0])
+            a = out_of_fold(self.table, estimator, self.splits[0])
         p = a.p[self.rows]
         m = self._scores(p, None if self.table.outcome else a.ends[self.rows])
         d = (p - self.y)**2 - own
-        gap = Metric(float(d.mean()), *map(float, bootstrap_mean(d,
-                                                                 seed=self.seed)),
-                     len(d), "bootstrap")
+        gap = Metric(
+            float(d.mean()), *map(float, bootstrap_mean(d, seed=self.seed)), len(d), "bootstrap")
         shown = [
             m[k]
             for k in (("auc", "brier", "ece") if self.table.outcome else ("r2", "rmse", "coverage"))
@@ -455,8 +454,9 @@ def compare(self: RiskJob, others: dict) -> ReportTable: # name -> estimator
         rows.append([name, *map(str, shown), *compared])
         self.compared[name] = {**m, "difference": gap}
     head = ["AUC", "Brier", "ECE"] if self.table.outcome else ["R²", "RMSE", "coverage"]
-    return ReportTable(["model", *head, "squared error, more than this model", "surely"], rows,
-                "On the same folds of the first shuffle")
+    return ReportTable(
+        ["model", *head, "squared error, more than this model", "surely"],
+        rows, "On the same folds of the first shuffle")
 
 # %% ../../../nbs/apps/risk/06_risk.ipynb #5ebd9031
 METRIC_TITLES = {
@@ -504,9 +504,10 @@ def _outcome_blocks(self: RiskJob, r):
         "sensitivity": "found, of those with the event",
         "false_alarms": "alarmed, of those without", "cost": "cost per row",
         "saved": "saved per row, against the cheaper of never and always acting"}
-    grid = ReportTable(["acting on a risk of", *names.values()],
-                [[f"{t:.3f} and more", *(str(d[k]) for k in names)]],
-                f"A missed event costs {self.missed:g}, a false alarm {self.false:g}")
+    grid = ReportTable(
+        ["acting on a risk of", *names.values()],
+        [[f"{t:.3f} and more", *(str(d[k]) for k in names)]],
+        f"A missed event costs {self.missed:g}, a false alarm {self.false:g}")
     return [
         plot_calibration(self.y, self.p, self.metrics["ece"]), grid,
         plot_cost(self.y, self.p, self.missed, self.false, self.seed)]

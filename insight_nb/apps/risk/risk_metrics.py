@@ -68,12 +68,10 @@ def outcome_metrics(y, # (rows,) 1 for the event
                         len(p))).sum() / len(p) / len(i)
     low, high = bootstrap(gap, len(y), n_resamples=1000 if p.size < 200_000 else 200, seed=seed)
     return {
-        "auc": auroc_with_interval(y, p), "brier": _mean(((p - y)**2).mean(0),
-                                                         seed),
-        "log_loss": _mean(_losses(y, p).mean(0),
-                          seed), "ece": Metric(float(gap(np.arange(len(y)))),
-                                               float(max(low, 0)), float(high),
-                                               len(y), BOOTSTRAP)}
+        "auc": auroc_with_interval(y, p), "brier": _mean(((p - y) ** 2).mean(0), seed),
+        "log_loss": _mean(_losses(y, p).mean(0), seed),
+        "ece": Metric(
+            float(gap(np.arange(len(y)))), float(max(low, 0)), float(high), len(y), BOOTSTRAP)}
 
 # %% ../../../nbs/apps/risk/02_risk_metrics.ipynb #46f56887
 # (rows,) and (shuffles, rows); rows as of `eval.calibrate.reliability`
@@ -157,8 +155,7 @@ def plot_cost(y, p, false_negative_cost, false_positive_cost, seed=0) -> ReportF
     ax.fill_between(at, *np.quantile(drawn, [.025, .975], 0), color=BLUE, alpha=.25, lw=0)
     ax.plot(at, rows.mean(0), color=BLUE, label="acting on the model")
     without = min(missed.mean(), alarms.mean())
-    ax.axhline(without, color=ORANGE,
-               ls="--", lw=1, label="the cheaper of never and always acting")
+    ax.axhline(without, color=ORANGE, ls="--", lw=1, label="the cheaper of never and always acting")
     ax.axvline(t, color=INK, lw=1, ls=":")
     costs = f"{false_negative_cost:g} to {false_positive_cost:g}"
     ax.set(xlabel=f"risk from which one acts (dotted: {t:.3f}, by the costs {costs})",
@@ -198,18 +195,16 @@ def share_difference(a, n, b, m, level=.95) -> tuple:
     "Difference of two independent shares, with Newcombe's hybrid score interval."
     if not n or not m:
         return (float("nan"),) * 3
-    (l1, u1), (l2, u2), p, q = wilson_interval(a, n, level), wilson_interval(b, m,
-                                                                             level), a / n, b / m
-    return p - q, float(p - q -
-                        np.hypot(p - l1, u2 - q)), float(p - q +
-                                                         np.hypot(u1 - p, q - l2))
+    (l1, u1), (l2, u2), p, q = (
+        wilson_interval(a, n, level), wilson_interval(b, m, level), a / n, b / m)
+    return p - q, float(p - q - np.hypot(p - l1, u2 - q)), float(p - q + np.hypot(u1 - p, q - l2))
 
 # %% ../../../nbs/apps/risk/02_risk_metrics.ipynb #ec53132a
 def _slice(y, p, act, at, level): # the facts of one group
     out, rest = {"rows": int(at.sum())}, ~at
-    for name, hit, side in (("event_rate", y, np.ones(len(y), bool)), ("acted_on", act,
-                                                                       np.ones(len(y), bool)),
-                            ("sensitivity", act, y == 1), ("false_alarms", act, y == 0)):
+    for name, hit, side in (
+        ("event_rate", y, np.ones(len(y), bool)), ("acted_on", act, np.ones(len(y), bool)),
+        ("sensitivity", act, y == 1), ("false_alarms", act, y == 0)):
         a = hit[at & side].sum()
         b = hit[rest & side].sum()
         n = int((at & side).sum())
@@ -219,8 +214,7 @@ def _slice(y, p, act, at, level): # the facts of one group
             Metric(float("nan"), float("nan"), float("nan"), n, WILSON),
             **({"value": float(a / n), "low": float(low), "high": float(high)} if n else {}))
         out[f"{name}_difference"] = Metric(
-            *map(float, share_difference(a, n, b, m, level)), n,
-            "Newcombe, against all other rows")
+            *map(float, share_difference(a, n, b, m, level)), n, "Newcombe, against all other rows")
     return out | {"mean_risk": float(p[at].mean())}
 
 # %% ../../../nbs/apps/risk/02_risk_metrics.ipynb #a42db8ad
@@ -228,8 +222,7 @@ def outcome_slices(y, p, # (rows,) outcomes, (shuffles, rows) risks
                    group, # (rows,) of any names
                    threshold=.5, level=.95) -> dict: # group -> facts, the largest first
     "The same questions for each group; intervals hold for all groups together (Bonferroni)."
-    (y, p), group = _rows(y, p), np.array([str(g) for g in group],
-                                          dtype=object)
+    (y, p), group = _rows(y, p), np.array([str(g) for g in group], dtype=object)
     names, n = np.unique(group, return_counts=True)
     wide = 1 - (1 - level) / max(len(names), 1)
     act = (p >= threshold).mean(0)
@@ -270,8 +263,7 @@ def slices_table(found: dict, column="", max_rows=12) -> ReportTable: # of `outc
 def amount_slices(y, p, group, level=.95, seed=0) -> dict: # group -> rows, bias, mae -> Metric
     """Mean error (prediction less truth) and mean absolute error of each group; bootstrap intervals
     for all groups together."""
-    (y, p), group = _rows(y, p), np.array([str(g) for g in group],
-                                          dtype=object)
+    (y, p), group = _rows(y, p), np.array([str(g) for g in group], dtype=object)
     names, n = np.unique(group, return_counts=True)
     wide = 1 - (1 - level) / max(len(names), 1)
     off = (p - y)

@@ -30,11 +30,13 @@ class ScoreCard:
             more = f"; {len(self.rows) - max_rows} more rows are in evidence.json"
         else:
             more = ""
-        return ReportTable(["column", "bin", "points"], [
-            ["(everybody)", "", round(self.base)], *[[shorten(c, 40), shorten(b, 40), p]
-                                                     for c, b, p in self.rows[:max_rows]]
-        ], f"Add the points: {self.factor * np.log(2):g} more double the odds against the "
-           f"event{more}")
+        return ReportTable(
+            ["column", "bin", "points"],
+            [
+                ["(everybody)", "", round(self.base)],
+                *[[shorten(c, 40), shorten(b, 40), p] for c, b, p in self.rows[:max_rows]]],
+            f"Add the points: {self.factor * np.log(2):g} more double the odds against the "
+            f"event{more}")
 
 # %% ../../../nbs/apps/risk/04_scorecard.ipynb #02939093
 def _weights(model): # of all raw features, 0 for those that were left out
@@ -117,7 +119,7 @@ def score(self: ScoreCard, frame: pd.DataFrame) -> np.ndarray: # (rows,) whole p
 @patch
 def risk(self: ScoreCard, score) -> np.ndarray: # of scores; the event's probability
     "The risk that a score stands for."
-    base = self.model.intercept_[0] - self.model.coef_[0] @ (self.model.columns_.mean /
-                                                             self.model.columns_.scale)
+    base = self.model.intercept_[0] - self.model.coef_[0] @ (
+        self.model.columns_.mean / self.model.columns_.scale)
     z = base / self.model.temperature_ - (np.asarray(score, float) - self.base) / self.factor
     return 1 / (1 + np.exp(-z))

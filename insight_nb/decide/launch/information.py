@@ -154,8 +154,9 @@ def sampling_value(choice, # ShareChoice or NormalChoice
             np.geomspace(1000, max(end, 1000), 1 +
                          int(50 * np.log(max(end, 1000) / 1000))).astype(int)
             if end > 1000 else [0]]))
-    return SamplingValue(sizes, np.array([choice.evsi(n) for n in sizes]),
-                    np.where(sizes, fixed + price * sizes, 0.), choice.evpi())
+    return SamplingValue(
+        sizes, np.array([choice.evsi(n) for n in sizes]),
+        np.where(sizes, fixed + price * sizes, 0.), choice.evpi())
 
 # %% ../../../nbs/decide/launch/03_information.ipynb #93d8a8d0
 @patch
@@ -221,8 +222,8 @@ def value_of_each_input(sim: Simulation, bins=50) -> dict:
         out[k] = max(
             0.,
             float(
-                np.average(np.maximum(means, 0), weights=[len(i)
-                                                          for i in np.array_split(v, bins)])) - now)
+                np.average(np.maximum(means, 0), weights=[len(i) for i in np.array_split(v, bins)]))
+            - now)
     return dict(sorted(out.items(), key=lambda e: -e[1]))
 
 # %% ../../../nbs/decide/launch/03_information.ipynb #e9ab5675
@@ -276,9 +277,11 @@ def training_value(project: Project, errors,
     worth = np.stack([_worth(project, errors, now + m) for m in more]) # (sizes, draws)
     done = np.where(worth.mean(1, keepdims=True) > 0, worth, 0.) # launched where it pays on average
     gain, cost = done - done[0], price * more
-    return TrainingValue(int(now), more,
-                    np.stack([gain.mean(1), *np.quantile(gain, [.025, .975], axis=1)]), cost,
-                    np.where(more > 0, (gain > cost[:, None]).mean(1), 0.))
+    return TrainingValue(
+        int(now), more,
+        np.stack([gain.mean(1), *np.quantile(gain, [.025, .975], axis=1)]),
+        cost,
+        np.where(more > 0, (gain > cost[:, None]).mean(1), 0.))
 
 # %% ../../../nbs/decide/launch/03_information.ipynb #18a2f825
 def _worth(project, errors, n): # (draws,) NPV of a model that was trained on n rows

@@ -66,9 +66,8 @@ class AssumedValue:
         return format_amount(self.value) if self.known else self.value.description
     @property
     def mean(self):
-        return float(self.value if self.known else self.value.ppf((np.arange(4000) +
-                                                                   .5) /
-                                                                  4000).mean())
+        return float(
+            self.value if self.known else self.value.ppf((np.arange(4000) + .5) / 4000).mean())
 
 _SHAPES = {("low", "high"): lognormal_from_quantiles,
            ("least", "likeliest", "most"): triangular_distribution,
@@ -337,8 +336,7 @@ def _evidence(e, where, metric):
     if metric not in (None, METRICS.get(e["task"])): # it is of the usual metric
         table = None
     if e["task"] == "assistant" and name == METRICS["assistant"]:
-        out = _metric(e, "in_scope_rejected",
-                      where)
+        out = _metric(e, "in_scope_rejected", where)
     else:
         out = None
     return Evidence(
@@ -379,8 +377,8 @@ def _scores(own):
     else:
         pairs = [(int(n), v) for n, v in (own.get("means") or {}).items()]
     full = max((n for n, _ in pairs), default=0)
-    pairs = [p for p in pairs if p[0] < full] + list(dict.fromkeys(p
-                                                                   for p in pairs if p[0] == full))
+    pairs = [p for p in pairs if p[0] < full] + list(
+        dict.fromkeys(p for p in pairs if p[0] == full))
     return tuple(zip(*((int(n), float(v)) for n, v in pairs))) or None
 
 # %% ../../../nbs/decide/launch/04_memo.ipynb #7ef74f23
@@ -615,10 +613,9 @@ def recommend_action(evidence=None, assumptions=None,
     red line the one with the greatest mean value is decided on."""
     example = " and ".join(k for k, v in (("evidence", evidence), ("assumptions", assumptions))
                            if v is None)
-    assumed, evidence = read_assumptions(
-        assumptions
-        or EXAMPLES / "assumptions.yaml"), [EXAMPLES /
-                                            "evidence.json"] if evidence is None else list(evidence)
+    assumed, evidence = (
+        read_assumptions(assumptions or EXAMPLES / "assumptions.yaml"),
+        [EXAMPLES / "evidence.json"] if evidence is None else list(evidence))
     if not evidence:
         raise InputError("no evidence was given: name the evidence.json of a run.")
     same = [
@@ -668,9 +665,12 @@ def summary(self: Decision) -> str:
 def options_table(self: Decision) -> ReportTable:
     "What may be done now, the best first."
     rows = [[o.action, o.what, format_money(o.worth), format_money(o.spend)] for o in self.options]
-    return ReportTable(["action", "what", "expected worth", "spent to know more"], rows,
-                f"Amounts in {self.case.assumed['currency']}, the price taken off"
-                if self.case.assumed["currency"] else "The price taken off")
+    return ReportTable(
+        ["action", "what", "expected worth", "spent to know more"],
+        rows,
+        f"Amounts in {self.case.assumed['currency']}, the price taken off"
+        if self.case.assumed["currency"]
+        else "The price taken off")
 
 # %% ../../../nbs/decide/launch/04_memo.ipynb #78130674
 @patch
@@ -678,8 +678,7 @@ def measurements(self: Decision) -> list: # {"name", "value", "low", "high", "n"
     "What was measured."
     e, u = self.case.evidence, self.case.use
     if e.quality and not e.used:
-        out = [("share of all answers that are right", e.quality,
-                f"{e.where}: metrics, {e.name}")]
+        out = [("share of all answers that are right", e.quality, f"{e.where}: metrics, {e.name}")]
     else:
         out = []
     if u.used:
@@ -731,9 +730,10 @@ def assumptions(self: Decision) -> list: # {"name", "value", "said", "origin"} e
 @patch
 def assumed_table(self: Decision) -> ReportTable:
     "What is assumed, and who says so."
-    return ReportTable(["what", "value", "origin"],
-                [[n["name"], n["said"], n["origin"]] for n in self.assumptions()],
-                "What nobody measured here")
+    return ReportTable(
+        ["what", "value", "origin"],
+        [[n["name"], n["said"], n["origin"]] for n in self.assumptions()],
+        "What nobody measured here")
 
 # %% ../../../nbs/decide/launch/04_memo.ipynb #341b82e5
 @patch
@@ -766,8 +766,9 @@ def sensitivity_table(self: Decision) -> ReportTable:
         "under 3 %" if m["beyond"] is None else _percent(m["beyond"]),
         format_money(m["worth_knowing"], 0 if self.case.simulation.value.std() > 1000 else None)
     ] for m in self.sensitivity()]
-    evpi = expected_value_of_information(np.stack([v := self.case.simulation.value, 0 * v],
-                                                  1)).value
+    evpi = expected_value_of_information(
+        np.stack([v := self.case.simulation.value, 0 * v], 1)
+    ).value
     return ReportTable(
         [
             "input", "value at its 10 %", "at its 90 %", "breaks even at", "chance to lie beyond",
@@ -812,8 +813,7 @@ def target_chance(self: LaunchCase, target) -> dict:
         "said": f"{out['said']} If not, labels to train on bring it with a chance of "
                 f"{_percent(chance)}, by {plural(within, 'label')} at most"}
     if len(some):
-        middle, low, high = (int(v)
-                             for v in np.quantile(some, [.5, .025, .975]))
+        middle, low, high = (int(v) for v in np.quantile(some, [.5, .025, .975]))
     else:
         middle, low, high = (None,) * 3
     if chance < .01:
@@ -922,22 +922,20 @@ def checks(self: Decision) -> list: # (True, False or None, sentence) each
 @patch
 def check_table(self: Decision) -> ReportTable:
     "The check list."
-    return ReportTable(["", "check"],
-                [[{True: "✓", False: "✗", None: "·"}[ok], said] for ok, said in self.checks()])
+    return ReportTable(
+        ["", "check"],
+        [[{True: "✓", False: "✗", None: "·"}[ok], said] for ok, said in self.checks()])
 
 # %% ../../../nbs/decide/launch/04_memo.ipynb #5993a8db
 @patch
 def candidates_table(self: Decision) -> ReportTable:
     "All that was measured, the one decided on first."
-    rows = [[
-        shorten(c.evidence.where, 60),
-        shorten(c.evidence.method, 30),
-        str(c.use.quality),
-        str(c.use.used or "all"),
-        format_money_interval(m["npv"]),
-        _percent(m["loses"].value), ", ".join(r.split(":")[0]
-                                              for r in blocking_checks(c.evidence)) or "–"
-    ] for c, m in ((c, c.simulation.statistics()) for c in [self.case, *self.others])]
+    rows = [
+        [
+            shorten(c.evidence.where, 60), shorten(c.evidence.method, 30), str(c.use.quality),
+            str(c.use.used or "all"), format_money_interval(m["npv"]), _percent(m["loses"].value),
+            ", ".join(r.split(":")[0] for r in blocking_checks(c.evidence)) or "–"]
+        for c, m in ((c, c.simulation.statistics()) for c in [self.case, *self.others])]
     return ReportTable([
         "evidence", "method", "right among the used", "used", "value [95 %]", "loses", "red lines"
     ], rows, "The first is decided on")
@@ -990,19 +988,18 @@ def asdict(self: Decision) -> dict:
     s, total = c.simulation.statistics(), c.simulation.sobol()
     return {
         "schema": 1, "example": self.example, "recommendation": self.best.action,
-        "said": self.summary(), "options": [vars(o) for o in self.options
-                                            ], "npv": s["npv"].to_dict(),
-        "p_loss": s["loses"].value, "irr": all_irr(flows).tolist() if
-        (flows > 0).any() and (flows < 0).any() else [],
+        "said": self.summary(), "options": [vars(o) for o in self.options],
+        "npv": s["npv"].to_dict(), "p_loss": s["loses"].value,
+        "irr": all_irr(flows).tolist() if (flows > 0).any() and (flows < 0).any() else [],
         "irr_said": describe_rates(flows, c.base.rate), "threshold": c.use.at,
-        "labels": self.labels(), "tornado": [
-            m | {
-                "total_index": None
-                if total[m["input"]] != total[m["input"]] else total[m["input"]]
-            } for m in self.sensitivity()
-        ], "measured": self.measurements(), "assumed": self.assumptions(),
-        "checks": [{"passed": ok, "said": said} for ok, said in self.checks()
-                   ], "failed": self.failed, "draws": c.draws, "seed": c.seed}
+        "labels": self.labels(),
+        "tornado": [
+            m
+            | {"total_index": None if total[m["input"]] != total[m["input"]] else total[m["input"]]}
+            for m in self.sensitivity()],
+        "measured": self.measurements(), "assumed": self.assumptions(),
+        "checks": [{"passed": ok, "said": said} for ok, said in self.checks()],
+        "failed": self.failed, "draws": c.draws, "seed": c.seed}
 
 @patch
 def save(self: Decision, folder):

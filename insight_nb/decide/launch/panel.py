@@ -53,15 +53,14 @@ def reach(self: LaunchCase) -> dict: # name -> (least, now, most) of a slider
     out = {"quality": (0., self.use.quality.value, 1.)}
     for k, g in self.assumed.numbers.items():
         if g.known:
-            low, now, high = sorted(
-                (.5 * g.value, g.value,
-                 2 * g.value))
+            low, now, high = sorted((.5 * g.value, g.value, 2 * g.value))
         else:
             low, now, high = map(float, g.value.ppf(np.array([.005, .5, .995])))
         if low < high:
             out[k] = low, now, min(high, 1.) if k in ("decay", "rate", "growth") else high
     return out
 
+# %% ../../../nbs/decide/launch/05_panel.ipynb #1a391189
 def sliders(case: LaunchCase):
     "A panel of sliders that decides anew whenever one is moved."
     w = optional_import("ipywidgets", "decide")
@@ -74,19 +73,16 @@ def sliders(case: LaunchCase):
     start = {k: s.value for k, s in made.items()}
     def update(_=None):
         try:
-            shown.value = _shown(
-                decide(
-                    case.moved({k: s.value for k, s in made.items() if s.value != start[k]},
-                               draws=case.draws)))
+            moved = {k: s.value for k, s in made.items() if s.value != start[k]}
+            shown.value = _shown(decide(case.moved(moved, draws=case.draws)))
         except InputError as e:
             shown.value = f"<p>{html.escape(str(e))}</p>"
     for s in made.values():
         s.observe(update, "value")
     update()
-    return w.VBox([
-        shown,
-        w.HBox([w.VBox(list(made.values())[i::2])
-                for i in (0, 1)], layout={"flex_flow": "row wrap"})], layout={"max_width": "62rem"})
+    columns = [w.VBox(list(made.values())[i::2]) for i in (0, 1)]
+    box = w.HBox(columns, layout={"flex_flow": "row wrap"})
+    return w.VBox([shown, box], layout={"max_width": "62rem"})
 
 def _shown(d):
     plot = d.case.simulation.plot()._repr_html_()

@@ -179,8 +179,7 @@ def bootstrap_counts(self: ThresholdCounts, draws=1000, seed=0) -> np.ndarray:
 # (..., 2, thresholds + 1) -> (..., 2, answers): cases left, acted on, asked about
 def _met(t, cells, low, high, answers):
     i, j = np.searchsorted(t.at, [low, high]) # both are in the thresholds of t
-    all_, (act, some) = cells.sum(-1), (t.positives(cells)[..., k]
-                                        for k in (j, i))
+    all_, (act, some) = cells.sum(-1), (t.positives(cells)[..., k] for k in (j, i))
     return np.stack([all_ - some, act, some - act], -1)[..., :answers]
 
 # ends of the band: thresholds of the tally
@@ -200,8 +199,7 @@ def _holds(own, rivals):
         cross = d[..., 0, :] / (d[..., 0, :] - d[..., 1, :])
     rising = d[..., 1, :] > d[..., 0, :]
     never = (d < 0).all(-2)
-    low = np.where(never, 2., np.where(rising, np.clip(cross, 0, 1),
-                                       0.)).max(-1)
+    low = np.where(never, 2., np.where(rising, np.clip(cross, 0, 1), 0.)).max(-1)
     high = np.where(
         never, -1.,
         np.where((d[..., 1, :] < d[..., 0, :]), np.clip(cross, 0, 1),
@@ -502,7 +500,8 @@ def answer_value(y, answers, gains, seed=0) -> Metric:
             "least one case.")
     v = np.asarray(gains, float)[np.asarray(y), np.asarray(answers)]
     kinds, at = np.unique(v, return_inverse=True) # few amounts, many cases: the counts are drawn
-    many = np.random.default_rng(seed).multinomial(len(v),
-                                                   np.bincount(at) / len(v),
-                                                   size=1000) @ kinds / len(v)
+    many = (
+        np.random.default_rng(seed).multinomial(len(v), np.bincount(at) / len(v), size=1000)
+        @ kinds
+        / len(v))
     return _metric(v.mean(), many, len(v))

@@ -81,8 +81,7 @@ def _bisect(c, low, high, sign): # the sign just above low
         if np.sign(np.polyval(c[::-1], middle)) == sign:
             low, high = (middle, high)
         else:
-            low, high = (low,
-                                                                                             middle)
+            low, high = (low, middle)
     return (low + high) / 2
 
 def _roots(c): # above 0 and at most 1
@@ -94,8 +93,7 @@ def _roots(c): # above 0 and at most 1
         low, high, b = todo.pop()
         changes, middle = _changes(b), (low + high) / 2
         if changes > 1 and high - low > 1e-7:
-            todo += [(a, z, h) for (a, z), h in zip(((low, middle),
-                                                     (middle, high)), _halves(b))]
+            todo += [(a, z, h) for (a, z), h in zip(((low, middle), (middle, high)), _halves(b))]
             continue
         if b[-1] == 0:
             found.append(high)
@@ -295,9 +293,12 @@ def table(self: Project) -> ReportTable:
     flows = self.flows()
     said = self.summary()
     now = flows * (1 + self.rate)**-np.arange(len(flows), dtype=float)
-    return ReportTable(["period", "cash flow", "worth now", "sum so far"],
-                [[str(i), *map(format_money, row)]
-                 for i, row in enumerate(zip(flows, now, np.cumsum(now)))], said)
+    return ReportTable(
+        ["period", "cash flow", "worth now", "sum so far"],
+        [
+            [str(i), *map(format_money, row)]
+            for i, row in enumerate(zip(flows, now, np.cumsum(now)))],
+        said)
 
 # %% ../../../nbs/decide/launch/01_value.ipynb #1948ca8a
 def format_amount(v) -> str:
@@ -323,14 +324,16 @@ def normal_distribution(mean, sd) -> Distribution: # sd above 0
         raise InputError(
             f"a normal of mean {mean:g} and standard deviation {sd:g}: give finite numbers, the "
             "second above 0.")
-    return Distribution(lambda u: mean + sd * ndtri(u),
-                     f"normal, mean {format_amount(mean)}, standard deviation {format_amount(sd)}")
+    return Distribution(
+        lambda u: mean + sd * ndtri(u),
+        f"normal, mean {format_amount(mean)}, standard deviation {format_amount(sd)}")
 
 def uniform_distribution(low, high) -> Distribution:
     "All values between two ends are equally likely."
     _ordered("a uniform", low, high)
-    return Distribution(lambda u: low + (high - low) * u,
-                     f"uniform from {format_amount(low)} to {format_amount(high)}")
+    return Distribution(
+        lambda u: low + (high - low) * u,
+        f"uniform from {format_amount(low)} to {format_amount(high)}")
 
 # %% ../../../nbs/decide/launch/01_value.ipynb #e873746e
 def lognormal_from_quantiles(low, high) -> Distribution: # both above 0
@@ -350,10 +353,9 @@ def triangular_distribution(low, mode, high) -> Distribution:
     _ordered("a triangle", low, mode, high)
     at = (mode - low) / (high - low)
     return Distribution(
-        lambda u: np.where(u < at, low + np.sqrt(u * (high - low) *
-                                                 (mode - low)), high - np.sqrt(
-                                                     (1 - u) * (high - low) *
-                                                     (high - mode))),
+        lambda u: np.where(
+            u < at, low + np.sqrt(u * (high - low) * (mode - low)),
+            high - np.sqrt((1 - u) * (high - low) * (high - mode))),
         f"triangular: {format_amount(low)}, {format_amount(mode)}, {format_amount(high)}")
 
 # %% ../../../nbs/decide/launch/01_value.ipynb #00735444
@@ -365,8 +367,7 @@ def beta_parameters(m: Metric) -> tuple[float, float]: # of a share with its 95 
             f"the metric {m} has no interval inside 0 to 1: measure it on more rows, or give a "
             "distribution.")
     if m.n and m.method.startswith("Wilson"):
-        return float(m.value * m.n + .5), float((1 - m.value) * m.n +
-                                                .5)
+        return float(m.value * m.n + .5), float((1 - m.value) * m.n + .5)
     mean = (m.low + m.high) / 2
     variance = ((m.high - m.low) / 3.92)**2
     size = mean * (1 - mean) / variance - 1
@@ -399,8 +400,7 @@ def correlation(names, pairs: dict | None) -> np.ndarray:
             raise InputError(
                 f"the correlation of {shorten(a, 40)!r} and {shorten(b, 40)!r} is {r}: give a "
                 "number from -1 to 1 for two inputs.")
-        out[names.index(a), names.index(b)] = out[names.index(b),
-                                                  names.index(a)] = r
+        out[names.index(a), names.index(b)] = out[names.index(b), names.index(a)] = r
     least = np.linalg.eigvalsh(out).min() if names else 0
     if least < -1e-9:
         raise InputError(
@@ -504,8 +504,9 @@ def plot(self: Simulation) -> ReportFigure:
            ylabel="share of the draws")
     rows = [[f"{q:.0%}", format_money(float(np.quantile(self.value, q)))]
             for q in (.05, .25, .5, .75, .95)]
-    return ReportFigure(self.summary(), figure_svg(fig, self.summary()),
-                   ReportTable(["share below", "net present value"], rows))
+    return ReportFigure(
+        self.summary(), figure_svg(fig, self.summary()),
+        ReportTable(["share below", "net present value"], rows))
 
 # %% ../../../nbs/decide/launch/01_value.ipynb #faed4255
 def _at_median(sim, name, u): # the value over quantiles u of one input

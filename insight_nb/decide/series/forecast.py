@@ -332,9 +332,10 @@ def frame(self: ForecastResult) -> pd.DataFrame: # columns period, value, low, h
 
 @patch
 def table(self: ForecastResult) -> ReportTable:
-    return ReportTable(["period", "forecast", "low", "high", "seasonal naive"],
-                self.frame().values.tolist(),
-                ". ".join([self.summary(), self.describe_interval(), *self.record.warnings()]))
+    return ReportTable(
+        ["period", "forecast", "low", "high", "seasonal naive"],
+        self.frame().values.tolist(),
+        ". ".join([self.summary(), self.describe_interval(), *self.record.warnings()]))
 
 # %% ../../../nbs/decide/series/01_forecast.ipynb #b3ae699f
 @patch
@@ -361,8 +362,8 @@ def plot(self: ForecastResult, past=None) -> ReportFigure:
 def before(self: ForecastBacktest, origin) -> ForecastBacktest: # periods known
     "The newest windows that were over by then, as many as `make_forecast` takes."
     over = np.flatnonzero(self.origins + self.h <= origin)[-windows_for(self.h):]
-    return ForecastBacktest(self.series, self.h, self.origins[over],
-                    {k: v[over] for k, v in self.made.items()})
+    return ForecastBacktest(
+        self.series, self.h, self.origins[over], {k: v[over] for k, v in self.made.items()})
 
 # %% ../../../nbs/decide/series/01_forecast.ipynb #5791217f
 @patch
@@ -391,5 +392,4 @@ def replay(self: ForecastBacktest, last=6) -> tuple:
 @patch
 def held(self: ForecastBacktest, method) -> np.ndarray: # (windows, h) bool
     "Where the interval holds what came."
-    return (self.made[method][:, 1] <= self.actual) & (self.actual
-                                                       <= self.made[method][:, 2])
+    return (self.made[method][:, 1] <= self.actual) & (self.actual <= self.made[method][:, 2])

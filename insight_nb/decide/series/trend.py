@@ -86,10 +86,7 @@ def _choose(every, grains, dates): # a key of EVERY
         return coarse
     if every is None:
         if len(set(dates)) > 1:
-            gap = float(
-                np.median(
-                    np.diff(np.unique(np.array(dates,
-                                               "datetime64[D]"))).astype(int)))
+            gap = float(np.median(np.diff(np.unique(np.array(dates, "datetime64[D]"))).astype(int)))
         else:
             gap = 1
         return next((e for e, days in (("year", 300), ("quarter", 80), ("month", 26),
@@ -237,8 +234,7 @@ def expected_gains(family, k, t0, # (...) a period; periods
           t # (periods + 1,) ends of the periods, from the beginning of the first
          ) -> np.ndarray: # (..., periods)
     "Share of the ceiling that falls into each period."
-    k, t0 = np.asarray(k, float)[..., None], np.asarray(t0, float)[...,
-                                                                   None]
+    k, t0 = np.asarray(k, float)[..., None], np.asarray(t0, float)[..., None]
     if family == "gompertz":
         z = np.exp(np.clip(-k * (t - t0), -700, 700))
         return -np.exp(-z[..., 1:]) * np.expm1(z[..., 1:] - z[..., :-1])
@@ -276,8 +272,7 @@ class SCurve:
 @patch
 def share(self: SCurve, t, x=None): # of the ceiling, at times
     x = self.x if x is None else x
-    return FAMILIES[self.family][0](math.exp(x[1]), x[2],
-                                    np.asarray(t, float))
+    return FAMILIES[self.family][0](math.exp(x[1]), x[2], np.asarray(t, float))
 
 @patch
 def expected(self: SCurve, t=None, x=None): # (periods,) counts
@@ -303,9 +298,8 @@ def _solve(self: SCurve, start, fixed=(), reached=None):
     def off(v):
         x[free] = v
         if reached is not None:
-            x[2] = _steepest(self.family, reached,
-                             math.exp(np.clip(x[1], -12, 5)),
-                             len(self.series))
+            x[2] = _steepest(
+                self.family, reached, math.exp(np.clip(x[1], -12, 5)), len(self.series))
         return residuals(self.series.values, self.expected(x=x), self.scatter)[known]
     found = least_squares(off, x[free], method="lm", xtol=1e-10, ftol=1e-10, max_nfev=300)
     off(found.x)

@@ -217,8 +217,10 @@ def table_of_plans(self: Balance, plans: dict) -> ReportTable:
                           for v in r), f"{c:g}" + (" (too dear)" if c > self.budget else ""),
         _short(m), f"{m / b:.0%}" if b > 0 else "–", "" if k else "beaten"
     ] for n, r, c, m, b, k in zip(plans, x, cost, value, could, kept)]
-    return ReportTable(["plan", *self.names, "cost", "M", "of the best at this cost", ""], rows,
-                f"{plural(int(kept.sum()), 'plan')} of {len(x)} beaten by no other")
+    return ReportTable(
+        ["plan", *self.names, "cost", "M", "of the best at this cost", ""],
+        rows,
+        f"{plural(int(kept.sum()), 'plan')} of {len(x)} beaten by no other")
 
 # %% ../../../nbs/decide/strategy/01_balance.ipynb #49f22cb3
 @patch
@@ -252,8 +254,7 @@ def rank_next_spending(self: Balance, measured: dict, # factor -> Metric, above 
     def per_coin(p, x): return p / (x * np.where(self.costs > 0, self.costs, math.nan))
 
     gains = per_coin(self._drawn_powers(power_uncertainty, draws, rng), x)
-    first = np.bincount(np.nanargmax(gains, axis=1),
-                        minlength=len(levels)) / draws
+    first = np.bincount(np.nanargmax(gains, axis=1), minlength=len(levels)) / draws
     gain = now.value * per_coin(self.powers, np.array([m.value for m in levels]))
     rows = [[shorten(n, 40),
              str(m), f"{g:.3f}", f"{c:.0%}"]
@@ -274,9 +275,9 @@ def regret(self: Balance, levels=None, # (k,) what is done; None: the best by th
         costs, low, high = (dict(zip(self.names, v)) for v in fields)
         true = Balance(self.budget, costs, dict(zip(self.names, powers)), low, high)
         lost.append(1 - true.value(levels) / true.best().value)
-    return Metric(float(np.mean(lost)), *map(float, np.quantile(lost,
-                                                                [.025, .975])),
-                  draws, "simulated, middle 95 %")
+    return Metric(
+        float(np.mean(lost)), *map(float, np.quantile(lost, [.025, .975])), draws,
+        "simulated, middle 95 %")
 
 # %% ../../../nbs/decide/strategy/01_balance.ipynb #54f8cd7a
 @patch

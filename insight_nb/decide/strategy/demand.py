@@ -64,9 +64,8 @@ def cluster_texts(x, k=None, # (texts, width); themes, None: chosen from 2 to `m
             f"{plural(kinds, 'different text')} for {k or 'several'} themes: gather more texts, "
             "or ask for fewer themes.")
     tried = [
-        _grouped(x, n, seed) for n in ([k] if k else range(2,
-                                                           min(max_k, kinds - 1,
-                                                               len(x) - 1) + 1) or [2])]
+        _grouped(x, n, seed)
+        for n in ([k] if k else range(2, min(max_k, kinds - 1, len(x) - 1) + 1) or [2])]
     of = tried[0] if len(tried) == 1 else max(tried, key=lambda of: _apart(x, of, seed))
     rank = {g: i for i, (g, _) in enumerate(Counter(of.tolist()).most_common())}
     return np.array([rank[g] for g in of.tolist()])
@@ -74,8 +73,7 @@ def cluster_texts(x, k=None, # (texts, width); themes, None: chosen from 2 to `m
 # %% ../../../nbs/decide/strategy/03_demand.ipynb #0fc2b714
 _COMMON = set(
     "a an and are as at be but by for from had has have i in is it its me my no not of on or our "
-    "so that the their they this to was we were with you your"
-    .split())
+    "so that the their they this to was we were with you your".split())
 
 def extract_terms(text) -> set:
     "The words of a text, and pairs of characters where it has no spaces."
@@ -132,8 +130,7 @@ def find_themes(texts, k=None, # anything that may be a text; themes, None: chos
     of = cluster_texts(x, k, seed=seed)
     middle = np.stack([x[of == g].mean(0) for g in range(of.max() + 1)])
     near = [
-        np.flatnonzero(of == g)[np.argsort(-(x[of == g] @ middle[g]),
-                                           kind="stable")][:3]
+        np.flatnonzero(of == g)[np.argsort(-(x[of == g] @ middle[g]), kind="stable")][:3]
         for g in range(len(middle))]
     return Themes(kept, rows, of, name_groups(kept, of), near,
                   dict(Counter(f for f in faults if f)), by)
@@ -179,9 +176,8 @@ def opportunity_score(important, satisfied) -> Metric: # (people,) bool both: is
     y = np.concatenate([2 * a - b, [0, 1]])
     n = len(a) # one is added who answers high to neither, and one to both
     half = z * y.std() / np.sqrt(n + 2)
-    low, high = (max(p, q)
-                 for p, q in zip(wilson_interval(a.sum(), n), (y.mean() - half,
-                                                               y.mean() + half)))
+    low, high = (
+        max(p, q) for p, q in zip(wilson_interval(a.sum(), n), (y.mean() - half, y.mean() + half)))
     value = a.mean() + max(a.mean() - b.mean(), 0)
     return Metric(
         *(float(10 * np.clip(v, 0, 2))
@@ -193,8 +189,7 @@ def _rank_range(a, b, seed): # (people, needs) high answers as 0, 1, NaN -> (2, 
     # people who answer alike are drawn together
     both, many = np.unique(np.hstack([a, b]), axis=0, return_counts=True)
     draws = int(np.clip(2e7 / len(both), 200, 1000))
-    w = np.random.default_rng(seed).multinomial(len(a), many / len(a),
-                                                draws).astype(float)
+    w = np.random.default_rng(seed).multinomial(len(a), many / len(a), draws).astype(float)
     a, b = np.hsplit(both, 2)
     def share(v): return (w @ np.nan_to_num(v)) / np.maximum(w @ ~np.isnan(v), 1)
     imp, sat = share(a), share(b)
@@ -399,8 +394,9 @@ def _line(m, theme, rival, quality, least): # a Line, its p not yet corrected
         return StrengthLine(theme,
                             rival, share, *sides, Metric(float("nan"), -1., 1., 0, "too few"),
                             float("nan"), "too few mentions", [])
-    return StrengthLine(theme, rival, share, *sides, excess_share((x, n), (y, k), quality),
-                share_difference_test(x, n, y, k), "", [])
+    return StrengthLine(
+        theme, rival, share, *sides, excess_share((x, n), (y, k), quality),
+        share_difference_test(x, n, y, k), "", [])
 
 # %% ../../../nbs/decide/strategy/03_demand.ipynb #8ab0df06
 # texts of ours: good ones of a strength, others of a weakness, both where there is no evidence

@@ -266,12 +266,13 @@ def lagging(self: Growth, stocks=None) -> str:
 def table(self: Growth) -> ReportTable:
     "Where the team stands."
     more, whole = self.marginal(), self.result()
-    rows = [[
-        s, f"{h:.1f}",
-        "none" if math.isinf(k.half_life) else f"{k.half_life:g} days",
-        str(f), f"{p:g}", f"{100 * m / whole.value:.2f} %"] for s, h, k, f, p, m in zip(self.sides,
-                                  self.paths[:, -1], self.stocks,
-                                  self.factors(), self.powers, more)]
+    rows = [
+        [
+            s, f"{h:.1f}",
+            "none" if math.isinf(k.half_life) else f"{k.half_life:g} days",
+            str(f), f"{p:g}", f"{100 * m / whole.value:.2f} %"]
+        for s, h, k, f, p, m in zip(
+            self.sides, self.paths[:, -1], self.stocks, self.factors(), self.powers, more)]
     said = (
         f"{self.log.date(self.log.hours.shape[1] - 1)}: R = {whole}; the {self.lagging()} side "
         f"lags: an hour there brings {max(more) / min(more):.1f} times as much")

@@ -100,9 +100,8 @@ class ScoreTable:
         _check(options, self.by, [i.weight for i in self.indicators])
         # (options, indicators)
         self.levels = [[_level(options[o][i], o, i) for i in self.by] for o in options]
-        self.weights = np.array([i.weight
-                                 for i in self.indicators], float) / sum(i.weight
-                                                                         for i in self.indicators)
+        self.weights = np.array([i.weight for i in self.indicators], float) / sum(
+            i.weight for i in self.indicators)
         stated = np.array([[m.value for m in row] for row in self.levels])
         self.values, self.fails = self.evaluate(stated)
         self.out = self.fails.any(1) # (options,) bool
@@ -155,9 +154,7 @@ def dominated(self: ScoreTable) -> dict:
     lost = ok[~pareto_mask(self.values[ok])] if len(ok) else []
 
     def beats(j, i):
-        return (self.values[j]
-                >= self.values[i]).all() and (self.values[j]
-                                              > self.values[i]).any()
+        return (self.values[j] >= self.values[i]).all() and (self.values[j] > self.values[i]).any()
 
     return {self.names[i]: next(self.names[j] for j in ok if beats(j, i)) for i in lost}
 
@@ -198,9 +195,9 @@ def smallest_change(d, # (indicators,) values of the winner less those of a riva
                weights # (indicators,) in sum 1
               ): # (share of weight that moves, the new weights); (nan, None) where no weights do it
     "The smallest change of weights at which the rival draws level."
-    d, new, lead, to = np.asarray(d, float), np.array(weights,
-                                                      float), float(np.dot(weights,
-                                                                           d)), int(np.argmin(d))
+    d, new, lead, to = (
+        np.asarray(d, float), np.array(weights, float), float(np.dot(weights, d)),
+        int(np.argmin(d)))
     if lead > 0 and d[to] >= 0:
         return float("nan"), None
     for k in np.argsort(-d, kind="stable"):
@@ -233,8 +230,9 @@ def rank_reversals(self: ScoreTable) -> ReportTable:
         rows.append([
             shorten(self.names[j], 40), "–" if new is None else f"{share:.1%}",
             moved])
-    return ReportTable(["rival", "weight that has to move", "how"], rows,
-                f"What turns '{shorten(self.names[first], 40)}' over")
+    return ReportTable(
+        ["rival", "weight that has to move", "how"], rows,
+        f"What turns '{shorten(self.names[first], 40)}' over")
 
 # %% ../../../nbs/decide/strategy/02_score.ipynb #acdb2f9c
 @patch
@@ -245,8 +243,7 @@ def weight_ranges(self: ScoreTable, k) -> tuple: # position of an indicator -> (
     if others.sum() > 0:
         others = others / others.sum()
     else:
-        others = np.full(len(others), 1 /
-                                                                        max(len(others), 1))
+        others = np.full(len(others), 1 / max(len(others), 1))
     for j in rivals:
         d = self.values[first] - self.values[j]
         # the lead at a weight of 0; at a weight of 1 it is d[k]
@@ -348,8 +345,9 @@ def smaa(self: ScoreTable, draws=100_000, concentration=0., order=None, # as of 
     parts = []
     # so many at once as memory allows
     for step, size in enumerate(np.diff([*range(0, draws, 10_000), draws])):
-        weights, (values, out) = self.draw_weights(size, rng[0], concentration,
-                                                   order), self.draw_values(size, [seed, step])
+        weights, (values, out) = (
+            self.draw_weights(size, rng[0], concentration, order),
+            self.draw_values(size, [seed, step]))
         place = np.argsort(_ranked(np.einsum("tk,tik->ti", weights, values), out, rng[1]), axis=1)
         parts.append(_counted(place, out, weights))
     ranks, out, won, pairs = (sum(p) for p in zip(*parts))
@@ -380,8 +378,7 @@ def table(self: Acceptability) -> ReportTable:
     def weights(w):
         if np.isnan(w).any():
             return "–"
-        return ", ".join(f"{shorten(n, 20)} {v:.0%}"
-                                                       for n, v in zip(self.by, w))
+        return ", ".join(f"{shorten(n, 20)} {v:.0%}" for n, v in zip(self.by, w))
     shown = min(len(self.names), 4)
     rows = [[
         shorten(self.names[i], 40), *(f"{v:.1%}"
