@@ -52,11 +52,15 @@ def confident_mistakes(texts, # (rows,) str
                        names, # class names
                        rows=None, # (rows,) row numbers in the source; positions when None
                        n=10, # how many to show
+                       exclude=() # positions that are not shown, such as likely label errors
                       ) -> ReportTable:
     "The mistakes that the model is surest of."
-    at = find_mistakes(y_true, y_prob)
-    return _grid(at, texts, y_true, y_prob, names, rows, n,
-                 f"{len(at):,} of {len(y_true):,} rows are wrong")
+    mistakes = find_mistakes(y_true, y_prob)
+    at = mistakes[~np.isin(mistakes, exclude)]
+    caption = f"{len(mistakes):,} of {len(y_true):,} rows are wrong"
+    if len(at) < len(mistakes):
+        caption += f", {len(mistakes) - len(at):,} of them perhaps because of their label"
+    return _grid(at, texts, y_true, y_prob, names, rows, n, caption)
 
 # %% ../../nbs/eval/03_errors.ipynb #d8d93a6c
 def class_thresholds(y_true, # (rows,) labels as given, class ids

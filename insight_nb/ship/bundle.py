@@ -20,6 +20,7 @@ from ..models.adapters import Adapter, switch_adapter
 from ..models.backbone import empty_backbone, load_backbone, locate_model
 from ..models.tagging import TaggingTask
 from ..models.tasks import ClassificationTask, Model, MultiLabelTask, RegressionTask
+from ..train.inference import optimize_for_inference
 
 # %% ../../nbs/ship/00_bundle.ipynb #93c395f9
 SCHEMA = 1
@@ -208,7 +209,8 @@ def load_bundle(path, # the folder
             "wrote it, or update insight_nb.")
     b, task = info["backbone"], TASKS[info["task"]](info["labels"], **info.get("settings", {}))
     if info.get("adapter"):
-        return Bundle(load_adapter(path, info, task, backbone).eval(), info, precision)
+        model = load_adapter(path, info, task, backbone)
+        return Bundle(optimize_for_inference(model.eval()), info, precision)
     model = Model(empty_backbone(path, b["name"], b["identity"], b["max_length"]), task)
     load_model(model, Path(path) / "model.safetensors", strict=True)
-    return Bundle(model.eval(), info, precision)
+    return Bundle(optimize_for_inference(model.eval()), info, precision)

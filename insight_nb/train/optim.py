@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['LEARNING_RATE_SCALE', 'layer_depths', 'param_groups', 'linear_schedule_with_warmup', 'AdamW', 'large_embeddings',
-           'sparse_updates', 'clip_grad_norm_', 'TrainConfig', 'default_train_config', 'default_precision']
+           'sparse_updates', 'clip_grad_norm_', 'TrainConfig', 'default_epochs', 'default_learning_rate', 'check_given',
+           'default_train_config', 'default_precision']
 
 # %% ../../nbs/train/00_optim.ipynb #70e282d1
+import math
 import re
 from collections import Counter
 from contextlib import contextmanager
@@ -248,48 +250,70 @@ class TrainConfig:
     max_grad_norm: float = 1. # maximum norm of the whole gradient
     seed: int = 0
 
-# %% ../../nbs/train/00_optim.ipynb #2873417c
+# %% ../../nbs/train/00_optim.ipynb #01ba5b90
+def default_epochs(n_rows, n_classes=2, method="full", # as of `default_train_config`
+                   task="classify", windows_per_text=1) -> int:
+    "Enough passes for a number of steps of 32 rows, within bounds."
+    if n_classes > 20: # many classes need more steps to be separated
+        steps, fewest = 600, 8
+    else:
+        steps, fewest = 180, 3
+    epochs = min(max(math.ceil(steps * 32 / max(n_rows, 1)), fewest), 30)
+    if method == "frozen": # a head alone learns slowly, and each step costs little
+        epochs *= 3
+    if task == "tag":
+        epochs = max(epochs, 5 if windows_per_text == 1 else 4)
+    return epochs
+
+# %% ../../nbs/train/00_optim.ipynb #c6d59311
 # factor on the learning rate of full fine-tuning
 LEARNING_RATE_SCALE = {"lora": 5, "adalora": 10, "bottleneck": 10, "prefix": 50, "bitfit": 20}
 
+def default_learning_rate(n_classes=2, method="full", width=384, task="classify") -> float:
+    "The peak learning rate: lower for a wide (base-sized) backbone, higher for an adapter."
+    rate = 2e-4 if n_classes > 20 or task == "tag" else 1e-4
+    if width >= 512:
+        rate /= 4
+    return rate * LEARNING_RATE_SCALE.get(method, 1)
+
+# %% ../../nbs/train/00_optim.ipynb #73580d77
+def check_given(given: dict): # field of `TrainConfig` -> value
+    "Raise an InputError for a value that can't work."
+    positive = "epochs", "batch_size", "learning_rate", "max_grad_norm"
+    for name, value in given.items():
+        if value < 0 or (value == 0 and name in positive):
+            raise InputError(f"{name} is {value}: it must be above 0.")
+    decay = given.get("layer_decay", 1)
+    if not 0 < decay <= 1:
+        raise InputError(f"layer_decay is {decay}: it must be above 0 and at most 1.")
+
+# %% ../../nbs/train/00_optim.ipynb #2873417c
 def default_train_config(n_rows, # number of training rows
-                    n_classes=2, # number of labels
-                    method="full", # one of `models.adapters.METHODS`
-                    width=384, # width of the backbone
-                    task="classify", # name of the task
-                    windows_per_text=1, # number of times that each text is read in an epoch
-                    **given # fields of `TrainConfig`; None means that the rule chooses
-                   ) -> tuple[TrainConfig, str]: # the settings, and a sentence that explains them
-    """Choose settings by rule from rows, classes and backbone width; a wide (base-sized) backbone
-    gets a lower learning rate. Raises InputError for values that can't work."""
-    steps = 600 if n_classes > 20 else 180 # many classes need more steps to be separated
-    epochs = int(
-        min(
-            max(-(-steps * 32 // max(n_rows, 1)), 3 if n_classes <= 20
-                else 8), 30)) * (3 if method == "frozen" else 1)
-    rate = (2e-4 if n_classes > 20 or task == "tag" else 1e-4) * (1 if width < 512 else .25)
-    if task == "tag":
-        epochs = max(epochs, 5 if windows_per_text == 1 else 4)
-    head = 10 * rate if method == "full" else 1e-2
-    rule = TrainConfig(
-        epochs=epochs,
-        learning_rate=rate * LEARNING_RATE_SCALE.get(method, 1),
-        head_learning_rate=head,
-        token_budget=768 if task == "tag" else TrainConfig.token_budget)
-    given = {k: v for k, v in given.items() if v is not None}
-    by_hand = [k for k in given if k != "seed"]
+                         n_classes=2, # number of labels
+                         method="full", # one of `models.adapters.METHODS`
+                         width=384, # width of the backbone
+                         task="classify", # name of the task
+                         windows_per_text=1, # number of times that each text is read in an epoch
+                         **given # fields of `TrainConfig`; None means that the rule chooses
+                        ) -> tuple[TrainConfig, str]: # the settings, and a sentence on them
+    """Choose settings by rule from rows, classes and backbone width. Raises InputError for values
+    that can't work."""
+    given = {name: value for name, value in given.items() if value is not None}
+    check_given(given)
+    by_hand = [name for name in given if name != "seed"]
+    rate = default_learning_rate(n_classes, method, width, task)
+    rule = TrainConfig(epochs=default_epochs(n_rows, n_classes, method, task, windows_per_text),
+                       token_budget=768 if task == "tag" else TrainConfig.token_budget,
+                       learning_rate=rate,
+                       head_learning_rate=10 * rate if method == "full" else 1e-2)
     if "learning_rate" in given and method == "full":
         given.setdefault("head_learning_rate", 10 * given["learning_rate"])
-    for k, v in given.items():
-        if v < 0 or (v == 0 and k in ("epochs", "batch_size", "learning_rate", "max_grad_norm")):
-            raise InputError(f"{k} is {v}: it must be above 0.")
-    if not 0 < given.get("layer_decay", 1) <= 1:
-        raise InputError(
-            f"layer_decay is {given['layer_decay']}: it must be above 0 and at most 1.")
-    s = replace(rule, **given)
-    said = (f"{n_rows:,} rows in {n_classes} classes, a backbone {width} wide, method {method}: "
-            f"{s.epochs} epochs, peak rate {s.learning_rate:g}")
-    return s, said + (f"; set by hand: {', '.join(by_hand)}" if by_hand else "")
+    config = replace(rule, **given)
+    rule_text = (f"{n_rows:,} rows in {n_classes} classes, a backbone {width} wide, method "
+                 f"{method}: {config.epochs} epochs, peak rate {config.learning_rate:g}")
+    if by_hand:
+        rule_text += f"; set by hand: {', '.join(by_hand)}"
+    return config, rule_text
 
 # %% ../../nbs/train/00_optim.ipynb #edc0039a
 def default_precision(device="cpu") -> str: # "bf16", "fp16" or "no"

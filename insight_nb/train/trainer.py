@@ -27,11 +27,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..base.core import InputError, atomic_output
-from ..base.tensors import Batch, keep_freed_memory, set_seed
+from ..base.tensors import Batch, set_seed
 from ..data.batches import BatchLoader
 from ..data.dataset import TokenDataset
-from ..models.fused import fuse
-from .inference import iter_logits
+from .inference import iter_logits, optimize_for_inference
 from .optim import (
     AdamW, TrainConfig, clip_grad_norm_, sparse_updates, param_groups, default_precision,
     linear_schedule_with_warmup)
@@ -134,8 +133,7 @@ def setup(self: Trainer):
     s = self.config
     self.accelerator = make_accelerator(self.device, self.precision)
     set_seed(s.seed + self.accelerator.process_index)
-    keep_freed_memory()
-    fuse(self.model)
+    optimize_for_inference(self.model)
     self.initial_weights = WeightSnapshot(self.model.state_dict())
     if self.accelerator.num_processes == 1:
         self.wrapped_model = self.model.to(self.accelerator.device)
