@@ -49,7 +49,6 @@ def _name(v): # "" where it is missing
     return to_text(int(v) if isinstance(v, (float,
                                             np.floating)) and float(v).is_integer() else v).strip()
 
-# %% ../../../nbs/apps/recommend/01_collaborative.ipynb #7cd0ad9c
 def _codes(column): # -> (rows,) int64 with -1 for missing, names in order
     at, found = pd.factorize(np.asarray(column, dtype=object), use_na_sentinel=True)
     names = [_name(v) for v in found]

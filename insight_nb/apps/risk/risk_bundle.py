@@ -49,7 +49,6 @@ class RiskBundle:
         return (f"RiskBundle({self.info['label']}, {len(self.model.columns_in_)} columns, "
                 f"{len(self.model.columns_.features)} features)")
 
-# %% ../../../nbs/apps/risk/05_risk_bundle.ipynb #bab20b1c
 def load_risk(path) -> RiskBundle:
     """Check a bundle and load it. Raises InputError with one line if anything is not as it was
     written."""

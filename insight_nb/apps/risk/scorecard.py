@@ -38,7 +38,6 @@ class ScoreCard:
             f"Add the points: {self.factor * np.log(2):g} more double the odds against the "
             f"event{more}")
 
-# %% ../../../nbs/apps/risk/04_scorecard.ipynb #02939093
 def _weights(model): # of all raw features, 0 for those that were left out
     w = np.zeros(len(model.columns_.varies))
     w[model.columns_.varies] = model.coef_[0] / model.columns_.scale
@@ -115,7 +114,6 @@ def score(self: ScoreCard, frame: pd.DataFrame) -> np.ndarray: # (rows,) whole p
         for p, w in zip(self.model.columns_.plans, _weights(self.model))]
     return np.round(self.base) + np.sum(parts, 0)
 
-# %% ../../../nbs/apps/risk/04_scorecard.ipynb #001a1532
 @patch
 def risk(self: ScoreCard, score) -> np.ndarray: # of scores; the event's probability
     "The risk that a score stands for."

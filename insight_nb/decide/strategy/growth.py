@@ -51,7 +51,6 @@ def _days(cells, name): # (rows,) int
             "is mistyped.")
     return np.array(days)
 
-# %% ../../../nbs/decide/strategy/00_growth.ipynb #6231b957
 def _amount(value, row, column, name):
     try:
         v = float(value)
@@ -73,7 +72,6 @@ class WorkLog:
     hours: np.ndarray # (2, days) technical, insight
     def date(self, day): return self.start + timedelta(days=int(day)) # day 0 is the first
 
-# %% ../../../nbs/decide/strategy/00_growth.ipynb #3382f696
 def _columns(frame, names, name):
     names = [names] if isinstance(names, str) else list(names)
     for c in names:
