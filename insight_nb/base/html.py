@@ -6,10 +6,12 @@
 __all__ = ['definition_table', 'markdown_page', 'html_page']
 
 # %% ../../nbs/base/06_html.ipynb #b4f2710d
-import html
 import re
 
-from .core import ReportTable, format_cell, shorten, escape_markdown
+from jinja2 import Environment
+from markupsafe import Markup
+
+from .core import ReportTable, escape_markdown, format_cell, shorten
 
 # %% ../../nbs/base/06_html.ipynb #394bdfaf
 def _fact(v):
@@ -42,7 +44,7 @@ def definition_table(d, # a section: names to numbers, texts, lists or dicts of 
 # %% ../../nbs/base/06_html.ipynb #b30c32f5
 def markdown_page(title, # one line
                   lead, # the sentence to read when there is time for only one
-                  sections, # (title, [str, Grid or Picture, ...])
+                  sections, # (title, [str, `ReportTable` or `ReportFigure`, ...])
                  ) -> str:
     "The sections as Markdown; all text is escaped."
     def show(b): return escape_markdown(b) if isinstance(b, str) else b._repr_markdown_()
@@ -79,32 +81,40 @@ summary{cursor:pointer;color:var(--soft);font-size:.9rem}
 """
 
 # %% ../../nbs/base/06_html.ipynb #0baafcd5
-def _boxed(grid):
+def _boxed(grid): # Markup: its cells are escaped
     table = re.sub(r'<td (style="[^"]*">[^<]{0,24}</td>)', r'<td class="n" \1', grid.to_html())
     table = re.sub(r'<td (style="[^"]*">[^<]{50,}</td>)', r'<td class="t" \1', table)
-    return f'<div class="box{" long" if len(grid.rows) > 25 else ""}" tabindex="0">{table}</div>'
+    kind = "box long" if len(grid.rows) > 25 else "box"
+    return Markup(f'<div class="{kind}" tabindex="0">{table}</div>')
 
-def _block(b):
-    if isinstance(b, str):
-        return f"<p>{html.escape(b)}</p>"
-    if isinstance(b, ReportTable):
-        return _boxed(b)
-    return b._repr_html_() + (
-        f"<details><summary>The numbers</summary>{_boxed(b.table)}</details>" if b.table else "")
+def _figure(figure): return Markup(figure._repr_html_())
+
+_PAGE = Environment(autoescape=True).from_string("""
+{%- macro show(block) -%}
+{%- if block is string -%} <p>{{ block }}</p>
+{%- elif block.rows is defined -%} {{ boxed(block) }}
+{%- else -%} {{ figure(block) }}
+{%- if block.table -%}
+<details><summary>The numbers</summary>{{ boxed(block.table) }}</details>
+{%- endif -%}{%- endif -%}
+{%- endmacro -%}
+<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width"><title>{{ title }}</title>
+<style>{{ style }}</style></head><body><h1>{{ title }}</h1>
+<p class="verdict{{ '' if good else ' bad' }}">{{ lead }}</p>
+{% for title, blocks in sections -%}
+<section><h2>{{ title }}</h2>{% for block in blocks %}{{ show(block) }}{% endfor %}</section>
+{% endfor -%}
+</body></html>
+""")
 
 # %% ../../nbs/base/06_html.ipynb #f4ba5a34
 def html_page(title, # one line
               lead, # the sentence to read when there is time for only one
-              sections, # (title, [str, Grid or Picture, ...])
+              sections, # (title, [str, `ReportTable` or `ReportFigure`, ...])
               good=True, # False: the lead is bad news, marked red
              ) -> str:
     "The sections as one page of HTML; all text is escaped."
-    body = "".join(
-        f"<section><h2>{html.escape(t)}</h2>{''.join(map(_block, blocks))}</section>"
-        for t, blocks in sections)
-    title = html.escape(format_cell(title))
-    verdict = "verdict" if good else "verdict bad"
-    return ('<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-            f'<meta name="viewport" content="width=device-width"><title>{title}</title>'
-            f"<style>{_STYLE}</style></head><body><h1>{title}</h1>"
-            f'<p class="{verdict}">{html.escape(format_cell(lead))}</p>{body}</body></html>\n')
+    page = _PAGE.render(title=format_cell(title), lead=format_cell(lead), sections=sections,
+                        good=good, style=Markup(_STYLE), boxed=_boxed, figure=_figure)
+    return page.lstrip() + "\n"
