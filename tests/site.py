@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import sys
+import warnings
 from configparser import ConfigParser
 from html.parser import HTMLParser
 from importlib import import_module
@@ -23,6 +24,8 @@ ini.read(ROOT / "settings.ini", encoding="utf-8")
 REPOSITORY = ini["DEFAULT"]["git_url"]
 OWNER = REPOSITORY.removeprefix("https://github.com/")
 COLAB = f"https://colab.research.google.com/github/{OWNER}/blob/main/nbs"
+# Parameters that can't be described are a fault of the site, too.
+warnings.filterwarnings("error", message="docments unavailable")
 DIRECTIVE = re.compile(r"^#\|.*\n?", re.M)
 
 

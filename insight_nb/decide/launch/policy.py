@@ -142,12 +142,13 @@ def _cases(y, p):
 
 # %% ../../../nbs/decide/launch/00_policy.ipynb #722b7595
 def count_by_threshold(y_true, # (cases,) 0 or 1
-          y_prob, # (cases,) probability of 1
-          thresholds=THRESHOLDS # (thresholds,) above 0 and below 1
-         ) -> ThresholdCounts:
+                       y_prob, # (cases,) probability of 1
+                       thresholds=None # (thresholds,) above 0 and below 1; None: THRESHOLDS
+                      ) -> ThresholdCounts:
     """Count cases between thresholds. Raises InputError for an invalid outcome, probability or
     threshold, or of one kind only."""
-    (y_true, y_prob), thresholds = _cases(y_true, y_prob), np.unique(np.asarray(thresholds, float))
+    y_true, y_prob = _cases(y_true, y_prob)
+    thresholds = np.unique(np.asarray(THRESHOLDS if thresholds is None else thresholds, float))
     if not len(thresholds) or not (thresholds[0] > 0 and thresholds[-1] < 1):
         raise InputError(
             f"thresholds {shorten(thresholds.tolist())}: each lies above 0 and below 1.")
