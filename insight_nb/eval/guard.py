@@ -206,6 +206,6 @@ def reload_equal(before, # (rows, classes) logits of the model in memory
     return Check("reload_equal", bool(len(a)) and far <= tolerance and not flips, found)
 
 # %% ../../nbs/eval/05_guard.ipynb #de89f059
-def language(fit) -> Check: # as of `data.dataset.language_fit`: `fits`, `detail`
+def language(fit) -> Check: # as of `check_tokenizer_coverage`: `fits`, `detail`
     "The encoder was made for the language of the texts."
     return Check("language", fit["fits"], fit["detail"])

@@ -208,7 +208,7 @@ def train_step(self: Trainer, batch: Batch):
 # %% ../../nbs/train/02_trainer.ipynb #00a4f383
 @patch
 def validate(self: Trainer) -> dict: # valid_loss and score, where there are rows and a score
-    """Loss and score on the validation rows; `valid_answers`, as long as the labels, holds what the
+    """Loss and score on the validation rows; `valid_predictions`, as long as the labels, holds what the
     task made of the logits."""
     if self.valid_dataset is None:
         return {}

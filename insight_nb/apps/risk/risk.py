@@ -469,7 +469,7 @@ METRIC_TITLES = {
 # %% ../../../nbs/apps/risk/06_risk.ipynb #cdd3dee5
 @patch
 def report(self: RiskJob, final: TableEstimator, # fitted on all rows
-           suspects=()) -> ScoreReport: # of `leaks`
+           suspects=()) -> ScoreReport: # of `leaking_columns`
     """A report with metrics, figures, coefficients and slices; checks, data and cost are still to
     be added."""
     t = self.table

@@ -253,12 +253,12 @@ def choice(self: ForecastBacktest): # the method of least error where it beats t
     return self.best() if self.beats(self.best()) else "naive"
 
 # %% ../../../nbs/decide/series/01_forecast.ipynb #a45f4f89
-def make_forecast(series: Series, h=None, # as of `backtest`
+def make_forecast(series: Series, h=None, # as of `backtest_forecasts`
              # the one of least error in the record, or one of MODELS, "median", "naive"
              method="best",
              windows=None) -> ForecastResult:
     """The next periods by the method, where it beats the seasonal naive; else by that. Raises
-    InputError as `backtest` does."""
+    InputError as `backtest_forecasts` does."""
     known = ["best", "median", *MODELS, "naive"]
     if method not in known:
         raise InputError(f"there is no method {shorten(method, 40)!r}.{suggest(method, known)}")
