@@ -208,8 +208,8 @@ def train_step(self: Trainer, batch: Batch):
 # %% ../../nbs/train/02_trainer.ipynb #00a4f383
 @patch
 def validate(self: Trainer) -> dict: # valid_loss and score, where there are rows and a score
-    """Loss and score on the validation rows. `valid_predictions`, one for each label, are kept: what
-    the task made of the logits."""
+    """Loss and score on the validation rows. `valid_predictions` keep what the task made of the
+    logits, one for each label."""
     if self.valid_dataset is None:
         return {}
     loss, total, task = 0., 0., self.model.task
