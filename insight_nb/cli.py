@@ -475,7 +475,7 @@ _PREDICT = """examples:
 _CHECK = """examples:
   insight-nb check reviews.csv --text review --label stars
   insight-nb check sample:tweets
-  insight-nb check unlabelled.csv --label none --json report.json"""
+  insight-nb check unlabeled.csv --label none --json report.json"""
 _MAIN = """examples:
   insight-nb samples                                         tables to try it on
   insight-nb check reviews.csv --text review --label stars   is the data fit to train on?
@@ -487,7 +487,7 @@ def make_parser() -> argparse.ArgumentParser:
     "The command line's grammar."
     top = _Parser(
         prog="insight-nb",
-        description="From a table of labelled text to a launch decision that you can defend.",
+        description="From a table of labeled text to a launch decision that you can defend.",
         epilog=_MAIN)
     top.add_argument("--version", action="version", version=f"insight-nb {insight_nb.__version__}")
     commands = top.add_subparsers(dest="command", metavar="run | predict | check | samples",

@@ -10,6 +10,18 @@ from insight_nb import cli
 from insight_nb.cli import main
 from notebooks import Notebook, _python
 
+# the sections that every report writes into evidence.json
+SECTIONS = {
+    "data",
+    "model",
+    "baseline",
+    "metrics",
+    "calibration",
+    "cost",
+    "guard",
+    "seed",
+    "versions",
+}
 LABELS = ["<b>good</b>", "=1+1", "很好"]  # labels are users' text too
 WORDS = {
     LABELS[0]: "lovely warm friendly clean bright",

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import LABELS, in_process, refused, rows_of
+from conftest import LABELS, SECTIONS, in_process, refused, rows_of
 from insight_nb.apps.monitor.monitor import Monitor, annotate
 from insight_nb.apps.monitor.stream import StreamColumns, Stream, simulate_stream
 from insight_nb.apps.monitor.control_charts import (
@@ -61,17 +61,7 @@ def test_a_run_leaves_what_it_promises(small):
         "dashboard.ipynb",
         "label_these.csv",
     }
-    assert (e["schema"], e["task"]) == (1, "monitor") and set(e) >= {
-        "data",
-        "model",
-        "baseline",
-        "metrics",
-        "calibration",
-        "cost",
-        "guard",
-        "seed",
-        "versions",
-    }
+    assert (e["schema"], e["task"]) == (1, "monitor") and set(e) >= SECTIONS
     for m in (e["metrics"][k] for k in ("false_alarm_interval", "mean_delay")):
         assert m["low"] < m["value"] < m["high"] and m["n"] > 0
     assert {g["check"]: g["passed"] for g in e["guard"] if g["passed"] is not None} == {

@@ -194,11 +194,11 @@ def test_the_house():
         "check",
         "clean",
     } and all("##" in rest for _, rest in targets)
-    licence = (ROOT / "LICENSE").read_text()
+    license = (ROOT / "LICENSE").read_text()
     assert (
-        "Version 2.0, January 2004" in licence
-        and "END OF TERMS AND CONDITIONS" in licence
-        and len(licence) > 11_000
+        "Version 2.0, January 2004" in license
+        and "END OF TERMS AND CONDITIONS" in license
+        and len(license) > 11_000
     )
 
 

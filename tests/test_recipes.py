@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import LABELS, train
+from conftest import LABELS, SECTIONS, train
 from insight_nb.cli import read_recipe, recipes
 from notebooks import Notebook
 
@@ -99,17 +99,7 @@ def test_a_run_leaves_what_it_promises(trained):
     }
     e = json.loads((trained / "evidence.json").read_text(encoding="utf-8"))
     assert e["schema"] == 1 and e["task"] == "classify"
-    assert set(e) >= {
-        "data",
-        "model",
-        "baseline",
-        "metrics",
-        "calibration",
-        "cost",
-        "guard",
-        "seed",
-        "versions",
-    }
+    assert set(e) >= SECTIONS
     assert {"accuracy", "macro_f1", "mcc", "log_loss"} <= set(e["metrics"]) and set(
         e["metrics"]
     ) <= set(e["baseline"])

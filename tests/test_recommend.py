@@ -145,7 +145,7 @@ def test_items_of_their_own_and_the_last_visit(tmp_path):
     # others' later visits are said
     assert {c["check"] for c in e["guard"] if c["passed"] is False} >= {"time_leak"}
     assert any("3 items that nobody visited" in n for n in e["data"]["notes"]) and e["data"][
-        "catalogue"
+        "catalog"
     ] == len(things)
 
 
@@ -276,7 +276,7 @@ def test_the_order_of_rows_and_users_changes_nothing():
         assert np.array_equal(*found)
 
 
-def test_nothing_of_the_test_rows_is_learnt():
+def test_nothing_of_the_test_rows_is_learned():
     "Other rows after the cut: the same scores."
     frame = small()
     edge, found = split_by_time(clean_interactions(frame)).test, []

@@ -30,23 +30,39 @@ def nested_conditionals(source, tree):
 def is_sequence(node):
     if isinstance(node, ast.Constant):
         return isinstance(node.value, str)
-    return isinstance(node, (ast.List, ast.Tuple, ast.JoinedStr))
+    return isinstance(node, (ast.List, ast.ListComp, ast.Tuple, ast.JoinedStr))
 
 
 def is_truth(node):
     if isinstance(node, ast.UnaryOp):
         return isinstance(node.op, ast.Not)
-    if isinstance(node, ast.Call):
-        return getattr(node.func, "id", "") == "bool"
-    return isinstance(node, (ast.Compare, ast.BoolOp))
+    return is_bool_call(node) or isinstance(node, (ast.Compare, ast.BoolOp))
+
+
+def is_bool_call(node):
+    return isinstance(node, ast.Call) and getattr(node.func, "id", "") == "bool"
+
+
+def switches(tree):
+    "The parameters whose default is True or False."
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arguments):
+            named = [*node.posonlyargs, *node.args]
+            pairs = zip(named[::-1], node.defaults[::-1])
+            for arg, default in [*pairs, *zip(node.kwonlyargs, node.kw_defaults)]:
+                if isinstance(default, ast.Constant) and isinstance(default.value, bool):
+                    yield arg.arg
 
 
 def multiplied_booleans(source, tree):
     "A boolean does not multiply a list or a string: say if."
+    names = set(switches(tree))
     for node in ast.walk(tree):
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
             pairs = (node.left, node.right), (node.right, node.left)
             if any(is_sequence(a) and is_truth(b) for a, b in pairs):
+                yield node.lineno
+            elif any(is_bool_call(b) or getattr(b, "id", "") in names for _, b in pairs):
                 yield node.lineno
 
 
@@ -85,7 +101,7 @@ RULES = [long_lines, nested_conditionals, multiplied_booleans, named_lambdas, jo
 FAULTS = {
     long_lines: "x = '" + "a" * 100 + "'",
     nested_conditionals: "x = 1 if a else 2 if b else 3",
-    multiplied_booleans: "x = 'text' * (a > 1) + 'more' * bool(b)",
+    multiplied_booleans: "def f(b=True): return 'text' * (a > 1), x * bool(a), x * b",
     named_lambdas: "f = lambda x: x",
     joined_calls: "print(1), print(2)",
     crowded_statements: "if a: b = 1"}
@@ -119,6 +135,13 @@ def test_style_finds_the_planted_fault(rule):
     assert list(rule(FAULTS[rule], ast.parse(FAULTS[rule])))
     good = "def f(x): return x\nif f(1):\n    y = [0] * f(3)\n    z = 'a' if y else 'b'"
     assert not list(rule(good, ast.parse(good)))
+
+
+def test_each_way_to_multiply_a_boolean_is_found():
+    lines = ["def f(x, b=True, *, c=False):", "    x = 'text' * (x > 1)", "    x = x * bool(x)",
+             "    x = b * x", "    x = x * c", "    x = [v for v in x] * (not x)", "    x = x * 2"]
+    source = "\n".join(lines)
+    assert list(multiplied_booleans(source, ast.parse(source))) == [2, 3, 4, 5, 6]
 
 
 # Budgets of the exported code

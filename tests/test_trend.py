@@ -262,13 +262,13 @@ def table(path, **cells):
 
 def test_a_chinese_table_is_read(tmp_path):
     series, notes = read_series(table(tmp_path / "论文.csv"), "时间", "论文数")
-    assert (series.name, series.every, series.values.tolist(), notes) == (
+    assert (series.name, series.freq, series.values.tolist(), notes) == (
         "论文数",
         "month",
         [3, 5, 0, 7],
         [],
     )
-    quarters, notes = read_series(table(tmp_path / "论文2.csv"), "时间", "论文数", every="quarter")
+    quarters, notes = read_series(table(tmp_path / "论文2.csv"), "时间", "论文数", freq="quarter")
     assert quarters.values.tolist() == [8] and notes == [
         "1 quarter left out, from 2024Q2 on: not over by 2024-04-30"
     ]
@@ -278,31 +278,31 @@ def test_days_are_looked_through_before_they_are_added_up():
     days = pd.DataFrame(
         {"day": pd.date_range("2025-12-29", "2026-03-31").strftime("%Y-%m-%d"), "n": 10}
     )
-    months, notes = read_series(days, "day", "n", every="month")
+    months, notes = read_series(days, "day", "n", freq="month")
     assert months.values.tolist() == [310, 280, 310] and notes == [
         "1 month left out, up to 2025-12: begun before 2025-12-29"
     ]
     with pytest.raises(InputError, match="16 days without a row, the first 2026-02-10"):
         read_series(
-            days[(days.day < "2026-02-10") | (days.day > "2026-02-25")], "day", "n", every="month"
+            days[(days.day < "2026-02-10") | (days.day > "2026-02-25")], "day", "n", freq="month"
         )
     weeks = pd.DataFrame(
         {"week": ["2026-01-05", "2026-01-12", "2026-01-19", "2026-02-02", "2026-02-09"], "n": 1}
     )
     with pytest.raises(InputError, match="1 week without a row, the first 2026-01-26"):
-        read_series(weeks, "week", "n", every="month")
+        read_series(weeks, "week", "n", freq="month")
 
 
 def test_events_go_on_until_they_are_said_to():
     posts = pd.DataFrame({"date": ["2026-01-01", "2026-01-20", "2026-02-03"]})
-    assert read_series(posts, every="month", until="2026-05-31")[0].values.tolist() == [
+    assert read_series(posts, freq="month", until="2026-05-31")[0].values.tolist() == [
         2,
         1,
         0,
         0,
         0,
     ]
-    unknown = read_series(posts, every="month", gaps="unknown", until="2026-03-31")
+    unknown = read_series(posts, freq="month", gaps="unknown", until="2026-03-31")
     assert np.isnan(unknown[0].values).tolist() == [False, False, True] and unknown[1] == [
         "1 month without a row taken as unknown, the first 2026-03"
     ]
@@ -328,7 +328,7 @@ def test_events_go_on_until_they_are_said_to():
         ({}, {"until": "2024-06"}, "2 months without a row, the first 2024-05"),
         ({}, {"since": "03/04/2024"}, "since is '03/04/2024'"),
         ({}, {"date": "日期"}, "no column '日期'"),
-        ({}, {"every": "week"}, "can't be put into a week"),
+        ({}, {"freq": "week"}, "can't be put into a week"),
         ({}, {"until": "2023"}, "no month is over"),
     ],
 )

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from .core import ReportTable, format_cell, escape_markdown, display_width
 
 # %% ../../nbs/base/05_figures.ipynb #6312f267
-# ink follows the theme; the two are told apart by the color-blind and in grey
+# ink follows the theme; the two are told apart by the color-blind and in gray
 INK, BLUE, ORANGE = "#010203", "#0072b2", "#d55e00"
 
 # %% ../../nbs/base/05_figures.ipynb #e754c13f

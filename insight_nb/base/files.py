@@ -463,7 +463,7 @@ class TableChunks:
             if len(frame):
                 yield frame.set_axis(self.columns, axis=1).set_axis(range(at, at + len(frame)))
             at += len(frame)
-    def __repr__(self): return f"Chunks({self.name}, {self.rows:,} rows)"
+    def __repr__(self): return f"TableChunks({self.name}, {self.rows:,} rows)"
 
 # %% ../../nbs/base/04_files.ipynb #35158f4e
 def read_chunks(source, # whatever `read_frame` reads

@@ -93,8 +93,8 @@ class BatchLoader:
 
     def __len__(self): return len(self.plan)
     def __repr__(self):
-        return (f"Batches({len(self.dataset):,} rows, {len(self):,} batches, epoch {self.epoch}, "
-                f"step {self.step})")
+        return (f"BatchLoader({len(self.dataset):,} rows, {len(self):,} batches, "
+                f"epoch {self.epoch}, step {self.step})")
 
 # %% ../../nbs/data/05_batches.ipynb #19e41164
 @patch(as_prop=True)

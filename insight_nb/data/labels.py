@@ -52,7 +52,7 @@ def __eq__(self: LabelEncoder, other):
 @patch
 def __hash__(self: LabelEncoder): return hash(self.names)
 @patch
-def __repr__(self: LabelEncoder): return f"Labels({shorten(', '.join(self.names), 80)})"
+def __repr__(self: LabelEncoder): return f"LabelEncoder({shorten(', '.join(self.names), 80)})"
 
 # %% ../../nbs/data/02_labels.ipynb #b6e3af4c
 @patch

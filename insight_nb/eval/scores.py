@@ -228,7 +228,7 @@ def plot_scores(self: ScoreReport) -> ReportFigure:
     "The metrics that lie between 0 and 1, with their intervals, beside knowing nothing."
     keys = [k for k in self.metric_titles if k not in self.smaller_is_better]
     fig, ax = figure(6, 1. + .42 * len(keys))
-    for j, (label, metrics, colour, marker) in enumerate(
+    for j, (label, metrics, color, marker) in enumerate(
         (
             ("this model", self.metrics, BLUE, "o"),
             (shorten(self.baseline_title, 30), self.baseline, ORANGE, "s"))):
@@ -238,7 +238,7 @@ def plot_scores(self: ScoreReport) -> ReportFigure:
         ax.errorbar(v,
                     np.arange(len(keys)) + .2 * (j - .5),
                     xerr=np.maximum([v - low, high - v], 0), fmt=marker, ms=5,
-                    color=colour, elinewidth=1.5, label=label)
+                    color=color, elinewidth=1.5, label=label)
     ax.set_yticks(range(len(keys)), [self.metric_titles[k] for k in keys])
     ax.set(
         ylim=(len(keys) - .5, -.5), xlim=(min(ax.get_xlim()[0], -.02), 1.02),

@@ -30,6 +30,7 @@ from .tagging import check_entity_types, split_tagged
 from .training import split_rows
 from ..methods.classical import BudgetExceeded
 from ..methods.evaluation import Evaluation, TagEvaluation
+from ..methods.fine_tuned import EncoderRung
 from ..methods.ladder import default_rungs, measure_learning_curve, tag_rungs
 from ..models.backbone import count_parameters, load_backbone
 from ..ship.bundle import load_bundle, save_bundle
@@ -51,7 +52,8 @@ class TextComparison:
         self.device, self.seed, self.notes = device, seed, []
         self.encoder = load_backbone(backbone)
 
-    def check_options(self, goal=None, class_weights=None):
+    @staticmethod
+    def check_options(goal=None, class_weights=None):
         "Raise an InputError for a goal or class weights that can't work."
         if goal is not None and not 0 < goal < 1:
             raise InputError(f"goal is {goal:g}: give a score above 0 and below 1, such as 0.95.")
@@ -183,7 +185,7 @@ def bundle_facts(self: TextComparison) -> dict: return {"overlap": None}
 @patch
 def keep(self: TextComparison, rung, path): # called by the ladder
     "Save a fine-tuned encoder."
-    if hasattr(rung, "method"):
+    if isinstance(rung, EncoderRung):
         save_bundle(path, rung.model.to("cpu"), self.length, 1., self.bundle_facts(), force=True)
 
 # %% ../../nbs/jobs/03_comparison.ipynb #5ba4869e
@@ -339,7 +341,7 @@ def make_report(self: TextComparison, ladder, shown, checks) -> ScoreReport: # a
 def describe_model(self: TextComparison, rung, shown) -> dict:
     "The `model` section of the evidence."
     reads, own = hasattr(rung, "backbone"), shown.cost["parameters"]
-    whole = hasattr(rung, "given") and rung.method == "full"
+    whole = isinstance(rung, EncoderRung) and rung.method == "full"
     total = own
     if reads: # a full fine-tune counts the weights of the encoder as its own
         total = count_parameters(self.encoder)[0] + (0 if whole else own)
@@ -379,9 +381,10 @@ class TagComparison(TextComparison):
     baseline_title, smaller_is_better = "tagging nothing", ()
     split_source = staticmethod(split_tagged)
 
-    def check_options(self, goal=None, class_weights=None):
+    @staticmethod
+    def check_options(goal=None, class_weights=None):
         "Raise an InputError: both are for labels of texts."
-        if goal:
+        if goal is not None:
             raise InputError(
                 "goal is for labels of texts: no learning curve is drawn of tags, leave it out.")
         if class_weights:

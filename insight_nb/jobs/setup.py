@@ -18,10 +18,10 @@ from ..ship.predict import time_per_text
 from ..base.tensors import set_seed
 
 # %% ../../nbs/jobs/00_setup.ipynb #e5148740
-def check_parameters(minimums: dict, # name -> value, from 1 where it is given
+def check_parameters(minimums: dict, # name -> value; each must be at least 1, or None
                      seed=0, # from 0
-                     tables=(), # given for validation and test
-                     rules=(), # columns that rule a split
+                     tables=(), # validation and test tables, or None
+                     rules=(), # columns that the split depends on
                      sampling=None): # balanced or None
     "Raises InputError for parameters that can't work, whatever the rows are."
     for name, value in [*minimums.items(), ("seed", seed + 1)]:
@@ -31,8 +31,8 @@ def check_parameters(minimums: dict, # name -> value, from 1 where it is given
         raise InputError(f"sampling is {sampling!r}: say 'balanced', or leave it out.")
     if any(tables) and any(rules):
         raise InputError(
-            "group and time rule a split that is made here: leave them out when test or valid is "
-            "given.")
+            "group and time only apply when the split is made here: leave them out when test or "
+            "valid is given.")
 
 # %% ../../nbs/jobs/00_setup.ipynb #0cae9978
 class FineTuningSetup:
@@ -48,6 +48,10 @@ class FineTuningSetup:
         self.length = max_length or min(usual, self.encoder.max_length)
         self.adapter = add_adapter(self.encoder, method, **method_options(method, rank))
         self.options = self.adapter.options if self.adapter else {}
+        self.size = self.before = None # of `model`: weights; adapter before training
+        self.too_long = self.language = None # of `tokenize_rows` or `TaggingRows`
+        self.rule = None # of `train_model`
+        self.texts = None # of `check_shipped`: what the bundle was asked
 
     def __repr__(self):
         weights, trained = count_parameters(self.encoder)

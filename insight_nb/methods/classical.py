@@ -208,7 +208,7 @@ def class_probabilities(model, x, classes) -> np.ndarray:
 class Tfidf(Rung):
     "TF-IDF of words and pieces of words, and a logistic regression."
     name = "TF-IDF + linear"
-    needs = ("labelled rows; tuned by cross-validation, four parts and three values on 20,000 "
+    needs = ("labeled rows; tuned by cross-validation, four parts and three values on 20,000 "
              "rows at most")
     strengths = (1., 10., 100.)
     def learn(self, texts, y):

@@ -59,7 +59,7 @@ TEMPERATURES = (.005, .01, .02, .03, .05, .08, .12, .2, .4) # of cosines
 class Prototype(LinearProbe):
     "The label whose texts are nearest on average."
     name = "prototypes"
-    needs = "a few labelled rows of each label and an encoder, run once over each text"
+    needs = "a few labeled rows of each label and an encoder, run once over each text"
     def learn(self, texts, y):
         self.backbone, k = self.backbone or load_backbone(), len(self.names)
         x = self.vectors(texts)
@@ -183,7 +183,7 @@ class Contrastive(Rung):
     """An encoder that learned from pairs which texts belong together, and a linear model on its
     vectors."""
     name = "contrastive + linear"
-    needs = "a few labelled rows of each label, and an encoder that is trained on pairs of them"
+    needs = "a few labeled rows of each label, and an encoder that is trained on pairs of them"
     def __init__(self, backbone=None, # folder or hub id; None: the embedded one
                  max_length=128, # tokens of a text
                  pairs=None, # to draw; None: as of `default_num_pairs`

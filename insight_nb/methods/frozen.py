@@ -16,7 +16,7 @@ from ..train.inference import embed
 class LinearProbe(Rung):
     "A logistic regression on the encoder's sentence vectors."
     name = "frozen + linear"
-    needs = ("labelled rows and an encoder, run once over each text; tuned by cross-validation, "
+    needs = ("labeled rows and an encoder, run once over each text; tuned by cross-validation, "
              "four parts and five values")
     static = False
     strengths = (.003, .01, .03, .1, .3)
@@ -59,5 +59,5 @@ class LinearProbe(Rung):
 # %% ../../nbs/methods/01_frozen.ipynb #f9b3df9e
 class StaticEmbeddings(LinearProbe):
     "A logistic regression on the mean of the token vectors, without the encoder's layers."
-    name, needs = "token vectors + linear", "labelled rows and an encoder's table of tokens"
+    name, needs = "token vectors + linear", "labeled rows and an encoder's table of tokens"
     static = True

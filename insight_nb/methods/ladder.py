@@ -170,7 +170,7 @@ def run_method(self: Ladder, rung, left) -> MethodResult: # seconds
     try:
         step = evaluate_method(
             rung, self.evaluation, left, self.on_finished
-            and (lambda learnt: self.on_finished(learnt, self.cache.path(rung, "kept"))))
+            and (lambda learned: self.on_finished(learned, self.cache.path(rung, "kept"))))
     except BaseException:
         self.cache.path(rung, "begun").unlink(missing_ok=True)
         raise
@@ -322,7 +322,7 @@ def _undecided(self: Ladder, points, sure):
 
 # %% ../../nbs/methods/07_ladder.ipynb #ab1559e3
 LADDER_COLUMNS = ("rung", "score", "behind the best", "p", "ahead of the next cheaper", "p",
-                  "training, s", "numbers learnt", "MB", "ms a text", "one text, ms p50", "p95",
+                  "training, s", "numbers learned", "MB", "ms a text", "one text, ms p50", "p95",
                   "memory, MB", "per million texts")
 
 @patch
@@ -468,7 +468,7 @@ def nested_subsets(y, sizes, seed=0) -> list: # of positions
 def measure_learning_curve(rung: Rung, evaluation: Evaluation, parts=(8, 4, 2, 1), seeds=3,
                            time_limit=None) -> LearningCurve:
     """The scores of a rung after learning from parts of the rows. Raises InputError where there are
-    too few rows, OverBudget for lack of time."""
+    too few rows, BudgetExceeded for lack of time."""
     sizes = sorted({
         len(evaluation.train_y) // p for p in parts
         if len(evaluation.train_y) // p >= max(len(evaluation.names), 8)})

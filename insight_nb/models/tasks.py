@@ -302,11 +302,12 @@ def check_task(model: Model, # with the task to check
         grads = [p.grad for p in part.parameters() if p.grad is not None]
         assert any(g.abs().sum() > 0
                    for g in grads), f"the loss must reach the {type(part).__name__}"
-    assert np.isfinite(model.task.constant_loss(batch.labels.numpy())), "floor: a finite number"
+    constant_loss = model.task.constant_loss(batch.labels.numpy())
+    assert np.isfinite(constant_loss), "constant_loss: a finite number"
     answers, _ = model.task.postprocess(logits.detach().numpy())
     assert len(answers) == len(model.task.predictions(
-        logits.detach())) == batch.size, "decode and answers: one for each text"
+        logits.detach())) == batch.size, "postprocess and predictions: one for each text"
     again = type(model.task)(model.task.names, **json.loads(json.dumps(model.task.settings())))
     assert str(again.postprocess(logits.detach().numpy())[0]) == str(
-        answers), "settings: a task made again from them decodes alike"
+        answers), "settings: a task made again from them gives the same answers"
     model.zero_grad()

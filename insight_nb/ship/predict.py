@@ -110,8 +110,9 @@ def predict_frame(bundle: Bundle,
         raise InputError(
             f"a bundle for the task {bundle.info['task']!r} gives no probability for each label: "
             "leave out probabilities.")
-    new = ["prediction", "probability", "error"
-           ] + [f"probability_{n}" for n in bundle.labels.names] * probabilities
+    new = ["prediction", "probability", "error"]
+    if probabilities:
+        new += [f"probability_{name}" for name in bundle.labels.names]
     taken = [c for c in new if c in frame.columns]
     if taken:
         raise InputError(

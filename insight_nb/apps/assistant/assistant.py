@@ -44,7 +44,7 @@ def is_follow_up(text) -> bool:
 MIN_ANSWER_SCORE = .5
 
 class Assistant:
-    "Reader, answers and rules, joined."
+    "Intent classifier, answers and dialogue in one."
     def __init__(self, classifier: IntentClassifier, # fitted; its labels are the intents
                  # the table that is searched for what no flow answers
                  answer_index: AnswerIndex | None = None,

@@ -98,7 +98,7 @@ class AssistantReport(ScoreReport):
 def measure_scope(self: AssistantReport, others=None, # texts that are out of scope
                   name="", # of their table
                   left_out=((), ())): # of `left_out_intents`: used if there are no such texts
-    "How well texts that are out of scope are found. Raises InputError without any of both."
+    "How well texts that are out of scope are found. Raises InputError if neither is given."
     detector, scores = self.reader.detector, None
     if others:
         scores = self.reader.score_texts(others)

@@ -103,7 +103,7 @@ def to_rgb_upright(image: Image.Image) -> tuple:
 
 # %% ../../../nbs/apps/diagnose/00_images.ipynb #5997aafd
 def read_image(path, size=None, # (height, width) to resize to; None: unchanged
-               channels=None # 1: grey, 3: color; None: as it is
+               channels=None # 1: gray, 3: color; None: as it is
               ) -> tuple: # (channels, height, width) uint8, and what was done to it
     "The pixels of a file. Raises UnreadableImage."
     with open_image(path) as image:
@@ -168,7 +168,7 @@ def table(self: Images) -> ReportTable:
 
     about = [
         f"{self.name}: {plural(len(self), 'image')} of {h} x {w}, "
-        f"{'grey' if c == 1 else 'in colour'}",
+        f"{'gray' if c == 1 else 'in color'}",
         (f"{len(self.faults):,} set aside" if self.faults else ""), *self.notes]
     return ReportTable([
         "class", "images", *([shorten(self.group, 20) + "s"] if self.group else [])
@@ -287,23 +287,23 @@ def list_images(source,
                         label=frame[label]), name, list(notes)
 
 # %% ../../../nbs/apps/diagnose/00_images.ipynb #743957ee
-# (files, 2) heights and widths, (files,) bool: grey; {position: why}
+# (files, 2) heights and widths, (files,) bool: gray; {position: why}
 def list_sizes(paths) -> tuple:
     "The headers of files."
     sizes = np.zeros((len(paths), 2), dtype=int)
-    grey = np.ones(len(paths), dtype=bool)
+    gray = np.ones(len(paths), dtype=bool)
     faults = {}
     for i, p in enumerate(paths):
         try:
             with open_image(p) as image:
-                sizes[i], grey[i] = image.size[::-1], image.mode in (
+                sizes[i], gray[i] = image.size[::-1], image.mode in (
                     "L", "1", "F") or image.mode.startswith("I")
         except UnreadableImage as e:
             faults[i] = str(e)
-    return sizes, grey, faults
+    return sizes, gray, faults
 
 # %% ../../../nbs/apps/diagnose/00_images.ipynb #50ab0c67
-def _shape(sizes, grey, size, channels, n):
+def _shape(sizes, gray, size, channels, n):
     side = int(np.clip(np.median(sizes.min(1)), 8, 64))
     if size is None:
         h, w = (side, side)
@@ -313,7 +313,7 @@ def _shape(sizes, grey, size, channels, n):
         h, w = size
     if min(h, w) < 8:
         raise InputError(f"size is {size}: give at least 8 pixels for each side.")
-    c = channels or (1 if grey.all() else 3)
+    c = channels or (1 if gray.all() else 3)
     need, free = n * c * h * w, psutil.virtual_memory().available
     if need > free / 2:
         raise InputError(
@@ -342,14 +342,14 @@ def _pixels(paths, good, shape, faults):
 
 # %% ../../../nbs/apps/diagnose/00_images.ipynb #aad626a2
 def read_images(frame, # of `list_images`: columns path and label
-                # side or (height, width), None: by the rule; 1: grey, 3: color, None: grey if all
+                # side or (height, width), None: by the rule; 1: gray, 3: color, None: gray if all
                 # are
                 size=None, channels=None,
                 group=None, name="images", notes=()) -> Images:
     """Read all files; those that can't be read are left out, with the reason. Raises InputError
     where none can."""
     paths = frame["path"].tolist()
-    sizes, grey, faults = list_sizes(paths)
+    sizes, gray, faults = list_sizes(paths)
     faults |= _missing(frame)
     good = [i for i in range(len(paths)) if i not in faults]
     if not good:
@@ -357,7 +357,7 @@ def read_images(frame, # of `list_images`: columns path and label
             f"{name}: none of the {plural(len(paths), 'file')} can be used. "
             f"{shorten(paths[0], 100)} {faults[0]}.")
     pixels, done = _pixels(
-        paths, good, _shape(sizes[good], grey[good], size, channels, len(good)), faults)
+        paths, good, _shape(sizes[good], gray[good], size, channels, len(good)), faults)
     return _gathered(frame, pixels, good, faults, sizes, [*notes, *done], group, name)
 
 # %% ../../../nbs/apps/diagnose/00_images.ipynb #4049106e

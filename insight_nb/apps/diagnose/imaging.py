@@ -38,9 +38,7 @@ from ...ship.bundle import SCHEMA, check_files, read_info, write_manifest
 from ...train.inference import predict_logits
 
 # %% ../../../nbs/apps/diagnose/03_imaging.ipynb #01282544
-def check_diagnosis_options(specificity=.95, class_weights=None, folds=None,
-                            vision=None, # of `load_vision`
-                            image_size=None):
+def check_diagnosis_options(specificity=.95, class_weights=None, folds=None):
     "Raise an InputError for parameters that can't work, before anything takes time."
     if not 0 < specificity < 1:
         raise InputError(f"specificity is {specificity}: it must lie between 0 and 1.")
@@ -48,17 +46,18 @@ def check_diagnosis_options(specificity=.95, class_weights=None, folds=None,
         raise InputError(f"class_weights is {class_weights!r}: say 'balanced', or leave it out.")
     if folds is not None and (folds < 0 or folds == 1):
         raise InputError(f"folds is {folds}: give at least 2, or 0 for none.")
-    if vision and image_size and (image_size, image_size) != vision.preprocessor.size:
-        height, width = vision.preprocessor.size
-        raise InputError(f"{vision.name} is shown {height} x {width} pixels, not {image_size}: "
-                         "leave size out.")
 
 # %% ../../../nbs/apps/diagnose/03_imaging.ipynb #d7d5ff41
 def open_images(table=None, # folder, or table with paths; None: the digits
                 path="path", label="label", group=None, # columns
                 rows=None, # at most so many pictures
                 vision=None, image_size=None, seed=0) -> Images:
-    "Read the pictures. Raises InputError if there are none, or labels that can't be learned."
+    """Read the pictures. Raises InputError if there are none, for labels that can't be learned, and
+    for a size that a pretrained model is not shown."""
+    if vision and image_size and (image_size, image_size) != vision.preprocessor.size:
+        height, width = vision.preprocessor.size
+        raise InputError(f"{vision.name} is shown {height} x {width} pixels, not {image_size}: "
+                         "leave image_size out.")
     if table is None:
         if vision is not None:
             raise InputError(
@@ -93,7 +92,7 @@ def describe_imaging(model: Model, temperature, thresholds) -> dict:
         "versions": package_versions("torch", "transformers", "safetensors", "pillow")}
 
 # %% ../../../nbs/apps/diagnose/03_imaging.ipynb #0f029d0a
-def save_imaging(path, model: Model, # the folder to make; of `ImageTrainer.whole`
+def save_imaging(path, model: Model, # the folder to make; of `ImageTrainer.merge_head`
                  # divides the logits; (classes,), from validation rows
                  temperature=1., thresholds=None,
                  # more to say in bundle.json; replace what is there; returns what bundle.json says
@@ -176,12 +175,10 @@ def predict_images(bundle: ImagingBundle, frame: pd.DataFrame, # with a column o
     if path not in frame.columns:
         raise InputError(
             f"the table has no column {path!r} with paths.{suggest(path, frame.columns)}")
-    taken = [
-        c
-        for c in (
-            "prediction", "probability", "error",
-            *(f"probability_{n}" for n in bundle.names * probabilities))
-        if c in frame.columns]
+    new = ["prediction", "probability", "error"]
+    if probabilities:
+        new += [f"probability_{name}" for name in bundle.names]
+    taken = [c for c in new if c in frame.columns]
     if taken:
         raise InputError(
             f"the table has a column {taken[0]!r} already: rename it, since the prediction goes "
@@ -231,8 +228,11 @@ def set_results(self: DiagnosisReport, y, probs, train_y, # as of `measure`
 def sections(self: DiagnosisReport) -> list:
     "As of `Report`, with the clinical sections after the classes."
     found = Report.sections(self)
-    at = next((i + 1 for i, (title, _) in enumerate(found) if title == "Classes"), 0)
-    return found[:at] + self.clinical * bool(at) + found[at:]
+    titles = [title for title, _ in found]
+    if "Classes" not in titles:
+        return found
+    at = titles.index("Classes") + 1
+    return found[:at] + self.clinical + found[at:]
 
 # %% ../../../nbs/apps/diagnose/03_imaging.ipynb #305b34ec
 # with `accuracy_grouped` and the others; a `Difference`; a column's name

@@ -45,7 +45,7 @@ class SmallNet(nn.Module):
     "Three convolutions: (batch, channels, height, width) to (batch, 4 * widths[-1])."
     def __init__(self, channels=1, widths=(24, 48, 96)): # of the three layers
         super().__init__()
-        self.channels, self.widths, (a, b, c) = channels, tuple(widths), widths
+        self.channels, (a, b, c) = channels, widths
         self.layers = nn.ModuleList([_layer(channels, a), _layer(a, b), _layer(b, c)])
         self.width = 4 * c
         self.to(memory_format=torch.channels_last)

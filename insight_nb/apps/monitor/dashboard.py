@@ -135,7 +135,7 @@ def quality_table(self: Monitor) -> ReportTable:
     title = "What is known of the classifier"
     if not known:
         title = "Nothing is known of the classifier's mistakes: counts are taken as they are"
-    return ReportTable(["opinion", "sensitivity", "specificity", "labelled texts"],
+    return ReportTable(["opinion", "sensitivity", "specificity", "labeled texts"],
                        [[opinion, q.sensitivity, q.specificity, f"{q.positives + q.negatives:,.0f}"]
                         for opinion, q in known.items()], title)
 

@@ -166,8 +166,8 @@ def _shares(ax, series, at, hot): # positions of the buckets to draw; (buckets,)
     ax.fill_between(at, 100 * np.clip(b.p - half, 0, 1),
                     100 * np.clip(b.p + half, 0, 1), color=INK, alpha=.1, lw=0)
     ax.axhline(100 * b.p, color=INK, lw=1, ls="--")
-    for mask, colour, size, marker in ((~hot, BLUE, 3.5, "o"), (hot, ORANGE, 5, "D")):
-        ax.plot(at[mask], 100 * share[mask], ls="", marker=marker, ms=size, color=colour, mew=0)
+    for mask, color, size, marker in ((~hot, BLUE, 3.5, "o"), (hot, ORANGE, 5, "D")):
+        ax.plot(at[mask], 100 * share[mask], ls="", marker=marker, ms=size, color=color, mew=0)
     ax.set_ylabel("share, %")
 
 # %% ../../../nbs/apps/monitor/02_monitor.ipynb #af7cc265
@@ -225,8 +225,8 @@ class Monitor:
                  false_alarms=.1, # a month, of all charts together
                  baseline=None, # buckets to learn from; None: 60, or half of what there is
                  chart="ewma", # one of CHARTS
-                 # opinion -> Quality; None: from the labeled texts of the stream, if each side has
-                 # 20
+                 # opinion -> `ClassifierQuality`; None: from the labeled texts of the stream, if
+                 # each side has 20
                  quality=None,
                  drift=True, # watch the texts themselves too
                  seed=0):
@@ -523,7 +523,7 @@ class ThreeSigma(ControlChart):
 
 # %% ../../../nbs/apps/monitor/02_monitor.ipynb #36a99b70
 @patch
-# None: the charts as they are; or a class of Watch made from one
+# None: the charts as they are; or a subclass of `ControlChart`
 def estimate_arl0(self: Monitor, chart_class=None) -> Metric:
     "Buckets between false alarms of all charts together, by simulation."
     seen = [(chart_class(s.control_chart) if chart_class else s.control_chart) for s in self.series]

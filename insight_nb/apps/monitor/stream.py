@@ -115,7 +115,7 @@ def transaction(self: Stream): # yields the database
 _FUTURE, _SKEW = "from the future", 300. # seconds that a clock may be wrong
 
 @patch
-def _row(self: Stream, cells): # what, of Columns -> cell
+def _row(self: Stream, cells): # what, of `StreamColumns` -> cell
     "(key, when, text, fault) of one row."
     what, when = cells.get("text"), parse_timestamp(cells.get("date"), self.tz)
     fault, known = invalid_text_reason(what), cells.get("id")

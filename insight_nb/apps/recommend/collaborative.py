@@ -87,7 +87,7 @@ def _checked(interactions: Interactions, name):
             raise InputError(
                 f"{name} has {plural(n, what)} in "
                 f"{plural(len(interactions), 'usable row')}{_dropped(interactions.dropped)}: "
-                f"nothing can be learnt from one {what}. Give visits of several users to several "
+                f"nothing can be learned from one {what}. Give visits of several users to several "
                 "items over time.")
     return interactions
 
@@ -115,17 +115,18 @@ def _first(users, items, times, events):
 
 # %% ../../../nbs/apps/recommend/01_collaborative.ipynb #778cf5a4
 def clean_interactions(frame: pd.DataFrame, name="frame", # of the source, for messages
-                user="user", item="item", time="time", # columns
-                rating=None, min_rating=None, # column of numbers; rows below `least` are no likes
-                event=None) -> Interactions: # column of the kind of visit
+                       user="user", item="item", time="time", # columns
+                       rating=None, # column of numbers
+                       min_rating=None, # rows with a lower rating are no likes
+                       event=None) -> Interactions: # column of the kind of visit
     """The visits that can be used. Raises InputError for a missing column, unreadable times, one
     user, one item, one moment."""
     for c in filter(None, (user, item, time, rating, event)):
         if c not in frame.columns:
             raise InputError(f"{name} has no column {c!r}.{suggest(c, frame.columns)}")
     if min_rating is not None and not rating:
-        raise InputError(
-            f"least is {min_rating:g}, and no column of ratings is named: say which with rating.")
+        raise InputError(f"min_rating is {min_rating:g}, and no column of ratings is named: say "
+                         "which with rating.")
     (u, users), (i, items), t = _codes(frame[user]), _codes(
         frame[item]), _seconds(frame[time], time, name)
     if rating:
@@ -380,7 +381,7 @@ def rank(scorer: Scorer, interactions: Interactions, fold: Fold, min_history=5, 
     if not len(users):
         raise InputError(
             f"no user can be asked: {fold.description}, nobody has {plural(min_history, 'visit')} "
-            "before and something new after. Give more rows, or a smaller least history.")
+            "before and something new after. Give more rows, or a smaller min_history.")
     if max_users:
         users = np.sort(np.random.default_rng(0).permutation(users)[:max_users])
     profiles = scorer.profiles(interactions, fold.history)

@@ -35,7 +35,9 @@ def rank_all(hybrid: Hybrid, # fitted on the history
              min_history=5, als=False # measure iALS too
             ) -> dict: # name -> Ranking, the hybrid first
     "Rank the items for each user, by the hybrid and by all simpler scorers."
-    scorers = [ItemKNN] + [IALS] * als + [Popularity, RecentPopularity]
+    scorers = [ItemKNN, Popularity, RecentPopularity]
+    if als:
+        scorers.insert(1, IALS)
     n_items = interactions.shape[1]
     if ease_fits(n_items):
         scorers.insert(0, EASE)
@@ -100,7 +102,7 @@ def measure_new_items(self: RankingReport, interactions: Interactions, history, 
                        f"{hidden.sum()} hidden items, ranked among themselves")
 
 # %% ../../../nbs/apps/recommend/03_evaluation.ipynb #2e8e0af3
-PAIR_FEATURES = ("behaviour", "popular lately", "text", "visits of the user", "users of the item")
+PAIR_FEATURES = ("behavior", "popular lately", "text", "visits of the user", "users of the item")
 
 def later_events(interactions: Interactions, fold: Fold, event=None) -> np.ndarray: # rows
     "The later rows with an event. Raises InputError if it doesn't occur. None: all later rows."
@@ -237,7 +239,7 @@ def describe(self: RankingReport, interactions: Interactions, catalog: ItemCatal
     "Fill in what was used and what it cost."
     self.data |= {
         "rows": {"history": len(split.test.history), "test": len(split.test.target)},
-        "users": interactions.shape[0], "catalogue": interactions.shape[1],
+        "users": interactions.shape[0], "catalog": interactions.shape[1],
         "with_text": sum(map(bool, catalog.texts)), "sha256": interactions.digest(),
         "labels": [], "dropped": interactions.dropped,
         "notes": [*interactions.notes, *catalog.notes]}
@@ -247,7 +249,7 @@ def describe(self: RankingReport, interactions: Interactions, catalog: ItemCatal
         "method": f"hybrid of {hybrid.base}, recent popularity and text",
         "ndcg_on_validation": scores, "parameters": n_weights, "trainable": n_weights,
         "rule": f"chosen by the mean NDCG@10 over {plural(len(split.folds), 'turn')} before the "
-                "test; the bundle is learnt from all rows"}
+                "test; the bundle is learned from all rows"}
     self.cost = {
         "train_seconds": seconds, "train_tokens_per_second": None, "padding_share": None,
         "fold_in_ms": latency[0], "predict_ms_per_text": latency[1], "peak_memory_mb": None,

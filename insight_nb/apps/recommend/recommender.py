@@ -55,7 +55,7 @@ def _marks(row, columns): # "Drama|War" are two
 def build_catalog(interactions: Interactions, frame=None,
               item="item", text=None, # columns
               categories=(), # columns; several in a cell are separated by |
-              name="the table of items") -> tuple: # Visits with all items, Catalog
+              name="the table of items") -> tuple: # `Interactions` with all items, `ItemCatalog`
     """What each item says. Raises InputError for a missing column, and where no item of the table
     was ever visited."""
     frame = interactions.frame if frame is None else frame
@@ -231,8 +231,8 @@ def component_scores(self: Hybrid, profiles) -> list: # three (users, items)
 # %% ../../../nbs/apps/recommend/02_recommender.ipynb #9e6120d3
 @patch
 def score(self: Hybrid, profiles):
-    behaviour, popular, text = self.component_scores(profiles)
-    return behaviour + self.settings["popular"] * popular + self.settings["text"] * text
+    behavior, popular, text = self.component_scores(profiles)
+    return behavior + self.settings["popular"] * popular + self.settings["text"] * text
 
 # %% ../../../nbs/apps/recommend/02_recommender.ipynb #ad51d27c
 SETTINGS_GRID = {

@@ -49,7 +49,7 @@ class TableEstimator(BaseEstimator):
         check_consistent_length(frame, y)
         assert_all_finite(y, input_name="y")
         if len(frame) < 2:
-            raise InputError("there is 1 sample: nothing can be learnt from it.")
+            raise InputError("there is 1 sample: nothing can be learned from it.")
         return y
 
     def __sklearn_tags__(self):
@@ -96,7 +96,6 @@ def _learn(self: TableEstimator, frame, task, labels):
     self.model_ = trainer.model.eval()
     self.slope_ = trainer.slope
     self.history_ = trainer.state.history
-    self.seconds_ = trainer.state.train_seconds
     return x
 
 # %% ../../../nbs/apps/risk/03_estimators.ipynb #6b021974

@@ -78,12 +78,12 @@ def profit_curve(t: ThresholdCounts, payoffs: Payoffs, draws=1000, seed=0) -> De
 def plot(self: DecisionCurves, mark=None, title=None) -> ReportFigure:
     "The three lines with their bands."
     some, (fig, ax) = np.unique(np.linspace(0, len(self.at) - 1, 40).astype(int)), figure(6, 3.2)
-    for (name, (v, low, high)), colour, style in zip(
+    for (name, (v, low, high)), color, style in zip(
         self.lines.items(), (BLUE, ORANGE, INK), ("-", "--", ":")):
         if (high > low).any():
             ax.fill_between(
-                self.at[some], low[some], high[some], color=colour, alpha=.15, linewidth=0)
-        ax.plot(self.at[some], v[some], color=colour, linestyle=style, label=name)
+                self.at[some], low[some], high[some], color=color, alpha=.15, linewidth=0)
+        ax.plot(self.at[some], v[some], color=color, linestyle=style, label=name)
     floor = min(self.lines["the model"][1].min(), self.lines["none"][1].min())
     top = max(v[2].max() for v in self.lines.values())
     if mark is not None:

@@ -171,13 +171,14 @@ def summary(self: SamplingValue) -> str:
             f"answer would be worth {format_money(self.evpi)}")
 
 # %% ../../../nbs/decide/launch/03_information.ipynb #8eec810a
+def _shown(net, rows): # (sizes,) net value; about so many
+    "Positions of sizes for a table: spread evenly, and the best."
+    return sorted({*np.linspace(0, len(net) - 1, rows).round().astype(int), int(net.argmax())})
+
 @patch
 def table(self: SamplingValue, rows=6) -> ReportTable: # about so many sizes, and the best
     "Sizes, what they bring and cost."
-    at = sorted(
-        {*np.linspace(0,
-                      len(self.sizes) - 1, rows).round().astype(int),
-         int(self.net.argmax())})
+    at = _shown(self.net, rows)
     return ReportTable(
         ["labels", "worth", "cost", "net"],
         [[f"{self.sizes[i]:,}",
@@ -310,10 +311,7 @@ def summary(self: TrainingValue) -> str:
 @patch
 def table(self: TrainingValue, rows=6) -> ReportTable: # about so many sizes, and the best
     "Sizes, what they bring and cost."
-    at = sorted(
-        {*np.linspace(0,
-                      len(self.more) - 1, rows).round().astype(int),
-         int(self.net.argmax())})
+    at = _shown(self.net, rows)
     return ReportTable(["labels to buy", "gain [95 %]", "cost", "net", "pays in"], [[
         f"{self.more[i]:,}",
         format_money_interval(Metric(*self.gain[:, i], 0, "")),

@@ -57,7 +57,7 @@ WORD_KEYS = {
 @dataclass(frozen=True)
 class AssumedValue:
     "A number that nobody measured here."
-    value: object # a number, or an Uncertain
+    value: object # a number, or a `Distribution`
     origin: str # where it stands, and who says so
     @property
     def known(self): return not isinstance(self.value, Distribution)
@@ -148,9 +148,10 @@ def read_yaml(path) -> dict: # key -> (line, value)
 class Assumptions:
     "What nobody measured here."
     where: str # the file
-    numbers: dict # name of NUMBERS -> Given
-    words: dict # name of WORDS -> its value
-    origins: dict = field(default_factory=dict) # name of WORDS -> where it stands, and who says so
+    numbers: dict # key of NUMBER_KEYS -> `AssumedValue`
+    words: dict # key of WORD_KEYS -> its value
+    # key of WORD_KEYS -> where it stands, and who says so
+    origins: dict = field(default_factory=dict)
     def __getitem__(self, name): return self.words[name]
 
 # %% ../../../nbs/decide/launch/04_memo.ipynb #fa2c4eaf
@@ -512,7 +513,7 @@ class Option:
 
 # %% ../../../nbs/decide/launch/04_memo.ipynb #441bf58c
 @patch
-def evaluate(self: LaunchCase): # -> Sampling, None without a price
+def evaluate(self: LaunchCase): # -> `SamplingValue`, None without a price
     "What labels to evaluate with are worth."
     price, most = self.assumed["label_price"], self.assumed["most_labels"]
     if price is None:
@@ -523,7 +524,7 @@ def evaluate(self: LaunchCase): # -> Sampling, None without a price
 
 # the learning curve of the very method -> a function: rows -> (draws,) errors of the used answers;
 # and the rows there are
-def _relearnt(case):
+def _relearned(case):
     curve = fit_curve(*case.evidence.curve)
     now = max(case.evidence.curve[0])
     error = curve_errors(curve)
@@ -531,12 +532,12 @@ def _relearnt(case):
     return lambda n: np.clip((1 - case.base.quality) * error(n) / here, 0, 1), int(now)
 
 @patch
-def train(self: LaunchCase): # -> Training, None without a price or a curve of this very method
-    "What labels to train on are worth."
+def train(self: LaunchCase): # -> `TrainingValue` or None
+    "What labels to train on are worth. None without a price or a curve of this very method."
     price, most = self.assumed["label_price"], self.assumed["most_labels"]
     if price is None or self.evidence.curve is None:
         return None
-    error, now = _relearnt(self)
+    error, now = _relearned(self)
     others = {
         k: v[:len(error(now))]
         for k, v in self.simulation.inputs.items() if k != "quality"}
@@ -583,7 +584,7 @@ class Decision:
     "What to do, and why."
     case: LaunchCase
     options: list # Option each, the best first
-    others: list = field(default_factory=list) # Case each: what else was measured
+    others: list = field(default_factory=list) # `LaunchCase` each: what else was measured
     example: str = "" # what is not the reader's own: "evidence", "assumptions" or both
     @property
     def best(self): return self.options[0]
@@ -780,7 +781,7 @@ def sensitivity_table(self: Decision) -> ReportTable:
 # draws of the quality and the curve that are not there yet -> labels that each takes; inf: more
 # than `within`
 def _first_there(case, target, within):
-    error, rows = _relearnt(case)
+    error, rows = _relearned(case)
     # of the error as it is
     unsure = np.random.default_rng(case.seed).beta(
         *beta_parameters(case.use.quality)[::-1], size=len(error(rows))) / (1 - case.base.quality)

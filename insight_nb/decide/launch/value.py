@@ -576,9 +576,9 @@ def sensitivity_values(self: Simulation) -> ReportFigure:
     fig, ax = figure(6, .8 + .38 * len(bars))
     middle = float(_at_median(self, next(iter(bars)), [.5])[0])
     for i, (low, high) in enumerate(bars.values()):
-        for end, colour in ((low, ORANGE), (high, BLUE)):
-            ax.barh(i, end - middle, left=middle, color=colour, height=.6,
-                    label=("input at its 10 %", "at its 90 %")[colour == BLUE] if not i else None)
+        for end, color in ((low, ORANGE), (high, BLUE)):
+            ax.barh(i, end - middle, left=middle, color=color, height=.6,
+                    label=("input at its 10 %", "at its 90 %")[color == BLUE] if not i else None)
     ax.axvline(0, color=INK, linewidth=1)
     ax.set_yticks(range(len(bars)), [escape_label(k, 24) for k in bars])
     ax.set(ylim=(len(bars) - .4, -.6), xlabel="net present value, money")

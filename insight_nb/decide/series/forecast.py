@@ -19,7 +19,7 @@ from ...base.core import ReportTable, InputError, shorten, optional_import, plur
 from ...base.figures import (
     BLUE, INK, ORANGE, ReportFigure, figure, figure_svg, escape_label)
 from .series import (
-    EVERY, Series, set_period_ticks, make_series, check_whole_number)
+    FREQUENCIES, Series, set_period_ticks, make_series, check_whole_number)
 
 # %% ../../../nbs/decide/series/01_forecast.ipynb #b4945c94
 def _rows(name):
@@ -43,7 +43,7 @@ SAMPLE_SERIES = {
     "elnino": ("1950-01", "month", _elnino),
     "elec_equip": ("1995-01", "month", _electric),
     "nile": ("1871", "year", _column("nile", "volume")),
-    # first period, every, values
+    # first period, freq, values
     "sunspots": ("1700", "year", _column("sunspots", "SUNACTIVITY")),
     **{k: ("1959Q1", "quarter", _column("macrodata", k)) for k in ("realgdp", "cpi", "unemp")}}
 
@@ -52,10 +52,10 @@ def sample_series(name) -> Series: # a key of SERIES
     if name not in SAMPLE_SERIES:
         raise InputError(
             f"there is no sample series {shorten(name, 40)!r}.{suggest(name, SAMPLE_SERIES)}")
-    start, every, load = SAMPLE_SERIES[name]
+    start, freq, load = SAMPLE_SERIES[name]
     values = np.asarray(load(), float)
     # ausbeer ends with an empty cell
-    return make_series(values[~np.isnan(values)], start, every, name)
+    return make_series(values[~np.isnan(values)], start, freq, name)
 
 # %% ../../../nbs/decide/series/01_forecast.ipynb #fa26a1c3
 _Z = 1.959964 # of a 95 % interval
@@ -130,11 +130,11 @@ def _sound(series):
             "number: correct it.")
     if np.isnan(y).any():
         raise InputError(
-            f"{name}: {plural(int(np.isnan(y).sum()), series.every)} unknown, the first "
+            f"{name}: {plural(int(np.isnan(y).sum()), series.freq)} unknown, the first "
             f"{series.periods[np.isnan(y)][0]}: fill them in, or begin the series after them.")
     if np.ptp(y) == 0:
         raise InputError(
-            f"{name} is {y[0]:g} in every {series.every}: a constant needs no forecast, and "
+            f"{name} is {y[0]:g} in every {series.freq}: a constant needs no forecast, and "
             "nothing can be measured on it.")
 
 # %% ../../../nbs/decide/series/01_forecast.ipynb #2d648a62
@@ -148,7 +148,7 @@ def _origins(series, h, windows, step):
         most = max((k for k in range(1, h)
                     if n >= first + k + 2 * max(1, k // 2)), default=0)
         raise InputError(
-            f"{shorten(series.name, 40)} has {plural(n, series.every)}: a forecast of {h} takes "
+            f"{shorten(series.name, 40)} has {plural(n, series.freq)}: a forecast of {h} takes "
             f"{first} to learn from and {h + 2 * step} more to be checked. "
             f"{f'Forecast {most} at most.' if most else 'Wait for more.'}")
     at = n - h - step * np.arange(windows)[::-1]
@@ -168,7 +168,7 @@ def backtest_forecasts(series: Series,
             ) -> ForecastBacktest:
     """Forecasts from earlier dates, half a horizon apart. Raises InputError where the series is too
     short or holds nothing."""
-    h = check_whole_number(EVERY[series.every][2] if h is None else h, "a horizon")
+    h = check_whole_number(FREQUENCIES[series.freq][2] if h is None else h, "a horizon")
     windows = check_whole_number(
         windows_for(h) if windows is None else windows, "a number of windows", 3)
     _sound(series)
@@ -208,7 +208,7 @@ def table(self: ForecastBacktest) -> ReportTable:
     return ReportTable(
         ["method", "MASE", "of the naive's", "windows won"], rows,
         f"{escape_label(self.series.name, 40)}: {len(self.origins)} windows of "
-        f"{plural(self.h, self.series.every)}, half of each shared with the next{left}")
+        f"{plural(self.h, self.series.freq)}, half of each shared with the next{left}")
 
 # %% ../../../nbs/decide/series/01_forecast.ipynb #4d43b424
 @patch
@@ -305,7 +305,7 @@ def describe_interval(self: ForecastResult) -> str:
 @patch
 def warnings(self: ForecastBacktest) -> list:
     "What in the series makes scale or intervals unsound."
-    y, s, every = self.series.values, self.series.season, self.series.every
+    y, s, freq = self.series.values, self.series.season, self.series.freq
     change = np.abs(y[s:] - y[:-s])
     none = np.zeros(s)
     said = []
@@ -317,7 +317,7 @@ def warnings(self: ForecastBacktest) -> list:
             f"one value, {y[i]:,.6g} in {self.series.periods[i]}: check it")
     if (y == 0).mean() > .3:
         said.append(
-            f"{(y == 0).sum():,} of {plural(len(y), every)} are 0: read the intervals of so few "
+            f"{(y == 0).sum():,} of {plural(len(y), freq)} are 0: read the intervals of so few "
             "counts as rough")
     return said
 
@@ -351,7 +351,7 @@ def plot(self: ForecastResult, past=None) -> ReportFigure:
     label = "forecast = naive" if self.method == "naive" else "forecast"
     ax.plot(at, value, color=BLUE, label=label)
     ax.plot(at, self.made["naive"][0], color=ORANGE, ls="--", lw=1.2, label="seasonal naive")
-    ax.set(xlabel=s.every, ylabel=name)
+    ax.set(xlabel=s.freq, ylabel=name)
     set_period_ticks(ax, s.periods[-1], 1 - len(y), h)
     for t in fig.legend(loc="outside upper left", ncols=4, frameon=False).get_texts():
         t.set_color(INK)
@@ -367,8 +367,8 @@ def before(self: ForecastBacktest, origin) -> ForecastBacktest: # periods known
 
 # %% ../../../nbs/decide/series/01_forecast.ipynb #5791217f
 @patch
-# windows -> (the last of them as a Backtest, with the method "chosen"; the names of what was
-# chosen)
+# windows -> (the last of them as a `ForecastBacktest`, with the method "chosen"; the names of what
+# was chosen)
 def replay(self: ForecastBacktest, last=6) -> tuple:
     """What `make_forecast` would have said at earlier dates. Raises InputError for a record of
     fewer than 3 windows before the first."""

@@ -25,10 +25,10 @@ from ...eval.metrics import Metric
 from ...base.figures import BLUE, INK, ReportFigure, figure, figure_svg, escape_label
 from ...base.files import read_frame
 from .series import (
-    EVERY, Series, check_counts, parse_period, set_period_ticks)
+    FREQUENCIES, Series, check_counts, parse_period, set_period_ticks)
 
 # %% ../../../nbs/decide/series/02_trend.ipynb #fb4d9a9d
-_ORDER = list(EVERY) # coarse to fine
+_ORDER = list(FREQUENCIES) # coarse to fine
 _FIRST, _LAST = -8_520_336_000, 7_258_118_400 # 1700 and 2200, in seconds
 
 def _when(value, zone): # (how finely it is written, its first day), or None
@@ -80,25 +80,25 @@ def _numbers(frame, count, dates, name): # (rows,) float
     return np.array(numbers)
 
 # %% ../../../nbs/decide/series/02_trend.ipynb #9a46e748
-def _choose(every, grains, dates): # a key of EVERY
+def _choose(freq, grains, dates): # a key of FREQUENCIES
     coarse = min(grains, key=_ORDER.index)
-    if every is None and coarse != "day":
+    if freq is None and coarse != "day":
         return coarse
-    if every is None:
+    if freq is None:
         if len(set(dates)) > 1:
             gap = float(np.median(np.diff(np.unique(np.array(dates, "datetime64[D]"))).astype(int)))
         else:
             gap = 1
         return next((e for e, days in (("year", 300), ("quarter", 80), ("month", 26),
                                        ("week", 6)) if gap >= days), "day")
-    if every not in EVERY:
+    if freq not in FREQUENCIES:
         raise InputError(
-            f"there are no periods of a {shorten(every, 40)!r}.{suggest(every, EVERY)}")
-    if _ORDER.index(every) > _ORDER.index(coarse):
+            f"there are no periods of a {shorten(freq, 40)!r}.{suggest(freq, FREQUENCIES)}")
+    if _ORDER.index(freq) > _ORDER.index(coarse):
         raise InputError(
-            f"a date that names a {coarse} can't be put into a {every}: take every={coarse!r}, or "
+            f"a date that names a {coarse} can't be put into a {freq}: take freq={coarse!r}, or "
             "finer dates.")
-    return every
+    return freq
 
 # %% ../../../nbs/decide/series/02_trend.ipynb #6d7004ce
 # the first or last day of the date that the user gave, if any
@@ -109,7 +109,9 @@ def _day(given, what, zone, end=False):
     if at is None:
         raise InputError(
             f"{what} is {shorten(given, 30)!r}, no date that can be read: write it as 2026-03-31.")
-    return pd.Period(at[1], EVERY[at[0]][0]).end_time.normalize() if end else at[1].normalize()
+    if not end:
+        return at[1].normalize()
+    return pd.Period(at[1], FREQUENCIES[at[0]][0]).end_time.normalize()
 
 def _within(periods, begin, end):
     return (periods.start_time >= begin) & (periods.end_time.normalize() <= end)
@@ -155,8 +157,8 @@ def _known(name, **asked): # what: (given, known)
             raise InputError(
                 f"{name}: there is no {what} {shorten(given, 40)!r}.{suggest(given, known)}")
 
-def _spine(name, begin, end, every): # every period, from the first to the last
-    first, last = (pd.Period(d, EVERY[every][0]) for d in (begin, end))
+def _spine(name, begin, end, freq): # every period, from the first to the last
+    first, last = (pd.Period(d, FREQUENCIES[freq][0]) for d in (begin, end))
     if (last - first).n > 20_000:
         raise InputError(
             f"{name}: {(last - first).n:,} periods between the first and the last date, "
@@ -165,22 +167,22 @@ def _spine(name, begin, end, every): # every period, from the first to the last
     return pd.period_range(first, last)
 
 # how finely the rows are kept: a row for each period stands for the whole of it
-def _own(grains, dates, every, count):
-    at = pd.PeriodIndex(dates, freq=EVERY[every][0])
-    own = every if count is None or at.is_unique else _choose(None, grains, dates)
-    return at, max(own, every, key=_ORDER.index)
+def _own(grains, dates, freq, count):
+    at = pd.PeriodIndex(dates, freq=FREQUENCIES[freq][0])
+    own = freq if count is None or at.is_unique else _choose(None, grains, dates)
+    return at, max(own, freq, key=_ORDER.index)
 
 # %% ../../../nbs/decide/series/02_trend.ipynb #8815c9c3
 # what was counted, if nobody says: (first day, last day)
-def _span(grains, dates, every, own, count):
+def _span(grains, dates, own, count):
     last, grain = max(zip(dates, grains))
-    first = pd.Period(min(dates), EVERY[own][0]).start_time
-    return first, pd.Period(last, EVERY[own if count else grain][0]).end_time.normalize()
+    first = pd.Period(min(dates), FREQUENCIES[own][0]).start_time
+    return first, pd.Period(last, FREQUENCIES[own if count else grain][0]).end_time.normalize()
 
-def _taken(every, begin, dates): # a note on a list of events
+def _taken(freq, begin, dates): # a note on a list of events
     if min(dates).normalize() > begin.start_time:
         return [
-            f"the first {every}, {begin}, taken as whole, its first row is of "
+            f"the first {freq}, {begin}, taken as whole, its first row is of "
             f"{min(dates):%Y-%m-%d}: say since= if counting began later"]
     return []
 
@@ -188,7 +190,7 @@ def _taken(every, begin, dates): # a note on a list of events
 def read_series(source, # whatever `read_frame` reads
                 date="date", # column
                 count=None, # column with the number of each date; None: each row is one event
-                every=None, # year, quarter, month, week, day; None: as the dates are
+                freq=None, # year, quarter, month, week, day; None: as the dates are
                 # "zero" or "unknown": periods without a row; None: zero for events, asked for
                 # counts
                 gaps=None,
@@ -204,23 +206,23 @@ def read_series(source, # whatever `read_frame` reads
     grains, dates = _dates(frame[date].tolist(), name, zone := ZoneInfo(zone))
     if count:
         _alike(name, frame[date].tolist(), grains)
-    every = _choose(every, grains, dates)
-    at, own = _own(grains, dates, every, count)
+    freq = _choose(freq, grains, dates)
+    at, own = _own(grains, dates, freq, count)
     begin, end = (given or found for given, found in zip((
         _day(since, "since", zone),
-        _day(until, "until", zone, True)), _span(grains, dates, every, own, count)))
+        _day(until, "until", zone, True)), _span(grains, dates, own, count)))
     numbers = pd.Series(
         np.ones(len(at)) if count is None else _numbers(frame, count, dates, name), at)
     values = numbers.groupby(level=0).sum().reindex(
-        _spine(name, min(begin, *dates), max(end, *dates), every))
-    kept = pd.period_range(begin, max(begin, end), freq=EVERY[own][0])
+        _spine(name, min(begin, *dates), max(end, *dates), freq))
+    kept = pd.period_range(begin, max(begin, end), freq=FREQUENCIES[own][0])
     empty = kept[_within(kept, begin, end)
-                 & ~kept.isin(pd.PeriodIndex(dates, freq=EVERY[own][0]))]
+                 & ~kept.isin(pd.PeriodIndex(dates, freq=FREQUENCIES[own][0]))]
     values, notes = _fill(values, empty, own, gaps or (None if count else "zero"), name)
-    values, left = _cut(values, every, begin, end)
+    values, left = _cut(values, freq, begin, end)
     if count is None and since is None:
-        left = _taken(every, values.index[0], dates) + left
-    return Series(count or f"rows of {name}", values.to_numpy(), values.index, every), notes + left
+        left = _taken(freq, values.index[0], dates) + left
+    return Series(count or f"rows of {name}", values.to_numpy(), values.index, freq), notes + left
 
 # %% ../../../nbs/decide/series/02_trend.ipynb #e4a410c3
 def _logistic(k, t0, t): return expit(k * (t - t0))
@@ -540,7 +542,7 @@ def no_ceiling_reason(self: Maturity) -> str:
     r = _hangs(residuals(self.series.values, best.expected(), self.scatter))
     if r:
         return (f"no curve fits: what is left over hangs together (a correlation of {r:.2f} from "
-                f"one {self.series.every} to the next)")
+                f"one {self.series.freq} to the next)")
     return ""
 
 @patch
@@ -615,7 +617,7 @@ def table(self: Maturity) -> ReportTable:
         c.family, f"{w:.0%}", f"{math.exp(c.x[0]):,.0f}", f"{low:,.0f}",
         f"{high:,.0f}" if math.isfinite(high) else "no end",
         c.rates()] for c, w, (low, high, _) in zip(self.curves, self.weights, self.profiles)]
-    return ReportTable(["curve", "weight", "ceiling", "low", "high", f"rate a {self.series.every}"],
+    return ReportTable(["curve", "weight", "ceiling", "low", "high", f"rate a {self.series.freq}"],
                        rows, self.summary())
 
 # %% ../../../nbs/decide/series/02_trend.ipynb #02e847b5
@@ -648,7 +650,7 @@ def plot(self: Maturity) -> ReportFigure:
             label=escape_label(self.series.name, 30))
     set_period_ticks(ax, self.series.periods[0], 0, 1.6 * n)
     ax.set(
-        xlabel=f"beginning of the {self.series.every}",
+        xlabel=f"beginning of the {self.series.freq}",
         ylabel="counted so far",
         ylim=(0, min(3.2 * so_far[-1],
                      1.05 * max(high[-1], so_far[-1]))))

@@ -381,7 +381,7 @@ class StrengthLine:
     cites: list # (row, text) of our texts that say so
 
 # %% ../../../nbs/decide/strategy/03_demand.ipynb #d22b8048
-def _line(m, theme, rival, quality, least): # a Line, its p not yet corrected
+def _line(m, theme, rival, quality, least): # a `StrengthLine`, its p not yet corrected
     of = {
         f: m.frame[(m.frame.theme == theme) & (m.frame.firm == f)]
         for f in (m.us, rival)}
@@ -460,11 +460,11 @@ def plot_strengths(lines) -> ReportFigure: # of `compare_strengths`
     fig, ax = figure(6, .9 + .35 * len(told))
     for i, line in enumerate(told):
         sure = line.verdict in ("strength", "weakness")
-        colour = {"strength": BLUE, "weakness": ORANGE}.get(line.verdict, INK)
-        ax.plot([100 * line.lead.low, 100 * line.lead.high], [i, i], color=colour,
+        color = {"strength": BLUE, "weakness": ORANGE}.get(line.verdict, INK)
+        ax.plot([100 * line.lead.low, 100 * line.lead.high], [i, i], color=color,
                 lw=2 if sure else 1)
-        ax.plot(100 * line.lead.value, i, "D" if sure else "o", color=colour,
-                mfc=colour if sure else "none")
+        ax.plot(100 * line.lead.value, i, "D" if sure else "o", color=color,
+                mfc=color if sure else "none")
     ax.axvline(0, color=INK, lw=1, ls="--")
     ax.set_yticks(range(len(told)), [
         escape_label(line.theme if one else f"{shorten(line.theme, 18)}: {line.rival}", 32)

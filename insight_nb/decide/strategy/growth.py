@@ -379,12 +379,12 @@ def plot(self: Growth, plans: dict, # as of `compare`
     fig, ax = figure(6, 3)
     past = np.array([self.result(h).value if (h > 0).all() else 0. for h in self.paths.T])
     ax.plot(np.arange(len(past)) - len(past) + 1, past, color=INK, label="so far")
-    for (name, plan), colour, line in zip(plans.items(), (BLUE, ORANGE), ("-", "--")):
+    for (name, plan), color, line in zip(plans.items(), (BLUE, ORANGE), ("-", "--")):
         path = [self.result(h) for h in self.follow(plan, days).T]
-        ax.plot(range(days + 1), [m.value for m in path], color=colour, ls=line,
+        ax.plot(range(days + 1), [m.value for m in path], color=color, ls=line,
                 label=escape_label(name, 30))
         ax.fill_between(range(days + 1), [m.low for m in path], [m.high for m in path],
-                        color=colour, alpha=.15, lw=0)
+                        color=color, alpha=.15, lw=0)
     ax.set(xlabel=f"days from {self.log.date(self.log.hours.shape[1] - 1)}",
            ylabel="R, what the team can do", ylim=(0, None))
     for t in fig.legend(loc="outside upper left", ncols=3, frameon=False).get_texts():

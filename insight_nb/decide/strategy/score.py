@@ -281,7 +281,7 @@ def draw_weights(self: ScoreTable, n, rng, concentration=0.,
     "Weights as likely as what is known of them makes them."
     if not 0 <= concentration < np.inf:
         raise InputError(
-            f"concentration={concentration:g}: expected a number of judgements, 0 or more.")
+            f"concentration={concentration:g}: expected a number of judgments, 0 or more.")
     if order is None:
         return rng.dirichlet(1 + concentration * self.weights, n)
     if sorted(order) != sorted(self.by):
