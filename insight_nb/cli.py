@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Parameter', 'parse_parameters_cell', 'parse_value', 'parse_arguments', 'recipes', 'find_recipe', 'read_recipe',
-           'next_free_path', 'check_output_dir', 'RunError', 'run_recipe', 'summary', 'make_parser', 'main']
+           'next_free_path', 'checkpoint_file', 'check_output_dir', 'RunError', 'resume_parameters', 'run_recipe',
+           'summary', 'make_parser', 'main']
 
 # %% ../nbs/90_cli.ipynb #5a37f6ea
 import argparse
@@ -28,7 +29,7 @@ from pathlib import Path
 
 import insight_nb
 from .base.core import (
-    InputError, format_cell, plural, suggest, atomic_output, format_interval)
+    InputError, format_cell, plural, remove_leftovers, suggest, atomic_output, format_interval)
 
 # %% ../nbs/90_cli.ipynb #115549df
 @dataclass
@@ -101,17 +102,22 @@ def parse_value(p, # a Parameter
         f"Parameter {p.name!r} must be {kind}{' or none' if p.optional else ''}, not {value!r}.")
 
 # %% ../nbs/90_cli.ipynb #18ae4b68
+# parameters that the command line sets: what to say instead
+_OPTIONS = {"out": "--out FOLDER", "resume": "--resume --out FOLDER",
+            "checkpoint": "--resume --out FOLDER"}
+
 def parse_arguments(known, # name -> Parameter
            given # (name, text) pairs from the command line
           ) -> dict: # name -> value, only of the given names
     "Check and convert what the command line gives. Raises `InputError` naming the parameter."
     result = {}
     for name, text in given:
-        if name == "out":
-            raise InputError("Parameter 'out' is set by the command line. Do: --out FOLDER")
-        if name not in known:
+        if name in _OPTIONS:
             raise InputError(
-                f"There is no parameter {name!r}.{suggest(name, [k for k in known if k != 'out'])}")
+                f"Parameter {name!r} is set by the command line. Do: {_OPTIONS[name]}")
+        if name not in known:
+            others = [k for k in known if k not in _OPTIONS]
+            raise InputError(f"There is no parameter {name!r}.{suggest(name, others)}")
         several = known[name].type == "list"
         if name in result and not several:
             raise InputError(f"Parameter {name!r} is given twice: give it once.")
@@ -173,9 +179,15 @@ def next_free_path(stem, # the recipe's name
              ) -> Path:
     "The first `folder/stem-N` that neither is there nor is being written."
     n = 1
-    while Path(folder, f"{stem}-{n}").exists() or list(Path(folder).glob(f".{stem}-{n}.*")):
+    while (
+        Path(folder, f"{stem}-{n}").exists() or list(Path(folder).glob(f".{stem}-{n}.*"))
+        or checkpoint_file(Path(folder, f"{stem}-{n}")).exists()):
         n += 1
     return Path(folder, f"{stem}-{n}")
+
+def checkpoint_file(out) -> Path: # the folder of a run
+    "Where a run keeps the state of its training until it has ended well."
+    return Path(out).with_name(f"{Path(out).name}.checkpoint.safetensors")
 
 # %% ../nbs/90_cli.ipynb #f1a889dc
 # what a run leaves, and Jupyter beside it
@@ -213,6 +225,8 @@ def check_output_dir(out, # the folder asked for
 class RunError(RuntimeError):
     "A recipe broke for a reason that is not the user's. The message is one line."
 
+def _say(text): print("insight-nb:", format_cell(text), file=sys.stderr)
+
 # the user's to mend, whoever says it
 _DISK = ("No space left on device", "Disk quota exceeded", "Read-only file system")
 
@@ -224,39 +238,60 @@ def _environment():
     if not os.environ.get("CI"):
         os.environ.setdefault("INSIGHT_NB_PROGRESS", "lines")
 
-# %% ../nbs/90_cli.ipynb #22cbaacb
+# %% ../nbs/90_cli.ipynb #dbca11a6
+def _pass_on(number): # a signal, to the kernel
+    import psutil
+    for p in psutil.Process().children(recursive=True):
+        if "ipykernel_launcher" in p.cmdline():
+            p.send_signal(number)
+
 @contextlib.contextmanager
-def _ctrl_c_stops_training():
+def _signals_reach_training():
     """The first Ctrl-C interrupts the kernel: training stops, and the run goes on to its report.
-    The second ends the run."""
-    def first(*_):
-        import psutil
+    The second ends the run. SIGTERM is passed on: a training saves its state and ends the kernel.
+    Yields the list of the SIGTERMs that came."""
+    terminated = []
+
+    def interrupt(*_):
         signal.signal(signal.SIGINT, signal.default_int_handler)
         _say(
             "Stopping the training; the report is made from what was learned. Ctrl-C again ends "
             "the run.")
-        for p in psutil.Process().children(recursive=True):
-            if "ipykernel_launcher" in p.cmdline():
-                p.send_signal(signal.SIGINT)
-    here = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, first) if here else None
-    try:
-        yield
-    finally:
-        if here:
-            signal.signal(signal.SIGINT, before)
+        _pass_on(signal.SIGINT)
 
+    def terminate(number, _):
+        if terminated:
+            raise SystemExit(143)
+        terminated.append(number)
+        _pass_on(signal.SIGTERM)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in ((signal.SIGINT, interrupt), (signal.SIGTERM, terminate)):
+            before[number] = signal.signal(number, handler)
+    try:
+        yield terminated
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+# %% ../nbs/90_cli.ipynb #a9a79268
 def _papermill(path, notebook, given):
     import nbformat
     import papermill
     _environment()
     logging.getLogger("papermill").setLevel(logging.CRITICAL) # what matters comes as an exception
     name = str(notebook).replace("{", "{{").replace("}", "}}")
-    with _ctrl_c_stops_training():
-        papermill.execute_notebook(nbformat.read(path,
-                                                 as_version=4), name, given, kernel_name="python3",
-                                   language="python", progress_bar=False, stdout_file=sys.stdout,
-                                   stderr_file=sys.stderr, extra_arguments=["--log-level=CRITICAL"])
+    how = {"kernel_name": "python3", "language": "python", "progress_bar": False,
+           "stdout_file": sys.stdout, "stderr_file": sys.stderr,
+           "extra_arguments": ["--log-level=CRITICAL"]}
+    with _signals_reach_training() as terminated:
+        try:
+            papermill.execute_notebook(nbformat.read(path, as_version=4), name, given, **how)
+        except Exception:
+            if terminated: # the kernel has saved what there was, and is gone
+                raise SystemExit(143) from None
+            raise
 
 # %% ../nbs/90_cli.ipynb #6330a3db
 def _stopped(error):
@@ -278,6 +313,7 @@ def _stopped(error):
 
 # %% ../nbs/90_cli.ipynb #41019167
 def _execute(path, temp, out, given):
+    "Run a notebook into a temporary folder, and set the final folder's name in it."
     import nbformat
     from nbformat.sign import NotebookNotary
     notebook = temp / "notebook.ipynb"
@@ -289,6 +325,8 @@ def _execute(path, temp, out, given):
             kept = out.with_name(f"{out.name}.failed.ipynb")
             os.replace(notebook, kept)
             stop = RunError(f"{stop} (the notebook as far as it ran: {kept})")
+        if not isinstance(stop, InputError) and checkpoint_file(out).exists():
+            _say(f"What was trained is kept. To go on: insight-nb run ... --resume --out {out}")
         raise stop from None
     here, there = (json.dumps(str(p.absolute()), ensure_ascii=False)[1:-1]
                    for p in (temp, out))
@@ -297,11 +335,30 @@ def _execute(path, temp, out, given):
     nbformat.write(ran, notebook)
     NotebookNotary().sign(ran) # the user ran it, so Jupyter may show its figures
 
-# %% ../nbs/90_cli.ipynb #7d14f2a0
+# %% ../nbs/90_cli.ipynb #aa6a835e
+def resume_parameters(known, out, resume) -> dict: # of a recipe; a folder; bool
+    """What a recipe is told of its checkpoint. Raises `InputError` where nothing can be resumed;
+    says on stderr what is done with the checkpoint of an earlier run."""
+    file = checkpoint_file(out)
+    if "checkpoint" not in known:
+        if resume and "state" not in known: # the ladder keeps its finished rungs by itself
+            raise InputError(
+                "this recipe keeps no checkpoint, so there is nothing to resume: leave --resume "
+                "out.")
+        return {}
+    if not resume and file.exists():
+        _say(f"{file} is of a run that was cut off: it is replaced, since --resume was not said.")
+        file.unlink()
+    if resume and not file.exists():
+        _say(f"no checkpoint {file}: the run begins at its start.")
+    return {"checkpoint": str(file.absolute()), "resume": resume}
+
+# %% ../nbs/90_cli.ipynb #0a4c778e
 def run_recipe(recipe, # a recipe's name or a notebook's path
         given=(), # (name, text) pairs: the parameters
         out=None, # the folder for the results; None: the first free name under runs/
-        force=False # replace the folder of an earlier run
+        force=False, # replace the folder of an earlier run
+        resume=False # go on from the checkpoint of a run into `out` that was cut off
        ) -> Path: # the folder
     """Run a recipe into a folder that is whole or absent. Raises `InputError` or `RunError`, each
     one line."""
@@ -311,12 +368,19 @@ def run_recipe(recipe, # a recipe's name or a notebook's path
         raise InputError(
             f"{path} has no parameter 'out': a recipe declares 'out: str | None = None' and "
             "writes there.")
+    if resume and not out:
+        raise InputError(
+            "--resume goes on with a run that was cut off: name its folder with --out.")
     given = parse_arguments(known, given)
     out = Path(out) if out else next_free_path(path.stem)
     check_output_dir(out, force)
+    given |= resume_parameters(known, out, resume)
+    if resume: # the run that was cut off is dead
+        remove_leftovers(out)
     with atomic_output(out, force) as temp:
         temp.mkdir()
         _execute(path, temp, out, given)
+    checkpoint_file(out).unlink(missing_ok=True)
     return out
 
 # %% ../nbs/90_cli.ipynb #ffce8c49
@@ -347,7 +411,6 @@ def summary(out # the folder of a run
     wide = max(10, *(len(k) + 2 for k, _ in lines)) if lines else 10
     return "\n".join(f"{k:<{wide}}{v}" for k, v in lines)
 
-# %% ../nbs/90_cli.ipynb #0f8aa806
 def _guard_line(guard):
     failed = [
         f"{g['check']} ({format_cell(g['detail'])})" for g in guard
@@ -388,7 +451,7 @@ def _run(args):
         return print(_run_help(args))
     if not args.recipe:
         raise InputError(f"Which recipe?{suggest('', recipes())} A notebook's path works too.")
-    print(summary(run_recipe(args.recipe, args.p, args.out, args.force)))
+    print(summary(run_recipe(args.recipe, args.p, args.out, args.force, args.resume)))
 
 def _run_help(args):
     text = args.parser.format_help()
@@ -400,7 +463,7 @@ def _run_help(args):
     for p in known.values():
         kind = f"{p.type} or none" if p.optional else p.type
         default = json.dumps(p.default, ensure_ascii=False).replace("null", "none")
-        if p.name != "out":
+        if p.name not in _OPTIONS:
             lines.append(
                 f"  {p.name:<15}{kind:<15}{default:<18}{p.help}".rstrip())
     return text + "\n".join([
@@ -418,7 +481,7 @@ def _predict(args):
     with tempfile.TemporaryDirectory() as folder:
         out = args.out or Path(folder, "predictions.csv")
         # when the output's name has been tried out
-        load = functools.partial(load_bundle, args.bundle, args.precision)
+        load = functools.partial(load_bundle, args.bundle, args.precision, device=args.device)
         found = predict_file(load, chunks, out,
                              (args.text, args.second) if args.second else args.text,
                              args.probabilities, force=args.force, on_progress=_progress())
@@ -482,7 +545,6 @@ _MAIN = """examples:
   insight-nb run classify -p table reviews.csv -p text review -p label stars --out runs/a
   insight-nb predict runs/a/bundle new.csv --text review --out predicted.csv"""
 
-# %% ../nbs/90_cli.ipynb #a114febe
 def make_parser() -> argparse.ArgumentParser:
     "The command line's grammar."
     top = _Parser(
@@ -512,6 +574,8 @@ def _run_arguments(p):
     p.add_argument("--out", metavar="FOLDER",
                    help="where the results go; default: the first free runs/RECIPE-N")
     p.add_argument("--force", action="store_true", help="replace the results of an earlier run")
+    p.add_argument("--resume", action="store_true",
+                   help="go on with a run into FOLDER that was cut off")
     p.add_argument("-h", "--help", action="store_true",
                    help="show this, and the parameters of RECIPE")
 
@@ -533,6 +597,8 @@ def _predict_arguments(p):
         "--precision", default="auto", metavar="BITS", help=
         "no: 32 bits; bf16; fp16; int8; auto: bf16 for long tables, if the answers stay; "
         "default: auto")
+    p.add_argument("--device", metavar="DEVICE",
+                   help="cpu, cuda or mps; default: the best that this machine has")
     p.add_argument("--force", action="store_true", help="replace FILE")
 
 def _check_arguments(p):
@@ -545,8 +611,6 @@ def _check_arguments(p):
     p.add_argument("--force", action="store_true", help="replace FILE")
 
 # %% ../nbs/90_cli.ipynb #0ead01de
-def _say(text): print("insight-nb:", format_cell(text), file=sys.stderr)
-
 def _progress(every=30):
     """A function that is told how far a job is, and says so on stderr: after `every` seconds, and
     less often the longer it takes."""

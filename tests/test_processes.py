@@ -28,7 +28,7 @@ def train(folder, launcher):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert sorted(p.name for p in folder.iterdir()) == ["run", "weights.safetensors"]
+    assert sorted(p.name for p in folder.iterdir()) == ["run.safetensors", "weights.safetensors"]
     return load_file(folder / "weights.safetensors"), done.stdout
 
 

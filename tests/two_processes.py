@@ -9,6 +9,7 @@ from insight_nb.models.backbone import Backbone
 from insight_nb.models.tasks import ClassificationTask, Model
 from insight_nb.base.tensors import FakeEncoder, FakeTokenizer, set_seed
 from insight_nb.train.optim import TrainConfig
+from insight_nb.train.checkpoint import Checkpoint
 from insight_nb.train.trainer import Trainer
 
 r = np.random.default_rng(0)
@@ -23,7 +24,7 @@ trainer = Trainer(model, rows, rows, lambda y, answers: float((answers == y).mea
                   device="cpu", precision="no")
 trainer.fit()
 # all processes write the same run: it must come out whole
-trainer.save_checkpoint(f"{sys.argv[1]}/run")
+Checkpoint(f"{sys.argv[1]}/run.safetensors").save(trainer)
 if trainer.accelerator.is_main_process:
     save_file(trainer.model.state_dict(), f"{sys.argv[1]}/weights.safetensors")
 print(trainer.accelerator.num_processes, "processes, losses",

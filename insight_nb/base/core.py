@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['InputError', 'suggest', 'optional_import', 'package_versions', 'ReportTable', 'format_cell', 'shorten',
-           'display_width', 'plural', 'escape_markdown', 'format_interval', 'atomic_output', 'hash_file', 'hash_texts']
+           'display_width', 'plural', 'escape_markdown', 'format_interval', 'atomic_output', 'remove_leftovers',
+           'hash_file', 'hash_texts']
 
 # %% ../../nbs/base/01_core.ipynb #37eaf095
 import difflib
 import errno
+import glob
 import hashlib
 import html
 import importlib
@@ -217,6 +219,14 @@ def _replace(new, path, old):
         if os.path.lexists(old) and not os.path.lexists(path):
             os.replace(old, path)
         raise
+
+# %% ../../nbs/base/01_core.ipynb #2e9a5533
+def remove_leftovers(path): # as of `atomic_output`
+    "Remove the temporary folders that a killed process left beside a path."
+    path = Path(path)
+    for left in path.parent.glob(f".{glob.escape(path.name[:40])}.*"):
+        if left.is_dir() and {p.name for p in left.iterdir()} <= {path.name, ".replaced"}:
+            shutil.rmtree(left, ignore_errors=True)
 
 # %% ../../nbs/base/01_core.ipynb #520e1401
 def hash_file(path) -> str:

@@ -15,7 +15,7 @@ import pandas as pd
 from ..base.core import ReportTable, InputError, plural, suggest
 from .table import Table
 
-# %% ../../nbs/data/01_split.ipynb #8734c9c1
+# %% ../../nbs/data/01_split.ipynb #023023c7
 class _Plain(dict):
     """For str.translate: keeps letters, digits and marks, and turns other characters into a
     space; each character is computed once."""
@@ -27,6 +27,7 @@ class _Plain(dict):
 
 _PLAIN = _Plain()
 
+# %% ../../nbs/data/01_split.ipynb #88e45aeb
 def normalize_text(text) -> str:
     "Remove differences of case, width, punctuation and spacing from a text."
     text = unicodedata.normalize("NFKC", text).casefold()
@@ -167,7 +168,7 @@ def table_duplicates(table: Table) -> tuple: # as of `duplicate_groups`
         table.duplicates = duplicate_groups(table.texts)
     return table.duplicates
 
-# %% ../../nbs/data/01_split.ipynb #20421833
+# %% ../../nbs/data/01_split.ipynb #ee2fd3c3
 def _rows(size, n, what):
     if isinstance(size, bool) or not isinstance(
             size, (int, float,
@@ -180,6 +181,7 @@ def _rows(size, n, what):
         return max(1, round(size * n))
     return 0
 
+# %% ../../nbs/data/01_split.ipynb #a019db8b
 def _sizes(n, test, valid, train):
     sizes = _rows(test, n,
                   "test"), _rows(valid, n,

@@ -35,7 +35,8 @@ from ..methods.ladder import default_rungs, measure_learning_curve, tag_rungs
 from ..models.backbone import count_parameters, load_backbone
 from ..ship.bundle import load_bundle, save_bundle
 from ..ship.predict import predict
-from ..train.trainer import make_accelerator, peak_memory_mb
+from ..base.tensors import choose_device
+from ..train.trainer import peak_memory_mb
 
 # %% ../../nbs/jobs/03_comparison.ipynb #3a5619b4
 class TextComparison:
@@ -49,7 +50,7 @@ class TextComparison:
                  max_length=None, # tokens of a text; None: 128
                  device=None, seed=0):
         self.backbone, self.length = backbone, max_length or 128
-        self.device, self.seed, self.notes = device, seed, []
+        self.device, self.seed, self.notes = choose_device(device), seed, []
         self.encoder = load_backbone(backbone)
 
     @staticmethod
@@ -186,7 +187,7 @@ def bundle_facts(self: TextComparison) -> dict: return {"overlap": None}
 def keep(self: TextComparison, rung, path): # called by the ladder
     "Save a fine-tuned encoder."
     if isinstance(rung, EncoderRung):
-        save_bundle(path, rung.model.to("cpu"), self.length, 1., self.bundle_facts(), force=True)
+        save_bundle(path, rung.model, self.length, 1., self.bundle_facts(), force=True)
 
 # %% ../../nbs/jobs/03_comparison.ipynb #5ba4869e
 @patch
@@ -285,7 +286,7 @@ def ship(self: TextComparison, ladder, shown, # the `MethodResult` to ship
             Check(name, None, "there is no bundle") for name in ("label_order", "row_order"))]
     Path(folder).parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(kept, folder, dirs_exist_ok=True)
-    bundle, names = load_bundle(folder), self.names
+    bundle, names = load_bundle(folder, device=self.device), self.names
     texts = self.evaluation.texts[:100]
     forth, back = predict(bundle, texts)[0], predict(bundle, texts[::-1])[0][::-1]
     at = np.arange(len(texts))
@@ -367,8 +368,7 @@ def describe(self: TextComparison, report, ladder, shown):
         "train_seconds": sum(s.cost["train_seconds"] for s in ladder.done),
         "train_tokens_per_second": None, "padding_share": None,
         "predict_ms_per_text": shown.cost["predict_ms_per_text"],
-        "peak_memory_mb": peak_memory_mb("cpu"),
-        "device": make_accelerator(self.device).device.type}
+        "peak_memory_mb": peak_memory_mb(self.device), "device": self.device.type}
     report.versions = package_versions(*PACKAGES)
 
 # %% ../../nbs/jobs/03_comparison.ipynb #49623ba1

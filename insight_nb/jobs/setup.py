@@ -6,6 +6,8 @@
 __all__ = ['PACKAGES', 'check_parameters', 'FineTuningSetup']
 
 # %% ../../nbs/jobs/00_setup.ipynb #a06903c0
+from pathlib import Path
+
 import numpy as np
 from fastcore.basics import patch
 
@@ -15,7 +17,7 @@ from ..models.adapters import add_adapter, method_options, expected_trainable_pa
 from ..models.backbone import count_parameters, load_backbone
 from ..models.tasks import Model
 from ..ship.predict import time_per_text
-from ..base.tensors import set_seed
+from ..base.tensors import choose_device, set_seed
 
 # %% ../../nbs/jobs/00_setup.ipynb #e5148740
 def check_parameters(minimums: dict, # name -> value; each must be at least 1, or None
@@ -42,7 +44,8 @@ class FineTuningSetup:
                  method="full", # of `models.adapters.METHODS`
                  rank=None, # of the adapter
                  max_length=None, # tokens of a text; None: `usual`, or what the backbone reads
-                 usual=256, seed=0):
+                 usual=256, seed=0, device=None): # of `choose_device`
+        self.device = choose_device(device)
         set_seed(seed)
         self.encoder, self.method, self.seed = load_backbone(backbone), method, seed
         self.length = max_length or min(usual, self.encoder.max_length)
@@ -52,6 +55,7 @@ class FineTuningSetup:
         self.too_long = self.language = None # of `tokenize_rows` or `TaggingRows`
         self.rule = None # of `train_model`
         self.texts = None # of `check_shipped`: what the bundle was asked
+        self.checkpoint, self.resume = None, False # of `set_checkpoint`
 
     def __repr__(self):
         weights, trained = count_parameters(self.encoder)
@@ -64,13 +68,33 @@ class FineTuningSetup:
 @patch
 def model(self: FineTuningSetup, task) -> Model:
     "The backbone with the head of a task."
-    made = Model(self.encoder, task)
+    made = Model(self.encoder, task).to(self.device)
     self.size = count_parameters(made)
     if self.adapter:
         self.before = (self.adapter.snapshot(), self.adapter.ranks())
     else:
         self.before = (None, None)
     return made
+
+# %% ../../nbs/jobs/00_setup.ipynb #55bf49d1
+@patch
+def set_checkpoint(self: FineTuningSetup, file=None, # None: one in `out`
+                   out=None, # the folder of the results; None: nothing is kept
+                   resume=False): # go on from the checkpoint, if one was written
+    "Say where checkpoints are kept. Raises InputError if there is nothing to resume from."
+    if file is None and out is not None:
+        file = Path(out) / "checkpoint.safetensors"
+    if resume and file is None:
+        raise InputError(
+            "resume goes on from a checkpoint in the folder of the results: say which with out.")
+    self.checkpoint, self.resume = file and Path(file), resume
+
+# %% ../../nbs/jobs/00_setup.ipynb #ebb21c8f
+@patch
+def remove_checkpoint(self: FineTuningSetup):
+    "Delete the checkpoint, when the results are written."
+    if self.checkpoint:
+        self.checkpoint.unlink(missing_ok=True)
 
 # %% ../../nbs/jobs/00_setup.ipynb #75b25dfc
 @patch
@@ -83,7 +107,7 @@ def checks(self: FineTuningSetup, trainer, bundle, # after training; written and
     model, now = trainer.model, self.adapter
     return [guard.weights_finite(model.named_parameters(), "float32"),
             guard.label_order(names, model.task.names, bundle.info["labels"], columns),
-            guard.loss_fell([float(v) for v in trainer.state.losses]),
+            guard.loss_fell(trainer.state.losses),
             guard.split_duplicates(parts.duplicates),
             guard.adapters_changed(self.before[0], now and now.snapshot()),
             guard.ranks_moved(self.before[1], now and now.ranks()),
@@ -111,5 +135,9 @@ def describe(self: FineTuningSetup, report, source, parts,
         "options": self.options, "parameters": self.size[0], "trainable": self.size[1],
         "max_length": self.length, **more, "rule": self.rule, "settings": vars(trainer.config),
         "collapses": trainer.collapses, "stopped": trainer.stop_reason}
-    report.cost = trainer.cost() | {"predict_ms_per_text": time_per_text(bundle, self.texts)}
+    where = {"training": trainer.accelerator.device.type,
+             "measured rows": next(trainer.model.parameters()).device.type,
+             "bundle": bundle.device.type}
+    report.cost = trainer.cost() | {
+        "predict_ms_per_text": time_per_text(bundle, self.texts), "devices": where}
     report.versions = package_versions(*PACKAGES)

@@ -183,7 +183,7 @@ def check_shipped_tagger(setup: FineTuningSetup, trainer, rows: TaggingRows, par
                          found # lists of tags, as they were measured on the test texts
                         ) -> tuple: # the `Bundle`, `Check` each, the share of equal spans
     "Open the bundle, ask it test texts in another order, and compare."
-    bundle, test = load_bundle(folder), rows.sides["test"]
+    bundle, test = load_bundle(folder, device=setup.device), rows.sides["test"]
     some = np.random.default_rng(setup.seed).permutation(len(test))[:100]
     setup.texts = [test.texts[i] for i in some]
     wanted = np.concatenate(bundle_logits(tagger, setup.texts))

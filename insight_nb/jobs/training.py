@@ -22,9 +22,10 @@ from ..ship.bundle import load_bundle
 from ..ship.predict import bundle_logits, predict_frame
 from ..train.callbacks import (
     CollapseGuard, EarlyStopping, GradualUnfreezing, Progress, WeightAveraging)
+from ..train.checkpoint import Checkpoint
 from ..train.inference import optimize_for_inference, predict_logits
 from ..train.optim import default_train_config
-from ..train.trainer import Trainer, make_accelerator
+from ..train.trainer import Trainer
 
 # %% ../../nbs/jobs/01_training.ipynb #23a71d4f
 def split_rows(source, # a `Table`: the rows to learn from
@@ -78,19 +79,16 @@ def training_rows(rows: TokenDataset, # all of them
     return train, valid, test
 
 # %% ../../nbs/jobs/01_training.ipynb #2e505599
-def untrained_probabilities(model, rows: TokenDataset, device=None) -> np.ndarray: # (rows, classes)
-    "What the model answers before training, on the device on which it will be trained."
-    machine = make_accelerator(device)
-    optimize_for_inference(model).to(machine.device)
-    logits = predict_logits(model, rows, precision=machine.mixed_precision)
-    return model.task.postprocess(logits)[1]
+def untrained_probabilities(model, rows: TokenDataset) -> np.ndarray: # (rows, classes)
+    "What the model answers before training: in 32 bits, as the trained one is measured."
+    return model.task.postprocess(predict_logits(optimize_for_inference(model), rows))[1]
 
 def train_model(setup: FineTuningSetup, model, # of `setup.model`
                 sides, # of `training_rows`
                 score=None, # (labels, predictions) -> number, larger is better; None: the loss
                 unfreeze=False, # train the head alone at first, then layer after layer
                 weight_averaging=False, # try the mean of the weights of the last steps as well
-                device=None, n_classes=None, # None: as many as the task has names
+                n_classes=None, # None: as many as the task has names
                 **given) -> Trainer: # epochs, batch_size, learning_rate, layer_decay
     "Train, and return the trainer. `setup.rule` says how its settings were chosen."
     train, valid, _ = sides
@@ -103,7 +101,12 @@ def train_model(setup: FineTuningSetup, model, # of `setup.model`
         callbacks.append(WeightAveraging())
     if unfreeze:
         callbacks.append(GradualUnfreezing())
-    trainer = Trainer(model, train, valid, score, config, callbacks, device=device)
+    if setup.checkpoint: # the last, so that it finds what the others have done
+        callbacks.append(Checkpoint(setup.checkpoint))
+    trainer = Trainer(model, train, valid, score, config, callbacks, device=setup.device)
+    if setup.resume and setup.checkpoint.exists():
+        trainer.load_checkpoint(setup.checkpoint)
+        print(f"Goes on at step {trainer.state.global_step} of {trainer.total_steps}.")
     trainer.fit()
     return trainer
 
@@ -153,7 +156,7 @@ def check_shipped(setup: FineTuningSetup, trainer, folder, # of the bundle
                   test_logits, # (test rows, ...) as they were measured
                   temperature=1.) -> tuple: # the `Bundle`, `Check` each
     "Open the bundle, ask it test rows in another order, and compare. All checks of the job."
-    bundle, task = load_bundle(folder), trainer.model.task
+    bundle, task = load_bundle(folder, device=setup.device), trainer.model.task
     some = np.random.default_rng(setup.seed).permutation(len(parts.test))[:200]
     at, wanted = parts.test[some], test_logits[some]
     asked = source.frame.iloc[at][list(columns)]

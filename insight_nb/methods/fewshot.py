@@ -130,8 +130,8 @@ def contrastive_loss(z: Tensor, # (rows, width) of length one
     logs = (z @ z.T / temperature).masked_fill(alone, -1e9).log_softmax(1)
     same = (y[:, None] == y[None]) & ~alone
     n = same.sum(1)
-    return -((logs * same).sum(1)[n > 0] /
-             n[n > 0]).mean() if n.any() else z.sum() * 0
+    each = -(logs * same).sum(1) / n.clamp(min=1) # 0 for a text without a companion
+    return each.sum() / (n > 0).sum().clamp(min=1)
 
 # %% ../../nbs/methods/03_fewshot.ipynb #827cc905
 class ContrastiveHead(nn.Module):
@@ -208,7 +208,7 @@ class Contrastive(Rung):
     def vectors(self, texts): # (rows, twice the width)
         return np.concatenate([
             embed(texts, self.model.backbone, self.max_length, static,
-                  self.trainer.accelerator.mixed_precision if not static else "no")
+                  self.trainer.accelerator.mixed_precision if not static else "no", self.device)
             for static in (False, True)], 1)
 
 # %% ../../nbs/methods/03_fewshot.ipynb #dd2c778a
@@ -229,8 +229,9 @@ def tune(self: Contrastive, texts, y, more=0.): # as of `TimeBudget`
         tokenize(texts, t, self.max_length), y, pad_id=t.pad_token_id,
         pairs=draw_pairs(y, n, self.seed), hide=TOKEN_DROPOUT, mask_id=t.mask_token_id,
         special=tuple(t.all_special_ids))
+    vectors = embed(texts, encoder, self.max_length, device=self.device)
     self.model.head.anchors.data = torch.from_numpy(
-        prototypes(embed(texts, encoder, self.max_length), y, len(self.names))).float()
+        prototypes(vectors, y, len(self.names))).float()
     self.trainer = Trainer(self.model, rows, config=settings, callbacks=[TimeBudget(self, more)],
                            device=self.device, precision=self.precision)
     self.trainer.fit()

@@ -22,18 +22,21 @@ class LinearProbe(Rung):
     strengths = (.003, .01, .03, .1, .3)
     def __init__(self, backbone=None, # a `Backbone`; None: the one shipped with this package
                  max_length=128, # tokens per text at most
-                 precision="no"): # same values as in `embed`
+                 precision="no", device=None): # as of `embed`
         self.backbone = backbone
         self.max_length = max_length
         self.precision = precision
+        self.device = device
         self.known = None
 
     def vectors(self, texts): # texts in `known` (text -> vector) are not computed again
+        def read(texts):
+            return embed(texts, self.backbone, self.max_length, self.static, self.precision,
+                         self.device)
         if self.known is None:
-            return embed(texts, self.backbone, self.max_length, self.static, self.precision)
+            return read(texts)
         new = [t for t in dict.fromkeys(texts) if t not in self.known]
-        self.known.update(
-            zip(new, embed(new, self.backbone, self.max_length, self.static, self.precision)))
+        self.known.update(zip(new, read(new)))
         if len(texts):
             return np.stack([self.known[t] for t in texts])
         return np.zeros((0, self.backbone.width), np.float32)

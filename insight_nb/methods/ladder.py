@@ -41,6 +41,7 @@ from .frozen import LinearProbe, StaticEmbeddings
 from .prompt import Causal, Entailment, ZeroShot
 from .fine_tuned import FineTuned
 from .taggers import CRF, MajorityTag, FineTunedTagger
+from ..base.tensors import choose_device
 from ..models.backbone import load_backbone
 from ..train.callbacks import in_notebook
 from ..train.optim import default_precision
@@ -53,19 +54,19 @@ def default_rungs(backbone=None, # folder or hub id; None: the embedded one
                   entailment=None, causal=None,
                   methods=("lora", "bottleneck", "full"), # of fine-tuning
                   settings=None, # of fine-tuning, as of `FineTuned`
-                  device=None) -> list[Rung]: # of fine-tuning
+                  device=None) -> list[Rung]: # of `choose_device`
     "From the majority class to a full fine-tune."
-    bits = default_precision() if device in (None, "cpu") else "no"
+    bits = default_precision(choose_device(device))
     tuned = dict(backbone=backbone, max_length=max_length, device=device)
     encoder = None if backbone is None else load_backbone(backbone)
     frozen = [
-        StaticEmbeddings(encoder, max_length),
-        ZeroShot(descriptions, encoder, max_length, bits),
-        LinearProbe(encoder, max_length, bits),
-        Prototype(encoder, max_length, bits)]
+        StaticEmbeddings(encoder, max_length, device=device),
+        ZeroShot(descriptions, encoder, max_length, bits, device),
+        LinearProbe(encoder, max_length, bits, device),
+        Prototype(encoder, max_length, bits, device)]
     judges = [
-        kind(model, descriptions) for kind, model in ((Entailment, entailment), (Causal, causal))
-        if model]
+        kind(model, descriptions, device=device)
+        for kind, model in ((Entailment, entailment), (Causal, causal)) if model]
     return [
         Majority(),
         LabelNames(),

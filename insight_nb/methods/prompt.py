@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from ..base.core import InputError, shorten, suggest
 from ..eval.metrics import softmax
 from .classical import Rung
+from ..base.tensors import choose_device
 from ..train.inference import embed
 from ..models.backbone import count_parameters, fetch_model, load_backbone, load_tokenizer
 
@@ -50,21 +51,24 @@ class ZeroShot(Rung):
     name = "zero-shot by vectors"
     needs = "an encoder, and labels whose names or descriptions say what they mean"
     def __init__(self, descriptions=None, # label -> a sentence
-                 backbone=None, max_length=128, precision="no"): # as of `LinearProbe`
+                 # as of `LinearProbe`
+                 backbone=None, max_length=128, precision="no", device=None):
         self.descriptions = descriptions
         self.backbone = backbone
         self.max_length = max_length
         self.precision = precision
+        self.device = device
 
     def learn(self, texts, y):
         self.backbone = self.backbone or load_backbone()
-        self.anchors = embed(
-            label_texts(self.names, self.descriptions), self.backbone, self.max_length)
+        self.anchors = self.vectors(label_texts(self.names, self.descriptions))
+
+    def vectors(self, texts, precision="no"): # (texts, width)
+        return embed(texts, self.backbone, self.max_length, precision=precision,
+                     device=self.device)
 
     def predict_proba(self, texts):
-        return softmax(
-            embed(list(texts), self.backbone, self.max_length, precision=self.precision)
-            @ self.anchors.T / .05)
+        return softmax(self.vectors(list(texts), self.precision) @ self.anchors.T / .05)
     @property
     def size_mb(self):
         return 4e-6 * (self.anchors.size + count_parameters(self.backbone)[0])
@@ -108,11 +112,13 @@ class PromptMethod(Rung):
     causal, yes = False, "this text is about {}."
     # folder or hub id; label -> words; a sentence with {} for the label; tokens of text and
     # sentence
-    def __init__(self, model=None, descriptions=None, template=None, max_length=256):
+    def __init__(self, model=None, descriptions=None, template=None, max_length=256,
+                 device=None): # of `choose_device`
         self.model = model
         self.descriptions = descriptions
         self.template = template or self.yes
         self.max_length = max_length
+        self.device = device
 
     def learn(self, texts, y):
         if "{}" not in self.template:
@@ -121,6 +127,7 @@ class PromptMethod(Rung):
         self.claims = [
             self.template.replace("{}", m) for m in label_texts(self.names, self.descriptions)]
         self.judge, self.tokenizer, self.identity = load_prompt_model(self.model, self.causal)
+        self.judge.to(choose_device(self.device))
 
     @property
     def size_mb(self): return 4e-6 * count_parameters(self.judge)[0]
@@ -148,8 +155,9 @@ class Entailment(PromptMethod):
     @torch.no_grad()
     def scores(self, texts): # (texts, labels): log-odds that it follows
         pairs = [[t, c] for t in texts for c in self.claims]
-        z = self.judge(**self.tokenizer(pairs, truncation="only_first", max_length=self.max_length,
-                                        padding=True, return_tensors="pt")).logits
+        inputs = self.tokenizer(pairs, truncation="only_first", max_length=self.max_length,
+                                padding=True, return_tensors="pt")
+        z = self.judge(**inputs.to(self.judge.device)).logits.cpu()
         yes = _entails(self.judge.config)
         others = torch.cat([z[:, :yes], z[:, yes + 1:]], 1)
         return (z[:, yes] - others.logsumexp(1)).view(len(texts), -1).numpy()
@@ -182,10 +190,11 @@ class Causal(PromptMethod):
 def summary(self: Causal, before, claims): # token ids; of each claim
     "The log-probability of each claim after some tokens."
     longest = max(map(len, claims))
+    device = self.judge.device
     ids = torch.tensor([[*before, *c, *[0] * (longest - len(c))]
-                        for c in claims])
+                        for c in claims]).to(device)
     mask = torch.tensor([[1] * (len(before) + len(c)) + [0] *
-                         (longest - len(c)) for c in claims])
+                         (longest - len(c)) for c in claims]).to(device)
     logs = self.judge(input_ids=ids,
                       attention_mask=mask).logits[:, len(before) - 1:-1].float().log_softmax(-1)
     each = logs.gather(2, ids[:, len(before):,

@@ -431,15 +431,19 @@ def merge_adapter(backbone: Backbone):
 def update_importance(self: AdaLoRA, beta1=.85, beta2=.85):
     """Update the importance of each weight from its current gradient; a step with infinite or nan
     gradients is skipped."""
-    if not all(torch.isfinite(getattr(self, k).grad).all() for k in ("p", "sizes", "q")):
-        return
-    for k in ("p", "sizes", "q"):
+    names = ("p", "sizes", "q")
+    # asked and answered on the device: the CPU does not wait for it
+    sound = torch.stack([getattr(self, k).grad.isfinite().all() for k in names]).all()
+    for k in names:
         t = getattr(self, k)
         importance = (t * t.grad).abs()
         mean = getattr(self, f"{k}_mean")
         uncertainty = getattr(self, f"{k}_uncertainty")
-        mean.lerp_(importance, 1 - beta1)
-        uncertainty.lerp_((importance - mean).abs(), 1 - beta2)
+        new_mean = mean.lerp(importance, 1 - beta1)
+        change = (importance - new_mean).abs()
+        new_uncertainty = uncertainty.lerp(change, 1 - beta2)
+        mean.copy_(torch.where(sound, new_mean, mean))
+        uncertainty.copy_(torch.where(sound, new_uncertainty, uncertainty))
 
 @patch
 def scores(self: AdaLoRA) -> Tensor: # (rank,)
@@ -467,7 +471,7 @@ def mask_to_budget(modules, # `AdaLoRA` modules
     permanently if `final`."""
     every = torch.cat([g.scores() for g in modules])
     keep = torch.zeros(len(every), dtype=torch.bool, device=every.device)
-    keep[every.argsort(descending=True, stable=True)[:budget]] = True
+    keep.index_fill_(0, every.argsort(descending=True, stable=True)[:budget], True)
     for g, kept in zip(modules, keep.split([len(g.sizes) for g in modules])):
         g.sizes.mul_(kept)
         if final:
@@ -510,12 +514,17 @@ def ranks_are_final(self: Adapter) -> bool: # whether ranks are final
 # number of the finished step, from 0, and total number of steps
 def update_and_allocate(self: Adapter, step: int, total_steps: int):
     "Reduce the ranks by the schedule, and keep them in the layers that need them."
-    if self.ranks_are_final:
-        return
+    first, target = sum(len(g.sizes) for g in self.adalora_modules), self.target_total_rank
+    if first <= target or (step and self.scheduled_rank(step - 1, total_steps) == target):
+        return # the ranks are final: the schedule knows it, and the device need not be asked
+    budget = self.scheduled_rank(step, total_steps)
+    if budget < first:
+        mask_to_budget(self.adalora_modules, budget, final=budget == target)
+
+@patch
+def scheduled_rank(self: Adapter, step: int, total_steps: int) -> int: # a finished step, from 0
+    "Directions that the layers keep together after a step."
     first = sum(len(g.sizes) for g in self.adalora_modules)
     if step >= total_steps - 1:
-        budget = self.target_total_rank
-    else:
-        budget = budget_schedule(step, total_steps, first, self.target_total_rank)
-    if budget < first:
-        mask_to_budget(self.adalora_modules, budget, final=budget == self.target_total_rank)
+        return self.target_total_rank
+    return budget_schedule(step, total_steps, first, self.target_total_rank)

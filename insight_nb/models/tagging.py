@@ -75,14 +75,15 @@ class TaggingTask:
 # (batch,)
 def loss(self: TaggingTask, logits, labels, weights=None):
     "Mean cross-entropy of the tokens that have a label."
-    there = labels != -100
-    if not there.any(): # a window without a word
-        return logits.sum() * 0, torch.tensor(1e-12, device=logits.device)
-    y = labels[there]
-    w = None if weights is None else weights[:, None].expand(labels.shape)[there]
+    y = labels.flatten()
+    w = (y >= 0).float() # 0: no word begins here
+    if weights is not None:
+        w = w * weights[:, None].expand(labels.shape).flatten()
     if self.weights is not None:
-        w = self.weights.to(y.device)[y] * (1 if w is None else w)
-    return weighted_mean(class_loss(logits[there], y, self.focal, self.smoothing), w)
+        self.weights = self.weights.to(y.device)
+        w = w * self.weights[y.clamp(min=0)]
+    each = class_loss(logits.flatten(0, -2), y, self.focal, self.smoothing)
+    return weighted_mean(each, w)
 
 # %% ../../nbs/models/05_tagging.ipynb #c27f077f
 @patch

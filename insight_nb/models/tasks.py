@@ -53,7 +53,7 @@ def class_frequencies(labels, # ids, -100 where there is none
     labels = np.asarray(labels).ravel()
     n = np.bincount(labels[labels >= 0]).astype(float)
     if weights is not None:
-        n = n * np.asarray(weights)[:len(n)]
+        n = n * torch.as_tensor(weights).cpu().numpy()[:len(n)]
     return n[n > 0] / n.sum()
 
 # %% ../../nbs/models/03_tasks.ipynb #7b599d55
@@ -69,7 +69,7 @@ def check_loss_options(focal=0., smoothing=0.):
 
 # %% ../../nbs/models/03_tasks.ipynb #e533a408
 def class_loss(logits: Tensor, # (rows, classes) float32
-               labels: Tensor, # (rows,) int64
+               labels: Tensor, # (rows,) int64; -100: this row has no loss
                focal=0., # the exponent gamma
                smoothing=0. # share of each label that goes to all classes
               ) -> Tensor: # (rows,)
@@ -77,8 +77,9 @@ def class_loss(logits: Tensor, # (rows, classes) float32
     each = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
     if not focal:
         return each
+    p = logits.softmax(-1).gather(1, labels.clamp(min=0)[:, None])[:, 0]
     # below 1 the slope of a power has no end at 0
-    return each * (1 - logits.softmax(-1).gather(1, labels[:, None])[:, 0]).clamp(min=1e-6)**focal
+    return each * (1 - p).clamp(min=1e-6)**focal
 
 # %% ../../nbs/models/03_tasks.ipynb #a2783a2d
 def class_constant_loss(q, focal=0., smoothing=0.) -> float: # shares of the classes
@@ -126,7 +127,8 @@ def loss(self: ClassificationTask, logits: Tensor, # (batch, classes) float32
     "Weighted mean cross-entropy."
     w = weights
     if self.weights is not None:
-        w = self.weights.to(labels.device)[labels] * (1 if weights is None else weights)
+        self.weights = self.weights.to(labels.device)
+        w = self.weights[labels] * (1 if weights is None else weights)
     return weighted_mean(class_loss(logits, labels, self.focal, self.smoothing), w)
 
 # %% ../../nbs/models/03_tasks.ipynb #042888f4
@@ -180,8 +182,11 @@ class MultiLabelTask:
 @patch
 def loss(self: MultiLabelTask, logits, labels, weights=None): # (batch, labels) float32 both
     "Weighted mean of the binary cross-entropies of each row."
-    yes, labels = None if self.weights is None else self.weights.to(logits.device), labels.float()
-    each = F.binary_cross_entropy_with_logits(logits, labels, reduction="none", pos_weight=yes)
+    labels = labels.float()
+    if self.weights is not None:
+        self.weights = self.weights.to(logits.device)
+    each = F.binary_cross_entropy_with_logits(
+        logits, labels, reduction="none", pos_weight=self.weights)
     if self.focal: # how far off it is
         each = each * (logits.sigmoid() - labels).abs().clamp(min=1e-6)**self.focal
     return weighted_mean(each.mean(1), weights)
@@ -191,7 +196,7 @@ def loss(self: MultiLabelTask, logits, labels, weights=None): # (batch, labels) 
 def constant_loss(self: MultiLabelTask, labels) -> float: # (rows, labels)
     "The loss of saying the shares: of all constant answers the best, and with focal loss near it."
     p = np.clip(np.asarray(labels, dtype=float).mean(0), 1e-9, 1 - 1e-9)
-    w = np.ones(len(p)) if self.weights is None else self.weights.numpy()
+    w = np.ones(len(p)) if self.weights is None else self.weights.cpu().numpy()
     q = w * p / (w * p + 1 - p) # a yes counts w times
     return float((-w * p * np.log(q) * (1 - q)**self.focal -
                   (1 - p) * np.log(1 - q) * q**self.focal).mean())
@@ -247,8 +252,8 @@ def group_mean(x: Tensor, # (lines, ...)
             n_groups: int) -> Tensor: # (n, ...)
     "The mean of the lines that belong together."
     total = x.new_zeros(n_groups, *x.shape[1:]).index_add_(0, groups, x)
-    return total / torch.bincount(groups, minlength=n_groups).clamp(min=1).view(
-        -1, *[1] * (x.ndim - 1))
+    counts = x.new_zeros(n_groups).index_add_(0, groups, x.new_ones(len(groups)))
+    return total / counts.clamp(min=1).view(-1, *[1] * (x.ndim - 1))
 
 # %% ../../nbs/models/03_tasks.ipynb #0ca57777
 class Model(nn.Module):

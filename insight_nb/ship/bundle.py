@@ -14,6 +14,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, load_model, save_file, save_model
 
+from ..base.tensors import choose_device
 from ..base.core import atomic_output, hash_file, InputError, package_versions
 from ..data.labels import LabelEncoder
 from ..models.adapters import Adapter, switch_adapter
@@ -179,7 +180,7 @@ PRECISIONS = ("no", "bf16", "fp16", "int8", "auto")
 @dataclass
 class Bundle:
     "A model ready to predict, and what is known of it."
-    model: Model # in evaluation mode, on the CPU
+    model: Model # in evaluation mode, on the device on which it answers
     info: dict # bundle.json
     precision: str = "no" # of its predictions: a name in `PRECISIONS`
 
@@ -189,6 +190,8 @@ class Bundle:
 
     @property
     def labels(self): return LabelEncoder(self.model.task.names)
+    @property
+    def device(self): return next(self.model.parameters()).device
     def __repr__(self):
         return (f"Bundle({self.info['task']}, {len(self.labels)} labels, "
                 f"{self.info['backbone']['name']})")
@@ -198,9 +201,11 @@ def load_bundle(path, # the folder
                 precision="no", # of its predictions: a name in `PRECISIONS`
                 # for an adapter: an encoder that is loaded already, to be shared with other
                 # adapters on it
-                backbone=None) -> Bundle:
-    """Check a bundle and load it. Raises InputError with one line if anything is not as it was
-    written."""
+                backbone=None,
+                device=None) -> Bundle: # of `choose_device`
+    """Check a bundle and load it onto a device. Raises InputError with one line if anything is not
+    as it was written."""
+    device = choose_device(device)
     info = read_info(path)
     check_files(path, info["files"])
     if info["task"] not in TASKS:
@@ -210,7 +215,7 @@ def load_bundle(path, # the folder
     b, task = info["backbone"], TASKS[info["task"]](info["labels"], **info.get("settings", {}))
     if info.get("adapter"):
         model = load_adapter(path, info, task, backbone)
-        return Bundle(optimize_for_inference(model.eval()), info, precision)
+        return Bundle(optimize_for_inference(model.eval()).to(device), info, precision)
     model = Model(empty_backbone(path, b["name"], b["identity"], b["max_length"]), task)
     load_model(model, Path(path) / "model.safetensors", strict=True)
-    return Bundle(optimize_for_inference(model.eval()), info, precision)
+    return Bundle(optimize_for_inference(model.eval()).to(device), info, precision)

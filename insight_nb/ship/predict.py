@@ -24,6 +24,7 @@ from ..data.windows import window_dataset
 from ..base.files import TableChunks, read_chunks
 from ..base.tables import frame_writer
 from .bundle import Bundle, load_bundle
+from ..base.tensors import choose_device
 from ..base.iob import tags_to_spans, word_to_char_spans, split_words
 from ..train.optim import default_precision
 from ..train.inference import predict_logits
@@ -54,10 +55,12 @@ def bundle_logits(bundle: Bundle, texts):
     return answer(TokenDataset(tokenize(texts, tokenizer, length), pad_id=tokenizer.pad_token_id))
 
 # %% ../../nbs/ship/01_predict.ipynb #09b4945e
-# answers, and probabilities (rows, classes)
-def predict(bundle: Bundle, texts) -> tuple[list, np.ndarray]:
+# of `choose_device`, None: where the bundle is; answers, and probabilities (rows, classes)
+def predict(bundle: Bundle, texts, device=None) -> tuple[list, np.ndarray]:
     """Predict each text. The answer is a label, a tuple of labels, a number or a list of spans,
     depending on the task; also return the probability of every label (tagger: for each word)."""
+    if device is not None:
+        bundle.model.to(choose_device(device))
     answers, probs = bundle.model.task.postprocess(
         bundle_logits(bundle, texts), bundle.info["temperature"])
     if bundle.info["task"] == "tag":
@@ -185,9 +188,9 @@ def choose_precision(bundle: Bundle, texts, # some of the texts to predict
                     ) -> tuple[Bundle, dict | None]:
     """With "auto", choose 16 bits if the device supports them and the answers stay the same. Other
     precisions are kept, and only compared."""
-    name, device = bundle.precision, next(bundle.model.parameters()).device
+    name = bundle.precision
     if name == "auto":
-        name = default_precision(device) if len(texts) else "no"
+        name = default_precision(bundle.device) if len(texts) else "no"
     found = compare_precision(bundle, texts, name) if name != "no" and len(texts) else None
     sound = bundle.precision != "auto" or found and found["same"] >= min_agreement and found[
         "far"] <= max_difference
@@ -196,23 +199,27 @@ def choose_precision(bundle: Bundle, texts, # some of the texts to predict
 # %% ../../nbs/ship/01_predict.ipynb #961a3679
 # a Bundle, a function that returns a Bundle, or a folder; a folder is loaded with precision "auto"
 def predict_file(bundle,
-                 source, # any source that `read_chunks` can read, or its return value
+                 # any source that `read_chunks` can read, in pieces of 20,000 rows; or its return
+                 # value, for other pieces
+                 source,
                  out, # path of the output file, in any format that `frame_writer` supports
                  text="text", # as in `predict_frame`
                  probabilities=False, # also add a probability column for each label
-                 rows=20_000, # number of rows in a piece; only one piece is in memory at a time
                  force=False, # replace an existing file
-                 on_progress=None # called after each piece with the number of rows done, and of all
-                # rows, errors (rows without an answer), seconds, precision, agreement (None if
-                # only 32 bits were used)
+                 # called after each piece with the number of rows done, and of all
+                 on_progress=None,
+                 device=None # for a folder, of `choose_device`; a Bundle is asked where it is
+                # rows, errors (rows without an answer), seconds, device, precision, agreement (None
+                # if only 32 bits were used)
                 ) -> dict:
     """Predict a table into a file, which is written completely or not at all. Raises InputError as
     `read_chunks`, `predict_frame` and `frame_writer` do."""
     began, done, errors = time.perf_counter(), 0, 0
     with frame_writer(out, force) as write:
-        chunks = source if isinstance(source, TableChunks) else read_chunks(source, rows)
+        chunks = source if isinstance(source, TableChunks) else read_chunks(source, 20_000)
         if not isinstance(bundle, Bundle):
-            bundle = bundle() if callable(bundle) else load_bundle(bundle, "auto")
+            loaded = callable(bundle)
+            bundle = bundle() if loaded else load_bundle(bundle, "auto", device=device)
         bundle, agreed = choose_precision(bundle, _some(chunks, bundle, text))
         for frame in chunks:
             answered = predict_frame(bundle, frame, text, probabilities)
@@ -222,6 +229,7 @@ def predict_file(bundle,
                 on_progress(done, chunks.rows)
     return {
         "rows": done, "errors": errors, "seconds": time.perf_counter() - began,
+        "device": bundle.device.type,
         "precision": bundle.precision, "agreement": agreed}
 
 # %% ../../nbs/ship/01_predict.ipynb #115db807

@@ -101,7 +101,7 @@ def find_answer(self: Assistant, text, x) -> str: # a text, and its vector
         found = self.answer_index.rerank(text, found, self.reranker)
     return self.answer_index.texts[found[0].answer_id]
 
-# %% ../../../nbs/apps/assistant/03_assistant.ipynb #1f183c80
+# %% ../../../nbs/apps/assistant/03_assistant.ipynb #13e6cbe7
 @patch
 def parse_text(self: Assistant, text) -> ParsedTurn:
     "What is heard in a text by itself."
@@ -115,6 +115,7 @@ def parse_text(self: Assistant, text) -> ParsedTurn:
                       bool(p[a] - p[b] < self.clarify_threshold), known,
                       self.find_answer(text, self.query_vector(text, x)), detect_language(text))
 
+# %% ../../../nbs/apps/assistant/03_assistant.ipynb #debc1b98
 @patch
 # the table is searched with the encoder that it was embedded with
 def query_vector(self: Assistant, text, x):
@@ -209,7 +210,8 @@ def save(self: Assistant, path, force=False, metadata=None):
         write_manifest(temp, info)
 
 # %% ../../../nbs/apps/assistant/03_assistant.ipynb #48f7d00f
-def load_assistant(path, transcript=None, reranker=None) -> Assistant: # as of `Assistant`
+def load_assistant(path, transcript=None, reranker=None, # as of `Assistant`
+                   device=None) -> Assistant: # of `choose_device`
     """Check an assistant's folder and load it. Raises InputError if anything is not as it was
     written."""
     info, path = read_info(path), Path(path)
@@ -220,7 +222,7 @@ def load_assistant(path, transcript=None, reranker=None) -> Assistant: # as of `
             "assistant wrote as bundle.")
     b = info["backbone"]
     reader = IntentClassifier(
-        None, info["tune"], info["max_length"], info["strength"], info["seed"])
+        None, info["tune"], info["max_length"], info["strength"], info["seed"], device)
     reader.backbone = load_backbone(str(path))
     reader.names = tuple(info["labels"])
     reader.scale = info["scale"]

@@ -73,13 +73,14 @@ def left_out_intents(reader: IntentClassifier) -> tuple: # scores in scope, and 
         return (), ()
     return left_out_scores(reader.leave_labels_out(), reader.detector.names)
 
-# %% ../../../nbs/apps/assistant/04_evaluation.ipynb #81447670
+# %% ../../../nbs/apps/assistant/04_evaluation.ipynb #f761168d
 SCOPE_TITLES = {
     "in_scope_accuracy": "accuracy in scope", "oos_auroc": "AUROC, in against out of scope",
     "oos_recall": "recall of what is out of scope",
     "in_scope_rejected": "share in scope that is turned away",
     "accuracy_of_answers": "accuracy of what is answered"}
 
+# %% ../../../nbs/apps/assistant/04_evaluation.ipynb #a89db4a8
 class AssistantReport(ScoreReport):
     "Intents, out-of-scope texts and answers of an assistant, on the test rows."
     def __init__(self, reader: IntentClassifier, # fitted
@@ -279,5 +280,6 @@ def describe(self: AssistantReport, source, parts, assistant: Assistant,
                                      "tokenizers", "numpy", "scikit-learn")
     self.cost = {
         "train_seconds": seconds, "predict_ms_per_text": latency,
-        "peak_memory_mb": peak_memory_mb("cpu"), "device": "cpu"} | {
+        "peak_memory_mb": peak_memory_mb("cpu"), "device": reader.device.type,
+        "devices": {"encoder": reader.device.type, "linear models": "cpu"}} | {
         key: known.get(key) for key in training}

@@ -19,6 +19,7 @@ from ...eval.metrics import WILSON, Metric, softmax, wilson_interval
 from ...eval.scores import auroc
 from ...methods.classical import fit_linear
 from ...methods.fewshot import Contrastive, stratified_holdout
+from ...base.tensors import choose_device
 from ...train.inference import embed
 from ...base.figures import BLUE, ReportFigure, figure, figure_svg
 from ...models.backbone import load_backbone
@@ -211,7 +212,9 @@ class IntentClassifier:
                  fine_tune=False, # train the encoder on the rows first
                  max_length=128, # tokens of a text
                  C=.08, # inverse of the regularization strength of the linear model
-                 seed=0):
+                 seed=0,
+                 device=None): # of `choose_device`; the encoder is moved there
+        self.device = choose_device(device)
         self.backbone = backbone
         self.fine_tune = fine_tune
         self.max_length = max_length
@@ -222,9 +225,9 @@ class IntentClassifier:
     def embed(self, texts):
         """Return (rows, width) vectors of length one. For a fine-tuned encoder, the vectors of its
         static tokens are joined to them."""
-        parts = [embed(texts, self.backbone, self.max_length, static=False)]
-        if self.fine_tune:
-            parts.append(embed(texts, self.backbone, self.max_length, static=True))
+        parts = [
+            embed(texts, self.backbone, self.max_length, static, device=self.device)
+            for static in ((False, True) if self.fine_tune else (False,))]
         return np.concatenate(parts, 1) / np.float32(len(parts)**.5)
 
     def logits(self, x): # (rows, width)
@@ -236,10 +239,10 @@ class IntentClassifier:
 def prepare_encoder(self: IntentClassifier, texts, y): # (rows,) label ids
     "Load the encoder, and fine-tune it if asked."
     if self.fine_tune:
-        method = Contrastive(self.backbone, self.max_length)
+        method = Contrastive(self.backbone, self.max_length, device=self.device)
         method.names, method.seed = self.names, self.seed
         method.tune(*method.examples(texts, y))
-        self.backbone, self.cost = method.model.backbone.to("cpu"), method.trainer.cost()
+        self.backbone, self.cost = method.model.backbone, method.trainer.cost()
     elif not hasattr(self.backbone, "tokenizer"):
         self.backbone = load_backbone(self.backbone)
 
@@ -337,7 +340,7 @@ def leave_labels_out(self: IntentClassifier,
 
 @patch
 def _without(self: IntentClassifier, left_out): # ids of labels; returns scores
-    model = IntentClassifier(self.backbone, C=self.C, seed=self.seed)
+    model = IntentClassifier(self.backbone, C=self.C, seed=self.seed, device=self.device)
     model.names = self.names
     keep = ~np.isin(self.y, left_out)
     model.fit_vectors(self.known[keep], self.y[keep])

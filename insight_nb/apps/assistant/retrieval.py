@@ -15,6 +15,7 @@ import torch
 from fastcore.basics import patch
 
 from ...base.core import InputError, optional_import, plural
+from ...base.tensors import choose_device
 from ...data.table import invalid_text_reason
 from ...eval.compare import Difference, paired_difference
 from ...eval.metrics import BOOTSTRAP, Metric, bootstrap_mean
@@ -216,20 +217,21 @@ class Reranker:
     """A cross-encoder that scores pairs of texts. Raises InputError for a model with several
     outputs."""
     def __init__(self, name, # folder or hub id of a sequence classifier with one output
-                 max_length=256): # tokens of a pair
+                 max_length=256, # tokens of a pair
+                 device=None): # of `choose_device`
         self.name, self.identity, (self.model, self.tokenizer) = fetch_model(name, open_model)
         if self.model.config.num_labels != 1:
             raise InputError(
                 f"{name} gives {self.model.config.num_labels} numbers for a pair: name a "
                 "cross-encoder, which gives one.")
         self.max_length = min(max_length, self.tokenizer.model_max_length)
-        self.model.eval()
+        self.model.eval().to(choose_device(device))
 
     def score_pairs(self, query, candidates) -> np.ndarray: # (candidates,)
         batch = self.tokenizer([query] * len(candidates), list(candidates), padding=True,
                                truncation=True, max_length=self.max_length, return_tensors="pt")
         with torch.no_grad():
-            return self.model(**batch).logits[:, 0].numpy()
+            return self.model(**batch.to(self.model.device)).logits[:, 0].cpu().numpy()
 
 # %% ../../../nbs/apps/assistant/01_retrieval.ipynb #e9fe357d
 @patch

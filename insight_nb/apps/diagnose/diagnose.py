@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
-import torch
 from fastcore.basics import patch
 from scipy.stats import norm, t as student
 from sklearn.model_selection import GroupKFold, StratifiedKFold
@@ -34,7 +33,7 @@ from ...models.backbone import count_parameters, freeze
 from ...models.tasks import ClassificationTask, Model, class_weights
 from .vision import (
     PrecomputedFeatures, ImagePreprocessor, features, merge_head, small_vision)
-from ...base.tensors import single_thread, set_seed
+from ...base.tensors import choose_device, single_thread, set_seed
 from ...train.callbacks import CollapseGuard
 from ...train.optim import TrainConfig
 from ...train.trainer import Trainer
@@ -251,7 +250,7 @@ def _method(vision, method, device):
         return method, "set by hand"
     if vision is None:
         return "scratch", "no model was named"
-    n, cpu = count_parameters(vision)[0], device == "cpu" or not torch.cuda.is_available()
+    n, cpu = count_parameters(vision)[0], choose_device(device).type == "cpu"
     if cpu and n > 10_000_000:
         return ("frozen", f"{n / 1e6:.0f} million weights on a CPU")
     return ("full", f"{n / 1e6:.1f} million weights")
@@ -330,7 +329,9 @@ class ImageTrainer:
             if shape != (c, h, w):
                 raise InputError(f"images are {c} x {h} x {w}, and {vision.name} is shown "
                                  f"{' x '.join(map(str, shape))}: read them so.")
-        self.vectors = features(freeze(vision), pixels).numpy() if plan.method == "frozen" else None
+        self.vectors = None
+        if plan.method == "frozen":
+            self.vectors = features(freeze(vision), pixels, plan.device).numpy()
 
     def __repr__(self):
         classes = "1 class" if len(self.names) == 1 else f"{len(self.names)} classes"

@@ -33,11 +33,12 @@ MAX_PIXELS = 64_000_000 # of one file: 8,000 x 8,000
 class UnreadableImage(Exception):
     "Raised for a file that can't be read as an image; the message is the reason."
 
-# %% ../../../nbs/apps/diagnose/00_images.ipynb #be2bb20c
+# %% ../../../nbs/apps/diagnose/00_images.ipynb #340a34f0
 _MARKS = {
     b"PK": "a zip archive", b"\x1f\x8b": "a gzip archive", b"%PDF": "a PDF",
     b"<": "a page of HTML, SVG or XML", b"%!": "PostScript", b"Rar": "a rar archive"}
 
+# %% ../../../nbs/apps/diagnose/00_images.ipynb #0c0370f6
 def _instead(path):
     start = Path(path).read_bytes()[:132] if Path(path).stat().st_size < 10**9 else b""
     if start[128:132] == b"DICM":

@@ -17,6 +17,8 @@ import pandas as pd
 from fastcore.basics import patch
 from safetensors.torch import load_model, save_model
 
+from ...base.tensors import choose_device
+
 import insight_nb.eval.guard as guard
 from .diagnose import (
     ImageDataset, ImageTrainer, diagnostic_metrics, diagnostic_table, digits, group_folds,
@@ -111,7 +113,7 @@ def save_imaging(path, model: Model, # the folder to make; of `ImageTrainer.merg
 @dataclass
 class ImagingBundle:
     "A model of pictures ready to answer, and what is known of it."
-    model: Model # in evaluation mode, on the CPU
+    model: Model # in evaluation mode, on the device on which it answers
     info: dict # bundle.json
 
     def __repr__(self):
@@ -131,10 +133,10 @@ def probabilities(self: ImagingBundle, pixels):
     return softmax(self.logits(pixels).astype(float) / self.info["temperature"])
 
 # %% ../../../nbs/apps/diagnose/03_imaging.ipynb #f5661bc4
-def load_imaging(path) -> ImagingBundle:
-    """Check a bundle and load it. Raises InputError with one line if anything is not as it was
-    written."""
-    info = read_info(path)
+def load_imaging(path, device=None) -> ImagingBundle: # of `choose_device`
+    """Check a bundle and load it onto a device. Raises InputError with one line if anything is not
+    as it was written."""
+    device, info = choose_device(device), read_info(path)
     check_files(path, info["files"])
     if info["task"] != "diagnose":
         raise InputError(
@@ -142,7 +144,7 @@ def load_imaging(path) -> ImagingBundle:
             "reads it.")
     model = Model(empty_vision(info, path), ClassificationTask(info["labels"], **info["settings"]))
     load_model(model, Path(path) / "model.safetensors", strict=True)
-    return ImagingBundle(model.eval(), info)
+    return ImagingBundle(model.eval().to(device), info)
 
 # %% ../../../nbs/apps/diagnose/03_imaging.ipynb #84a3fc7b
 def _read_some(paths, shown):
@@ -425,7 +427,7 @@ def imaging_checks(trainer, names, parts, # after training; of the labels, in or
         group_leakage(images.groups, (parts.train, parts.valid, test), gap),
         guard.weights_finite(bundle.model.named_parameters()),
         guard.label_order(names, trainer.model.task.names, bundle.info["labels"], bundle.names),
-        guard.loss_fell([float(v) for v in trainer.state.losses]),
+        guard.loss_fell(trainer.state.losses),
         guard.beats_majority(y[test], want.argmax(1), y[parts.train]),
         guard.split_duplicates(parts.duplicates),
         guard.small_classes(names, np.bincount(y[parts.train], minlength=len(names))),

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ...base.core import InputError, shorten
 from ...models.backbone import fetch_model, locate_model
-from ...base.tensors import Batch
+from ...base.tensors import Batch, choose_device
 
 # %% ../../../nbs/apps/diagnose/01_vision.ipynb #057128aa
 @dataclass(frozen=True)
@@ -203,14 +203,15 @@ def empty_vision(info: dict, # of a bundle: backbone and shown
 # %% ../../../nbs/apps/diagnose/01_vision.ipynb #f19d4c27
 @torch.no_grad()
 def features(vision: Vision, pixels, # (rows, channels, height, width) uint8
-             step=32) -> Tensor: # pictures at once; (rows, width) float32 on the CPU
+             # of `choose_device`; pictures at once; (rows, width) float32 on the CPU
+             device=None, step=32) -> Tensor:
     "The vector of each picture, without dropout."
-    vision.eval()
-    device = next(vision.parameters()).device
-    return torch.cat([
-        vision(
-            torch.from_numpy(pixels[i:i + step]).to(device).float() /
-            255)[:, 0].cpu() for i in range(0, len(pixels), step)])
+    device = choose_device(device)
+    vision.eval().to(device)
+
+    def read(part):
+        return vision(torch.from_numpy(part).to(device).float() / 255)[:, 0]
+    return torch.cat([read(pixels[i:i + step]) for i in range(0, len(pixels), step)]).cpu()
 
 # %% ../../../nbs/apps/diagnose/01_vision.ipynb #c45b2ddd
 class PrecomputedFeatures(nn.Module):

@@ -280,11 +280,12 @@ def _show(monitor, alerts, parts, series, last):
     parts["texts"].value = _texts_html(
         monitor.get_texts(series, len(monitor.bucket_index) - last, len(monitor.bucket_index)))
 
-# %% ../../../nbs/apps/monitor/03_dashboard.ipynb #42056e8d
+# %% ../../../nbs/apps/monitor/03_dashboard.ipynb #9f9c680e
 _CELL = """from insight_nb.apps.monitor.dashboard import dashboard, load_monitor
 
 dashboard(load_monitor({!r}))"""
 
+# %% ../../../nbs/apps/monitor/03_dashboard.ipynb #89fb2809
 def write_dashboard(folder, store): # where to; the file of the stream
     "Write `dashboard.ipynb`."
     inside = Path(store).resolve().parent == Path(folder).resolve()

@@ -216,7 +216,7 @@ def _newest(self: Stream):
     return self.bucket_start([at])[0].tz_localize(
         self.tz, ambiguous=True, nonexistent="shift_forward").timestamp()
 
-# %% ../../../nbs/apps/monitor/01_stream.ipynb #a069c844
+# %% ../../../nbs/apps/monitor/01_stream.ipynb #c7e32dc1
 @patch
 # the counts of a reading; "" where there is nothing to say
 def future_dates_hint(self: Stream, found) -> str:
@@ -227,6 +227,7 @@ def future_dates_hint(self: Stream, found) -> str:
             f"{'is' if found[_FUTURE] == 1 else 'are'} from the future: dates without a zone are "
             f"read as those of zone {str(self.tz)!r}. Is that where they were written?")
 
+# %% ../../../nbs/apps/monitor/01_stream.ipynb #ee3f83aa
 @patch
 def _none_usable(self: Stream, rows, source, found):
     bad = ", ".join(f"{n:,} {k}" for k, n in found.items()
@@ -354,7 +355,7 @@ def follow(self: Stream, path) -> Counter:
                    [str(path.resolve()), start + end, before])
     return found | Counter(unfinished=int(bool(block[end:].strip())))
 
-# %% ../../../nbs/apps/monitor/01_stream.ipynb #f4e9e457
+# %% ../../../nbs/apps/monitor/01_stream.ipynb #c6755980
 class _Plain(HTMLParser):
     def __init__(self):
         super().__init__()
@@ -363,6 +364,7 @@ class _Plain(HTMLParser):
     def handle_endtag(self, tag): self.skip -= tag in ("script", "style") and self.skip > 0
     def handle_data(self, data): self.parts += ([data] if not self.skip else [])
 
+# %% ../../../nbs/apps/monitor/01_stream.ipynb #3f43c512
 def strip_html(text) -> str:
     "The text that a browser would show."
     parser = _Plain()

@@ -253,7 +253,9 @@ def describe(self: RankingReport, interactions: Interactions, catalog: ItemCatal
     self.cost = {
         "train_seconds": seconds, "train_tokens_per_second": None, "padding_share": None,
         "fold_in_ms": latency[0], "predict_ms_per_text": latency[1], "peak_memory_mb": None,
-        "device": "cpu"}
+        "device": "cpu", "devices": {
+            "texts": next(backbone.parameters()).device.type if backbone else None,
+            "scorers": "cpu"}}
     self.versions = package_versions("insight_nb", "numpy", "scipy", "scikit-learn", "torch")
 
 # %% ../../../nbs/apps/recommend/03_evaluation.ipynb #2041b4fc

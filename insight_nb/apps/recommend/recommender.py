@@ -86,12 +86,15 @@ def build_catalog(interactions: Interactions, frame=None,
 
 # %% ../../../nbs/apps/recommend/02_recommender.ipynb #5c032e17
 def item_vectors(texts, backbone=None, # a `Backbone`; None: the embedded one
-                 max_length=64) -> np.ndarray: # (items, width), zeros where there is no text
+                 max_length=64, # tokens
+                 # of `choose_device`; (items, width), zeros where there is no text
+                 device=None) -> np.ndarray:
     "Texts as the encoder sees them, less their mean, of length one."
     at = [i for i, t in enumerate(texts) if t]
     if not at:
         return np.zeros((len(texts), 0))
-    v = embed([texts[i] for i in at], backbone or load_backbone(), max_length).astype(float)
+    v = embed([texts[i] for i in at], backbone or load_backbone(), max_length, device=device)
+    v = v.astype(float)
     out = np.zeros((len(texts), v.shape[1]))
     out[at] = v - v.mean(0)
     return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)

@@ -105,7 +105,7 @@ def train_step(self: LBFGSTrainer, batch):
         self.evaluations = int(found.nfev)
         if self.convex(len(found.x), batch):
             self.newton(batch, params, ends)
-    self.state.losses.append(torch.tensor(found.fun, dtype=torch.float64))
+    self.state.losses.append(float(found.fun))
     self.state.global_step += 1
     self.state.tokens += batch.num_tokens
 

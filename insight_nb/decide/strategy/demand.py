@@ -31,7 +31,8 @@ from ...methods.classical import fit_vectorizer
 def text_vectors(texts, # str each
                  # a `Backbone`; None: the embedded one, or character features for scripts without
                  # spaces
-                 backbone=None):
+                 backbone=None,
+                 device=None): # of `choose_device`
     "(texts, width) unit vectors, and a word on where they come from."
     if backbone is None and is_unsegmented(texts):
         from sklearn.decomposition import TruncatedSVD
@@ -43,7 +44,7 @@ def text_vectors(texts, # str each
                                  1e-9), "the characters that texts share"
     from insight_nb.train.inference import embed
     from insight_nb.models.backbone import load_backbone
-    return embed(texts, backbone or load_backbone()), "an encoder"
+    return embed(texts, backbone or load_backbone(), device=device), "an encoder"
 
 # %% ../../../nbs/decide/strategy/03_demand.ipynb #3dea2151
 def _grouped(x, k, seed): # (texts, width) -> (texts,) ids
@@ -117,7 +118,7 @@ class Themes:
 def find_themes(texts, k=None, # anything that may be a text; themes, None: chosen
                 # (texts,) a function from texts to (vectors, where from); None: `text_vectors`
                 vectors=None,
-                seed=0) -> Themes:
+                seed=0, device=None) -> Themes: # of `choose_device`, for `text_vectors`
     "The themes of texts. Raises InputError for fewer than 10 that can be used."
     faults = [invalid_text_reason(t) for t in texts]
     rows = np.flatnonzero([f is None for f in faults])
@@ -126,7 +127,7 @@ def find_themes(texts, k=None, # anything that may be a text; themes, None: chos
             f"{plural(len(rows), 'usable text')} of {len(faults)}: it takes 10 or more to find "
             "themes in.")
     kept = [to_text(texts[i]) for i in rows]
-    x, by = (vectors or text_vectors)(kept)
+    x, by = vectors(kept) if vectors else text_vectors(kept, device=device)
     of = cluster_texts(x, k, seed=seed)
     middle = np.stack([x[of == g].mean(0) for g in range(of.max() + 1)])
     near = [
