@@ -1,4 +1,4 @@
-"""A run that was cut off leaves nothing under its final name; with --resume it ends as any other."""
+"""A run that was cut off leaves nothing under its final name; --resume ends it like any other."""
 import os
 import signal
 import subprocess
