@@ -12,7 +12,7 @@ import numpy as np
 from fastcore.basics import patch
 
 import insight_nb.eval.guard as guard
-from ..base.core import InputError, package_versions
+from ..base.core import InputError, package_versions, remove_leftovers
 from ..models.adapters import add_adapter, method_options, expected_trainable_parameters
 from ..models.backbone import count_parameters, load_backbone
 from ..models.tasks import Model
@@ -88,6 +88,8 @@ def set_checkpoint(self: FineTuningSetup, file=None, # None: one in `out`
         raise InputError(
             "resume goes on from a checkpoint in the folder of the results: say which with out.")
     self.checkpoint, self.resume = file and Path(file), resume
+    if resume: # the run that was cut off is dead
+        remove_leftovers(self.checkpoint)
 
 # %% ../../nbs/jobs/00_setup.ipynb #ebb21c8f
 @patch
@@ -134,6 +136,7 @@ def describe(self: FineTuningSetup, report, source, parts,
         "backbone": self.encoder.name, "identity": self.encoder.identity, "method": self.method,
         "options": self.options, "parameters": self.size[0], "trainable": self.size[1],
         "max_length": self.length, **more, "rule": self.rule, "settings": vars(trainer.config),
+        "memory": getattr(trainer.model, "memory_notes", []),
         "collapses": trainer.collapses, "stopped": trainer.stop_reason}
     where = {"training": trainer.accelerator.device.type,
              "measured rows": next(trainer.model.parameters()).device.type,

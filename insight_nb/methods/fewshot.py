@@ -148,6 +148,7 @@ class ContrastiveHead(nn.Module):
 class ContrastiveTask:
     "The task of bringing texts of one label together; its logits are vectors and cosines."
     name = "contrast"
+    separable = False # each text is compared with all others of the batch
     # of pairs; factor of the cosines to anchors
     def __init__(self, names, temperature=.07, sharp=20.):
         self.names, self.temperature, self.sharp = tuple(names), temperature, sharp

@@ -37,11 +37,15 @@ class Backbone(nn.Module):
         # what is grafted onto the encoder; whether its own weights are no longer those of
         # `identity`
         self.max_length, self.adapter, self.weights_modified = max_length, None, False
+        self.packed_forward = None # of `models.packed`, where somebody asked for it
 
     def forward(self, ids: Tensor, mask: Tensor, # (batch, tokens) int64, (batch, tokens) bool
                 extra_embeddings: Tensor | None = None, # (batch, tokens, width), to be added
-                segments: Tensor | None = None # (batch, tokens) int64, 0 or 1: which of two texts
+                segments: Tensor | None = None, # (batch, tokens) int64, 0 or 1: which of two texts
+                packing=None # on a GPU: a `Packing`, where the real tokens are
                ) -> Tensor: # (batch, tokens, width)
+        if packing is not None and self.packed_forward is not None:
+            return self.packed_forward(self, ids, mask, packing, extra_embeddings, segments)
         if not hasattr(self.encoder, "config"):
             extra = () if extra_embeddings is None else (extra_embeddings,)
             return self.encoder(ids, mask, *extra)
@@ -52,7 +56,9 @@ class Backbone(nn.Module):
             inputs = {"inputs_embeds": embeddings + extra_embeddings}
         if segments is not None and getattr(self.encoder.config, "type_vocab_size", 0) > 1:
             inputs["token_type_ids"] = segments
-        return self.encoder(attention_mask=mask.long(), **inputs).last_hidden_state
+        # a mask of four dimensions is taken as it is
+        mask = mask.long() if mask.ndim == 2 else mask
+        return self.encoder(attention_mask=mask, **inputs).last_hidden_state
 
 # %% ../../nbs/models/00_backbone.ipynb #af07e9d6
 def count_parameters(module: nn.Module) -> tuple[int, int]: # total, trainable

@@ -12,8 +12,9 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from .heads import TaggingHead
-from .tasks import (
-    check_loss_options, class_constant_loss, class_loss, class_frequencies, weighted_mean)
+from insight_nb.models.tasks import (
+    check_loss_options, class_constant_loss, class_loss, class_frequencies, weighted_mean,
+    weights_on)
 from ..base.iob import CASING_SIZE, split_tag
 from ..base.viterbi import viterbi_decode
 
@@ -80,8 +81,7 @@ def loss(self: TaggingTask, logits, labels, weights=None):
     if weights is not None:
         w = w * weights[:, None].expand(labels.shape).flatten()
     if self.weights is not None:
-        self.weights = self.weights.to(y.device)
-        w = w * self.weights[y.clamp(min=0)]
+        w = w * weights_on(self, y.device)[y.clamp(min=0)]
     each = class_loss(logits.flatten(0, -2), y, self.focal, self.smoothing)
     return weighted_mean(each, w)
 

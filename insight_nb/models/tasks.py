@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['class_weights', 'class_frequencies', 'entropy', 'check_loss_options', 'class_loss', 'class_constant_loss',
-           'weighted_mean', 'ClassificationTask', 'MultiLabelTask', 'RegressionTask', 'group_mean', 'Model',
-           'check_task']
+           'weighted_mean', 'weights_on', 'ClassificationTask', 'MultiLabelTask', 'RegressionTask', 'group_mean',
+           'Model', 'check_task']
 
 # %% ../../nbs/models/03_tasks.ipynb #91cd72a0
 import json
@@ -53,7 +53,7 @@ def class_frequencies(labels, # ids, -100 where there is none
     labels = np.asarray(labels).ravel()
     n = np.bincount(labels[labels >= 0]).astype(float)
     if weights is not None:
-        n = n * torch.as_tensor(weights).cpu().numpy()[:len(n)]
+        n = n * np.asarray(weights)[:len(n)]
     return n[n > 0] / n.sum()
 
 # %% ../../nbs/models/03_tasks.ipynb #7b599d55
@@ -98,6 +98,16 @@ def weighted_mean(values: Tensor, weights: Tensor | None,
     total = weights.sum().clamp(min=1e-12)
     return (values * weights).sum() / total, total
 
+# %% ../../nbs/models/03_tasks.ipynb #a641f50b
+def weights_on(task, device) -> Tensor: # with `weights`; (classes,)
+    "The weights of a task's loss on a device, where they are copied once."
+    copies = vars(task).setdefault("_copies", {})
+    source, copy = copies.get(device, (None, None))
+    if source is not task.weights:
+        copy = task.weights.to(device)
+        copies[device] = task.weights, copy
+    return copy
+
 # %% ../../nbs/models/03_tasks.ipynb #4addf5b0
 class ClassificationTask:
     "Single-label classification, by cross-entropy. Raises InputError for settings that can't work."
@@ -127,8 +137,7 @@ def loss(self: ClassificationTask, logits: Tensor, # (batch, classes) float32
     "Weighted mean cross-entropy."
     w = weights
     if self.weights is not None:
-        self.weights = self.weights.to(labels.device)
-        w = self.weights[labels] * (1 if weights is None else weights)
+        w = weights_on(self, labels.device)[labels] * (1 if weights is None else weights)
     return weighted_mean(class_loss(logits, labels, self.focal, self.smoothing), w)
 
 # %% ../../nbs/models/03_tasks.ipynb #042888f4
@@ -183,10 +192,8 @@ class MultiLabelTask:
 def loss(self: MultiLabelTask, logits, labels, weights=None): # (batch, labels) float32 both
     "Weighted mean of the binary cross-entropies of each row."
     labels = labels.float()
-    if self.weights is not None:
-        self.weights = self.weights.to(logits.device)
-    each = F.binary_cross_entropy_with_logits(
-        logits, labels, reduction="none", pos_weight=self.weights)
+    yes = None if self.weights is None else weights_on(self, logits.device)
+    each = F.binary_cross_entropy_with_logits(logits, labels, reduction="none", pos_weight=yes)
     if self.focal: # how far off it is
         each = each * (logits.sigmoid() - labels).abs().clamp(min=1e-6)**self.focal
     return weighted_mean(each.mean(1), weights)
@@ -196,7 +203,7 @@ def loss(self: MultiLabelTask, logits, labels, weights=None): # (batch, labels) 
 def constant_loss(self: MultiLabelTask, labels) -> float: # (rows, labels)
     "The loss of saying the shares: of all constant answers the best, and with focal loss near it."
     p = np.clip(np.asarray(labels, dtype=float).mean(0), 1e-9, 1 - 1e-9)
-    w = np.ones(len(p)) if self.weights is None else self.weights.cpu().numpy()
+    w = np.ones(len(p)) if self.weights is None else self.weights.numpy()
     q = w * p / (w * p + 1 - p) # a yes counts w times
     return float((-w * p * np.log(q) * (1 - q)**self.focal -
                   (1 - p) * np.log(1 - q) * q**self.focal).mean())
@@ -286,6 +293,9 @@ class Model(nn.Module):
             features = {"segments": batch.token_features}
         else:
             features = {"extra_embeddings": casing_embeddings(batch.token_features)}
+        packed = getattr(self.backbone, "packed_forward", None)
+        if packed and batch.input_ids.device.type != "cpu":
+            features["packing"] = batch.packing
         hidden = self.backbone(batch.input_ids, batch.attention_mask, **features)
         logits = self.head(hidden, batch.attention_mask)
         if batch.window_to_row is not None:

@@ -86,6 +86,7 @@ def checkpoint_facts(self: Trainer) -> dict: # plain values
     return {"settings": vars(self.config), "identity": self.identity(),
             "state": self.state.to_dict(), "finished": self.finished,
             "stop_reason": self.stop_reason, "collapses": self.collapses,
+            "pass_tokens": self.pass_tokens,
             "batches": self.batches.state(), "best": [best.score, best.epoch] if best else None,
             "scaler": scaler.state_dict() if scaler else None}
 
@@ -122,8 +123,8 @@ def check_config(self: Trainer, facts, path):
     for name, value in saved.items():
         if mine.get(name) != value:
             raise InputError(
-                f"{path} was trained with another {name} ({shorten(repr(value), 60)}): use the same, or "
-                "begin the run anew.")
+                f"{path} was trained with another {name} ({shorten(repr(value), 60)}): use the "
+                "same, or begin the run anew.")
 
 # %% ../../nbs/train/04_checkpoint.ipynb #669ac569
 @patch
@@ -148,6 +149,7 @@ def load_checkpoint(self: Trainer, path):
         if hasattr(callback, "load_state"):
             callback.load_state(part(f"callback.{i}."))
     self.finished, self.stop_reason = facts["finished"], facts["stop_reason"]
+    self.pass_tokens = facts["pass_tokens"] # no more than fitted before
     set_random_state(part("random."))
 
 # %% ../../nbs/train/04_checkpoint.ipynb #5b0ab05b

@@ -19,12 +19,16 @@ from ..data.tokens import tokenize
 from ..models.backbone import Backbone
 from ..models.fused import fuse, copy_weights, use_weight_copies
 from ..models.heads import mean_pool
+from ..models.memory import is_out_of_memory, note_memory
+from ..models.packed import use_packing
 
 # %% ../../nbs/train/01_inference.ipynb #495ad826
 def optimize_for_inference(model: nn.Module) -> nn.Module: # the same model
-    "Fuse the BERT layers of a model, and let the process keep the memory that it frees."
+    """Fuse the BERT layers of a model for a CPU, let its encoder read packed tokens on a GPU, and
+    let the process keep the memory that it frees."""
     keep_freed_memory()
     fuse(model)
+    use_packing(model)
     return model
 
 # %% ../../nbs/train/01_inference.ipynb #d824b81b
@@ -43,12 +47,33 @@ def _fetch(waiting): # (rows, logits) pairs on a device
     joined = torch.cat([logits for _, logits in waiting]).cpu()
     return zip([rows for rows, _ in waiting], joined.split(sizes))
 
+# %% ../../nbs/train/01_inference.ipynb #65854f07
+# where memory runs out, rows are halved until they fit
+def _in_parts(model, dataset, plan, device, *how):
+    plan, most = list(reversed(plan)), None # tokens that fit; None: all so far
+    while plan:
+        rows = plan.pop()
+        tokens = len(rows) * int(dataset.lengths[rows].max())
+        logits = None
+        if most is None or tokens <= most or len(rows) == 1:
+            try:
+                logits = _forward(model, dataset.batch(rows).to(device), *how)
+            except (RuntimeError, MemoryError) as e:
+                if not is_out_of_memory(e) or len(rows) == 1:
+                    raise
+                most = tokens // 2
+                note_memory(model, f"memory ran out in a prediction of {tokens:,} tokens: up to "
+                                   f"{most:,} go through at once")
+        if logits is None:
+            plan += [rows[len(rows) // 2:], rows[:len(rows) // 2]]
+        else:
+            yield rows, logits
+
 # %% ../../nbs/train/01_inference.ipynb #dde03f1d
 # `plan`: rows of each batch; `how`: of `_forward`
 def _computed(model, dataset, plan, device, *how):
     waiting, size = [], 0
-    for rows in plan:
-        logits = _forward(model, dataset.batch(rows).to(device), *how)
+    for rows, logits in _in_parts(model, dataset, plan, device, *how):
         if device.type == "cpu":
             yield rows, logits
             continue
@@ -115,7 +140,8 @@ class PooledEncoder(nn.Module):
         if self.static:
             hidden = self.backbone.encoder.get_input_embeddings()(batch.input_ids)
         else:
-            hidden = self.backbone(batch.input_ids, batch.attention_mask)
+            packing = batch.packing if batch.input_ids.device.type != "cpu" else None
+            hidden = self.backbone(batch.input_ids, batch.attention_mask, packing=packing)
         return ModelOutput(normalize(mean_pool(hidden.float(), batch.attention_mask), dim=1))
 
 # %% ../../nbs/train/01_inference.ipynb #2ca5b96a

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEARNING_RATE_SCALE', 'layer_depths', 'param_groups', 'linear_schedule_with_warmup', 'AdamW', 'large_embeddings',
-           'sparse_updates', 'clip_grad_norm_', 'TrainConfig', 'default_epochs', 'default_learning_rate', 'check_given',
-           'default_train_config', 'default_precision']
+           'sparse_updates', 'gradients', 'clip_grad_norm_', 'TrainConfig', 'default_epochs', 'default_learning_rate',
+           'check_given', 'default_train_config', 'default_precision']
 
 # %% ../../nbs/train/00_optim.ipynb #70e282d1
 import math
@@ -217,17 +217,22 @@ def sparse_updates(model: nn.Module, optimizer: AdamW, min_rows=4096):
             m.sparse = False
             optimizer.flush(m.weight)
 
+# %% ../../nbs/train/00_optim.ipynb #435c20df
+def gradients(parameters) -> list[Tensor]: # of a sparse gradient the values
+    "The gradients that there are, to be changed in place."
+    held = [p for p in parameters if p.grad is not None]
+    for p in held:
+        if p.grad.is_sparse:
+            p.grad = p.grad.coalesce()
+    return [p.grad.values() if p.grad.is_sparse else p.grad for p in held]
+
 # %% ../../nbs/train/00_optim.ipynb #a7e49fab
 @torch.no_grad()
 def clip_grad_norm_(parameters, # weights with gradients, some of them sparse
           max_norm # maximum norm of all gradients together
          ) -> Tensor: # the norm before clipping
     "Scale the gradients down if their common norm is above `max_norm`."
-    held = [p for p in parameters if p.grad is not None]
-    for p in held:
-        if p.grad.is_sparse:
-            p.grad = p.grad.coalesce()
-    grads = [p.grad.values() if p.grad.is_sparse else p.grad for p in held]
+    grads = gradients(parameters)
     total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
     factor = (max_norm / (total + 1e-6)).clamp(max=1.)
     if not (factor.is_cpu and factor == 1): # on a GPU, don't wait for the result
@@ -242,6 +247,9 @@ class TrainConfig:
     batch_size: int = 32 # maximum number of texts in a step
     # maximum number of tokens in a step, padding included; it limits the memory for long texts
     token_budget: int = 4096
+    # most tokens that go through the model at once; a larger step goes through in parts and is the
+    # same; None: what fits, by `plan_memory`
+    pass_tokens: int | None = None
     learning_rate: float = 1e-4 # learning rate of the body, at its peak
     head_learning_rate: float = 1e-3 # learning rate of the head, at its peak
     weight_decay: float = .01 # weight decay of matrices

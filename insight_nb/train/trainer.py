@@ -25,12 +25,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..base.tensors import Batch, choose_device, set_seed
+from ..base.core import InputError
+
+from ..base.tensors import (
+    Batch, choose_device, set_seed, set_torch_random_state, torch_random_state)
 from ..data.batches import BatchLoader
 from ..data.dataset import TokenDataset
+from ..models.memory import (
+    compute_anew, free_memory, is_out_of_memory, note_memory, plan_memory)
 from .inference import iter_logits, optimize_for_inference
 from .optim import (
-    AdamW, TrainConfig, clip_grad_norm_, sparse_updates, param_groups, default_precision,
+    AdamW, TrainConfig, clip_grad_norm_, gradients, sparse_updates, param_groups, default_precision,
     linear_schedule_with_warmup)
 
 # %% ../../nbs/train/02_trainer.ipynb #e2c9828f
@@ -121,6 +126,8 @@ def make_accelerator(device=None, precision=None) -> Accelerator:
     return Accelerator(mixed_precision=precision, cpu=cpu)
 
 # %% ../../nbs/train/02_trainer.ipynb #bb83c5c8
+_FUSED = ("cpu", "cuda") # devices with an optimizer in one kernel
+
 @patch
 def setup(self: Trainer):
     "Seed, move to the device, make optimizer and batches, forget any earlier run."
@@ -139,7 +146,7 @@ def setup(self: Trainer):
     self.model.backbone.weights_modified |= self.model.adapter is None and any(
         p.requires_grad for p in self.model.backbone.parameters())
     self.peak_learning_rates = [g["lr"] for g in groups]
-    fused = {"fused": True} if self.accelerator.device.type in ("cpu", "cuda") else {}
+    fused = {"fused": True} if self.accelerator.device.type in _FUSED else {}
     self.optimizer = self.accelerator.prepare_optimizer(AdamW(groups, **fused))
     # a row of many windows is a batch by itself
     budget = max(s.token_budget, int(self.train_dataset.lengths.max(initial=0)))
@@ -149,6 +156,23 @@ def setup(self: Trainer):
     self.state, self.last_snapshot, self.is_set_up = TrainerState(), None, True
     self.finished = False
     self.new_losses = [] # of the last steps, on the device
+    self.plan_memory()
+
+# %% ../../nbs/train/02_trainer.ipynb #de80edda
+@patch
+def plan_memory(self: Trainer):
+    "Set how many tokens go through at once, from the free memory of a GPU."
+    self.pass_tokens, device = self.config.pass_tokens, self.accelerator.device
+    free = free_memory(device)
+    if self.pass_tokens or free is None:
+        return
+    longest = int(self.train_dataset.lengths.max(initial=1))
+    plan = plan_memory(self.model, free, longest, self.accelerator.mixed_precision != "no")
+    if plan is None:
+        return
+    self.pass_tokens = plan.pass_tokens
+    if plan.checkpointing and compute_anew(self.model):
+        note_memory(self.model, plan.text)
 
 # %% ../../nbs/train/02_trainer.ipynb #16d806f8
 @patch
@@ -167,19 +191,80 @@ def shard_batch(self: Trainer, batch: Batch) -> Batch:
 # %% ../../nbs/train/02_trainer.ipynb #275f7018
 @patch
 def backward(self: Trainer, batch: Batch) -> Tensor: # the mean loss over the whole batch, detached
-    "Compute the loss of a batch and its gradients."
-    batch = self.shard_batch(batch).to(self.accelerator.device)
-    with self.accelerator.autocast():
-        logits = self.wrapped_model(batch).logits
-    loss, weight = self.model.task.loss(logits, batch.labels, batch.weights)
-    if self.accelerator.num_processes > 1:
+    "Compute the loss of a batch and its gradients, in as many parts as memory wants."
+    parts, device = self.split_batch(self.shard_batch(batch)), self.accelerator.device
+    loss = total = 0.
+    for part in parts:
+        part = part.to(device)
+        with self.accelerator.autocast():
+            logits = self.wrapped_model(part).logits
+        mean, weight = self.model.task.loss(logits, part.labels, part.weights)
+        if len(parts) == 1:
+            loss = mean
+            break
+        self.accelerator.backward(mean * weight / batch.size)
+        loss, total = loss + mean.detach() * weight.detach(), total + weight.detach()
+    if len(parts) > 1: # the gradients are of the sum: the mean is over the weight of all parts
+        torch._foreach_mul_(gradients(self.model.parameters()), batch.size / total)
+        loss = loss / total
+    return self.finish_backward(loss, weight, len(parts) > 1)
+
+# %% ../../nbs/train/02_trainer.ipynb #6dec0d1f
+@patch
+def finish_backward(self: Trainer, loss, weight, done: bool) -> Tensor: # done: gradients are there
+    "The way back of a loss, with what an adapter adds, and what processes share."
+    several = self.accelerator.num_processes > 1
+    if several:
         loss = loss * weight * self.accelerator.num_processes / self.accelerator.reduce(
             weight.detach(), "sum")
     extra = self.model.adapter.regularization_loss() if self.model.adapter else None
-    self.accelerator.backward(loss if extra is None else loss + extra)
-    if self.accelerator.num_processes == 1:
-        return loss.detach()
-    return self.accelerator.reduce(loss.detach(), "mean")
+    wanted = [t for t in (None if done else loss, extra) if t is not None]
+    if wanted:
+        self.accelerator.backward(sum(wanted))
+    return self.accelerator.reduce(loss.detach(), "mean") if several else loss.detach()
+
+# %% ../../nbs/train/02_trainer.ipynb #d425a5b9
+@patch
+def split_batch(self: Trainer, batch: Batch) -> list[Batch]: # on the CPU
+    "The rows of a batch in parts of at most `pass_tokens` tokens, padding included."
+    width = self.train_dataset.lengths[batch.rows].max() if batch.window_to_row is not None \
+        else batch.input_ids[0].numel()
+    rows = self.pass_tokens and max(1, int(self.pass_tokens // width))
+    if not rows or rows >= batch.size:
+        return [batch]
+    return [batch.select(part) for part in torch.arange(batch.size).split(rows)]
+
+# %% ../../nbs/train/02_trainer.ipynb #3df1bb65
+@patch
+def backward_within_memory(self: Trainer, batch: Batch) -> Tensor: # as of `backward`
+    "`backward`, in smaller parts where memory runs out."
+    while True:
+        before = torch_random_state(self.accelerator.device)
+        try:
+            return self.backward(batch)
+        except (RuntimeError, MemoryError) as e:
+            if not is_out_of_memory(e):
+                raise
+        # outside of the handler, which holds what the step has taken
+        self.optimizer.zero_grad(set_to_none=True)
+        self.take_smaller_parts(batch)
+        set_torch_random_state(before)
+
+@patch
+def take_smaller_parts(self: Trainer, batch: Batch):
+    "Halve what goes through at once. Raises InputError where nothing is left to halve."
+    largest = max(part.input_ids.numel() for part in self.split_batch(batch))
+    single = max(part.size for part in self.split_batch(batch)) == 1
+    separable = getattr(self.model.task, "separable", True)
+    if single or not separable or self.accelerator.num_processes > 1:
+        raise InputError(
+            f"memory runs out with {largest:,} tokens, and they can't go through in parts: take a "
+            "smaller backbone, a method that trains less, or a smaller max_length.")
+    self.pass_tokens = largest // 2
+    if self.accelerator.device.type == "cuda":
+        torch.cuda.empty_cache()
+    note_memory(self.model, f"memory ran out at step {self.state.global_step} with {largest:,} "
+                            f"tokens: up to {self.pass_tokens:,} go through at once")
 
 # %% ../../nbs/train/02_trainer.ipynb #4786588e
 FETCH_LOSSES = 20 # steps
@@ -199,7 +284,7 @@ def train_step(self: Trainer, batch: Batch):
                                          self.config.warmup_ratio)
     for g, peak in zip(self.optimizer.param_groups, self.peak_learning_rates):
         g["lr"] = peak * factor
-    self.new_losses.append(self.backward(batch))
+    self.new_losses.append(self.backward_within_memory(batch))
     self.accelerator.unscale_gradients(self.optimizer)
     if self.model.adapter:
         self.model.adapter.update_importance()
@@ -381,7 +466,6 @@ def load_best_model(self: Trainer):
     if self.state.best and self.state.best.weights:
         self.model.load_state_dict(self.state.best.weights.load())
 
-# %% ../../nbs/train/02_trainer.ipynb #5543ca68
 @patch
 def start_or_resume(self: Trainer):
     "Set up a new run, or put back the weights at which an interrupt stopped this one."
@@ -465,7 +549,6 @@ def peak_memory_mb(device) -> float | None:
     return resource.getrusage(
         resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
-# %% ../../nbs/train/02_trainer.ipynb #4a711502
 @patch
 # for the evidence: seconds, real tokens per second, share of padding, device
 def cost(self: Trainer) -> dict:
