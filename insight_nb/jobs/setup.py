@@ -131,12 +131,11 @@ def describe(self: FineTuningSetup, report, source, parts,
     report.data = {
         "source": source.name, "rows": sides, "sha256": used.digest(),
         "labels": list(bundle.info["labels"]), "dropped": source.dropped, "split": parts.duplicates,
-        "notes": [*source.notes, *parts.notes]}
+        "notes": [*source.notes, *parts.notes, *getattr(trainer.model, "memory_notes", [])]}
     report.model = {
         "backbone": self.encoder.name, "identity": self.encoder.identity, "method": self.method,
         "options": self.options, "parameters": self.size[0], "trainable": self.size[1],
         "max_length": self.length, **more, "rule": self.rule, "settings": vars(trainer.config),
-        "memory": getattr(trainer.model, "memory_notes", []),
         "collapses": trainer.collapses, "stopped": trainer.stop_reason}
     where = {"training": trainer.accelerator.device.type,
              "measured rows": next(trainer.model.parameters()).device.type,
