@@ -231,13 +231,18 @@ def fetch_model(name, # None for the embedded one, a folder, or a hub id
 
 # %% ../../nbs/models/00_backbone.ipynb #83ddfed7
 def load_backbone(name=None, # None for the embedded one, a folder, or a hub id
-                  revision=None # of a hub id: a branch, tag or commit
-                 ) -> Backbone:
+                  revision=None, # of a hub id: a branch, tag or commit
+                  # of transformers: "eager", "sdpa", "flash_attention_2"; None: the best for each
+                  # device, chosen here
+                  attn_implementation=None) -> Backbone:
     """Load a backbone in 32 bits. The embedded one and folders never touch the network. Raises
     InputError if it can't be had whole."""
-    name, identity, (encoder, tokenizer) = fetch_model(
-        name, lambda where, **how: (load_encoder(where, **how), load_tokenizer(where, **how)),
-        revision)
+    own = {"attn_implementation": attn_implementation} if attn_implementation else {}
+
+    def load(where, **how):
+        return load_encoder(where, **how, **own), load_tokenizer(where, **how)
+
+    name, identity, (encoder, tokenizer) = fetch_model(name, load, revision)
     return Backbone(encoder, tokenizer, name, identity,
                     max_length=max_input_length(encoder.config, tokenizer))
 

@@ -80,8 +80,8 @@ def packed_attention(module, query, key, value, # (1, heads, tokens, head width)
 
 # %% ../../nbs/models/07_packed.ipynb #619ae050
 def use_packed_attention(encoder):
-    """Let an encoder attend to packed tokens until `Backbone.forward` is given padded ones. It stays
-    so after a pass, since layers that compute anew attend again on the way back."""
+    """Let an encoder attend to packed tokens, until `Backbone.forward` is given padded ones. It
+    stays so after a pass, since layers that compute anew attend again on the way back."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
     ALL_ATTENTION_FUNCTIONS.register(PACKED_ATTENTION, packed_attention)
     encoder.config._attn_implementation_internal = PACKED_ATTENTION
