@@ -4,9 +4,9 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export UV_COMPILE_BYTECODE ?= 1
 FILES = git ls-files -co --exclude-standard -- nbs insight_nb README.md | sort | xargs sha256sum
 
-.PHONY: help demo test lab slow docs export check clean
+.PHONY: help demo test lab slow docs export check colab pandas3 clean
 help:               ## this list
-	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' Makefile
+	@sed -n 's/^\([a-z0-9]*\):.*## /make \1	/p' Makefile
 
 .venv/ok: settings.ini setup.py constraints.txt
 	$(PYTHON) -m venv .venv
@@ -43,5 +43,9 @@ check: .venv/ok     ## what CI runs: lint and test; export, clean and a rerun wi
 	$(MAKE) export
 	$(MAKE) test SAVE=--save
 	@$(FILES) | diff .venv/before - || { echo "These files differ from what the notebooks give: run make export, look, and commit."; exit 1; }
+colab:              ## on demand: the versions of Google Colab, in an environment of its own
+	$(PYTHON) tests/environments.py colab
+pandas3:            ## on demand: the notebooks of base and data with pandas 3
+	$(PYTHON) tests/environments.py pandas3
 clean:              ## remove what was installed and built
 	rm -rf .venv build dist *.egg-info

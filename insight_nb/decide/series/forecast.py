@@ -26,7 +26,7 @@ def _rows(name):
     return optional_import(f"statsmodels.datasets.{name}", "decide").load_pandas().data
 def _column(name, column): return lambda: _rows(name)[column]
 def _pmdarima(name):
-    return lambda: getattr(optional_import("pmdarima.datasets", "samples"), f"load_{name}")()
+    return lambda: getattr(optional_import("pmdarima.datasets", "decide"), f"load_{name}")()
 def _co2(): return _rows("co2").co2.resample("MS").mean().interpolate()
 def _elnino(): return _rows("elnino").iloc[:, 1:].to_numpy().ravel()
 def _electric(): return _rows("elec_equip").iloc[:, 0]
