@@ -51,8 +51,14 @@ def differences(one: Path, other: Path):
     names = files_of(one) ^ files_of(other)
     found = [f"{name} is only in one" for name in sorted(names)]
     for name in sorted(files_of(one) & files_of(other)):
-        if content(one / name) != content(other / name):
+        a, b = content(one / name), content(other / name)
+        if a == b:
+            continue
+        if isinstance(a, str):
             found.append(name)
+        else:
+            found += [f"{name}{k}: {a.get(k)!r} or {b.get(k)!r}"
+                      for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)]
     return found
 
 

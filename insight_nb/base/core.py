@@ -10,11 +10,11 @@ __all__ = ['InputError', 'suggest', 'optional_import', 'package_versions', 'Repo
 # %% ../../nbs/base/01_core.ipynb #37eaf095
 import difflib
 import errno
-import glob
 import hashlib
 import html
 import importlib
 import os
+import re
 import shutil
 import tempfile
 import unicodedata
@@ -224,8 +224,9 @@ def _replace(new, path, old):
 def remove_leftovers(path): # as of `atomic_output`
     "Remove the temporary folders that a killed process left beside a path."
     path = Path(path)
-    for left in path.parent.glob(f".{glob.escape(path.name[:40])}.*"):
-        if left.is_dir() and {p.name for p in left.iterdir()} <= {path.name, ".replaced"}:
+    ours = re.compile(re.escape(f".{path.name[:40]}.") + r"[a-z0-9_]{8}") # of tempfile.mkdtemp
+    for left in path.parent.iterdir():
+        if ours.fullmatch(left.name) and left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
 
 # %% ../../nbs/base/01_core.ipynb #520e1401

@@ -205,6 +205,9 @@ def _from_arrow(data):
     plain = data.rename_columns([str(i) for i in range(data.num_columns)])
     frame = plain.to_pandas(integer_object_nulls=True, ignore_metadata=True)
     frame = frame.astype({c: object for c, kind in frame.dtypes.items() if kind == "category"})
+    for c, kind in frame.dtypes.items(): # pandas 3 has a type for texts, where None is nan
+        if isinstance(kind, pd.StringDtype):
+            frame[c] = frame[c].astype(object).where(frame[c].notna(), None)
     return frame.set_axis(data.column_names, axis=1)
 
 # %% ../../nbs/base/04_files.ipynb #8650abef
@@ -290,9 +293,8 @@ def _from_dataset(data):
     for column, feature in (data.features or {}).items():
         names = getattr(feature, "names", None)
         if names:
-            frame[column] = [
-                names[i] if i is not None and i >= 0 else None
-                for i in frame[column]]
+            known = [names[i] if i is not None and i >= 0 else None for i in frame[column]]
+            frame[column] = pd.Series(known, frame.index, dtype=object)
     return frame
 
 def _from_splits(data):
