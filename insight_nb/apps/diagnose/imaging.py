@@ -471,7 +471,10 @@ def describe(self: DiagnosisReport, images: Images, parts, learner: ImageTrainer
     self.model = model_facts(learner, trainer, bundle)
     self.history = trainer.state.history
     # of one picture: the name is the contract's
-    self.cost = trainer.cost() | {"predict_ms_per_text": time_per_image(bundle, images.pixels)}
+    where = next(bundle.model.parameters()).device.type
+    self.cost = trainer.cost() | {
+        "predict_ms_per_text": time_per_image(bundle, images.pixels),
+        "devices": {"training": trainer.accelerator.device.type, "bundle": where}}
     self.versions = package_versions("insight_nb", "torch", "transformers", "numpy",
                                      "pillow", "scikit-learn")
     if images.faults:

@@ -153,7 +153,8 @@ def alert_facts(self: MonitorReport, alert) -> dict:
 @patch
 def describe(self: MonitorReport, source, # in words
              counts: dict, # as of `Stream.counts`
-             latency=None): # milliseconds of a text that a bundle read
+             latency=None, # milliseconds of a text that a bundle read
+             device=None): # of the bundles; None: there is none
     "Fill in what was used and what it cost."
     monitor, settings = self.monitor, self.monitor.settings
     self.data = {
@@ -172,7 +173,8 @@ def describe(self: MonitorReport, source, # in words
         "parameters": 0, "trainable": 0}
     self.cost = {
         "train_seconds": 0., "train_tokens_per_second": None, "padding_share": None,
-        "predict_ms_per_text": latency, "device": "cpu",
+        "predict_ms_per_text": latency, "device": device or "cpu",
+        "devices": {"bundles": device, "charts": "cpu"},
         "peak_memory_mb": psutil.Process().memory_info().rss / 1e6}
     self.versions = package_versions("insight_nb", "numpy", "scipy", "pandas")
     self.extra["alerts"] = [self.alert_facts(alert) for alert in self.alerts]

@@ -1,0 +1,54 @@
+"""Memory that runs out, planted: in training, validation and prediction the batch goes through in
+parts, the result is that of the smaller parts, and the report says so."""
+import numpy as np
+import pandas as pd
+import torch
+from conftest import rows_of
+from insight_nb.data.labels import LabelEncoder
+from insight_nb.data.sources import open_table
+from insight_nb.eval.report import Report
+from insight_nb.jobs.setup import FineTuningSetup
+from insight_nb.jobs.training import (
+    share_right, split_rows, tokenize_rows, train_model, training_rows)
+from insight_nb.models.tasks import ClassificationTask
+from insight_nb.ship.bundle import load_bundle, save_bundle
+from insight_nb.train.inference import predict_logits
+
+
+def trained(tmp_path, most=None, pass_tokens=None):
+    "A whole job on texts of 16 tokens; `most`: tokens that this machine can take at once."
+    frame = pd.DataFrame(rows_of(120))
+    frame["text"] += " and so on, and on and on, as long as it takes to fill the line"
+    source, parts = split_rows(open_table(frame))
+    setup = FineTuningSetup(max_length=16, device="cpu")
+    labels = LabelEncoder.fit(source.labels)
+    rows = tokenize_rows(setup, source, ["text"], labels.transform(source.labels), parts)
+    sides = training_rows(rows, source, parts)
+    assert set(rows.lengths) == {16}
+    model = setup.model(ClassificationTask(labels.names))
+    inside = model.forward
+
+    def forward(batch):
+        if most and batch.input_ids.numel() > most:
+            raise torch.OutOfMemoryError("planted")
+        return inside(batch)
+    model.forward = forward
+    trainer = train_model(setup, model, sides, share_right, epochs=2, batch_size=16,
+                          pass_tokens=pass_tokens)
+    logits = predict_logits(model, sides[2])
+    save_bundle(tmp_path / "bundle", model, setup.length, force=True)
+    report, setup.texts = Report("classify", labels.names), source.texts[:3]
+    setup.describe(report, source, parts, trainer, load_bundle(tmp_path / "bundle", device="cpu"))
+    return model.state_dict(), logits, report.data["notes"]
+
+
+def test_the_result_is_that_of_the_smaller_batch(tmp_path):
+    weights, logits, notes = trained(tmp_path, most=200)
+    wanted, wanted_logits, calm = trained(tmp_path, pass_tokens=128)
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor, wanted[name], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(logits, wanted_logits, rtol=0, atol=1e-5)
+    said = [note for note in notes if "memory ran out" in note]
+    assert "at step 0 with 256 tokens: up to 128 go through at once" in said[0]
+    assert any("in a prediction" in note for note in said)
+    assert not [note for note in calm if "memory" in note]
