@@ -4335,6 +4335,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'insight_nb/train/trainer.py'),
                                           'insight_nb.train.trainer.Trainer.backward_within_memory': ( 'train/trainer.html#trainer.backward_within_memory',
                                                                                                        'insight_nb/train/trainer.py'),
+                                          'insight_nb.train.trainer.Trainer.can_split': ( 'train/trainer.html#trainer.can_split',
+                                                                                          'insight_nb/train/trainer.py'),
                                           'insight_nb.train.trainer.Trainer.check_interrupt': ( 'train/trainer.html#trainer.check_interrupt',
                                                                                                 'insight_nb/train/trainer.py'),
                                           'insight_nb.train.trainer.Trainer.cost': ( 'train/trainer.html#trainer.cost',

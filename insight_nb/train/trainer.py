@@ -225,12 +225,20 @@ def finish_backward(self: Trainer, loss, weight, done: bool) -> Tensor: # done: 
 
 # %% ../../nbs/train/02_trainer.ipynb #d425a5b9
 @patch
+def can_split(self: Trainer) -> bool:
+    "Whether the parts of a batch add up: not where texts are compared, nor in several processes."
+    return getattr(self.model.task, "separable", True) and self.accelerator.num_processes == 1
+
+@patch
 def split_batch(self: Trainer, batch: Batch) -> list[Batch]: # on the CPU
     "The rows of a batch in parts of at most `pass_tokens` tokens, padding included."
-    width = self.train_dataset.lengths[batch.rows].max() if batch.window_to_row is not None \
-        else batch.input_ids[0].numel()
-    rows = self.pass_tokens and max(1, int(self.pass_tokens // width))
-    if not rows or rows >= batch.size:
+    if not self.pass_tokens or not self.can_split():
+        return [batch]
+    width = batch.input_ids[0].numel()
+    if batch.window_to_row is not None: # a row has several windows
+        width = self.train_dataset.lengths[batch.rows].max()
+    rows = max(1, int(self.pass_tokens // width))
+    if rows >= batch.size:
         return [batch]
     return [batch.select(part) for part in torch.arange(batch.size).split(rows)]
 
@@ -255,8 +263,7 @@ def take_smaller_parts(self: Trainer, batch: Batch):
     "Halve what goes through at once. Raises InputError where nothing is left to halve."
     largest = max(part.input_ids.numel() for part in self.split_batch(batch))
     single = max(part.size for part in self.split_batch(batch)) == 1
-    separable = getattr(self.model.task, "separable", True)
-    if single or not separable or self.accelerator.num_processes > 1:
+    if single or not self.can_split():
         raise InputError(
             f"memory runs out with {largest:,} tokens, and they can't go through in parts: take a "
             "smaller backbone, a method that trains less, or a smaller max_length.")
