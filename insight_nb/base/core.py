@@ -225,7 +225,7 @@ def remove_leftovers(path): # as of `atomic_output`
     "Remove the temporary folders that a killed process left beside a path."
     path = Path(path)
     ours = re.compile(re.escape(f".{path.name[:40]}.") + r"[a-z0-9_]{8}") # of tempfile.mkdtemp
-    for left in path.parent.iterdir():
+    for left in path.parent.iterdir() if path.parent.is_dir() else ():
         if ours.fullmatch(left.name) and left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
 

@@ -51,9 +51,10 @@ def _fetch(waiting): # (rows, logits) pairs on a device
 # where memory runs out, rows are halved until they fit
 def _in_parts(model, dataset, plan, device, *how):
     plan, most = list(reversed(plan)), None # tokens that fit; None: all so far
+    lengths = dataset.lengths
     while plan:
         rows = plan.pop()
-        tokens = len(rows) * int(dataset.lengths[rows].max())
+        tokens = len(rows) * int(lengths[rows].max())
         logits = None
         if most is None or tokens <= most or len(rows) == 1:
             try:
