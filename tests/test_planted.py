@@ -79,8 +79,8 @@ def test_faults_in_code_turn_red(table, monkeypatch):
         out[new] = out[new].iloc[::-1].to_numpy()
         return out
 
-    def swapped(folder):
-        bundle = load_bundle(folder)
+    def swapped(folder, **how):
+        bundle = load_bundle(folder, **how)
         bundle.info["labels"] = bundle.info["labels"][::-1]
         return bundle
 
