@@ -21,7 +21,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
 import tokenize
 from dataclasses import dataclass
@@ -29,7 +28,8 @@ from pathlib import Path
 
 import insight_nb
 from .base.core import (
-    InputError, format_cell, plural, remove_leftovers, suggest, atomic_output, format_interval)
+    InputError, atomic_output, format_cell, format_interval, handle_signals, plural,
+    remove_leftovers, suggest)
 
 # %% ../nbs/90_cli.ipynb #115549df
 @dataclass
@@ -265,15 +265,8 @@ def _signals_reach_training():
         terminated.append(number)
         _pass_on(signal.SIGTERM)
 
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        for number, handler in ((signal.SIGINT, interrupt), (signal.SIGTERM, terminate)):
-            before[number] = signal.signal(number, handler)
-    try:
+    with handle_signals({signal.SIGINT: interrupt, signal.SIGTERM: terminate}):
         yield terminated
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 # %% ../nbs/90_cli.ipynb #a9a79268
 def _papermill(path, notebook, given):

@@ -33,6 +33,7 @@ from torch import nn  # noqa: E402
 from insight_nb.base.tensors import choose_device, set_seed  # noqa: E402
 from insight_nb.data.dataset import TokenDataset  # noqa: E402
 from insight_nb.data.tokens import TokenizedTexts, tokenize  # noqa: E402
+from insight_nb.jobs.colab import sentence_rows  # noqa: E402
 from insight_nb.models.adapters import add_adapter, method_options  # noqa: E402
 from insight_nb.models.backbone import Backbone, load_backbone  # noqa: E402
 from insight_nb.models.tagging import TaggingTask  # noqa: E402
@@ -328,19 +329,13 @@ def shape_of(s, name):
     return Backbone(BertModel(config, add_pooling_layer=False), s.tokenizer, name)
 
 
-def lengths_of(kind, n):
-    "Tokens of each row: as in single sentences, or 128 in all."
-    if kind == "128":
-        return np.full(n, 128)
-    drawn = np.random.default_rng(0).lognormal(3.1, .5, n)
-    return np.clip(drawn, 8, 60).astype(int)
-
-
-def token_rows(s, kind, n):
-    lengths = lengths_of(kind, n)
-    ids = np.random.default_rng(1).integers(1000, 20_000, lengths.sum()).astype(np.int32)
-    tokens = TokenizedTexts(ids, np.concatenate([[0], lengths.cumsum()]), np.zeros(n, bool))
-    return TokenDataset(tokens, np.arange(n) % 2, pad_id=s.tokenizer.pad_token_id)
+def token_rows(kind, n):
+    "Rows with the lengths of sentences, or of 128 tokens each."
+    if kind == "real":
+        return sentence_rows(n)
+    ids = np.random.default_rng(1).integers(1000, 20_000, 128 * n).astype(np.int32)
+    tokens = TokenizedTexts(ids, np.arange(n + 1) * 128, np.zeros(n, bool))
+    return TokenDataset(tokens, np.arange(n) % 2)
 
 
 def wait(s):
@@ -418,8 +413,8 @@ def operations(model: nn.Module, lengths):
 
 
 def compare(s, shape, kind, size, n):
-    rows = token_rows(s, kind, n)
-    warm = token_rows(s, kind, 4 * size)
+    rows = token_rows(kind, n)
+    warm = token_rows(kind, 4 * size)
     for make in (train_ours, train_theirs):
         make(s, shape, warm, size)()
     spent = {"ours": [], "theirs": []}
@@ -433,7 +428,7 @@ def compare(s, shape, kind, size, n):
              "ratio": round(theirs / ours, 2), "memory_mb": spent["ours_mb"],
              "peer_memory_mb": spent["theirs_mb"]}
     peak = bf16_peak(s)
-    used = operations(shape_of(s, shape).encoder, lengths_of(kind, n)) / ours
+    used = operations(shape_of(s, shape).encoder, rows.lengths) / ours
     return found | {"bf16_peak_tflops": round(peak / 1e12, 1),
                     "share_of_peak": round(used / peak, 3)}
 
@@ -453,7 +448,7 @@ def the_peer_compiled(s):
     "The peer with torch.compile, where that works: an epoch after one that compiles."
     if not s.gpu:
         return {"skipped": "compiled on a GPU alone"}
-    rows = token_rows(s, "128", 2048)
+    rows = token_rows("128", 2048)
     train_theirs(s, "given", rows, 64, compiled=True)()
     seconds, memory = seconds_of(s, train_theirs(s, "given", rows, 64, compiled=True))
     plain, _ = seconds_of(s, train_theirs(s, "given", rows, 64))
@@ -465,7 +460,7 @@ def the_peer_compiled(s):
 def the_cpu_side(s):
     "How many texts a second the CPU can plan and collate, alone: it must feed the GPU."
     from insight_nb.data.batches import BatchLoader
-    rows = token_rows(s, "real", 20_000)
+    rows = token_rows("real", 20_000)
     found = {}
     for size in (16, 64):
         began = time.perf_counter()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['InputError', 'suggest', 'optional_import', 'package_versions', 'ReportTable', 'format_cell', 'shorten',
            'display_width', 'plural', 'escape_markdown', 'format_interval', 'atomic_output', 'remove_leftovers',
-           'hash_file', 'hash_texts']
+           'handle_signals', 'hash_file', 'hash_texts']
 
 # %% ../../nbs/base/01_core.ipynb #37eaf095
 import difflib
@@ -16,7 +16,9 @@ import importlib
 import os
 import re
 import shutil
+import signal
 import tempfile
+import threading
 import unicodedata
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
@@ -171,6 +173,8 @@ def format_interval(value, low, high, digits=3) -> str:
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 # %% ../../nbs/base/01_core.ipynb #5826c81a
+def _temp_prefix(path): return f".{path.name[:40]}."
+
 @contextmanager
 def atomic_output(path, # the final name, of a file or a folder
           force=False, # replace what is there
@@ -186,7 +190,7 @@ def atomic_output(path, # the final name, of a file or a folder
     made = [p for p in path.parents if not os.path.lexists(p)] # the nearest first
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temp = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", dir=path.parent))
+        temp = Path(tempfile.mkdtemp(prefix=_temp_prefix(path), dir=path.parent))
         yield temp / path.name
         _replace(temp / path.name, path, temp / ".replaced")
     except OSError as e:
@@ -224,10 +228,23 @@ def _replace(new, path, old):
 def remove_leftovers(path): # as of `atomic_output`
     "Remove the temporary folders that a killed process left beside a path."
     path = Path(path)
-    ours = re.compile(re.escape(f".{path.name[:40]}.") + r"[a-z0-9_]{8}") # of tempfile.mkdtemp
+    ours = re.compile(re.escape(_temp_prefix(path)) + r"[a-z0-9_]{8}") # of tempfile.mkdtemp
     for left in path.parent.iterdir() if path.parent.is_dir() else ():
         if ours.fullmatch(left.name) and left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
+
+# %% ../../nbs/base/01_core.ipynb #1c0120e7
+@contextmanager
+def handle_signals(handlers: dict): # signal number -> a function of number and frame
+    "Within this block these functions answer signals, if this is the main thread."
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, call) for number, call in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, call in before.items():
+            signal.signal(number, call)
 
 # %% ../../nbs/base/01_core.ipynb #520e1401
 def hash_file(path) -> str:

@@ -369,9 +369,7 @@ def describe(self: TextComparison, report, ladder, shown):
         "train_tokens_per_second": None, "padding_share": None,
         "predict_ms_per_text": shown.cost["predict_ms_per_text"],
         "peak_memory_mb": peak_memory_mb(self.device), "device": self.device.type,
-        # rungs without an encoder have no device
-        "devices": {r.name: self.device.type if hasattr(r, "device") else "cpu"
-                    for r in ladder.rungs}}
+        "devices": {r.name: choose_device(r.device).type for r in ladder.rungs}}
     report.versions = package_versions(*PACKAGES)
 
 # %% ../../nbs/jobs/03_comparison.ipynb #49623ba1

@@ -17,7 +17,7 @@ from ..models.adapters import add_adapter, method_options, expected_trainable_pa
 from ..models.backbone import count_parameters, load_backbone
 from ..models.tasks import Model
 from ..ship.predict import time_per_text
-from ..base.tensors import choose_device, set_seed
+from ..base.tensors import choose_device, module_device, set_seed
 
 # %% ../../nbs/jobs/00_setup.ipynb #e5148740
 def check_parameters(minimums: dict, # name -> value; each must be at least 1, or None
@@ -138,7 +138,7 @@ def describe(self: FineTuningSetup, report, source, parts,
         "max_length": self.length, **more, "rule": self.rule, "settings": vars(trainer.config),
         "collapses": trainer.collapses, "stopped": trainer.stop_reason}
     where = {"training": trainer.accelerator.device.type,
-             "measured rows": next(trainer.model.parameters()).device.type,
+             "measured rows": module_device(trainer.model).type,
              "bundle": bundle.device.type}
     report.cost = trainer.cost() | {
         "predict_ms_per_text": time_per_text(bundle, self.texts), "devices": where}

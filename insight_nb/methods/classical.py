@@ -23,6 +23,7 @@ from ..base.text import is_unsegmented, extract_words
 class Rung:
     "A method that learns from labeled texts."
     name, needs, limit = "rung", "nothing", None
+    device = "cpu" # where it computes; None: the best that there is
     # rare labels weigh as much as frequent ones, if the method minimizes a loss
     balanced = False
 

@@ -503,6 +503,10 @@ def ranks(self: Adapter) -> dict | None: # path -> directions in use; None for m
     return {path: g.rank for path, g in self.modules.items()} if self.adalora_modules else None
 
 @patch(as_prop=True)
+def initial_total_rank(self: Adapter) -> int: # directions at the start
+    return sum(len(g.sizes) for g in self.adalora_modules)
+
+@patch(as_prop=True)
 def target_total_rank(self: Adapter) -> int: # directions at the end
     return self.options.get("target", 0) * len(self.adalora_modules)
 
@@ -514,7 +518,7 @@ def ranks_are_final(self: Adapter) -> bool: # whether ranks are final
 # number of the finished step, from 0, and total number of steps
 def update_and_allocate(self: Adapter, step: int, total_steps: int):
     "Reduce the ranks by the schedule, and keep them in the layers that need them."
-    first, target = sum(len(g.sizes) for g in self.adalora_modules), self.target_total_rank
+    first, target = self.initial_total_rank, self.target_total_rank
     if first <= target or (step and self.scheduled_rank(step - 1, total_steps) == target):
         return # the ranks are final: the schedule knows it, and the device need not be asked
     budget = self.scheduled_rank(step, total_steps)
@@ -524,7 +528,6 @@ def update_and_allocate(self: Adapter, step: int, total_steps: int):
 @patch
 def scheduled_rank(self: Adapter, step: int, total_steps: int) -> int: # a finished step, from 0
     "Directions that the layers keep together after a step."
-    first = sum(len(g.sizes) for g in self.adalora_modules)
     if step >= total_steps - 1:
         return self.target_total_rank
-    return budget_schedule(step, total_steps, first, self.target_total_rank)
+    return budget_schedule(step, total_steps, self.initial_total_rank, self.target_total_rank)

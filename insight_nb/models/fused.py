@@ -290,8 +290,8 @@ def is_supported(layer, x: Tensor) -> bool:
     ).__name__ == "GELUActivation" and drops[0].p == drops[1].p and parts[4].eps == parts[7].eps
     here = x.is_cpu and x.dtype in (torch.float32,
                                     torch.float64) and x.dtype == parts[0].weight.dtype
-    plain = not watched and not layer.is_decoder
-    plain = plain and a.self.config._attn_implementation in ("sdpa", "eager", None)
+    own = a.self.config._attn_implementation in ("sdpa", "eager", None)
+    plain = own and not watched and not layer.is_decoder
     return exact and here and plain and not torch.compiler.is_compiling()
 
 # %% ../../nbs/models/04_fused.ipynb #b0e4bdef

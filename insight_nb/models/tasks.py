@@ -293,8 +293,7 @@ class Model(nn.Module):
             features = {"segments": batch.token_features}
         else:
             features = {"extra_embeddings": casing_embeddings(batch.token_features)}
-        packed = getattr(self.backbone, "packed_forward", None)
-        if packed and batch.input_ids.device.type != "cpu":
+        if getattr(self.backbone, "packed_forward", None):
             features["packing"] = batch.packing
         hidden = self.backbone(batch.input_ids, batch.attention_mask, **features)
         logits = self.head(hidden, batch.attention_mask)

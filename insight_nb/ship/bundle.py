@@ -14,7 +14,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, load_model, save_file, save_model
 
-from ..base.tensors import choose_device
+from ..base.tensors import choose_device, module_device
 from ..base.core import atomic_output, hash_file, InputError, package_versions
 from ..data.labels import LabelEncoder
 from ..models.adapters import Adapter, switch_adapter
@@ -191,7 +191,7 @@ class Bundle:
     @property
     def labels(self): return LabelEncoder(self.model.task.names)
     @property
-    def device(self): return next(self.model.parameters()).device
+    def device(self): return module_device(self.model)
     def __repr__(self):
         return (f"Bundle({self.info['task']}, {len(self.labels)} labels, "
                 f"{self.info['backbone']['name']})")

@@ -217,9 +217,10 @@ def predict_file(bundle,
     began, done, errors = time.perf_counter(), 0, 0
     with frame_writer(out, force) as write:
         chunks = source if isinstance(source, TableChunks) else read_chunks(source, 20_000)
-        if not isinstance(bundle, Bundle):
-            loaded = callable(bundle)
-            bundle = bundle() if loaded else load_bundle(bundle, "auto", device=device)
+        if callable(bundle):
+            bundle = bundle()
+        elif not isinstance(bundle, Bundle):
+            bundle = load_bundle(bundle, "auto", device=device)
         bundle, agreed = choose_precision(bundle, _some(chunks, bundle, text))
         for frame in chunks:
             answered = predict_frame(bundle, frame, text, probabilities)

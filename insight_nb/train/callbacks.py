@@ -96,18 +96,16 @@ class WeightAveraging:
             if self.sum is None:
                 self.sum = [p.detach().clone() for p in trainer.trainable_parameters]
             else:
-                now = [p.detach() for p in trainer.trainable_parameters]
-                self.sum = [s.to(p.device) for s, p in zip(self.sum, now)]
-                torch._foreach_add_(self.sum, now)
+                torch._foreach_add_(self.sum, [p.detach() for p in trainer.trainable_parameters])
         self.n += 1
 
     def state(self): # name -> tensor, for a checkpoint
         sums = {str(i): s for i, s in enumerate(self.sum or ())}
         return {"n": torch.tensor(self.n), **{k: s.cpu() for k, s in sums.items()}}
 
-    def load_state(self, saved):
+    def load_state(self, saved, device): # a torch.device
         self.n = int(saved.pop("n"))
-        self.sum = [saved[str(i)] for i in range(len(saved))] or None
+        self.sum = [saved[str(i)].to(device) for i in range(len(saved))] or None
 
     def on_train_end(self, trainer):
         if self.n < 2 or trainer.interrupted:

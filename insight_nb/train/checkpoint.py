@@ -20,30 +20,27 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..base.core import InputError, atomic_output, shorten
+from ..base.tensors import set_torch_random_state, torch_random_state
 from .trainer import Best, Trainer, TrainerState, WeightSnapshot
 
 # %% ../../nbs/train/04_checkpoint.ipynb #e0c58554
-def random_state() -> dict: # name -> tensor
+def random_state(device) -> dict: # of the training, a torch.device; name -> tensor
     "The states of all random generators that `set_seed` seeds."
     _, words, _ = random.getstate()
     _, keys, place, has_gauss, cached = np.random.get_state()
-    states = {"rng": torch.get_rng_state(), "python_rng": torch.tensor(words),
-              "numpy_rng": torch.from_numpy(keys.astype(np.int64)),
-              "numpy_place": torch.tensor([place, has_gauss, cached], dtype=torch.float64)}
-    if torch.cuda.is_available():
-        states["cuda_rng"] = torch.cuda.get_rng_state()
-    return states
+    torchs = zip(("rng", "cuda_rng"), torch_random_state(device))
+    return dict(torchs) | {
+        "python_rng": torch.tensor(words), "numpy_rng": torch.from_numpy(keys.astype(np.int64)),
+        "numpy_place": torch.tensor([place, has_gauss, cached], dtype=torch.float64)}
 
 # %% ../../nbs/train/04_checkpoint.ipynb #088d33ca
 def set_random_state(states: dict):
     "Put the states of `random_state` back."
-    torch.set_rng_state(states["rng"])
+    set_torch_random_state([states[k] for k in ("rng", "cuda_rng") if k in states])
     random.setstate((3, tuple(states["python_rng"].tolist()), None))
     place, has_gauss, cached = states["numpy_place"].tolist()
     keys = states["numpy_rng"].numpy().astype(np.uint32)
     np.random.set_state(("MT19937", keys, int(place), int(has_gauss), cached))
-    if "cuda_rng" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda_rng"])
 
 # %% ../../nbs/train/04_checkpoint.ipynb #ea6d91cb
 @patch
@@ -61,7 +58,8 @@ def checkpoint_tensors(self: Trainer) -> dict: # name -> tensor
     # safetensors wants no two names for one tensor
     tensors |= {f"best.{k}": v.clone() for k, v in kept.items()}
     tensors["losses"] = torch.tensor(self.state.losses, dtype=torch.float64)
-    tensors |= {f"random.{k}": v for k, v in random_state().items()}
+    states = random_state(self.accelerator.device)
+    tensors |= {f"random.{k}": v for k, v in states.items()}
     for i, callback in enumerate(self.callbacks):
         if hasattr(callback, "state"):
             tensors |= {f"callback.{i}.{k}": v for k, v in callback.state().items()}
@@ -147,7 +145,7 @@ def load_checkpoint(self: Trainer, path):
     self.notify("on_train_begin")
     for i, callback in enumerate(self.callbacks):
         if hasattr(callback, "load_state"):
-            callback.load_state(part(f"callback.{i}."))
+            callback.load_state(part(f"callback.{i}."), self.accelerator.device)
     self.finished, self.stop_reason = facts["finished"], facts["stop_reason"]
     self.pass_tokens = facts["pass_tokens"] # no more than fitted before
     set_random_state(part("random."))
@@ -160,23 +158,23 @@ class Checkpoint:
                  seconds=None):
         usual = os.environ.get("INSIGHT_NB_CHECKPOINT_SECONDS", 180)
         self.file, self.seconds = file, float(usual if seconds is None else seconds)
-        self.saved, self.cost = None, 0. # when; how many seconds it took
+        self.saved = self.cost = 0. # when; how many seconds it took
 
-    def save(self, trainer, at_least=0.): # seconds since the last one
-        now = time.monotonic()
-        if self.saved is not None and now - self.saved < max(at_least, 20 * self.cost):
-            return
+    def save(self, trainer):
+        began = time.monotonic()
         try:
             trainer.save_checkpoint(self.file)
         except (InputError, OSError, SafetensorError) as e:
             warnings.warn(f"no checkpoint was written, and training goes on: {e}", stacklevel=2)
         self.saved = time.monotonic()
-        self.cost = self.saved - now
+        self.cost = self.saved - began
+
+    def save_if_due(self, trainer, at_least=0.): # seconds since the last one
+        if time.monotonic() - self.saved >= max(at_least, 20 * self.cost):
+            self.save(trainer)
 
     def on_train_begin(self, trainer): self.saved, self.cost = time.monotonic(), 0.
-    def on_step_end(self, trainer): self.save(trainer, self.seconds)
-    def on_epoch_end(self, trainer): self.save(trainer)
-    def on_termination(self, trainer):
-        self.cost = 0.
-        self.save(trainer)
-    def on_train_end(self, trainer): self.on_termination(trainer)
+    def on_step_end(self, trainer): self.save_if_due(trainer, self.seconds)
+    def on_epoch_end(self, trainer): self.save_if_due(trainer)
+    def on_termination(self, trainer): self.save(trainer)
+    def on_train_end(self, trainer): self.save(trainer)

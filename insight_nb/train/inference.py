@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from ..base.core import InputError
-from ..base.tensors import ModelOutput, choose_device, keep_freed_memory
+from ..base.tensors import (
+    ModelOutput, choose_device, keep_freed_memory, module_device)
 from ..data.batches import plan_batches
 from ..data.dataset import TokenDataset
 from ..data.tokens import tokenize
@@ -98,8 +99,10 @@ def iter_logits(model: nn.Module, # takes a `Batch`, returns a `ModelOutput`
     tokens, classes): the longest rows come first, without dropout and gradients."""
     if hasattr(model, "activate_adapter"):
         model.activate_adapter()
-    device = torch.device(device or next(model.parameters()).device)
-    model.to(device)
+    there = module_device(model)
+    device = torch.device(device or there)
+    if device != there:
+        model.to(device)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     budget, was = max(token_budget, int(dataset.lengths.max(initial=0))), model.training
     plan = plan_batches(dataset.lengths, batch_size=256, token_budget=budget, shuffle=False)
@@ -141,8 +144,7 @@ class PooledEncoder(nn.Module):
         if self.static:
             hidden = self.backbone.encoder.get_input_embeddings()(batch.input_ids)
         else:
-            packing = batch.packing if batch.input_ids.device.type != "cpu" else None
-            hidden = self.backbone(batch.input_ids, batch.attention_mask, packing=packing)
+            hidden = self.backbone(batch.input_ids, batch.attention_mask, packing=batch.packing)
         return ModelOutput(normalize(mean_pool(hidden.float(), batch.attention_mask), dim=1))
 
 # %% ../../nbs/train/01_inference.ipynb #2ca5b96a

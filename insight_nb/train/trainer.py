@@ -10,7 +10,6 @@ __all__ = ['EVENTS', 'FETCH_LOSSES', 'Trainer', 'WeightSnapshot', 'Best', 'Train
 import signal
 import sys
 import tempfile
-import threading
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -25,8 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..base.core import InputError
-
+from ..base.core import InputError, handle_signals
 from ..base.tensors import (
     Batch, choose_device, set_seed, set_torch_random_state, torch_random_state)
 from ..data.batches import BatchLoader
@@ -156,11 +154,11 @@ def setup(self: Trainer):
     self.state, self.last_snapshot, self.is_set_up = TrainerState(), None, True
     self.finished = False
     self.new_losses = [] # of the last steps, on the device
-    self.plan_memory()
+    self.choose_pass_tokens()
 
 # %% ../../nbs/train/02_trainer.ipynb #de80edda
 @patch
-def plan_memory(self: Trainer):
+def choose_pass_tokens(self: Trainer):
     "Set how many tokens go through at once, from the free memory of a GPU."
     self.pass_tokens, device = self.config.pass_tokens, self.accelerator.device
     free = free_memory(device)
@@ -261,8 +259,9 @@ def backward_within_memory(self: Trainer, batch: Batch) -> Tensor: # as of `back
 @patch
 def take_smaller_parts(self: Trainer, batch: Batch):
     "Halve what goes through at once. Raises InputError where nothing is left to halve."
-    largest = max(part.input_ids.numel() for part in self.split_batch(batch))
-    single = max(part.size for part in self.split_batch(batch)) == 1
+    parts = self.split_batch(batch)
+    largest = max(part.input_ids.numel() for part in parts)
+    single = all(part.size == 1 for part in parts)
     if single or not self.can_split():
         raise InputError(
             f"memory runs out with {largest:,} tokens, and they can't go through in parts: take a "
@@ -456,15 +455,8 @@ def defer_interrupt(trainer): # a trainer
         trainer.termination_requested = True
 
     trainer.interrupt_requested = trainer.termination_requested = False
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        for number, handler in ((signal.SIGINT, interrupt), (signal.SIGTERM, terminate)):
-            before[number] = signal.signal(number, handler)
-    try:
+    with handle_signals({signal.SIGINT: interrupt, signal.SIGTERM: terminate}):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 # %% ../../nbs/train/02_trainer.ipynb #8d549af8
 @patch

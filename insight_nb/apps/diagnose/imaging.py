@@ -17,7 +17,7 @@ import pandas as pd
 from fastcore.basics import patch
 from safetensors.torch import load_model, save_model
 
-from ...base.tensors import choose_device
+from ...base.tensors import choose_device, module_device
 
 import insight_nb.eval.guard as guard
 from .diagnose import (
@@ -471,7 +471,7 @@ def describe(self: DiagnosisReport, images: Images, parts, learner: ImageTrainer
     self.model = model_facts(learner, trainer, bundle)
     self.history = trainer.state.history
     # of one picture: the name is the contract's
-    where = next(bundle.model.parameters()).device.type
+    where = module_device(bundle.model).type
     self.cost = trainer.cost() | {
         "predict_ms_per_text": time_per_image(bundle, images.pixels),
         "devices": {"training": trainer.accelerator.device.type, "bundle": where}}

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ...base.core import InputError, shorten
 from ...models.backbone import fetch_model, locate_model
-from ...base.tensors import Batch, choose_device
+from ...base.tensors import Batch, choose_device, module_device
 
 # %% ../../../nbs/apps/diagnose/01_vision.ipynb #057128aa
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ def gradient_x_input(model: nn.Module, # with `Vision` in it
                      pixels, classes) -> Tensor:
     "What each pixel adds to the logit of a class, to first order."
     model.eval()
-    x = (torch.as_tensor(pixels).float() / 255).to(next(model.parameters()).device).requires_grad_()
+    x = (torch.as_tensor(pixels).float() / 255).to(module_device(model)).requires_grad_()
     _logits(model,
             x).gather(1,
                       torch.as_tensor(classes,
@@ -256,7 +256,7 @@ def occlusion(model: nn.Module, pixels, classes, # as above
               patches=8) -> Tensor: # along each side; (rows, height, width)
     "How much of the logit of a class goes when a patch is covered with the picture's mean."
     model.eval()
-    x = (torch.as_tensor(pixels).float() / 255).to(next(model.parameters()).device)
+    x = (torch.as_tensor(pixels).float() / 255).to(module_device(model))
     at = torch.as_tensor(classes)[:, None]
     out = torch.zeros(len(x), *x.shape[-2:])
     full = _logits(model, x).cpu().gather(1, at)[:, 0]

@@ -25,6 +25,7 @@ from .ranking import ndcg_gain, ranking_metrics, ranking_table, top_items
 from .recommender import (
     Hybrid, ItemCatalog, Recommender, cold_start_ndcg, tune_ridge)
 from ...base.core import InputError, ReportTable, package_versions, plural, shorten, suggest
+from ...base.tensors import module_device
 from ...eval.metrics import BOOTSTRAP, Metric, bootstrap, bootstrap_mean
 from ...eval.report import Check
 from ...eval.scores import ScoreReport, best_thresholds
@@ -254,7 +255,7 @@ def describe(self: RankingReport, interactions: Interactions, catalog: ItemCatal
         "train_seconds": seconds, "train_tokens_per_second": None, "padding_share": None,
         "fold_in_ms": latency[0], "predict_ms_per_text": latency[1], "peak_memory_mb": None,
         "device": "cpu", "devices": {
-            "texts": next(backbone.parameters()).device.type if backbone else None,
+            "texts": module_device(backbone).type if backbone else None,
             "scorers": "cpu"}}
     self.versions = package_versions("insight_nb", "numpy", "scipy", "scikit-learn", "torch")
 
