@@ -231,19 +231,24 @@ def _say(text): print("insight-nb:", format_cell(text), file=sys.stderr)
 _DISK = ("No space left on device", "Disk quota exceeded", "Read-only file system")
 
 def _environment():
-    """For the kernel: no debugger notice, this Python's own kernel, no warnings, a line for each
-    epoch unless CI wants quiet."""
-    os.environ |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "JUPYTER_PREFER_ENV_PATH": "1"}
+    """For the kernel: no debugger notice, this Python's own kernel, no questions, no warnings, a
+    line for each epoch unless CI wants quiet."""
+    os.environ |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "JUPYTER_PREFER_ENV_PATH": "1",
+                   "INSIGHT_NB_UNATTENDED": "1"}
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     if not os.environ.get("CI"):
         os.environ.setdefault("INSIGHT_NB_PROGRESS", "lines")
 
 # %% ../nbs/90_cli.ipynb #dbca11a6
-def _pass_on(number): # a signal, to the kernel
+def _pass_on(number) -> bool: # a signal; whether there is a kernel that gets it
     import psutil
+    found = False
     for p in psutil.Process().children(recursive=True):
-        if "ipykernel_launcher" in p.cmdline():
-            p.send_signal(number)
+        with contextlib.suppress(psutil.Error): # it may end meanwhile
+            if "ipykernel_launcher" in p.cmdline():
+                p.send_signal(number)
+                found = True
+    return found
 
 @contextlib.contextmanager
 def _signals_reach_training():
@@ -260,10 +265,10 @@ def _signals_reach_training():
         _pass_on(signal.SIGINT)
 
     def terminate(number, _):
-        if terminated:
-            raise SystemExit(143)
+        again = bool(terminated)
         terminated.append(number)
-        _pass_on(signal.SIGTERM)
+        if not _pass_on(signal.SIGTERM) or again:
+            raise SystemExit(143)
 
     with handle_signals({signal.SIGINT: interrupt, signal.SIGTERM: terminate}):
         yield terminated
@@ -318,8 +323,6 @@ def _execute(path, temp, out, given):
             kept = out.with_name(f"{out.name}.failed.ipynb")
             os.replace(notebook, kept)
             stop = RunError(f"{stop} (the notebook as far as it ran: {kept})")
-        if not isinstance(stop, InputError) and checkpoint_file(out).exists():
-            _say(f"What was trained is kept. To go on: insight-nb run ... --resume --out {out}")
         raise stop from None
     here, there = (json.dumps(str(p.absolute()), ensure_ascii=False)[1:-1]
                    for p in (temp, out))
@@ -329,9 +332,9 @@ def _execute(path, temp, out, given):
     NotebookNotary().sign(ran) # the user ran it, so Jupyter may show its figures
 
 # %% ../nbs/90_cli.ipynb #aa6a835e
-def resume_parameters(known, out, resume) -> dict: # of a recipe; a folder; bool
-    """What a recipe is told of its checkpoint. Raises `InputError` where nothing can be resumed;
-    says on stderr what is done with the checkpoint of an earlier run."""
+def resume_parameters(known, out, resume, force=False) -> dict: # of a recipe; a folder; bools
+    """What a recipe is told of its checkpoint. Raises `InputError` where nothing can be resumed, or
+    where a run that was cut off would be lost."""
     file = checkpoint_file(out)
     if "checkpoint" not in known:
         if resume and "state" not in known: # the ladder keeps its finished rungs by itself
@@ -339,9 +342,10 @@ def resume_parameters(known, out, resume) -> dict: # of a recipe; a folder; bool
                 "this recipe keeps no checkpoint, so there is nothing to resume: leave --resume "
                 "out.")
         return {}
-    if not resume and file.exists():
-        _say(f"{file} is of a run that was cut off: it is replaced, since --resume was not said.")
-        file.unlink()
+    if file.exists() and not (resume or force):
+        raise InputError(
+            f"{file} is of a run that was cut off: go on with it by --resume, or say --force to "
+            "begin anew.")
     if resume and not file.exists():
         _say(f"no checkpoint {file}: the run begins at its start.")
     return {"checkpoint": str(file.absolute()), "resume": resume}
@@ -367,12 +371,17 @@ def run_recipe(recipe, # a recipe's name or a notebook's path
     given = parse_arguments(known, given)
     out = Path(out) if out else next_free_path(path.stem)
     check_output_dir(out, force)
-    given |= resume_parameters(known, out, resume)
+    given |= resume_parameters(known, out, resume, force)
     if resume: # the run that was cut off is dead
         remove_leftovers(out)
-    with atomic_output(out, force) as temp:
-        temp.mkdir()
-        _execute(path, temp, out, given)
+    try:
+        with atomic_output(out, force) as temp:
+            temp.mkdir()
+            _execute(path, temp, out, given)
+    except BaseException as e:
+        if not isinstance(e, InputError) and checkpoint_file(out).exists():
+            _say(f"What was trained is kept. To go on: insight-nb run ... --resume --out {out}")
+        raise
     checkpoint_file(out).unlink(missing_ok=True)
     return out
 

@@ -6,6 +6,7 @@ Each recipe runs once undisturbed. Then, KILLS times, it is killed (SIGKILL, wit
 random moment and taken up with --resume: bundle and evidence must be the same to the last byte,
 but for times, and nothing half-written may stand under a final name.
 """
+import contextlib
 import os
 import random
 import signal
@@ -42,7 +43,8 @@ def kill(process):
     parent = psutil.Process(process.pid)
     all_of_them = [*parent.children(recursive=True), parent]
     for one in all_of_them:
-        one.send_signal(signal.SIGKILL)
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile
+            one.send_signal(signal.SIGKILL)
     process.wait()
     return len(all_of_them)
 

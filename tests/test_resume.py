@@ -31,6 +31,10 @@ def test_a_run_that_the_system_ended_goes_on(tmp_path):
         time.sleep(.02)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 143
+    assert "To go on: insight-nb run ... --resume" in process.stderr.read()
+    again = start(table, cut) # what was trained is not lost to a word forgotten
+    assert again.wait(60) == 2
+    assert "--resume" in again.stderr.read() and checkpoint_file(cut).exists()
     assert checkpoint_file(cut).exists() and not cut.exists()
     assert [p for p in tmp_path.iterdir() if p.name.startswith(".cut.")] == []
 
@@ -51,7 +55,7 @@ def test_a_checkpoint_of_other_rows_or_settings_is_refused(tmp_path, capsys):
     process.send_signal(signal.SIGTERM)
     process.wait(60)
     again = ["run", "classify", *QUICK, "--out", str(tmp_path / "a"), "--resume"]
-    for given, word in ((["-p", "table", other], "other rows"),
+    for given, word in ((["-p", "table", other], "another set of rows"),
                         (["-p", "table", table, "-p", "smoothing", "0.1"], "another loss"),
                         (["-p", "table", table, "-p", "method", "lora"], "another method")):
         assert main([*again, *given]) == 2

@@ -20,6 +20,7 @@ import signal
 import tempfile
 import threading
 import unicodedata
+import zlib
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -173,7 +174,11 @@ def format_interval(value, low, high, digits=3) -> str:
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 # %% ../../nbs/base/01_core.ipynb #5826c81a
-def _temp_prefix(path): return f".{path.name[:40]}."
+def _temp_prefix(path): # short, and of this name alone
+    name = path.name
+    if len(name) > 40:
+        name = f"{name[:31]}~{zlib.crc32(os.fsencode(name)):08x}"
+    return f".{name}."
 
 @contextmanager
 def atomic_output(path, # the final name, of a file or a folder
@@ -190,7 +195,8 @@ def atomic_output(path, # the final name, of a file or a folder
     made = [p for p in path.parents if not os.path.lexists(p)] # the nearest first
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temp = Path(tempfile.mkdtemp(prefix=_temp_prefix(path), dir=path.parent))
+        prefix = f"{_temp_prefix(path)}{os.getpid()}."
+        temp = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
         yield temp / path.name
         _replace(temp / path.name, path, temp / ".replaced")
     except OSError as e:
@@ -210,6 +216,13 @@ def atomic_output(path, # the final name, of a file or a folder
 # faults of the place, not of the program
 _USERS = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.ENAMETOOLONG}
 
+def _write_through(file): # or else a name could outlive its content when the power fails
+    handle = os.open(file, os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
 def _replace(new, path, old):
     if not os.path.lexists(new):
         raise ValueError(f"nothing was written for {path}")
@@ -218,6 +231,8 @@ def _replace(new, path, old):
     try:
         if new.is_dir() and os.path.lexists(path):
             os.replace(path, old)
+        if new.is_file():
+            _write_through(new)
         os.replace(new, path)
     except BaseException:
         if os.path.lexists(old) and not os.path.lexists(path):
@@ -226,11 +241,15 @@ def _replace(new, path, old):
 
 # %% ../../nbs/base/01_core.ipynb #2e9a5533
 def remove_leftovers(path): # as of `atomic_output`
-    "Remove the temporary folders that a killed process left beside a path."
+    """Remove the temporary folders that a killed process left beside a path; those of a process
+    that lives stay."""
+    import psutil
     path = Path(path)
-    ours = re.compile(re.escape(_temp_prefix(path)) + r"[a-z0-9_]{8}") # of tempfile.mkdtemp
+    # the number of a process, and what tempfile.mkdtemp puts behind it
+    ours = re.compile(re.escape(_temp_prefix(path)) + r"(\d+)\.[a-z0-9_]{8}")
     for left in path.parent.iterdir() if path.parent.is_dir() else ():
-        if ours.fullmatch(left.name) and left.is_dir():
+        found = ours.fullmatch(left.name)
+        if found and left.is_dir() and not psutil.pid_exists(int(found[1])):
             shutil.rmtree(left, ignore_errors=True)
 
 # %% ../../nbs/base/01_core.ipynb #1c0120e7

@@ -6,6 +6,7 @@
 __all__ = ['machine_name', 'sentence_rows', 'training_speed', 'time_table', 'in_colab', 'ask_table', 'ask_drive', 'begin_session']
 
 # %% ../../nbs/jobs/04_colab.ipynb #48166ec0
+import os
 import sys
 from pathlib import Path
 
@@ -67,8 +68,8 @@ def time_table(speed, # texts a second in training
 
 # %% ../../nbs/jobs/04_colab.ipynb #85a9cad2
 def in_colab() -> bool:
-    "Is this a session in Google Colab?"
-    return "google.colab" in sys.modules
+    "Is this a session in Google Colab, with somebody to answer?"
+    return "google.colab" in sys.modules and "INSIGHT_NB_UNATTENDED" not in os.environ
 
 def ask_table(table) -> str | None: # what the recipe has; None: nothing yet
     "Ask for a table: a path, or an upload. Raises InputError for a path that is not there."

@@ -81,14 +81,18 @@ def compute_anew(model: nn.Module) -> bool: # whether the encoder can
     return True
 
 # %% ../../nbs/models/06_memory.ipynb #129f2969
+# as the allocator of the CPU, CUDA, Apple's GPUs, cuBLAS and cuDNN say it
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "_alloc_failed")
+
 def is_out_of_memory(error: BaseException) -> bool:
     "Whether an error says that memory ran out."
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)
 
 def note_memory(model: nn.Module, text: str):
-    "Remember, once, what was done for want of memory: `memory_notes` of the model."
+    "Remember, once, what memory or a machine that went made different: `memory_notes`."
     notes = vars(model).setdefault("memory_notes", [])
     if text not in notes:
         notes.append(text)

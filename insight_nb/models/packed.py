@@ -7,6 +7,8 @@ __all__ = ['PACKABLE', 'grid_positions', 'to_grid', 'has_varlen_kernel', 'grid_m
            'use_packed_attention', 'is_packable', 'has_prefix', 'packed_forward', 'use_packing']
 
 # %% ../../nbs/models/07_packed.ipynb #c90fb0a1
+import inspect
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -30,21 +32,35 @@ def to_grid(x: Tensor, # (tokens, ...)
     return grid.view(rows, wide, *x.shape[1:])
 
 # %% ../../nbs/models/07_packed.ipynb #09be03c5
+def _find_kernel():
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    takes = inspect.signature(varlen_attn).parameters
+    return varlen_attn if {"scale", "window_size"} <= set(takes) else None
+
+_varlen_attn = _find_kernel() # None: this torch has none with all that is needed here
+
 def has_varlen_kernel(q: Tensor) -> bool: # (tokens, heads, head width)
     "Whether torch's kernel for texts of different lengths can compute this."
-    if q.device.type != "cuda" or q.dtype not in (torch.float16, torch.bfloat16):
+    if _varlen_attn is None or q.device.type != "cuda":
         return False
-    fits = q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
+    half = q.dtype in (torch.float16, torch.bfloat16)
+    fits = half and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
     return fits and torch.cuda.get_device_capability(q.device)[0] >= 8
 
 # %% ../../nbs/models/07_packed.ipynb #7e306e6f
 def grid_mask(packing: Packing, wide: int, reach=None) -> Tensor: # (rows, 1, 1 or wide, wide) bool
-    "Which tokens see which. `reach`: how many tokens away; None: all of the text."
+    """Which tokens see which. `reach`: how many tokens away; None: all of the text. Padding sees
+    all of the text: a row of scores with nothing in it has no gradient."""
     place = torch.arange(wide, device=packing.positions.device)
-    seen = (place < packing.offsets.diff()[:, None])[:, None, None]
+    real = place < packing.offsets.diff()[:, None]
+    seen = real[:, None, None]
     if reach is None:
         return seen
-    return seen & ((place[:, None] - place).abs() <= reach)
+    near = (place[:, None] - place).abs() <= reach
+    return seen & (near | ~real[:, None, :, None])
 
 # %% ../../nbs/models/07_packed.ipynb #b8681244
 def attend(q: Tensor, k: Tensor, v: Tensor, # (tokens, heads, head width)
@@ -54,9 +70,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, # (tokens, heads, head width)
     "Scaled dot-product attention within each text."
     at, longest, rows = packing.offsets, packing.longest, len(packing.offsets) - 1
     if has_varlen_kernel(q):
-        from torch.nn.attention.varlen import varlen_attn
         window = (-1, -1) if reach is None else (reach, reach)
-        return varlen_attn(q, k, v, at, at, longest, longest, scale=scale, window_size=window)
+        return _varlen_attn(q, k, v, at, at, longest, longest, scale=scale, window_size=window)
     wide = -(-longest // 8) * 8
     full = len(packing.positions) == rows * longest
     if full:

@@ -202,9 +202,12 @@ def load_bundle(path, # the folder
                 # for an adapter: an encoder that is loaded already, to be shared with other
                 # adapters on it
                 backbone=None,
-                device=None) -> Bundle: # of `choose_device`
+                # of `choose_device`; int8 is computed on the CPU
+                device=None) -> Bundle:
     """Check a bundle and load it onto a device. Raises InputError with one line if anything is not
     as it was written."""
+    if device is None and precision == "int8":
+        device = "cpu"
     device = choose_device(device)
     info = read_info(path)
     check_files(path, info["files"])

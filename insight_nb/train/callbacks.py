@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from ..base.core import ReportTable, InputError
 from .optim import layer_depths
-from .trainer import Best, CollapseError, StopTraining
+from .trainer import FETCH_LOSSES, Best, CollapseError, StopTraining
 
 # %% ../../nbs/train/03_callbacks.ipynb #7d2f05c2
 class EarlyStopping:
@@ -128,7 +128,8 @@ class CollapseGuard:
     """Raise `CollapseError` if the loss is not finite or has become very large. At the end of an
     epoch, after a third of the steps and at least 20, also raise it if the loss is no better than
     that of a constant answer and all predictions are the same class."""
-    def __init__(self, every=10): # steps between two checks of the loss
+    # steps between two checks of the loss; a GPU has told its losses after every FETCH_LOSSES
+    def __init__(self, every=FETCH_LOSSES):
         self.every = every
 
     def on_train_begin(self, trainer):

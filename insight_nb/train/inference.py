@@ -111,7 +111,9 @@ def iter_logits(model: nn.Module, # takes a `Batch`, returns a `ModelOutput`
     try:
         made = copy_weights(model, precision) if len(plan) > 1 or precision == "int8" else {}
         if precision == "int8" and not made:
-            raise InputError("int8 needs a BERT-like encoder on a CPU: choose another precision.")
+            raise InputError(
+                "int8 needs a BERT-like encoder on a CPU: choose the device cpu, or another "
+                "precision.")
         yield from _computed(model, dataset, plan, device, half, made)
     finally:
         if was:

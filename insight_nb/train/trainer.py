@@ -118,7 +118,9 @@ def make_accelerator(device=None, precision=None) -> Accelerator:
     Raises InputError for a device that is not there."""
     device = choose_device(device)
     cpu = device.type == "cpu"
-    AcceleratorState._reset_state(reset_partial_state=cpu)
+    if device.index is not None:
+        torch.cuda.set_device(device)
+    AcceleratorState._reset_state(reset_partial_state=True)
     precision = precision or default_precision(Accelerator(cpu=cpu).device)
     AcceleratorState._reset_state()
     return Accelerator(mixed_precision=precision, cpu=cpu)
@@ -301,7 +303,8 @@ def train_step(self: Trainer, batch: Batch):
         self.model.adapter.update_and_allocate(self.state.global_step, self.total_steps)
     self.state.global_step += 1
     self.state.tokens += batch.num_tokens
-    if self.accelerator.device.type == "cpu" or len(self.new_losses) == FETCH_LOSSES:
+    due = self.state.global_step % FETCH_LOSSES == 0
+    if due or self.accelerator.device.type == "cpu":
         self.fetch_losses()
 
 # %% ../../nbs/train/02_trainer.ipynb #00a4f383
@@ -404,7 +407,7 @@ def cpu_state_dict(model) -> dict: # name -> a copy on the CPU
 def _flat(optimizer) -> dict: # "opt.parameter.name" -> tensor
     state = optimizer.state_dict()["state"]
     return {
-        f"opt.{i}.{k}": torch.as_tensor(v).clone() for i, s in state.items()
+        f"opt.{i}.{k}": torch.as_tensor(v).to("cpu", copy=True) for i, s in state.items()
         for k, v in s.items()}
 
 @patch
