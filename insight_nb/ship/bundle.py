@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'TASKS', 'PRECISIONS', 'bundle_info', 'save_weights', 'load_adapter', 'write_manifest', 'save_bundle',
-           'read_info', 'check_files', 'Bundle', 'load_bundle']
+           'read_info', 'check_files', 'load_whole', 'Bundle', 'load_bundle']
 
 # %% ../../nbs/ship/00_bundle.ipynb #83a20ab0
 import hashlib
@@ -12,19 +12,20 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import load_file, load_model, save_file, save_model
+from safetensors.torch import load_file, load_model, save_file
 
 from ..base.tensors import choose_device, module_device
 from ..base.core import atomic_output, hash_file, InputError, package_versions
 from ..data.labels import LabelEncoder
 from ..models.adapters import Adapter, switch_adapter
 from ..models.backbone import empty_backbone, load_backbone, locate_model
+from ..models.native import open_encoder, save_encoder
 from ..models.tagging import TaggingTask
 from ..models.tasks import ClassificationTask, Model, MultiLabelTask, RegressionTask
 from ..train.inference import optimize_for_inference
 
 # %% ../../nbs/ship/00_bundle.ipynb #93c395f9
-SCHEMA = 1
+SCHEMA = 2
 TASKS = {t.name: t for t in (ClassificationTask, MultiLabelTask, RegressionTask, TaggingTask)}
 
 def _seal(info: dict) -> str:
@@ -47,21 +48,29 @@ def bundle_info(model: Model, max_length, temperature) -> dict:
                      "max_length": b.max_length}, "adapter": adapter, "versions": versions}
 
 # %% ../../nbs/ship/00_bundle.ipynb #3a26f036
-def save_weights(model: Model, path):
-    "Write the weights as safetensors: all of them, or those of the adapter and the head."
-    if not model.adapter or model.adapter.merged:
-        return save_model(model, path)
-    if model.backbone.weights_modified:
+def _save(module, file):
+    save_file({k: v.cpu().clone() for k, v in module.state_dict().items()}, file)
+    file.chmod(0o644) # readable by the one who serves it
+
+def save_weights(model: Model, folder, max_length): # a folder that is there
+    "Write the encoder, or the adapter in its place, and the head."
+    folder, alone = Path(folder), bool(model.adapter) and not model.adapter.merged
+    if alone and model.backbone.weights_modified:
         raise InputError(
             f"the encoder under this adapter is no longer {model.backbone.name} as it was: an "
             "adapter alone would be put on another. Train the adapter on a fresh backbone.")
-    parts = {"adapter": model.adapter.state_dict(), "head": model.head.state_dict()}
-    save_file(
-        {
-            f"{part}.{k}": v.cpu().contiguous() for part, state in parts.items()
-            for k, v in state.items()}, path)
+    if alone:
+        _save(model.adapter, folder / "adapter.safetensors")
+    _save(model.head, folder / "head.safetensors")
+    save_encoder(model.backbone, folder / "encoder", max_length, weights=not alone)
 
 # %% ../../nbs/ship/00_bundle.ipynb #ac769f6b
+def _part(path, info, name): # weights; in schema 1 all are in one file
+    if info["schema"] > 1:
+        return load_file(Path(path) / f"{name}.safetensors")
+    saved, start = load_file(Path(path) / "model.safetensors"), f"{name}."
+    return {k.removeprefix(start): v for k, v in saved.items() if k.startswith(start)}
+
 def load_adapter(path, info, task, # a folder, what its bundle.json says, and its task
                  backbone=None) -> Model: # one that is loaded already
     """An adapter on its encoder, which is loaded by its name. Raises InputError if it is another
@@ -78,16 +87,12 @@ def load_adapter(path, info, task, # a folder, what its bundle.json says, and it
         raise InputError(
             f"{path} was trained on another {b['name']} ({b['identity'][:12]}…) than the one here "
             f"({backbone.identity[:12]}…): give the same.")
-    adapter, saved = Adapter(backbone, info["adapter"]["method"],
-                             **info["adapter"]["options"]), load_file(
-                                 Path(path) / "model.safetensors")
-    def part(name):
-        return {k.removeprefix(name): v for k, v in saved.items() if k.startswith(name)}
-    adapter.load_state_dict(part("adapter."))
+    adapter = Adapter(backbone, info["adapter"]["method"], **info["adapter"]["options"])
+    adapter.load_state_dict(_part(path, info, "adapter"))
     switch_adapter(backbone, adapter)
     model = Model(backbone, task)
     try:
-        model.head.load_state_dict(part("head."))
+        model.head.load_state_dict(_part(path, info, "head"))
     except RuntimeError as e:
         raise InputError(
             f"{path} has no whole head for its task "
@@ -99,7 +104,8 @@ def write_manifest(folder, # that holds all other files
                 info: dict # what `bundle.json` is to say
                ) -> dict: # with the hashes and the seal
     "Write `bundle.json` into a folder."
-    info = info | {"files": {p.name: hash_file(p) for p in sorted(Path(folder).iterdir())}}
+    files = sorted(p for p in Path(folder).rglob("*") if p.is_file())
+    info = info | {"files": {p.relative_to(folder).as_posix(): hash_file(p) for p in files}}
     info["seal"] = _seal(info)
     (Path(folder) / "bundle.json").write_text(
         json.dumps(info, indent=1, sort_keys=True, ensure_ascii=False), encoding="utf-8")
@@ -116,10 +122,7 @@ def save_bundle(path, # the folder to make
     "Write a bundle, completely or not at all."
     with atomic_output(path, force) as temp:
         temp.mkdir()
-        save_weights(model, temp / "model.safetensors")
-        (temp / "model.safetensors").chmod(0o644) # readable by the one who serves it
-        model.backbone.encoder.config.save_pretrained(temp)
-        model.backbone.tokenizer.save_pretrained(temp)
+        save_weights(model, temp, max_length)
         return write_manifest(temp,
                               {**(facts or {}), **bundle_info(model, max_length, temperature)})
 
@@ -157,21 +160,41 @@ def read_info(path) -> dict: # what bundle.json says
     return info
 
 # %% ../../nbs/ship/00_bundle.ipynb #0db0946c
-def check_files(path, files: dict): # name -> sha256
+def _names(folder): # of the files in a folder, below it too; hidden ones are a system's
+    for p in sorted(Path(folder).rglob("*")):
+        name = p.relative_to(folder)
+        if not p.is_dir() and not any(part.startswith(".") for part in name.parts):
+            yield name.as_posix()
+
+def check_files(path, files: dict): # name, with folders where it lies in any -> sha256
     "Raise InputError unless every file of a bundle is there and unchanged, and no other."
-    more = sorted(p.name for p in Path(path).iterdir()
-                  if p.name not in files and p.name != "bundle.json" and not p.name.startswith("."))
+    path = Path(path)
+    more = [name for name in _names(path) if name not in files and name != "bundle.json"]
     if more:
         raise InputError(
-            f"{Path(path) / more[0]} does not belong to this bundle: take it out, since it could "
+            f"{path / more[0]} does not belong to this bundle: take it out, since it could "
             "change what the model does.")
     for name, expected in files.items():
-        f = Path(path) / name
-        if Path(name).name != name or not f.is_file():
+        f = path / name
+        inside = f.resolve().is_relative_to(path.resolve())
+        if not inside or not f.is_file():
             raise InputError(f"{f} is missing: the bundle is not whole. Copy it again.")
         if hash_file(f) != expected:
             raise InputError(
                 f"{f} is damaged or was changed: its sha256 does not match. Copy the bundle again.")
+
+# %% ../../nbs/ship/00_bundle.ipynb #09c92836
+def load_whole(path, info, task) -> Model: # as of `load_adapter`
+    "A model with all of its weights. Raises RuntimeError if one is missing."
+    b, path = info["backbone"], Path(path)
+    known = b["name"], b["identity"], b["max_length"]
+    if info["schema"] == 1: # encoder and head in one file
+        model = Model(empty_backbone(path, *known), task)
+        load_model(model, path / "model.safetensors", strict=True)
+        return model
+    model = Model(open_encoder(path / "encoder", *known), task)
+    model.head.load_state_dict(_part(path, info, "head"))
+    return model
 
 # %% ../../nbs/ship/00_bundle.ipynb #41372973
 # 32 bits; products in 16 or 8 bits; auto: 16 bits for long files, if the answers stay
@@ -219,6 +242,5 @@ def load_bundle(path, # the folder
     if info.get("adapter"):
         model = load_adapter(path, info, task, backbone)
         return Bundle(optimize_for_inference(model.eval()).to(device), info, precision)
-    model = Model(empty_backbone(path, b["name"], b["identity"], b["max_length"]), task)
-    load_model(model, Path(path) / "model.safetensors", strict=True)
+    model = load_whole(path, info, task)
     return Bundle(optimize_for_inference(model.eval()).to(device), info, precision)

@@ -28,7 +28,8 @@ from .out_of_scope import (
     OutOfScopeDetector, IntentClassifier, clarify_threshold_at_accuracy)
 from .retrieval import AnswerIndex
 from ...models.backbone import load_backbone
-from ...ship.bundle import check_files, read_info, write_manifest
+from ...models.native import open_encoder, save_encoder
+from ...ship.bundle import SCHEMA, check_files, read_info, write_manifest
 from ...base.tensors import single_thread
 
 # %% ../../../nbs/apps/assistant/03_assistant.ipynb #d7a81ea2
@@ -189,7 +190,7 @@ def save(self: Assistant, path, force=False, metadata=None):
     r, a = self.classifier, self.answer_index
     arrays = {"coef": r.coef, "bias": r.bias, "mean": r.mean, "known": r.known, "y": r.y}
     info = {
-        "schema": 1, "task": "assistant", "labels": list(
+        "schema": SCHEMA, "task": "assistant", "labels": list(
             r.names), "max_length": r.max_length, "strength": r.C, "tune": r.fine_tune,
         "scale": r.scale, "seed": r.seed, "near": self.answer_threshold,
         "close": self.clarify_threshold, "patience": self.dialogue.patience, "gate": {
@@ -205,8 +206,7 @@ def save(self: Assistant, path, force=False, metadata=None):
         temp.mkdir()
         save_file({k: from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()},
                   temp / "assistant.safetensors")
-        r.backbone.encoder.save_pretrained(temp)
-        r.backbone.tokenizer.save_pretrained(temp)
+        save_encoder(r.backbone, temp / "encoder", r.max_length)
         write_manifest(temp, info)
 
 # %% ../../../nbs/apps/assistant/03_assistant.ipynb #48f7d00f
@@ -223,7 +223,10 @@ def load_assistant(path, transcript=None, reranker=None, # as of `Assistant`
     b = info["backbone"]
     reader = IntentClassifier(
         None, info["tune"], info["max_length"], info["strength"], info["seed"], device)
-    reader.backbone = load_backbone(str(path))
+    if info["schema"] == 1: # the encoder lay in the folder itself
+        reader.backbone = load_backbone(str(path))
+    else:
+        reader.backbone = open_encoder(path / "encoder", b["name"], b["identity"], b["max_length"])
     reader.names = tuple(info["labels"])
     reader.scale = info["scale"]
     reader.backbone.name, reader.backbone.identity = b["name"], b["identity"]

@@ -105,7 +105,7 @@ def save_imaging(path, model: Model, # the folder to make; of `ImageTrainer.merg
         save_model(model, temp / "model.safetensors")
         (temp / "model.safetensors").chmod(0o644) # readable by the one who serves it
         if hasattr(model.backbone.encoder, "config"):
-            model.backbone.encoder.config.save_pretrained(temp)
+            model.backbone.encoder.config.save_pretrained(temp / "encoder")
         return write_manifest(temp,
                               (facts or {}) | describe_imaging(model, temperature, thresholds))
 
@@ -142,7 +142,9 @@ def load_imaging(path, device=None) -> ImagingBundle: # of `choose_device`
         raise InputError(
             f"{path} is for the task {info['task']!r}, not for pictures: `insight-nb predict` "
             "reads it.")
-    model = Model(empty_vision(info, path), ClassificationTask(info["labels"], **info["settings"]))
+    where = Path(path) if info["schema"] == 1 else Path(path, "encoder")
+    task = ClassificationTask(info["labels"], **info["settings"])
+    model = Model(empty_vision(info, where), task)
     load_model(model, Path(path) / "model.safetensors", strict=True)
     return ImagingBundle(model.eval().to(device), info)
 
