@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import insight_nb
 from IPython.core.inputtransformer2 import TransformerManager
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +48,9 @@ class Cell:
         return (n for n in ast.walk(self.tree) if isinstance(n, types))
 
 
+DOOR = vars(insight_nb)["_WHERE"]  # lazy name -> module
+
+
 def imported_by(cells) -> set:
     "The modules of this package that some cells import, without the package's name."
     names = set()
@@ -54,6 +58,8 @@ def imported_by(cells) -> set:
         for node in cell.walk(ast.ImportFrom):
             # `from insight_nb.eval import guard` imports a module, not a name
             parts = [f"{node.module}.{a.name}" for a in node.names]
+            if node.module == "insight_nb":  # the lazy names of the package itself
+                parts = [f"insight_nb.{DOOR.get(a.name, a.name)}" for a in node.names]
             names |= {p if module_file(p) else node.module for p in parts}
         for node in cell.walk(ast.Import):
             names |= {a.name for a in node.names}
