@@ -16,7 +16,7 @@ import torch
 from fastcore.basics import patch
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.exceptions import NotFittedError
-from sklearn.utils import check_random_state
+from sklearn.utils import check_random_state, column_or_1d
 
 import insight_nb.eval.guard as guard
 from ..base.core import InputError, package_versions, plural, shorten, suggest
@@ -42,10 +42,12 @@ from ..train.inference import optimize_for_inference, predict_logits
 def _cells(row): return list(row) if isinstance(row, (tuple, list, np.ndarray)) else [row]
 
 def _rows(X, name):
-    if isinstance(X, (str, bytes)) or not hasattr(X, "__iter__"):
-        raise InputError(f"{name} is {shorten(repr(X), 40)}: give a list of texts.")
     if isinstance(X, pd.DataFrame):
         return list(X.itertuples(index=False, name=None))
+    if hasattr(X, "__array__") and not isinstance(X, pd.Series):
+        X = np.asarray(X)
+    if isinstance(X, (str, bytes)) or not hasattr(X, "__iter__"):
+        raise InputError(f"{name} is {shorten(repr(X), 40)}: give a list, a row for each text.")
     return list(X)
 
 def read_texts(X, # a list, array, Series or frame
@@ -101,7 +103,7 @@ class TextEstimator(BaseEstimator):
 @patch
 def __sklearn_tags__(self: TextEstimator):
     tags = super(TextEstimator, self).__sklearn_tags__()
-    tags.input_tags.two_d_array, tags.input_tags.one_d_array = self.pairs, not self.pairs
+    tags.input_tags.two_d_array, tags.input_tags.one_d_array = False, not self.pairs
     tags.input_tags.string = tags.target_tags.required = True
     return tags
 
@@ -186,7 +188,7 @@ def _check_weights(weights, n): # (rows,) float32, 1 on average; None: all count
     if weights.ndim != 1 or not np.isfinite(weights).all() or (weights < 0).any():
         raise InputError("sample_weight must hold a finite number from 0 for each row.")
     if not weights.sum():
-        raise InputError("sample_weight is 0 in every row: nothing can be learned.")
+        raise InputError("sample_weight is zero in every row: nothing can be learned.")
     return (weights / weights.mean()).astype(np.float32)
 
 # %% ../../nbs/jobs/05_text_estimators.ipynb #729f883e
@@ -198,6 +200,8 @@ def check_rows(self: TextEstimator, X, y, name="X"):
     texts = read_texts(X, self.pairs, name)
     if not texts:
         raise InputError(f"{name} has 0 rows: give at least one.")
+    if getattr(y, "ndim", 1) == 2 and y.shape[1] == 1: # one label a row all the same
+        y = column_or_1d(y, warn=True)
     return texts, _check_length(y, len(texts), "y")
 
 # %% ../../nbs/jobs/05_text_estimators.ipynb #929a4dbd
@@ -276,7 +280,7 @@ def fitted_bundle(self: TextEstimator) -> Bundle:
     return self.bundle_
 
 @patch
-def decision_function(self: TextEstimator, X) -> np.ndarray: # (rows, outputs) float32
+def logits(self: TextEstimator, X) -> np.ndarray: # (rows, outputs) float32
     "The logits, before the temperature."
     return bundle_logits(self.fitted_bundle(), read_texts(X, self.pairs))
 
@@ -292,10 +296,9 @@ def find_classes(y, weights=None) -> np.ndarray: # (rows,) labels -> (classes,) 
         if isinstance(v, (float, np.floating)) and v != int(v):
             raise InputError(f"row {i} of y is {v}. Unknown label type: continuous numbers are "
                              "for TextRegressor.")
-    try:
-        classes = np.unique(np.asarray(y))
-    except TypeError:
-        raise InputError("y mixes labels of several types: make them all strings.") from None
+    if len({isinstance(v, str) for v in y}) == 2:
+        raise InputError("y mixes strings and other labels: make them all strings.")
+    classes = np.unique(np.asarray(y))
     if len(classes) < 2:
         raise InputError(f"y has only 1 class, {shorten(str(classes[0]), 30)!r}: two are needed "
                          "to learn a difference.")
@@ -361,6 +364,12 @@ def predict_proba(self: TextClassifier, X) -> np.ndarray: # (rows, classes) floa
 def predict_log_proba(self: TextClassifier, X) -> np.ndarray: # (rows, classes) float64
     "The logarithm of `predict_proba`."
     return np.log(np.maximum(self.predict_proba(X), 1e-300))
+
+@patch
+def decision_function(self: TextClassifier, X) -> np.ndarray: # (rows, classes); of two: (rows,)
+    "The logits; of two classes how far that of the second is above that of the first."
+    logits = self.logits(X)
+    return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
 
 @patch
 def predict(self: TextClassifier, X) -> np.ndarray: # (rows,) of the type of `classes_`
@@ -563,6 +572,11 @@ def facts(self: MultiLabelClassifier):
         "indicator": self.indicator_, "row_count": self.row_count_}
 
 @patch
+def decision_function(self: MultiLabelClassifier, X) -> np.ndarray: # (rows, labels)
+    "The logits."
+    return self.logits(X)
+
+@patch
 def predict(self: MultiLabelClassifier, X):
     "A matrix (rows, labels) of zeros and ones, or the tuple of labels of each text."
     yes = self.predict_proba(X) >= self.bundle_.model.task.thresholds
@@ -600,7 +614,10 @@ class TextRegressor(RegressorMixin, TextEstimator):
 
 # %% ../../nbs/jobs/05_text_estimators.ipynb #9ec039af
 @patch
-def learn_target(self: TextRegressor, y): regression_targets(y, "y")
+def learn_target(self: TextRegressor, y):
+    if len(y) == 1:
+        raise InputError("X has 1 sample: two with different numbers are needed.")
+    regression_targets(y, "y")
 
 @patch
 def encode(self: TextRegressor, y):

@@ -1,0 +1,163 @@
+"""The estimators keep the promises of scikit-learn: its own checks, and its own tools on them."""
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_predict, cross_validate
+from sklearn.multioutput import MultiOutputClassifier
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils.estimator_checks import check_estimator
+from sklearn.utils.validation import validate_data
+from transformers import AutoConfig, AutoModel
+
+from insight_nb import (
+    MultiLabelClassifier, PairClassifier, SpanTagger, TextClassifier, TextRegressor, load)
+from insight_nb.base.core import InputError
+from insight_nb.base.tensors import set_seed
+from insight_nb.models.backbone import embedded_folder, load_tokenizer
+
+SMALL = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
+         "intermediate_size": 48}
+QUICK = {"max_length": 48, "epochs": 1, "batch_size": 32, "learning_rate": 2e-3, "device": "cpu"}
+GOOD = [f"good fine {i}" for i in range(30)]
+BAD = [f"坏 slow {i}" for i in range(30)]
+TEXTS, ANSWERS = [*GOOD, *BAD], ["yes"] * 30 + ["no"] * 30
+
+
+@pytest.fixture(scope="session")
+def backbone(tmp_path_factory):
+    "A tiny encoder, so that an estimator is fitted in a moment."
+    folder = str(tmp_path_factory.mktemp("tiny"))
+    set_seed(0)
+    AutoModel.from_config(AutoConfig.for_model("bert", **SMALL)).save_pretrained(folder)
+    load_tokenizer(embedded_folder(), local_files_only=True).save_pretrained(folder)
+    return folder
+
+
+def as_texts(X):
+    return [" ".join(f"c{i} {round(float(v) * 4)}" for i, v in enumerate(row)) for row in X]
+
+
+class OfNumbers:
+    "Reads tables of numbers as texts: scikit-learn's checks know no other data."
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = True
+        tags.input_tags.one_d_array = tags.input_tags.string = False
+        return tags
+
+    def check_rows(self, X, y, name="X"):
+        if y is not None:
+            X = as_texts(validate_data(self, X))
+        return super().check_rows(X, y, name)
+
+    def asked(self, X):
+        self.fitted_bundle()
+        return as_texts(validate_data(self, X, reset=False))
+
+
+class NumberClassifier(OfNumbers, TextClassifier):
+    def predict_proba(self, X): return super().predict_proba(self.asked(X))
+    def decision_function(self, X): return super().decision_function(self.asked(X))
+
+
+class NumberRegressor(OfNumbers, TextRegressor):
+    def predict(self, X): return super().predict(self.asked(X))
+
+
+SEEDED = ("a row of weight 2 and two copies of a row make other batches, and so another run of "
+          "stochastic training")
+NUMBERS = "wants a good fit to numbers, which a small encoder of texts does not give in one epoch"
+EXPECTED = {"check_sample_weight_equivalence_on_dense_data": SEEDED,
+            "check_classifiers_train": NUMBERS, "check_regressors_train": NUMBERS}
+
+
+@pytest.mark.parametrize("kind", [NumberClassifier, NumberRegressor])
+def test_the_checks_of_scikit_learn(kind, backbone):
+    found = check_estimator(kind(backbone, **QUICK), expected_failed_checks=EXPECTED,
+                            on_fail=None, on_skip=None)
+    assert [f["check_name"] for f in found if f["status"] == "failed"] == []
+    assert sum(f["status"] == "passed" for f in found) > 40
+    for plain in (TextClassifier, TextRegressor, MultiLabelClassifier, PairClassifier, SpanTagger):
+        check_estimator(plain(backbone))  # of texts: whether it can be cloned
+
+
+def test_the_tools_of_scikit_learn(backbone):
+    model = TextClassifier(backbone, **QUICK)
+    grid = GridSearchCV(model, {"method": ["full", "lora"], "epochs": [1, 2]}, cv=2)
+    grid.fit(np.array(TEXTS), ANSWERS)
+    assert set(grid.best_params_) == {"method", "epochs"} and grid.score(TEXTS, ANSWERS) > .4
+    lower = FunctionTransformer(lambda X: [x.lower() for x in X])
+    pipe = Pipeline([("lower", lower), ("model", model)])
+    pipe.set_params(model__epochs=2).fit(TEXTS, ANSWERS)
+    assert pipe.predict(["GOOD fine"]).shape == (1,)
+    calibrated = CalibratedClassifierCV(model, cv=2).fit(np.array(TEXTS), ANSWERS)
+    assert calibrated.predict_proba(TEXTS[:3]).shape == (3, 2)
+    groups = np.arange(60) // 2
+    scores = cross_validate(model, TEXTS, ANSWERS, groups=groups, cv=GroupKFold(3),
+                            scoring=["accuracy", "roc_auc", "neg_log_loss"])
+    assert np.isfinite(scores["test_roc_auc"]).all()
+    proba = cross_val_predict(model, TEXTS, ANSWERS, cv=3, method="predict_proba")
+    assert proba.shape == (60, 2)
+    both = MultiOutputClassifier(model).fit(TEXTS, np.array([ANSWERS, ANSWERS]).T)
+    assert both.predict(TEXTS[:2]).shape == (2, 2)
+
+
+def test_the_same_seed_gives_the_same_answers_and_a_fit_forgets_the_one_before(backbone):
+    one, two = (TextClassifier(backbone, **QUICK) for _ in "ab")
+    one.fit(TEXTS, ANSWERS)
+    two.fit(BAD + GOOD, [3] * 30 + [4] * 30).fit(TEXTS, ANSWERS)
+    assert np.array_equal(one.predict_proba(TEXTS), two.predict_proba(TEXTS))
+    copy = pickle.loads(pickle.dumps(one))
+    assert np.array_equal(copy.predict_proba(TEXTS), one.predict_proba(TEXTS))
+    other = TextClassifier(backbone, **QUICK, random_state=np.random.RandomState(1))
+    assert not np.array_equal(other.fit(TEXTS, ANSWERS).predict_proba(TEXTS),
+                              one.predict_proba(TEXTS))
+
+
+def spans_of(texts):
+    return [[(0, text.index(" "), "WORD")] for text in texts]
+
+
+@pytest.mark.parametrize("kind, X, y", [
+    (TextClassifier, TEXTS, [True] * 30 + [False] * 30),
+    (TextClassifier, pd.Series(TEXTS, index=range(5, 65)), pd.Series(ANSWERS, dtype="category")),
+    (PairClassifier, pd.DataFrame({"a": TEXTS, "b": TEXTS[::-1]}), ANSWERS),
+    (MultiLabelClassifier, TEXTS, [("好", "a/b\n"), ()] * 30),
+    (MultiLabelClassifier, TEXTS, np.array([[1, 0, 1], [0, 1, 1]] * 30)),
+    (TextRegressor, np.array(TEXTS, dtype=object), np.arange(60) / 7),
+    (SpanTagger, TEXTS, spans_of(TEXTS))])
+def test_what_was_saved_opens_in_another_process_as_what_it_was(kind, X, y, backbone, tmp_path):
+    model = kind(backbone, **QUICK)
+    model.fit(X, y)
+    model.evaluate(X, y)
+    model.save(tmp_path / "b")
+    opened = load(tmp_path / "b", device="cpu")
+    assert type(opened) is kind
+    want, got = model.predict(X), opened.predict(X)
+    assert np.array_equal(want, got) if isinstance(want, np.ndarray) else want == got
+    if hasattr(model, "classes_"):
+        assert list(opened.classes_) == list(model.classes_)
+    report = opened.evaluate(X, y)
+    assert report.metrics and "not trained in this session" in repr(report.guard_table())
+
+
+@pytest.mark.parametrize("kind, X, y, said", [
+    (TextClassifier, "a text", ["a"], "give a list"), (TextClassifier, [], [], "0 rows"),
+    (TextClassifier, TEXTS, None, "y"), (TextClassifier, TEXTS, ["a"] * 60, "only 1 class"),
+    (TextClassifier, TEXTS, [1, "1"] * 30, "mixes strings"),
+    (TextClassifier, [float("nan"), *TEXTS[1:]], ANSWERS, "row 0 of X: missing text"),
+    (TextClassifier, TEXTS, [float("nan"), *ANSWERS[1:]], "row 0 of y is nan"),
+    (TextRegressor, TEXTS, [1.] * 60, "nothing to learn"),
+    (TextRegressor, TEXTS, ANSWERS, "not a number"),
+    (PairClassifier, TEXTS, ANSWERS, "expected two texts"),
+    (MultiLabelClassifier, TEXTS, [["a"]] * 60, "two are needed"),
+    (SpanTagger, TEXTS, [[]] * 60, "no span"), (SpanTagger, TEXTS, [[(0, 999, "A")]] * 60, "row 0"),
+    (SpanTagger, TEXTS, [[]], "y has 1 row")])
+def test_bad_input_ends_in_one_line(kind, X, y, said, backbone):
+    with pytest.raises(InputError) as e:
+        kind(backbone, **QUICK).fit(X, y)
+    assert said in str(e.value) and "\n" not in str(e.value)
