@@ -525,6 +525,33 @@ def _check(args):
     if found.problems:
         raise InputError(found.problems[0])
 
+def _export(args):
+    from insight_nb.ship.export import ExportRefused, export_bundle
+    texts = truth = None
+    if args.table:
+        texts, truth = _rows_to_ask(args)
+    precision = "int8" if args.int8 else "no"
+    try:
+        found = export_bundle(args.bundle, args.to, args.out, texts, truth, precision, args.force)
+    except ExportRefused as e:
+        raise RunError(e) from None
+    print(found.table())
+    if args.push:
+        from insight_nb.ship.export import push_folder
+        print(push_folder(args.out, args.push))
+
+def _rows_to_ask(args): # texts or pairs, and their labels or None
+    from insight_nb.data.sources import open_frame
+    from insight_nb.ship.bundle import load_bundle
+    from insight_nb.ship.predict import read_inputs
+    frame = open_frame(args.table)[0]
+    texts, good, _ = read_inputs(load_bundle(args.bundle, device="cpu"), frame, args.text)
+    if args.label is None:
+        return texts, None
+    if args.label not in frame.columns:
+        raise InputError(f"the table has no column {args.label!r}.{suggest(args.label, frame)}")
+    return texts, frame[args.label][good].tolist()
+
 def _samples(args):
     from insight_nb.data.samples import samples
     print(samples())
@@ -541,6 +568,9 @@ _CHECK = """examples:
   insight-nb check reviews.csv --text review --label stars
   insight-nb check sample:tweets
   insight-nb check unlabeled.csv --label none --json report.json"""
+_EXPORT = """examples:
+  insight-nb export runs/a/bundle --to onnx --out a.onnx.d --table test.csv --label stars
+  insight-nb export runs/a/bundle --to transformers --out a-hf --push owner/name"""
 _MAIN = """examples:
   insight-nb samples                                         tables to try it on
   insight-nb check reviews.csv --text review --label stars   is the data fit to train on?
@@ -554,8 +584,9 @@ def make_parser() -> argparse.ArgumentParser:
         description="From a table of labeled text to a launch decision that you can defend.",
         epilog=_MAIN)
     top.add_argument("--version", action="version", version=f"insight-nb {insight_nb.__version__}")
-    commands = top.add_subparsers(dest="command", metavar="run | predict | check | samples",
-                                  required=True, parser_class=_Parser)
+    commands = top.add_subparsers(
+        dest="command", metavar="run | predict | export | check | samples", required=True,
+        parser_class=_Parser)
     def add(name, call, about, examples="examples:\n  insight-nb samples", **kw):
         sub = commands.add_parser(name, help=about, description=about, epilog=examples, **kw)
         sub.set_defaults(call=call, parser=sub)
@@ -563,6 +594,8 @@ def make_parser() -> argparse.ArgumentParser:
     _run_arguments(add("run", _run, "run a recipe: a notebook that is a job", _RUN, add_help=False))
     _predict_arguments(
         add("predict", _predict, "predict the rows of a table with a bundle", _PREDICT))
+    _export_arguments(
+        add("export", _export, "write a bundle for another tool, and prove it", _EXPORT))
     _check_arguments(add("check", _check, "report on a table, without training", _CHECK))
     add("samples", _samples, "list the sample tables")
     return top
@@ -602,6 +635,20 @@ def _predict_arguments(p):
     p.add_argument("--device", metavar="DEVICE",
                    help="cpu, cuda or mps; default: the best that this machine has")
     p.add_argument("--force", action="store_true", help="replace FILE")
+
+def _export_arguments(p):
+    p.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
+    p.add_argument("--to", required=True, metavar="TARGET",
+                   help="transformers, onnx or sentence-transformers")
+    p.add_argument("--out", required=True, metavar="FOLDER", help="the folder to make")
+    p.add_argument("--int8", action="store_true", help="weights in 8 bits, for onnx")
+    p.add_argument("--table", metavar="TABLE",
+                   help="rows that both sides are asked; default: made-up texts")
+    p.add_argument("--text", default="text", metavar="COL",
+                   help="the column of TABLE that holds the text; default: text")
+    p.add_argument("--label", metavar="COL", help="the column of its labels; default: none")
+    p.add_argument("--push", metavar="OWNER/NAME", help="upload FOLDER to the hub afterwards")
+    p.add_argument("--force", action="store_true", help="replace FOLDER")
 
 def _check_arguments(p):
     p.add_argument("table", metavar="TABLE", help="a file, a hub id or sample:NAME")

@@ -46,6 +46,7 @@ def read_tagged(X, y, name="X") -> TaggedTexts: # texts or lists of words; spans
         raise InputError(f"row {row} of {name} holds no text: mend it, or leave it out.")
     return tagged
 
+# %% ../../nbs/jobs/06_span_tagger.ipynb #77439a12
 def split_for_tagger(tagged: TaggedTexts, share=.1, seed=0) -> DataSplit: # without test texts
     "Set validation texts aside, whose kinds of spans are all known in training."
     if len(tagged) < 2:
@@ -92,6 +93,7 @@ def fit(self: SpanTagger, X, y, groups=None, # (texts,): those of a group stay o
     self.train(tagged, options)
     return self
 
+# %% ../../nbs/jobs/06_span_tagger.ipynb #ba5ce1bf
 _COPIES = ("exact_across", "near_across", "removed_from_train", "removed_from_valid")
 
 # %% ../../nbs/jobs/06_span_tagger.ipynb #284b6227
@@ -102,7 +104,7 @@ def train(self: SpanTagger, tagged, options):
     data = TaggingRows(setup, tagged, self.parts_)
     task = TaggingTask(
         data.labels.names, focal=options.get("focal", 0.), smoothing=options.get("smoothing", 0.),
-        casing=not is_cased(setup.encoder.tokenizer))
+        casing=options.get("casing", not is_cased(setup.encoder.tokenizer)))
     model, averaged = setup.model(task), options.get("weight_averaging", True)
     self.trainer_ = make_trainer(
         setup, model, (data.training_dataset(), data.dataset("valid")), data.validation_f1,
@@ -139,6 +141,7 @@ def score(self: SpanTagger, X, y) -> float:
     "F1 of whole spans."
     return self.span_metrics(X, y)[0]["f1"].value
 
+# %% ../../nbs/jobs/06_span_tagger.ipynb #bf158c1a
 @patch
 def span_metrics(self: SpanTagger, X, y) -> tuple: # name -> Metric; and of finding nothing
     "Precision, recall and F1 of whole spans of raw texts."
@@ -160,6 +163,7 @@ def evaluate(self: SpanTagger, X, y) -> ScoreReport: # texts that the model has 
     report.add(beats_baseline(report))
     return self.finish(report, tagged.texts, tagged, logits)
 
+# %% ../../nbs/jobs/06_span_tagger.ipynb #58272cf3
 @patch
 def all_rows(self: SpanTagger, texts, tagged) -> TaggedTexts:
     "The texts of training and those that were measured."
@@ -169,6 +173,7 @@ def all_rows(self: SpanTagger, texts, tagged) -> TaggedTexts:
 ESTIMATORS = {"classify": TextClassifier, "multilabel": MultiLabelClassifier,
               "regress": TextRegressor, "tag": SpanTagger}
 
+# %% ../../nbs/jobs/06_span_tagger.ipynb #14ef4ba8
 def load_estimator(path, # a bundle of an estimator, or of a recipe for texts
                    device=None) -> TextEstimator: # of `choose_device`
     "Open a bundle as the estimator that it is of. Raises InputError as `load_bundle` does."

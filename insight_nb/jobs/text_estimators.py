@@ -50,6 +50,7 @@ def _rows(X, name):
         raise InputError(f"{name} is {shorten(repr(X), 40)}: give a list, a row for each text.")
     return list(X)
 
+# %% ../../nbs/jobs/05_text_estimators.ipynb #04baba33
 def read_texts(X, # a list, array, Series or frame
                pairs=False, # are they pairs of texts?
                name="X") -> list: # of str, or of tuples of two
@@ -69,7 +70,8 @@ def read_texts(X, # a list, array, Series or frame
     return texts if pairs else [row[0] for row in texts]
 
 # %% ../../nbs/jobs/05_text_estimators.ipynb #b165b0c5
-OPTIONS = ("layer_decay", "unfreeze", "weight_averaging", "focal", "smoothing")
+OPTIONS = ("layer_decay", "unfreeze", "weight_averaging", "focal", "smoothing", "pool",
+           "casing")
 
 class TextEstimator(BaseEstimator):
     """A fine-tuned encoder with the methods of scikit-learn. `bundle_` holds the trained model,
@@ -115,6 +117,7 @@ def seed(self: TextEstimator) -> int:
         return int(state)
     return int(check_random_state(state).randint(2**31 - 1))
 
+# %% ../../nbs/jobs/05_text_estimators.ipynb #eff1ea73
 @patch
 def check_options(self: TextEstimator) -> dict:
     "The rare settings. Raises InputError for an unknown name and for numbers that are too small."
@@ -229,10 +232,10 @@ def fit(self: TextEstimator, X, y, # texts; an answer for each
     self.train(texts, y, weights, options)
     return self
 
-# %% ../../nbs/jobs/05_text_estimators.ipynb #0bc572df
 @patch
 def classes_of(self: TextEstimator, y): return None # (rows,) ids, where each row has one class
 
+# %% ../../nbs/jobs/05_text_estimators.ipynb #da32046d
 @patch
 def train(self: TextEstimator, texts, y, weights, options):
     "Tokenize, train, tune. `parts_` says which rows train."
@@ -306,6 +309,7 @@ def find_classes(y, weights=None) -> np.ndarray: # (rows,) labels -> (classes,) 
         raise InputError("y has two labels that are written the same: give each class one form.")
     return classes
 
+# %% ../../nbs/jobs/05_text_estimators.ipynb #a34c3b03
 class TextClassifier(ClassifierMixin, TextEstimator):
     "One label for each text. `classes_` are the labels in the order of the probabilities."
     def __init__(self, backbone=None, method="full", rank=None, max_length=None, windows=False,
@@ -332,6 +336,7 @@ def classes_of(self: TextClassifier, y):
         raise InputError(f"y has the label {e.args[0]!r}, which no row of training has."
                          f"{suggest(e.args[0], ids)}") from None
 
+# %% ../../nbs/jobs/05_text_estimators.ipynb #6746cd63
 @patch
 def encode(self: TextClassifier, y): return self.classes_of(y)
 TextClassifier.score_epoch = staticmethod(share_right)
@@ -341,7 +346,8 @@ def make_task(self: TextClassifier, y, options):
     self.class_count_ = np.bincount(self.classes_of(y), minlength=len(self.classes_))
     weights = class_weights(self.names(), self.class_count_, self.class_weight)
     return ClassificationTask(self.names(), weights, focal=options.get("focal", 0.),
-                              smoothing=options.get("smoothing", 0.))
+                              smoothing=options.get("smoothing", 0.),
+                              pool=options.get("pool", "mean"))
 
 @patch
 def tune(self: TextClassifier, logits, labels) -> float:
@@ -365,6 +371,7 @@ def predict_log_proba(self: TextClassifier, X) -> np.ndarray: # (rows, classes) 
     "The logarithm of `predict_proba`."
     return np.log(np.maximum(self.predict_proba(X), 1e-300))
 
+# %% ../../nbs/jobs/05_text_estimators.ipynb #0b290188
 @patch
 def decision_function(self: TextClassifier, X) -> np.ndarray: # (rows, classes); of two: (rows,)
     "The logits; of two classes how far that of the second is above that of the first."
@@ -386,6 +393,7 @@ def save(self: TextEstimator, path, # the folder to make
     info = bundle.info
     return save_bundle(path, bundle.model, info["max_length"], info["temperature"], info, force)
 
+# %% ../../nbs/jobs/05_text_estimators.ipynb #7f14e8d2
 @patch
 def checks(self: TextEstimator, texts, logits) -> list: # of `Check`; as they were measured
     "What the guard says of the model."
@@ -452,6 +460,7 @@ def describe(self: TextEstimator, report, texts, y):
     self.setup_.describe(report, self.all_rows(texts, y), parts, self.trainer_, self.bundle_,
                          windows=self.windows)
 
+# %% ../../nbs/jobs/05_text_estimators.ipynb #a6ba2fcc
 @patch
 def evaluate(self: TextEstimator, X, y, # rows that the model has not seen
              untrained=False # measure the model as it was before training as well
@@ -475,6 +484,7 @@ def finish(self: TextEstimator, report, texts, y, logits) -> Report:
     info["guard"] = {c.name: c.passed for c in report.guard}
     return report
 
+# %% ../../nbs/jobs/05_text_estimators.ipynb #8545b966
 @patch
 def untrained_probabilities(self: TextEstimator, texts) -> np.ndarray: # (rows, outputs)
     "What the model answered before training, built once more from the same seed."
@@ -534,6 +544,7 @@ def learn_target(self: MultiLabelClassifier, y):
 @patch
 def classes_of(self: MultiLabelClassifier, y): return None
 
+# %% ../../nbs/jobs/05_text_estimators.ipynb #f9fa9a1d
 @patch
 def encode(self: MultiLabelClassifier, y):
     "(rows, labels) float32, 0 or 1."
@@ -549,6 +560,7 @@ def encode(self: MultiLabelClassifier, y):
             out[i, ids[name]] = 1
     return out
 
+# %% ../../nbs/jobs/05_text_estimators.ipynb #f675219f
 @patch
 def make_task(self: MultiLabelClassifier, y, options):
     encoded = self.encode(y)
@@ -556,7 +568,8 @@ def make_task(self: MultiLabelClassifier, y, options):
     self.class_count_, self.row_count_ = yes.astype(int), len(encoded)
     if self.class_weight == "balanced":
         weights = torch.tensor((len(encoded) - yes) / np.maximum(yes, 1), dtype=torch.float32)
-    return MultiLabelTask(self.names(), weights, focal=options.get("focal", 0.))
+    return MultiLabelTask(self.names(), weights, focal=options.get("focal", 0.),
+                          pool=options.get("pool", "mean"))
 
 @patch
 def tune(self: MultiLabelClassifier, logits, labels) -> float:
@@ -591,6 +604,7 @@ def score(self: MultiLabelClassifier, X, y, sample_weight=None) -> float:
     right = (yes == (self.encode(_rows(y, "y")) > 0)).all(1)
     return float(np.average(right, weights=sample_weight))
 
+# %% ../../nbs/jobs/05_text_estimators.ipynb #44c881b7
 @patch
 def measure(self: MultiLabelClassifier, labels, logits, untrained=None) -> ScoreReport:
     "The metrics of (rows, labels) and logits."
@@ -612,7 +626,6 @@ class TextRegressor(RegressorMixin, TextEstimator):
     def score_epoch(truth, predictions): # of standardized numbers; larger is better
         return -float(np.abs(predictions - truth).mean())
 
-# %% ../../nbs/jobs/05_text_estimators.ipynb #9ec039af
 @patch
 def learn_target(self: TextRegressor, y):
     if len(y) == 1:
@@ -628,10 +641,12 @@ def task(self: TextRegressor) -> RegressionTask:
     "The task, which knows mean and spread of the training rows."
     return self.bundle_.model.task if hasattr(self, "bundle_") else self.task_
 
+# %% ../../nbs/jobs/05_text_estimators.ipynb #c36501a7
 @patch
 def make_task(self: TextRegressor, y, options):
     learned = regression_targets(y, "y")
-    self.task_ = RegressionTask(["value"], float(learned.mean()), float(learned.std()))
+    self.task_ = RegressionTask(["value"], float(learned.mean()), float(learned.std()),
+                                pool=options.get("pool", "mean"))
     vars(self).pop("bundle_", None) # of an earlier fit
     return self.task_
 
@@ -643,6 +658,7 @@ def predict(self: TextRegressor, X) -> np.ndarray: # (rows,) float64
     "The number of each text."
     return np.array(predict_texts(self.fitted_bundle(), read_texts(X, self.pairs))[0], dtype=float)
 
+# %% ../../nbs/jobs/05_text_estimators.ipynb #75cda30f
 @patch
 def measure(self: TextRegressor, labels, logits, untrained=None) -> ScoreReport:
     "The metrics of standardized numbers and logits."

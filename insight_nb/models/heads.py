@@ -24,7 +24,7 @@ def first_pool(hidden: Tensor, # (batch, tokens, width)
     "The vector of the first token."
     return hidden[:, 0]
 
-POOLS = {"mean": mean_pool, "first": first_pool}
+POOLS = {"mean": mean_pool, "cls": first_pool}
 
 # %% ../../nbs/models/01_heads.ipynb #d4f176c3
 class ClassificationHead(nn.Module):

@@ -28,6 +28,7 @@ def _ready_made(config): # every class that some AutoModelFor... would choose, b
             except (ValueError, AttributeError, TypeError):
                 pass # it can't be made of this config at all
 
+# %% ../../nbs/models/08_native.ipynb #e1c45d99
 def head_names(config, # of an encoder of transformers
                names # of the encoder's weights
               ) -> list[str]:
@@ -55,6 +56,7 @@ def encoder_tensors(encoder) -> dict: # name -> tensor on the CPU
                for k, v in own.items()}
     return weights | zeros | heads
 
+# %% ../../nbs/models/08_native.ipynb #420ab3cd
 def save_encoder(backbone: Backbone, folder, # made here
                  max_length: int, # tokens at which texts are cut
                  weights=True): # False: without them, where an adapter's encoder is found elsewhere

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['class_weights', 'class_frequencies', 'entropy', 'check_loss_options', 'class_loss', 'class_constant_loss',
-           'weighted_mean', 'weights_on', 'ClassificationTask', 'MultiLabelTask', 'RegressionTask', 'group_mean',
-           'Model', 'check_task']
+           'weighted_mean', 'weights_on', 'check_pool', 'pool_setting', 'ClassificationTask', 'MultiLabelTask',
+           'RegressionTask', 'group_mean', 'Model', 'check_task']
 
 # %% ../../nbs/models/03_tasks.ipynb #91cd72a0
 import json
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from ..base.core import InputError, suggest
 from .adapters import switch_adapter
 from .backbone import Backbone
-from .heads import ClassificationHead
+from .heads import POOLS, ClassificationHead
 from ..base.tensors import Batch, ModelOutput
 
 # %% ../../nbs/models/03_tasks.ipynb #a9569d19
@@ -108,6 +108,17 @@ def weights_on(task, device) -> Tensor: # with `weights`; (classes,)
         copies[device] = task.weights, copy
     return copy
 
+# %% ../../nbs/models/03_tasks.ipynb #df535aec
+def check_pool(pool) -> str:
+    "The name of a pooling. Raises InputError for one that is not there."
+    if pool not in POOLS:
+        raise InputError(f"pool is {pool!r}: say {' or '.join(POOLS)}.")
+    return pool
+
+def pool_setting(task) -> dict: # for `settings`
+    "What a task says of its pooling: nothing, where it is the mean."
+    return {} if task.pool == "mean" else {"pool": task.pool}
+
 # %% ../../nbs/models/03_tasks.ipynb #4addf5b0
 class ClassificationTask:
     "Single-label classification, by cross-entropy. Raises InputError for settings that can't work."
@@ -115,17 +126,20 @@ class ClassificationTask:
     def __init__(self, names, # of the classes, in the order of their ids
                  weights: Tensor | None = None, # (classes,) float32, of the loss
                  dropout=.1, # before the last layer
-                 focal=0., smoothing=0.): # of `class_loss`
+                 focal=0., smoothing=0., # of `class_loss`
+                 pool="mean"): # of `heads.POOLS`; "cls": what transformers' own classes can do
         check_loss_options(focal, smoothing)
         self.names = tuple(names)
         self.weights = weights
         self.dropout = dropout
         self.focal = focal
         self.smoothing = smoothing
+        self.pool = check_pool(pool)
 
     def head(self, width) -> nn.Module:
-        return ClassificationHead(width, len(self.names), self.dropout)
-    def settings(self) -> dict: return {} # what it needs to be made again, besides the names
+        return ClassificationHead(width, len(self.names), self.dropout, self.pool)
+    # what it needs to be made again, besides the names
+    def settings(self) -> dict: return pool_setting(self)
 
 # %% ../../nbs/models/03_tasks.ipynb #4e6a572a
 @patch
@@ -173,8 +187,10 @@ class MultiLabelTask:
                  weights: Tensor | None = None,
                  # (labels,) probabilities from which a label is given; 1/2 by default
                  dropout=.1, thresholds=None,
-                 focal=0.): # as of `class_loss`
+                 focal=0., # as of `class_loss`
+                 pool="mean"): # as of `ClassificationTask`
         check_loss_options(focal)
+        self.pool = check_pool(pool)
         self.names = tuple(names)
         self.weights = weights
         self.dropout = dropout
@@ -184,8 +200,9 @@ class MultiLabelTask:
         else:
             self.thresholds = np.asarray(thresholds, dtype=float)
 
-    def head(self, width): return ClassificationHead(width, len(self.names), self.dropout)
-    def settings(self): return {"thresholds": self.thresholds.tolist()}
+    def head(self, width):
+        return ClassificationHead(width, len(self.names), self.dropout, self.pool)
+    def settings(self): return {"thresholds": self.thresholds.tolist()} | pool_setting(self)
 
 # %% ../../nbs/models/03_tasks.ipynb #7c3c8420
 @patch
@@ -227,18 +244,20 @@ class RegressionTask:
     name = "regress"
     def __init__(self, names=("value",), # of the target, one
                  mean=0., scale=1., # of the training rows' targets
-                 dropout=.1):
+                 dropout=.1,
+                 pool="mean"): # as of `ClassificationTask`
         if not scale > 0:
             raise InputError(
                 f"the target has a spread of {scale}: all rows have the same value, there is "
                 "nothing to learn.")
         self.names = tuple(names)
+        self.pool = check_pool(pool)
         self.mean = float(mean)
         self.scale = float(scale)
         self.dropout = dropout
 
-    def head(self, width): return ClassificationHead(width, 1, self.dropout)
-    def settings(self): return {"mean": self.mean, "scale": self.scale}
+    def head(self, width): return ClassificationHead(width, 1, self.dropout, self.pool)
+    def settings(self): return {"mean": self.mean, "scale": self.scale} | pool_setting(self)
 
     def standardize(self, y): # targets as the loss wants them
         return ((np.asarray(y, dtype=np.float64) - self.mean) / self.scale).astype(np.float32)
