@@ -525,6 +525,11 @@ def _check(args):
     if found.problems:
         raise InputError(found.problems[0])
 
+def _samples(args):
+    from insight_nb.data.samples import samples
+    print(samples())
+
+# %% ../nbs/90_cli.ipynb #8a58db4e
 def _export(args):
     from insight_nb.ship.export import ExportRefused, export_bundle
     texts = truth = None
@@ -540,6 +545,12 @@ def _export(args):
         from insight_nb.ship.export import push_folder
         print(push_folder(args.out, args.push))
 
+def _serve(args):
+    from insight_nb.ship.serve import ServeOptions, serve
+    options = ServeOptions(args.max_texts, max_body_mb=args.max_body, token=args.token,
+                           log=args.log)
+    serve(args.bundles, args.host, args.port, options, args.device)
+
 def _rows_to_ask(args): # texts or pairs, and their labels or None
     from insight_nb.data.sources import open_frame
     from insight_nb.ship.bundle import load_bundle
@@ -551,10 +562,6 @@ def _rows_to_ask(args): # texts or pairs, and their labels or None
     if args.label not in frame.columns:
         raise InputError(f"the table has no column {args.label!r}.{suggest(args.label, frame)}")
     return texts, frame[args.label][good].tolist()
-
-def _samples(args):
-    from insight_nb.data.samples import samples
-    print(samples())
 
 # %% ../nbs/90_cli.ipynb #0ec13cbe
 _RUN = """examples:
@@ -571,6 +578,9 @@ _CHECK = """examples:
 _EXPORT = """examples:
   insight-nb export runs/a/bundle --to onnx --out a.onnx.d --table test.csv --label stars
   insight-nb export runs/a/bundle --to transformers --out a-hf --push owner/name"""
+_SERVE = """examples:
+  insight-nb serve runs/a/bundle --port 8000
+  curl -d '{"text": "good"}' localhost:8000/predict"""
 _MAIN = """examples:
   insight-nb samples                                         tables to try it on
   insight-nb check reviews.csv --text review --label stars   is the data fit to train on?
@@ -585,7 +595,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=_MAIN)
     top.add_argument("--version", action="version", version=f"insight-nb {insight_nb.__version__}")
     commands = top.add_subparsers(
-        dest="command", metavar="run | predict | export | check | samples", required=True,
+        dest="command", metavar="run | predict | export | serve | check | samples", required=True,
         parser_class=_Parser)
     def add(name, call, about, examples="examples:\n  insight-nb samples", **kw):
         sub = commands.add_parser(name, help=about, description=about, epilog=examples, **kw)
@@ -596,6 +606,7 @@ def make_parser() -> argparse.ArgumentParser:
         add("predict", _predict, "predict the rows of a table with a bundle", _PREDICT))
     _export_arguments(
         add("export", _export, "write a bundle for another tool, and prove it", _EXPORT))
+    _serve_arguments(add("serve", _serve, "answer over HTTP", _SERVE))
     _check_arguments(add("check", _check, "report on a table, without training", _CHECK))
     add("samples", _samples, "list the sample tables")
     return top
@@ -636,6 +647,16 @@ def _predict_arguments(p):
                    help="cpu, cuda or mps; default: the best that this machine has")
     p.add_argument("--force", action="store_true", help="replace FILE")
 
+def _check_arguments(p):
+    p.add_argument("table", metavar="TABLE", help="a file, a hub id or sample:NAME")
+    p.add_argument("--text", default="text", metavar="COL",
+                   help="the column that holds the text; default: text")
+    p.add_argument("--label", default="label", metavar="COL",
+                   help="the column that holds the label, or none; default: label")
+    p.add_argument("--json", metavar="FILE", help="write the report as JSON too")
+    p.add_argument("--force", action="store_true", help="replace FILE")
+
+# %% ../nbs/90_cli.ipynb #83a21f7e
 def _export_arguments(p):
     p.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
     p.add_argument("--to", required=True, metavar="TARGET",
@@ -650,14 +671,19 @@ def _export_arguments(p):
     p.add_argument("--push", metavar="OWNER/NAME", help="upload FOLDER to the hub afterwards")
     p.add_argument("--force", action="store_true", help="replace FOLDER")
 
-def _check_arguments(p):
-    p.add_argument("table", metavar="TABLE", help="a file, a hub id or sample:NAME")
-    p.add_argument("--text", default="text", metavar="COL",
-                   help="the column that holds the text; default: text")
-    p.add_argument("--label", default="label", metavar="COL",
-                   help="the column that holds the label, or none; default: label")
-    p.add_argument("--json", metavar="FILE", help="write the report as JSON too")
-    p.add_argument("--force", action="store_true", help="replace FILE")
+def _serve_arguments(p):
+    p.add_argument("bundles", nargs="+", metavar="BUNDLE", help="bundles' folders")
+    p.add_argument("--host", default="127.0.0.1", metavar="HOST",
+                   help="the address to listen at; default: 127.0.0.1, this machine alone")
+    p.add_argument("--port", type=int, default=8000, metavar="PORT", help="default: 8000")
+    p.add_argument("--token", metavar="TOKEN", help="that each request must bear")
+    p.add_argument("--log", metavar="FILE",
+                   help="append texts and answers; default: no text is kept")
+    p.add_argument("--max-texts", type=int, default=1000, metavar="N",
+                   help="texts in a request; default: 1000")
+    p.add_argument("--max-body", type=float, default=10., metavar="MB",
+                   help="size of a request; default: 10")
+    p.add_argument("--device", metavar="DEVICE", help="cpu, cuda or mps; default: the best")
 
 # %% ../nbs/90_cli.ipynb #0ead01de
 def _progress(every=30):
