@@ -4338,6 +4338,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'insight_nb.ship.export._certify': ('ship/export.html#_certify', 'insight_nb/ship/export.py'),
                                         'insight_nb.ship.export._certify_vectors': ( 'ship/export.html#_certify_vectors',
                                                                                      'insight_nb/ship/export.py'),
+                                        'insight_nb.ship.export._close_other_heads': ( 'ship/export.html#_close_other_heads',
+                                                                                       'insight_nb/ship/export.py'),
                                         'insight_nb.ship.export._fitting': ('ship/export.html#_fitting', 'insight_nb/ship/export.py'),
                                         'insight_nb.ship.export._in_8_bits': ('ship/export.html#_in_8_bits', 'insight_nb/ship/export.py'),
                                         'insight_nb.ship.export._pass_through': ( 'ship/export.html#_pass_through',

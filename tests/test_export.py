@@ -1,0 +1,175 @@
+"""What is exported answers the same in the tools that it is for, in another process."""
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_cli import rows_of, write_csv
+from transformers import AutoConfig, AutoModel, NomicBertConfig, NomicBertModel
+from transformers.models.auto import modeling_auto
+
+from insight_nb.base.tensors import set_seed
+from insight_nb.cli import main
+from insight_nb.models.adapters import add_adapter
+from insight_nb.models.backbone import (
+    Backbone, embedded_folder, load_backbone, load_tokenizer)
+from insight_nb.models.tagging import TaggingTask
+from insight_nb.models.tasks import ClassificationTask, Model, MultiLabelTask, RegressionTask
+from insight_nb.ship.bundle import load_bundle, save_bundle
+from insight_nb.ship.export import example_texts, export_bundle
+from insight_nb.ship.predict import predict
+
+SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": 48}
+LABELS = ("neg/ative", "好<b>\n", "x" * 99)
+CLS = {"pool": "cls"}
+
+
+def backbone_of(kind="bert", **more):
+    set_seed(0)
+    tokenizer = load_tokenizer(embedded_folder(), local_files_only=True)
+    config = AutoConfig.for_model(kind, **SIZE, vocab_size=len(tokenizer), pad_token_id=0, **more)
+    encoder = AutoModel.from_config(config)
+    encoder.pooler = None
+    return Backbone(encoder.eval(), tokenizer, "tiny", "none")
+
+
+def saved(folder, task, kind="bert", method=None, **facts):
+    backbone = backbone_of(kind)
+    if method:
+        add_adapter(backbone, method)
+    model = Model(backbone, task).eval()
+    torch.nn.init.normal_(model.head.linear.weight, std=.5)
+    save_bundle(folder, model, 64, 1.3 if task.name == "classify" else 1., facts)
+    return folder
+
+
+PIPELINE = """
+import json, sys
+from transformers import pipeline
+kind, folder, file = sys.argv[1:]
+call = pipeline(kind, folder, **({"top_k": None} if kind.startswith("text") else {}))
+more = {"truncation": True} if kind.startswith("text") else {}
+found = [call([t], **more)[0] for t in json.load(open(file))]
+print("ANSWERS" + json.dumps(found, default=float))
+"""
+
+
+def elsewhere(kind, folder, texts, tmp_path):
+    "What transformers' own pipeline says in another process."
+    file = tmp_path / "texts.json"
+    file.write_text(json.dumps(texts))
+    done = subprocess.run([sys.executable, "-c", PIPELINE, kind, str(folder), str(file)],
+                          capture_output=True, text=True)
+    assert "ANSWERS" in done.stdout, done.stderr
+    return json.loads(done.stdout.split("ANSWERS")[1])
+
+
+@pytest.mark.parametrize("task, kind", [
+    (ClassificationTask(LABELS, **CLS), "bert"), (ClassificationTask(LABELS, **CLS), "roberta"),
+    (ClassificationTask(LABELS, **CLS), "electra"), (MultiLabelTask(LABELS, **CLS), "bert"),
+    (RegressionTask(mean=3., scale=2., **CLS), "bert")])
+def test_a_pipeline_in_another_process_gives_the_same_answers(task, kind, tmp_path):
+    folder = saved(tmp_path / "b", task, kind)
+    export_bundle(folder, "transformers", tmp_path / "out")
+    texts = example_texts(100)
+    probs = predict(load_bundle(folder, device="cpu"), texts)[1]
+    found = elsewhere("text-classification", tmp_path / "out", texts, tmp_path)
+    for row, answers in zip(probs, found):
+        for name, value in zip(task.names, row):
+            got = [a["score"] for a in answers if a["label"] == name]
+            assert abs(got[0] - value) < 1e-4
+
+
+def test_spans_of_a_pipeline(tmp_path):
+    task = TaggingTask(("O", "B-X", "I-X"))
+    folder = saved(tmp_path / "b", task, fine=True)
+    proof = export_bundle(folder, "transformers", tmp_path / "out")
+    assert proof.passed
+    found = elsewhere("token-classification", tmp_path / "out", ["Anna sings in Rome"], tmp_path)
+    assert found[0] and {"word", "entity", "start"} <= set(found[0][0])
+
+
+@pytest.mark.parametrize("method, target", [
+    ("lora", "transformers"), ("adalora", "onnx"), ("bitfit", "transformers"),
+    ("bottleneck", "onnx")])
+def test_adapters_are_merged_or_traced(method, target, tmp_path):
+    set_seed(0)
+    backbone = load_backbone()
+    for part in add_adapter(backbone, method).modules.values():
+        for weight in part.parameters():
+            weight.data += .02 * torch.randn_like(weight)
+    model = Model(backbone, ClassificationTask("ab", **CLS)).eval()
+    torch.nn.init.normal_(model.head.linear.weight, std=.5)
+    save_bundle(tmp_path / "b", model, 64)
+    proof = export_bundle(tmp_path / "b", target, tmp_path / "out", example_texts(40))
+    assert proof.passed and proof.equal_answers == 1
+
+
+def test_weights_that_share_memory_are_saved(tmp_path):
+    tokenizer = load_tokenizer(embedded_folder(), local_files_only=True)
+    encoder = NomicBertModel(NomicBertConfig(**SIZE, vocab_size=len(tokenizer)))
+    model = Model(Backbone(encoder.eval(), tokenizer, "nomic"), ClassificationTask("ab"))
+    save_bundle(tmp_path / "b", model.eval(), 32)
+    texts = example_texts(5)
+    assert len(predict(load_bundle(tmp_path / "b", device="cpu"), texts)[0]) == 5
+
+
+def test_no_well_known_call_answers_with_fresh_weights(tmp_path):
+    "Every AutoModelFor... on every folder that we write loads exactly or raises."
+    folder = saved(tmp_path / "b", ClassificationTask(LABELS, **CLS))
+    adapter = saved(tmp_path / "a", ClassificationTask(LABELS), method="lora")
+    export_bundle(folder, "sentence-transformers", tmp_path / "st")
+    export_bundle(folder, "transformers", tmp_path / "hf")
+    names = [n for n in modeling_auto.__all__ if n.startswith("AutoModel")]
+    assert len(names) > 20
+    places = [folder, folder / "encoder", adapter, adapter / "encoder", tmp_path / "st",
+              tmp_path / "hf"]
+    loaded = {}
+    for place in places:
+        for name in names:
+            try:
+                model, info = getattr(modeling_auto, name).from_pretrained(
+                    place, output_loading_info=True, local_files_only=True)
+            except (OSError, ValueError, RuntimeError, AttributeError, KeyError):
+                continue
+            loaded.setdefault(place.name, []).append(name)
+            assert not info["missing_keys"] and not info["mismatched_keys"], (place, name)
+    bare = {"AutoModel", "AutoModelForTextEncoding"}  # the encoder alone
+    assert set(loaded) == {"encoder", "st", "hf"}
+    assert bare >= set(loaded["encoder"]) >= {"AutoModel"} and bare >= set(loaded["st"])
+    assert "AutoModelForSequenceClassification" in loaded["hf"]
+    own = load_bundle(folder, device="cpu").model.backbone.encoder.state_dict()
+    wrote = load_file(folder / "encoder" / "model.safetensors")
+    assert all(torch.equal(v, wrote[k]) for k, v in own.items())
+
+
+def test_sentence_transformers_gives_the_same_vectors(tmp_path):
+    SentenceTransformer = pytest.importorskip("sentence_transformers").SentenceTransformer
+    from insight_nb.train.inference import embed
+    folder, texts = saved(tmp_path / "b", ClassificationTask(LABELS)), example_texts(50)
+    want = embed(texts, load_bundle(folder, device="cpu").model.backbone, 64, device="cpu")
+    got = SentenceTransformer(str(folder / "encoder"), device="cpu").encode(texts)
+    assert np.abs(want - got).max() < 1e-4
+
+
+def test_the_command(tmp_path, capsys):
+    folder = saved(tmp_path / "b", ClassificationTask(("good", "bad"), **CLS))
+    table = write_csv(tmp_path / "t.csv", rows_of(60))
+    out = str(tmp_path / "out")
+    asked = ["export", str(folder), "--to", "onnx", "--out", out, "--table", table]
+    assert main([*asked, "--text", "text", "--label", "label"]) == 0
+    assert "share of rows right" in capsys.readouterr().out
+    assert {p.name for p in (tmp_path / "out").iterdir()} >= {
+        "model.onnx", "certificate.json", "README.md", "tokenizer.json", "export.json"}
+    for more, said, status in (
+            ([], "exists already", 2), (["--force", "--label", "no"], "no column 'no'", 2)):
+        assert main([*asked, *more]) == status
+        assert said in capsys.readouterr().err
+    assert main(["export", str(folder), "--to", "tflite", "--out", out + "2"]) == 2
+    mean = saved(tmp_path / "m", ClassificationTask("ab"))
+    assert main(["export", str(mean), "--to", "transformers", "--out", out + "3"]) == 2
+    assert "pool cls" in capsys.readouterr().err and not (tmp_path / "out3").exists()
