@@ -90,8 +90,8 @@ def test_the_service_answers_as_predict_does(task, facts, rows, tmp_path):
 
 
 def post(port, content, timeout=30):
-    request = urllib.request.Request(f"http://127.0.0.1:{port}/predict", json.dumps(content).encode(),
-                                     {"content-type": "application/json"})
+    address, body = f"http://127.0.0.1:{port}/predict", json.dumps(content).encode()
+    request = urllib.request.Request(address, body, {"content-type": "application/json"})
     with urllib.request.urlopen(request, timeout=timeout) as reply:
         return json.loads(reply.read())
 
