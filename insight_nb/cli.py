@@ -478,8 +478,10 @@ def _predict(args):
     from insight_nb.base.files import read_chunks
     chunks = read_chunks(
         open_frame(args.table)[0] if args.table.startswith("sample:") else args.table)
-    from insight_nb.ship.bundle import load_bundle
+    from insight_nb.ship.bundle import TASKS, load_bundle, read_info
     from insight_nb.ship.predict import predict_file
+    if read_info(args.bundle)["task"] not in TASKS:
+        return _predict_rows(args, chunks)
     with tempfile.TemporaryDirectory() as folder:
         out = args.out or Path(folder, "predictions.csv")
         # when the output's name has been tried out
@@ -498,6 +500,29 @@ def _predict(args):
         if not args.out:
             return _show(out)
     print(f"{plural(found['rows'], 'row')}, {found['errors']} of them with an error, in {args.out}")
+
+# %% ../nbs/90_cli.ipynb #32f46f37
+def _predict_rows(args, chunks): # with a bundle of an application
+    import pandas as pd
+    from insight_nb.base.tables import write_frame
+    from insight_nb.jobs.loading import predict_rows
+    how = {}
+    if args.text != "text":
+        how["path"] = args.text
+    if args.probabilities:
+        how["probabilities"] = True
+    try:
+        found = predict_rows(args.bundle, pd.concat(list(chunks)), args.device, **how)
+    except TypeError:
+        raise InputError("a risk reads columns by their names: leave --text and --probabilities "
+                         "out.") from None
+    with tempfile.TemporaryDirectory() as folder:
+        out = args.out or Path(folder, "predictions.csv")
+        write_frame(found, out, args.force)
+        if not args.out:
+            return _show(out)
+    failed = int((found["error"].fillna("") != "").sum())
+    print(f"{plural(len(found), 'row')}, {failed} of them with an error, in {args.out}")
 
 def _show(file):
     with open(file, encoding="utf-8-sig", newline="") as f: # the mark at its start is for Excel
@@ -611,20 +636,6 @@ def make_parser() -> argparse.ArgumentParser:
     add("samples", _samples, "list the sample tables")
     return top
 
-# %% ../nbs/90_cli.ipynb #2b796981
-def _run_arguments(p):
-    p.add_argument("recipe", nargs="?", metavar="RECIPE",
-                   help="a recipe's name, or the path of a notebook")
-    p.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
-                   help="set a parameter; repeatable")
-    p.add_argument("--out", metavar="FOLDER",
-                   help="where the results go; default: the first free runs/RECIPE-N")
-    p.add_argument("--force", action="store_true", help="replace the results of an earlier run")
-    p.add_argument("--resume", action="store_true",
-                   help="go on with a run into FOLDER that was cut off")
-    p.add_argument("-h", "--help", action="store_true",
-                   help="show this, and the parameters of RECIPE")
-
 # %% ../nbs/90_cli.ipynb #75a213b9
 def _predict_arguments(p):
     p.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
@@ -657,6 +668,19 @@ def _check_arguments(p):
     p.add_argument("--force", action="store_true", help="replace FILE")
 
 # %% ../nbs/90_cli.ipynb #83a21f7e
+def _run_arguments(p):
+    p.add_argument("recipe", nargs="?", metavar="RECIPE",
+                   help="a recipe's name, or the path of a notebook")
+    p.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+                   help="set a parameter; repeatable")
+    p.add_argument("--out", metavar="FOLDER",
+                   help="where the results go; default: the first free runs/RECIPE-N")
+    p.add_argument("--force", action="store_true", help="replace the results of an earlier run")
+    p.add_argument("--resume", action="store_true",
+                   help="go on with a run into FOLDER that was cut off")
+    p.add_argument("-h", "--help", action="store_true",
+                   help="show this, and the parameters of RECIPE")
+
 def _export_arguments(p):
     p.add_argument("bundle", metavar="BUNDLE", help="a bundle's folder")
     p.add_argument("--to", required=True, metavar="TARGET",

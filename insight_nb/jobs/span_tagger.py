@@ -6,20 +6,15 @@
 __all__ = ['ESTIMATORS', 'read_tagged', 'split_for_tagger', 'SpanTagger', 'load_estimator']
 
 # %% ../../nbs/jobs/06_span_tagger.ipynb #d825298f
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-import insight_nb.eval.guard as guard
 from ..base.core import InputError, plural
-from ..data.labels import LabelEncoder
 from ..data.split import DataSplit
 from ..data.tags import TaggedTexts, is_cased, join_tagged, open_tagged
-from ..eval.report import Report
 from ..eval.scores import ScoreReport, beats_baseline
-from ..eval.spans import offset_counts, span_metrics, span_table
+from ..eval.spans import offset_counts, span_metrics
 from .text_estimators import (
     MultiLabelClassifier, PairClassifier, TextClassifier, TextEstimator, TextRegressor, read_texts)
 from .setup import FineTuningSetup

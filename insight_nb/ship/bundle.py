@@ -238,7 +238,7 @@ def load_bundle(path, # the folder
         raise InputError(
             f"{path} is for the task {info['task']!r}, which is not read here: open it with what "
             "wrote it, or update insight_nb.")
-    b, task = info["backbone"], TASKS[info["task"]](info["labels"], **info.get("settings", {}))
+    task = TASKS[info["task"]](info["labels"], **info.get("settings", {}))
     if info.get("adapter"):
         model = load_adapter(path, info, task, backbone)
         return Bundle(optimize_for_inference(model.eval()).to(device), info, precision)

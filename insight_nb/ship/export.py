@@ -30,7 +30,6 @@ from ..base.iob import split_words
 from ..eval.metrics import bootstrap_mean
 from ..models.adapters import merge_adapter
 from ..models.native import head_names, save_encoder
-from ..models.tasks import Model
 from .bundle import (
     TASKS, Bundle, check_files, load_adapter, load_bundle, load_whole, read_info)
 from .predict import predict

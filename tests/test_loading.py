@@ -1,0 +1,71 @@
+"""Whatever was saved opens with one call, and bundles of applications answer tables."""
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from insight_nb import load
+from insight_nb.apps.diagnose.imaging import save_imaging
+from insight_nb.apps.diagnose.vision import ImagePreprocessor, small_vision
+from insight_nb.apps.risk.estimators import RiskClassifier, RiskRegressor
+from insight_nb.apps.risk.risk_bundle import save_risk
+from insight_nb.cli import main
+from insight_nb.models.tasks import ClassificationTask, Model
+from insight_nb.ship.bundle import SCHEMA, write_manifest
+
+
+@pytest.fixture
+def risk(tmp_path):
+    draw = np.random.default_rng(0)
+    ages, towns = draw.integers(20, 70, 200), draw.choice(["a", "很好"], 200)
+    rows = pd.DataFrame({"age": ages, "town": towns})
+    late = (rows["age"] + draw.normal(0, 9, 200) > 45).astype(int)
+    save_risk(tmp_path / "risk", RiskClassifier().fit(rows, late), "late", ("no", "yes"))
+    save_risk(tmp_path / "loss", RiskRegressor().fit(rows, rows["age"] * 2.), "loss")
+    return rows
+
+
+@pytest.mark.parametrize("name, column", [("risk", "probability"), ("loss", "low")])
+def test_predict_answers_a_table_with_a_risk(name, column, risk, tmp_path, capsys):
+    risk.assign(age=["x", *risk["age"][1:]]).to_csv(tmp_path / "new.csv", index=False)
+    asked = ["predict", str(tmp_path / name), str(tmp_path / "new.csv")]
+    assert main([*asked, "--out", str(tmp_path / "out.csv")]) == 0
+    assert "200 rows, 1 of them with an error" in capsys.readouterr().out
+    found = pd.read_csv(tmp_path / "out.csv")
+    assert list(found["town"]) == list(risk["town"]) and column in found.columns
+    assert "age" in found["error"][0] and found["error"][1:].isna().all()
+    assert main([*asked, "--out", str(tmp_path / "out.csv")]) == 2
+    assert main([*asked, "--text", "town"]) == 2
+    said = capsys.readouterr().err
+    assert "leave --text" in said and "Traceback" not in said
+    assert load(tmp_path / name, device="cpu").info["task"] == "risk"
+
+
+def test_predict_answers_a_table_of_images(tmp_path):
+    names = ("no", "yes")
+    vision = small_vision(ImagePreprocessor(1, (8, 8), (.5,), (.5,)))
+    save_imaging(tmp_path / "b", Model(vision, ClassificationTask(names)).eval())
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png")
+    pd.DataFrame({"path": [str(tmp_path / "a.png"), "nowhere.png"]}).to_csv(
+        tmp_path / "new.csv", index=False)
+    assert main(["predict", str(tmp_path / "b"), str(tmp_path / "new.csv"), "--probabilities",
+                 "--out", str(tmp_path / "out.csv")]) == 0
+    found = pd.read_csv(tmp_path / "out.csv")
+    assert found["prediction"][0] in names and "nowhere" in found["error"][1]
+
+
+def test_a_bundle_that_answers_no_table_says_what_to_do(tmp_path, capsys):
+    (tmp_path / "b").mkdir()
+    write_manifest(tmp_path / "b", {"schema": SCHEMA, "task": "recommend"})
+    (tmp_path / "t.csv").write_text("text\na\n")
+    assert main(["predict", str(tmp_path / "b"), str(tmp_path / "t.csv")]) == 2
+    assert "insight_nb.load" in capsys.readouterr().err
+    for command in (["export", "--to", "onnx", "--out", str(tmp_path / "o")], ["serve"]):
+        assert main([command[0], str(tmp_path / "b"), *command[1:]]) == 2
+        said = capsys.readouterr().err
+        assert "'recommend'" in said and said.count("\n") == 1
+    info = json.loads((tmp_path / "b" / "bundle.json").read_text())
+    (tmp_path / "b" / "bundle.json").write_text(json.dumps(info | {"task": "classify"}))
+    assert main(["serve", str(tmp_path / "b")]) == 2
