@@ -53,7 +53,7 @@ def test_predict_answers_a_table_of_images(tmp_path):
     assert main(["predict", str(tmp_path / "b"), str(tmp_path / "new.csv"), "--probabilities",
                  "--out", str(tmp_path / "out.csv")]) == 0
     found = pd.read_csv(tmp_path / "out.csv")
-    assert found["prediction"][0] in names and "nowhere" in found["error"][1]
+    assert found["prediction"][0] in names and "not there" in found["error"][1]
 
 
 def test_a_bundle_that_answers_no_table_says_what_to_do(tmp_path, capsys):
