@@ -572,8 +572,9 @@ def _export(args):
 
 def _serve(args):
     from insight_nb.ship.serve import ServeOptions, serve
-    options = ServeOptions(args.max_texts, max_body_mb=args.max_body, token=args.token,
-                           log=args.log)
+    options = ServeOptions(
+        args.max_texts, max_body_mb=args.max_body, max_waiting=max(5000, args.max_texts),
+        token=args.token, log=args.log)
     serve(args.bundles, args.host, args.port, options, args.device)
 
 def _rows_to_ask(args): # texts or pairs, and their labels or None

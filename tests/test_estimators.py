@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.calibration import CalibratedClassifierCV
+from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_predict, cross_validate
 from sklearn.multioutput import MultiOutputClassifier
 from sklearn.pipeline import Pipeline
@@ -118,6 +119,28 @@ def test_the_same_seed_gives_the_same_answers_and_a_fit_forgets_the_one_before(b
                               one.predict_proba(TEXTS))
 
 
+def test_nothing_of_an_earlier_fit_is_left(backbone):
+    model = TextClassifier(backbone, **QUICK).fit(TEXTS, ANSWERS)
+    with pytest.raises(InputError):
+        model.fit(TEXTS, ["a"] * 60)
+    with pytest.raises(NotFittedError):
+        model.predict(TEXTS)
+    model.fit(TEXTS, ANSWERS).fit(TEXTS[20:40], ANSWERS[20:40])  # too few for validation rows
+    assert len(model.parts_.valid) == 0
+    assert model.evaluate(TEXTS[:5] + TEXTS[-5:], ANSWERS[:5] + ANSWERS[-5:]).calibration is None
+
+
+def test_groups_stay_on_one_side(backbone):
+    groups = np.arange(60) // 6
+    for kind, y in ((TextClassifier, ANSWERS), (SpanTagger, spans_of(TEXTS))):
+        model = kind(backbone, **QUICK).fit(TEXTS, y, groups=groups)
+        assert not set(groups[model.parts_.train]) & set(groups[model.parts_.valid])
+        with pytest.raises(InputError, match="groups"):
+            kind(backbone, **QUICK).fit(TEXTS, y, groups=groups[:5])
+        with pytest.raises(InputError, match="copy among the validation rows"):
+            kind(backbone, **QUICK).fit(TEXTS, y, valid=(TEXTS, y))
+
+
 def spans_of(texts):
     return [[(0, text.index(" "), "WORD")] for text in texts]
 
@@ -155,6 +178,8 @@ def test_what_was_saved_opens_in_another_process_as_what_it_was(kind, X, y, back
     (TextRegressor, TEXTS, ANSWERS, "not a number"),
     (PairClassifier, TEXTS, ANSWERS, "expected two texts"),
     (MultiLabelClassifier, TEXTS, [["a"]] * 60, "two are needed"),
+    (MultiLabelClassifier, TEXTS, ANSWERS, "give a list of labels"),
+    (MultiLabelClassifier, TEXTS, [["a", None]] * 60, "missing"),
     (SpanTagger, TEXTS, [[]] * 60, "no span"), (SpanTagger, TEXTS, [[(0, 999, "A")]] * 60, "row 0"),
     (SpanTagger, TEXTS, [[]], "y has 1 row")])
 def test_bad_input_ends_in_one_line(kind, X, y, said, backbone):

@@ -19,7 +19,7 @@ from insight_nb.models.backbone import (
 from insight_nb.models.tagging import TaggingTask
 from insight_nb.models.tasks import ClassificationTask, Model, MultiLabelTask, RegressionTask
 from insight_nb.ship.bundle import load_bundle, save_bundle
-from insight_nb.ship.export import example_texts, export_bundle
+from insight_nb.ship.export import ExportRefused, example_texts, export_bundle
 from insight_nb.ship.predict import predict
 
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -85,12 +85,25 @@ def test_a_pipeline_in_another_process_gives_the_same_answers(task, kind, tmp_pa
 
 
 def test_spans_of_a_pipeline(tmp_path):
-    task = TaggingTask(("O", "B-X", "I-X"))
-    folder = saved(tmp_path / "b", task, fine=True)
-    proof = export_bundle(folder, "transformers", tmp_path / "out")
-    assert proof.passed
-    found = elsewhere("token-classification", tmp_path / "out", ["Anna sings in Rome"], tmp_path)
-    assert found[0] and {"word", "entity", "start"} <= set(found[0][0])
+    folder = saved(tmp_path / "b", TaggingTask(("O", "B-X")), fine=True)
+    assert export_bundle(folder, "transformers", tmp_path / "out").passed
+    texts = [t for t in example_texts(60) if len(t) < 80]
+    wanted = predict(load_bundle(folder, device="cpu"), texts)[0]
+    found = elsewhere("token-classification", tmp_path / "out", texts, tmp_path)
+    for text, spans, tokens in zip(texts, wanted, found):
+        starts = {t["start"] for t in tokens if t["entity"] == "B-X"}
+        assert {s["start"] for s in spans} <= starts, text
+
+
+def test_a_tagger_whose_rules_change_its_tags_is_refused(tmp_path):
+    follow = np.random.default_rng(0).normal(0, 8, (4, 3)).tolist()
+    folder = saved(tmp_path / "b", TaggingTask(("O", "B-X", "I-X"), follow=follow), fine=True)
+    with pytest.raises(ExportRefused):
+        export_bundle(folder, "transformers", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    export_bundle(folder, "onnx", tmp_path / "onnx")  # whose user has the rules in export.json
+    facts = json.loads((tmp_path / "onnx" / "export.json").read_text())
+    assert facts["settings"]["follow"] == follow
 
 
 @pytest.mark.parametrize("method, target", [

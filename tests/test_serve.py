@@ -149,6 +149,14 @@ def test_too_much_is_refused_at_once(folder):
         assert client.post("/predict", json={"text": "a"}).status_code == 200
 
 
+def test_a_metric_that_is_no_number_breaks_nothing(tmp_path):
+    nan = {"mae": {"value": float("nan"), "low": 0., "high": 1., "n": 1}}
+    place = saved(tmp_path / "b", RegressionTask(mean=3., scale=2.), metrics=nan)
+    with TestClient(make_app(Service([place], device="cpu"))) as client:
+        found = client.get("/info").json()["models"][0]["metrics"]["mae"]
+    assert found["value"] is None and found["high"] == 1
+
+
 def test_adapters_on_one_encoder_share_it(tmp_path):
     from insight_nb.models.adapters import add_adapter
     from insight_nb.models.backbone import load_backbone

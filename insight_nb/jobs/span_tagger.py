@@ -15,8 +15,9 @@ from ..data.split import DataSplit
 from ..data.tags import TaggedTexts, is_cased, join_tagged, open_tagged
 from ..eval.scores import ScoreReport, beats_baseline
 from ..eval.spans import offset_counts, span_metrics
-from .text_estimators import (
-    MultiLabelClassifier, PairClassifier, TextClassifier, TextEstimator, TextRegressor, read_texts)
+from insight_nb.jobs.text_estimators import (
+    MultiLabelClassifier, PairClassifier, TextClassifier, TextEstimator, TextRegressor, read_texts,
+    split_given)
 from .setup import FineTuningSetup
 from .tagging import (
     TaggingRows, choose_transition_strength, span_offsets, split_tagged)
@@ -47,11 +48,18 @@ def split_for_tagger(tagged: TaggedTexts, share=.1, seed=0) -> DataSplit: # with
     if len(tagged) < 2:
         raise InputError(f"{plural(len(tagged), 'text')}: at least two are needed.")
     valid = max(1, int(share * len(tagged)))
-    parts = split_tagged(tagged, seed=seed, test=0, valid=valid)[1]
+    group = None if tagged.documents is None else "document"
+    parts = split_tagged(tagged, seed=seed, group=group, test=0, valid=valid)[1]
     known = tagged.select(parts.train).entity_types()
     strange = [i for i in parts.valid if set(tagged.select([i]).entity_types()) - set(known)]
+    if group: # with their whole documents
+        docs = tagged.documents
+        strange = [i for i in parts.valid if docs[i] in set(docs[strange])]
     parts.train = np.sort(np.concatenate([parts.train, strange]).astype(np.int64))
     parts.valid = np.setdiff1d(parts.valid, strange)
+    if not len(parts.valid):
+        raise InputError("the texts with each kind of span are too few to set some aside: add "
+                         "rows, or give valid.")
     parts.test = parts.valid # a tagger's rows want three sides; nothing is measured on these
     return parts
 
@@ -73,23 +81,27 @@ def fit(self: SpanTagger, X, y, groups=None, # (texts,): those of a group stay o
     options = self.check_options()
     if self.windows:
         raise InputError("a tagger reads long texts in windows anyway: leave windows out.")
+    self.forget()
     tagged = read_tagged(X, y)
     self.setup_ = FineTuningSetup(self.backbone, self.method, self.rank, self.max_length, 128,
                                   self.seed(), self.device)
     if isinstance(valid, tuple):
-        more, n = read_tagged(*valid, "the X of valid"), len(tagged)
-        tagged, every = join_tagged(tagged, more), np.arange(n + len(more))
-        self.parts_ = DataSplit(every[:n], every[n:], every[n:], [], dict.fromkeys(_COPIES, 0))
+        if groups is not None:
+            raise InputError("groups are for a split that is made here: leave them out where "
+                             "valid is given.")
+        more = read_tagged(*valid, "the X of valid")
+        self.parts_ = split_given(tagged.texts, more.texts)
+        self.parts_.test = self.parts_.valid # nothing is measured on these
+        tagged = join_tagged(tagged, more)
     else:
         if groups is not None:
+            if len(groups) != len(tagged):
+                raise InputError(f"groups has {len(groups):,} rows, and X has {len(tagged):,}.")
             tagged.documents = pd.factorize(np.asarray(groups))[0]
         share = .1 if valid is None else valid
         self.parts_ = split_for_tagger(tagged, share, self.setup_.seed)
     self.train(tagged, options)
     return self
-
-# %% ../../nbs/jobs/06_span_tagger.ipynb #ba5ce1bf
-_COPIES = ("exact_across", "near_across", "removed_from_train", "removed_from_valid")
 
 # %% ../../nbs/jobs/06_span_tagger.ipynb #284b6227
 @patch

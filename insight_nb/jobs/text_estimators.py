@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OPTIONS', 'MIN_ROWS', 'read_texts', 'TextEstimator', 'validation_split', 'find_copies', 'split_given', 'find_classes',
-           'TextClassifier', 'PairClassifier', 'MultiLabelClassifier', 'TextRegressor']
+           'TextClassifier', 'PairClassifier', 'label_rows', 'MultiLabelClassifier', 'TextRegressor']
 
 # %% ../../nbs/jobs/05_text_estimators.ipynb #2d3251a5
 import tempfile
@@ -44,6 +44,8 @@ def _cells(row): return list(row) if isinstance(row, (tuple, list, np.ndarray)) 
 def _rows(X, name):
     if isinstance(X, pd.DataFrame):
         return list(X.itertuples(index=False, name=None))
+    if hasattr(X, "toarray"): # a sparse matrix
+        X = X.toarray()
     if hasattr(X, "__array__") and not isinstance(X, pd.Series):
         X = np.asarray(X)
     if isinstance(X, (str, bytes)) or not hasattr(X, "__iter__"):
@@ -171,6 +173,9 @@ def split_given(texts, valid) -> DataSplit: # rows to train on; rows to validate
     "The split where validation rows are given: copies of them leave training."
     n, (same, copies) = len(texts), find_copies(texts, valid)
     gone = int(copies.sum())
+    if gone == n:
+        raise InputError("every row of X has a copy among the validation rows: nothing is left to "
+                         "learn from.")
     found = {"exact_across": int(same.sum()), "near_across": gone - int(same.sum()),
              "removed_from_train": gone, "removed_from_valid": 0, "left_across": 0}
     note = [f"{gone:,} rows that are copies of validation rows were removed"] if gone else []
@@ -196,6 +201,12 @@ def _check_weights(weights, n): # (rows,) float32, 1 on average; None: all count
 
 # %% ../../nbs/jobs/05_text_estimators.ipynb #729f883e
 @patch
+def forget(self: TextEstimator):
+    "Drop what an earlier `fit` has left: no part of it may mix with a later one."
+    for name in [name for name in vars(self) if name.endswith("_")]:
+        delattr(self, name)
+
+@patch
 def check_rows(self: TextEstimator, X, y, name="X"):
     "Texts and answers of the same number, at least one."
     if y is None:
@@ -215,6 +226,7 @@ def fit(self: TextEstimator, X, y, # texts; an answer for each
         valid=None # (X, y) to validate on; a share; None: a tenth
        ):
     "Train on texts with their answers, and return the estimator."
+    self.forget()
     options, (texts, y) = self.check_options(), self.check_rows(X, y)
     weights = _check_weights(sample_weight, len(texts))
     if groups is not None:
@@ -222,6 +234,9 @@ def fit(self: TextEstimator, X, y, # texts; an answer for each
     self.setup_ = FineTuningSetup(self.backbone, self.method, self.rank, self.max_length,
                                   seed=self.seed(), device=self.device)
     if isinstance(valid, tuple):
+        if groups is not None:
+            raise InputError("groups are for a split that is made here: leave them out where "
+                             "valid is given.")
         more, answers = self.check_rows(*valid, "the X of valid")
         self.learn_target(y)
         texts, y, self.parts_ = [*texts, *more], [*y, *answers], split_given(texts, more)
@@ -288,15 +303,17 @@ def logits(self: TextEstimator, X) -> np.ndarray: # (rows, outputs) float32
     return bundle_logits(self.fitted_bundle(), read_texts(X, self.pairs))
 
 # %% ../../nbs/jobs/05_text_estimators.ipynb #1bd75bbc
-def find_classes(y, weights=None) -> np.ndarray: # (rows,) labels -> (classes,) sorted
+def _is_float(v): return isinstance(v, (float, np.floating))
+
+def find_classes(y) -> np.ndarray: # (rows,) labels -> (classes,) sorted
     "The classes among labels. Raises InputError where there is one, and for continuous numbers."
     for i, v in enumerate(y):
-        if v is None or v is pd.NA or isinstance(v, float) and not np.isfinite(v):
+        if v is None or v is pd.NA or _is_float(v) and not np.isfinite(v):
             raise InputError(f"row {i} of y is {v}: give each row a label, or leave it out.")
         if isinstance(v, (list, tuple, dict, set)) or getattr(v, "ndim", 0):
             raise InputError(f"row {i} of y is {shorten(repr(v), 40)}: give one label a row; for "
                              "several labels there is MultiLabelClassifier.")
-        if isinstance(v, (float, np.floating)) and v != int(v):
+        if _is_float(v) and v != int(v):
             raise InputError(f"row {i} of y is {v}. Unknown label type: continuous numbers are "
                              "for TextRegressor.")
     if len({isinstance(v, str) for v in y}) == 2:
@@ -471,6 +488,8 @@ def evaluate(self: TextEstimator, X, y, # rows that the model has not seen
     "The report of a recipe: every number with its interval, and the guard."
     bundle, (texts, y) = self.fitted_bundle(), self.check_rows(X, y)
     labels, logits = self.encode(y), bundle_logits(bundle, texts)
+    if untrained and not hasattr(self, "setup_"):
+        raise InputError("untrained is for a model that was trained in this session: leave it out.")
     before = self.untrained_probabilities(texts) if untrained else None
     return self.finish(self.measure(labels, logits, before), texts, y, logits)
 
@@ -504,12 +523,13 @@ def measure(self: TextClassifier, labels, logits, untrained=None) -> Report:
     task, info = self.bundle_.model.task, self.bundle_.info
     report = Report("classify", self.names(), info.get("seed", 0))
     probs = task.postprocess(logits, info["temperature"])[1]
-    learned = np.repeat(np.arange(len(self.classes_)), self.class_count_)
+    counts = getattr(self, "class_count_", np.bincount(labels, minlength=len(self.classes_)))
+    learned = np.repeat(np.arange(len(self.classes_)), counts)
     report.measure(labels, probs, learned, untrained)
     if hasattr(self, "valid_logits_"):
         report.calibration = calibrate(self.valid_logits_, self.valid_labels_, logits, labels)
     return report.add(guard.beats_majority(labels, probs.argmax(1), learned),
-                      guard.small_classes(self.names(), self.class_count_))
+                      guard.small_classes(self.names(), counts))
 
 # %% ../../nbs/jobs/05_text_estimators.ipynb #91e9ffa4
 class PairClassifier(TextClassifier):
@@ -517,6 +537,19 @@ class PairClassifier(TextClassifier):
     pairs = True
 
 # %% ../../nbs/jobs/05_text_estimators.ipynb #06708ca3
+def label_rows(y) -> list: # of lists of labels, or of zeros and ones
+    "Several labels for each row. Raises InputError for a row that is no list, and for no label."
+    rows = []
+    for i, row in enumerate(y):
+        if not isinstance(row, (list, tuple, set, frozenset, np.ndarray)):
+            raise InputError(f"row {i} of y is {shorten(repr(row), 40)}: give a list of labels, or "
+                             "a matrix of zeros and ones.")
+        cells = sorted(row, key=str) if isinstance(row, (set, frozenset)) else list(row)
+        if any(c is None or c is pd.NA or _is_float(c) and c != c for c in cells):
+            raise InputError(f"row {i} of y has a label that is missing: leave it out.")
+        rows.append(cells)
+    return rows
+
 def _is_indicator(rows): # rows of zeros and ones, all as wide
     wide = {len(row) for row in rows}
     plain = {v for row in rows for v in row} <= {0, 1}
@@ -535,8 +568,9 @@ class MultiLabelClassifier(TextClassifier):
 # %% ../../nbs/jobs/05_text_estimators.ipynb #8dcdf6ab
 @patch
 def learn_target(self: MultiLabelClassifier, y):
-    rows = [_cells(row) if not isinstance(row, set) else sorted(row) for row in y]
-    self.indicator_ = _is_indicator(rows)
+    rows = label_rows(y)
+    self.indicator_ = not any(isinstance(row, (set, frozenset)) for row in y) and (
+        _is_indicator(rows))
     if self.indicator_:
         self.classes_ = np.arange(len(rows[0]))
     else:
@@ -551,8 +585,12 @@ def classes_of(self: MultiLabelClassifier, y): return None
 @patch
 def encode(self: MultiLabelClassifier, y):
     "(rows, labels) float32, 0 or 1."
+    y = label_rows(y)
     if self.indicator_:
-        return np.array([list(row) for row in y], dtype=np.float32)
+        if not _is_indicator(y) or len(y[0]) != len(self.classes_):
+            raise InputError(f"y must be zeros and ones for {len(self.classes_)} labels, as in "
+                             "training.")
+        return np.array(y, dtype=np.float32)
     ids = {name: i for i, name in enumerate(self.classes_.tolist())}
     out = np.zeros((len(y), len(ids)), dtype=np.float32)
     for i, row in enumerate(y):
@@ -613,13 +651,15 @@ def measure(self: MultiLabelClassifier, labels, logits, untrained=None) -> Score
     "The metrics of (rows, labels) and logits."
     task, truth = self.bundle_.model.task, labels > 0
     found = task.postprocess(logits)[1] >= task.thresholds
-    constant = np.broadcast_to(self.class_count_ > self.row_count_ / 2, truth.shape)
+    counts = getattr(self, "class_count_", labels.sum(0).astype(int))
+    rows = getattr(self, "row_count_", None) or len(labels)
+    constant = np.broadcast_to(counts > rows / 2, truth.shape)
     titles = {"micro_f1": "micro F1", "macro_f1": "macro F1",
               "subset_accuracy": "share of texts with all labels right"}
     report = ScoreReport("multilabel", self.names(), titles, "giving every text the same labels")
     report.set_metrics(label_metrics(truth, found), label_metrics(truth, constant),
                        label_table(truth, found, self.names()))
-    return report.add(beats_baseline(report), guard.small_classes(self.names(), self.class_count_))
+    return report.add(beats_baseline(report), guard.small_classes(self.names(), counts))
 
 # %% ../../nbs/jobs/05_text_estimators.ipynb #a4b067ec
 class TextRegressor(RegressorMixin, TextEstimator):

@@ -106,6 +106,7 @@ def write_manifest(folder, # that holds all other files
     "Write `bundle.json` into a folder."
     files = sorted(p for p in Path(folder).rglob("*") if p.is_file())
     info = info | {"files": {p.relative_to(folder).as_posix(): hash_file(p) for p in files}}
+    info = json.loads(json.dumps(info), parse_constant=lambda _: None) # JSON has no NaN
     info["seal"] = _seal(info)
     (Path(folder) / "bundle.json").write_text(
         json.dumps(info, indent=1, sort_keys=True, ensure_ascii=False), encoding="utf-8")
@@ -146,7 +147,7 @@ def read_info(path) -> dict: # what bundle.json says
     is from a newer version."""
     path, info = Path(path), _read(Path(path))
     schema = info.get("schema") if isinstance(info, dict) else None
-    if not isinstance(schema, int):
+    if type(schema) is not int or schema < 1:
         raise InputError(
             f"{path / 'bundle.json'} is damaged: it has no schema. Copy the bundle again.")
     if schema > SCHEMA:
