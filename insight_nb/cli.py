@@ -480,7 +480,10 @@ def _predict(args):
         open_frame(args.table)[0] if args.table.startswith("sample:") else args.table)
     from insight_nb.ship.bundle import TASKS, load_bundle, read_info
     from insight_nb.ship.predict import predict_file
-    if read_info(args.bundle)["task"] not in TASKS:
+    task = None
+    with contextlib.suppress(InputError): # which is said when the output's name is tried out
+        task = read_info(args.bundle)["task"]
+    if task and task not in TASKS:
         return _predict_rows(args, chunks)
     with tempfile.TemporaryDirectory() as folder:
         out = args.out or Path(folder, "predictions.csv")

@@ -237,7 +237,7 @@ def test_refused(ends, make, parameters, said):
 def test_a_bundle_of_pictures_is_not_taken_for_one_of_texts(ends):
     run(table_of(), group="patient", folds=0, epochs=1)
     pd.DataFrame({"text": ["a"]}).to_csv("t.csv", index=False)
-    refused(ends("predict", "out/bundle", "t.csv"), "diagnose")
+    refused(ends("predict", "out/bundle", "t.csv"), "no column 'path'")
 
 
 def test_the_leak_is_found_where_it_was_planted():
