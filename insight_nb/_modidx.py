@@ -3432,6 +3432,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                            'insight_nb/jobs/text_estimators.py'),
                                                  'insight_nb.jobs.text_estimators.TextEstimator.logits': ( 'jobs/text_estimators.html#textestimator.logits',
                                                                                                            'insight_nb/jobs/text_estimators.py'),
+                                                 'insight_nb.jobs.text_estimators.TextEstimator.run_trainer': ( 'jobs/text_estimators.html#textestimator.run_trainer',
+                                                                                                                'insight_nb/jobs/text_estimators.py'),
                                                  'insight_nb.jobs.text_estimators.TextEstimator.save': ( 'jobs/text_estimators.html#textestimator.save',
                                                                                                          'insight_nb/jobs/text_estimators.py'),
                                                  'insight_nb.jobs.text_estimators.TextEstimator.seed': ( 'jobs/text_estimators.html#textestimator.seed',

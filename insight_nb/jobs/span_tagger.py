@@ -25,7 +25,6 @@ from .training import make_trainer
 from ..models.tagging import TaggingTask
 from ..ship.bundle import Bundle, bundle_info, load_bundle
 from ..ship.predict import bundle_logits, predict as predict_texts
-from ..train.callbacks import Progress
 from ..train.inference import optimize_for_inference
 
 # %% ../../nbs/jobs/06_span_tagger.ipynb #e74033a7
@@ -118,13 +117,7 @@ def train(self: SpanTagger, tagged, options):
         options.get("unfreeze", False), averaged and self.method == "full", task="tag",
         windows_per_text=len(data.passes["train"]), epochs=self.epochs, batch_size=self.batch_size,
         learning_rate=self.learning_rate, layer_decay=options.get("layer_decay"))
-    if not self.verbose:
-        kept = [c for c in self.trainer_.callbacks if not isinstance(c, Progress)]
-        self.trainer_.callbacks = kept
-    self.trainer_.fit()
-    if self.trainer_.interrupted:
-        raise KeyboardInterrupt
-    self.history_ = self.trainer_.state.history
+    self.run_trainer()
     self.tagged_, self.texts_ = tagged, tagged.texts
     valid = data.sides["valid"]
     choose_transition_strength(task, data.sides["train"].tags, data.word_logits(model, "valid"),

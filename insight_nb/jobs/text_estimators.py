@@ -252,6 +252,17 @@ def classes_of(self: TextEstimator, y): return None # (rows,) ids, where each ro
 
 # %% ../../nbs/jobs/05_text_estimators.ipynb #da32046d
 @patch
+def run_trainer(self: TextEstimator):
+    "Run `trainer_`, with its progress shown only if that was asked for."
+    if not self.verbose:
+        kept = [c for c in self.trainer_.callbacks if not isinstance(c, Progress)]
+        self.trainer_.callbacks = kept
+    self.trainer_.fit()
+    if self.trainer_.interrupted:
+        raise KeyboardInterrupt
+    self.history_ = self.trainer_.state.history
+
+@patch
 def train(self: TextEstimator, texts, y, weights, options):
     "Tokenize, train, tune. `parts_` says which rows train."
     setup, parts = self.setup_, self.parts_
@@ -269,13 +280,8 @@ def train(self: TextEstimator, texts, y, weights, options):
         setup, model, (train, valid if len(valid) else None), self.score_epoch,
         n_classes=max(2, len(task.names)), epochs=self.epochs, batch_size=self.batch_size,
         learning_rate=self.learning_rate, **given)
-    if not self.verbose:
-        kept = [c for c in self.trainer_.callbacks if not isinstance(c, Progress)]
-        self.trainer_.callbacks = kept
-    self.trainer_.fit()
-    if self.trainer_.interrupted:
-        raise KeyboardInterrupt
-    self.history_, self.texts_, self.y_ = self.trainer_.state.history, texts, y
+    self.run_trainer()
+    self.texts_, self.y_ = texts, y
     temperature = self.tune(predict_logits(model, valid), valid.labels) if len(valid) else 1.
     info = self.facts() | bundle_info(model, setup.length, temperature)
     self.bundle_ = Bundle(optimize_for_inference(model.eval()), info)
@@ -690,7 +696,6 @@ def make_task(self: TextRegressor, y, options):
     learned = regression_targets(y, "y")
     self.task_ = RegressionTask(["value"], float(learned.mean()), float(learned.std()),
                                 pool=options.get("pool", "mean"))
-    vars(self).pop("bundle_", None) # of an earlier fit
     return self.task_
 
 @patch
