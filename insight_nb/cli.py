@@ -478,7 +478,8 @@ def _predict(args):
     from insight_nb.base.files import read_chunks
     chunks = read_chunks(
         open_frame(args.table)[0] if args.table.startswith("sample:") else args.table)
-    from insight_nb.ship.bundle import TASKS, load_bundle, read_info
+    from insight_nb.jobs.loading import open_bundle
+    from insight_nb.ship.bundle import TASKS, read_info
     from insight_nb.ship.predict import predict_file
     task = None
     with contextlib.suppress(InputError): # which is said when the output's name is tried out
@@ -488,7 +489,7 @@ def _predict(args):
     with tempfile.TemporaryDirectory() as folder:
         out = args.out or Path(folder, "predictions.csv")
         # when the output's name has been tried out
-        load = functools.partial(load_bundle, args.bundle, args.precision, device=args.device)
+        load = functools.partial(open_bundle, args.bundle, args.precision, device=args.device)
         found = predict_file(load, chunks, out,
                              (args.text, args.second) if args.second else args.text,
                              args.probabilities, force=args.force, on_progress=_progress())
@@ -511,14 +512,10 @@ def _predict_rows(args, chunks): # with a bundle of an application
     from insight_nb.jobs.loading import predict_rows
     how = {}
     if args.text != "text":
-        how["path"] = args.text
+        how["column"] = args.text
     if args.probabilities:
         how["probabilities"] = True
-    try:
-        found = predict_rows(args.bundle, pd.concat(list(chunks)), args.device, **how)
-    except TypeError:
-        raise InputError("a risk reads columns by their names: leave --text and --probabilities "
-                         "out.") from None
+    found = predict_rows(args.bundle, pd.concat(list(chunks)), args.device, **how)
     with tempfile.TemporaryDirectory() as folder:
         out = args.out or Path(folder, "predictions.csv")
         write_frame(found, out, args.force)

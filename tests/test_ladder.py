@@ -1,5 +1,6 @@
 """The ladder as a whole: what its recipe leaves, what a kill does, how bad input ends."""
 
+import io
 import json
 import os
 import signal
@@ -7,12 +8,16 @@ import subprocess
 import sys
 import time
 
+import numpy as np
+import pandas as pd
 import pytest
 from conftest import SECTIONS, refused, rows_of, write_csv
+from insight_nb import load
 from insight_nb.cli import main
 from test_recipes import GUARD
 
 CHEAP = "majority,label names,TF-IDF + linear"
+TEXTS = ["a fine room", "<b>bad</b> food", "房间很好 👍"]
 
 
 def climb(table, out, *more):
@@ -148,8 +153,25 @@ def test_killed_and_started_again_it_repeats_nothing(tmp_path):
     run.wait()
     assert not (tmp_path / "first").exists()
     assert climb(table, "second", "-p", "state", "state", "-p", "rungs", CHEAP) == 0
-    rungs = json.loads((tmp_path / "second" / "evidence.json").read_text(encoding="utf-8"))["rungs"]
-    assert [(r["status"], r["kept"]) for r in rungs] == [("done", True)] * 3
+    e = json.loads((tmp_path / "second" / "evidence.json").read_text(encoding="utf-8"))
+    assert [(r["status"], r["kept"]) for r in e["rungs"]] == [("done", True)] * 3
+    found = {c["check"]: c["passed"] for c in e["guard"]} # what was kept by the killed run
+    assert found["reload_equal"] and found["label_order"] and found["row_order"]
+
+
+def test_the_rung_that_it_names_is_shipped(climbed, capsys):
+    "Its bundle answers on the command line and in Python, whatever the method."
+    e = json.loads((climbed / "evidence.json").read_text(encoding="utf-8"))
+    info = json.loads((climbed / "bundle" / "bundle.json").read_text(encoding="utf-8"))
+    assert e["stop_at"] == info["rung"]["name"] and "encoder" not in info["files"]
+    assert info["metrics"]["accuracy"]["value"] == e["metrics"]["accuracy"]["value"]
+    table = write_csv(climbed / "new.csv", [{"text": t} for t in TEXTS])
+    assert main(["predict", str(climbed / "bundle"), str(table), "--probabilities"]) == 0
+    found = pd.read_csv(io.StringIO(capsys.readouterr().out))
+    model = load(climbed / "bundle")
+    shown = [p.removeprefix("'") for p in found["prediction"]] # what a sheet might compute
+    assert shown == model.predict(TEXTS).tolist()
+    np.testing.assert_allclose(found["probability"], model.predict_proba(TEXTS).max(1))
 
 
 BAD = {  # parameters -> words of the message

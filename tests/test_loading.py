@@ -7,11 +7,15 @@ import pytest
 from PIL import Image
 
 from insight_nb import load
+from insight_nb.apps.assistant.assistant import Assistant
+from insight_nb.apps.assistant.out_of_scope import IntentClassifier
+from insight_nb.apps.assistant.retrieval import AnswerIndex
 from insight_nb.apps.diagnose.imaging import save_imaging
 from insight_nb.apps.diagnose.vision import ImagePreprocessor, small_vision
 from insight_nb.apps.risk.estimators import RiskClassifier, RiskRegressor
 from insight_nb.apps.risk.risk_bundle import save_risk
 from insight_nb.cli import main
+from insight_nb.data.samples import synthetic
 from insight_nb.models.tasks import ClassificationTask, Model
 from insight_nb.ship.bundle import SCHEMA, write_manifest
 
@@ -39,7 +43,7 @@ def test_predict_answers_a_table_with_a_risk(name, column, risk, tmp_path, capsy
     assert main([*asked, "--out", str(tmp_path / "out.csv")]) == 2
     assert main([*asked, "--text", "town"]) == 2
     said = capsys.readouterr().err
-    assert "leave --text" in said and "Traceback" not in said
+    assert "takes no column: leave it out" in said and "Traceback" not in said
     assert load(tmp_path / name, device="cpu").info["task"] == "risk"
 
 
@@ -56,16 +60,33 @@ def test_predict_answers_a_table_of_images(tmp_path):
     assert found["prediction"][0] in names and "not there" in found["error"][1]
 
 
+def test_predict_answers_a_table_with_an_assistant(tmp_path, capsys):
+    frame = synthetic(120)
+    kinds = sorted(set(frame.label))
+    reader = IntentClassifier().fit(
+        list(frame.text), [kinds.index(k) for k in frame.label], kinds)
+    questions, said = ["怎么付款？", "When are you open?"], ["刷卡。", "From 9 to 5."]
+    answers = AnswerIndex(questions, said, reader.embed)
+    Assistant(reader, answers).save(tmp_path / "b")
+    pd.DataFrame({"text": ["when are you open?", "", "怎么付款？"]}).to_csv(
+        tmp_path / "new.csv", index=False)
+    assert main(["predict", str(tmp_path / "b"), str(tmp_path / "new.csv"),
+                 "--out", str(tmp_path / "out.csv")]) == 0
+    found = pd.read_csv(tmp_path / "out.csv", keep_default_na=False)
+    assert found["reply"].tolist() == ["From 9 to 5.", "", "刷卡。"]
+    assert found["error"].tolist()[1] and "1 of them with an error" in capsys.readouterr().out
+
+
 def test_a_bundle_that_answers_no_table_says_what_to_do(tmp_path, capsys):
     (tmp_path / "b").mkdir()
-    write_manifest(tmp_path / "b", {"schema": SCHEMA, "task": "recommend"})
+    write_manifest(tmp_path / "b", {"schema": SCHEMA, "task": "translate"})
     (tmp_path / "t.csv").write_text("text\na\n")
     assert main(["predict", str(tmp_path / "b"), str(tmp_path / "t.csv")]) == 2
     assert "insight_nb.load" in capsys.readouterr().err
     for command in (["export", "--to", "onnx", "--out", str(tmp_path / "o")], ["serve"]):
         assert main([command[0], str(tmp_path / "b"), *command[1:]]) == 2
         said = capsys.readouterr().err
-        assert "'recommend'" in said and said.count("\n") == 1
+        assert "'translate'" in said and said.count("\n") == 1
     info = json.loads((tmp_path / "b" / "bundle.json").read_text())
     (tmp_path / "b" / "bundle.json").write_text(json.dumps(info | {"task": "classify"}))
     assert main(["serve", str(tmp_path / "b")]) == 2

@@ -209,7 +209,7 @@ class Contrastive(Rung):
     def vectors(self, texts): # (rows, twice the width)
         return np.concatenate([
             embed(texts, self.model.backbone, self.max_length, static,
-                  self.trainer.accelerator.mixed_precision if not static else "no", self.device)
+                  "no" if static else self.precision_, self.device)
             for static in (False, True)], 1)
 
 # %% ../../nbs/methods/03_fewshot.ipynb #dd2c778a
@@ -238,6 +238,7 @@ def tune(self: Contrastive, texts, y, more=0.): # as of `TimeBudget`
     self.trainer.fit()
     if self.trainer.interrupted:
         raise KeyboardInterrupt
+    self.precision_ = self.trainer.accelerator.mixed_precision
 
 # %% ../../nbs/methods/03_fewshot.ipynb #8c4cba36
 @patch

@@ -17,6 +17,7 @@ from fastcore.basics import patch
 from ..base.core import InputError, optional_import
 from ..data.labels import LabelEncoder
 from ..data.tags import TaggedTexts, concatenate_datasets, windowed_passes, is_cased
+from ..eval.metrics import softmax
 from ..eval.spans import span_counts, span_metrics
 from .classical import Rung
 from .fine_tuned import EncoderRung
@@ -39,6 +40,8 @@ class TagRung(Rung):
         return self
 
     def predict_tags(self, tagged) -> list: raise NotImplementedError # of lists of tags
+    # (words, tags) for each text; each row sums to 1
+    def predict_proba(self, tagged) -> list: raise NotImplementedError
 
 # %% ../../nbs/methods/05_taggers.ipynb #7fd2d1d4
 class MajorityTag(TagRung):
@@ -56,12 +59,16 @@ class MajorityTag(TagRung):
         self.other = np.where(np.arange(len(self.names)) == 0, 0., -9.)
         self.rules = np.where(transition_mask(self.names), 0., -np.inf)
 
-    def predict_tags(self, tagged):
-        def scores(i):
-            return np.array([self.known.get(w, self.other)
-                             for w in tagged.get_words(i)]).reshape(-1, len(self.names))
+    def scores(self, words): # (words, tags), logs
+        found = [self.known.get(word, self.other) for word in words]
+        return np.array(found).reshape(-1, len(self.names))
 
-        return [[self.names[t] for t in viterbi_decode(scores(i), self.rules)]
+    def predict_proba(self, tagged):
+        return [softmax(self.scores(words)) for words in map(tagged.get_words, range(len(tagged)))]
+
+    def predict_tags(self, tagged):
+        return [[self.names[t] for t in viterbi_decode(self.scores(tagged.get_words(i)),
+                                                       self.rules)]
                 for i in range(len(tagged))]
 
     @property
@@ -138,7 +145,12 @@ def train(self: CRF, crf, x, y, rows, strength):
         path = str(Path(folder.name, "model"))
         trainer.train(path)
         self.bytes = Path(path).read_bytes()
-    tagger = crf.Tagger()
+    return self.open_model()
+
+@patch
+def open_model(self: CRF):
+    "The model of these `bytes`."
+    tagger = optional_import("pycrfsuite", "crf").Tagger()
     tagger.open_inmemory(self.bytes)
     return tagger
 
@@ -147,6 +159,18 @@ def train(self: CRF, crf, x, y, rows, strength):
 def tags(self: CRF, model, x):
     "The most probable sequence, mended where it can't be."
     return to_iob2([model.tag(row) if row else [] for row in x])[0]
+
+@patch
+def predict_proba(self: CRF, tagged) -> list: # (words, tags) for each text
+    "The marginal probability of each tag of each word."
+    found = []
+    for words in self.features(tagged):
+        self.model.set(words)
+        known = self.model.labels()
+        found.append(np.array(
+            [[self.model.marginal(tag, i) if tag in known else 0. for tag in self.names]
+             for i in range(len(words))]).reshape(-1, len(self.names)))
+    return found
 
 @patch(as_prop=True)
 def size_mb(self: CRF) -> float: return 1e-6 * len(self.bytes)

@@ -239,6 +239,9 @@ def load_bundle(path, # the folder
         raise InputError(
             f"{path} is for the task {info['task']!r}, which is not read here: open it with what "
             "wrote it, or update insight_nb.")
+    if rung := info.get("rung"):
+        raise InputError(f"{path} holds {rung['name']}, without an encoder that was fine-tuned: "
+                         "open it with insight_nb.load.")
     task = TASKS[info["task"]](info["labels"], **info.get("settings", {}))
     if info.get("adapter"):
         model = load_adapter(path, info, task, backbone)

@@ -26,6 +26,7 @@ from .diagnose import (
     plot_risk_coverage, sensitivity_specificity, share_with_interval)
 from ...base.core import (
     atomic_output, InputError, package_versions, plural, ReportTable, shorten, suggest)
+from ...base.files import check_free_columns
 from ...data.labels import LabelEncoder, check_labels
 from ...data.table import stratified_sample
 from ...eval.metrics import Metric, softmax
@@ -173,21 +174,17 @@ def _answers(bundle, paths, step):
 
 # %% ../../../nbs/apps/diagnose/03_imaging.ipynb #660055ae
 def predict_images(bundle: ImagingBundle, frame: pd.DataFrame, # with a column of paths
-                   path="path", probabilities=False, # its name; one more column for each class
+                   column="path", probabilities=False, # its name; one more column for each class
                    step=256) -> pd.DataFrame: # files read at once
     "The frame with the columns `prediction`, `probability` and `error`."
-    if path not in frame.columns:
+    if column not in frame.columns:
         raise InputError(
-            f"the table has no column {path!r} with paths.{suggest(path, frame.columns)}")
+            f"the table has no column {column!r} with paths.{suggest(column, frame.columns)}")
     new = ["prediction", "probability", "error"]
     if probabilities:
         new += [f"probability_{name}" for name in bundle.names]
-    taken = [c for c in new if c in frame.columns]
-    if taken:
-        raise InputError(
-            f"the table has a column {taken[0]!r} already: rename it, since the prediction goes "
-            "there.")
-    probs, errors = _answers(bundle, frame[path].tolist(), step)
+    check_free_columns(frame, new)
+    probs, errors = _answers(bundle, frame[column].tolist(), step)
     best = [None if e else int(p.argmax()) for p, e in zip(probs, errors)]
     out = frame.assign(prediction=[None if b is None else bundle.names[b] for b in best],
                        probability=probs.max(1) if len(frame) else [], error=errors)

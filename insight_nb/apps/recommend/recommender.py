@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RIDGES', 'DEFAULT_SETTINGS', 'SETTINGS_GRID', 'ItemCatalog', 'build_catalog', 'item_vectors', 'item_features',
            'fit_cold_items', 'cold_start_ndcg', 'tune_ridge', 'standardize_scores', 'Hybrid', 'tune_hybrid',
-           'Recommender', 'Recommendations', 'load_recommender']
+           'Recommender', 'Recommendations', 'load_recommender', 'recommend_table']
 
 # %% ../../../nbs/apps/recommend/02_recommender.ipynb #131fa7d3
 import json
@@ -14,6 +14,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from fastcore.basics import patch
 from safetensors.numpy import load_file, save_file
 from scipy.sparse import csr_matrix, issparse
@@ -24,6 +25,7 @@ from .collaborative import (
 from .ranking import ranking_metrics_per_user, top_items
 from ...base.core import (
     atomic_output, InputError, package_versions, plural, ReportTable, shorten, suggest)
+from ...base.files import check_free_columns
 from ...data.table import invalid_text_reason, to_text
 from ...train.inference import embed
 from ...models.backbone import load_backbone
@@ -435,3 +437,35 @@ def load_recommender(path) -> Recommender: # a folder that `save` wrote
         h.weights = csr_matrix(
             tuple(found[f"weights.{k}"] for k in ("data", "indices", "indptr")), shape=(n, n))
     return Recommender(h, said["names"], said["texts"])
+
+# %% ../../../nbs/apps/recommend/02_recommender.ipynb #6a3c713a
+def _history(cell): # -> names; raises InputError
+    if isinstance(cell, str) and cell.strip().startswith("["):
+        try:
+            return list(json.loads(cell))
+        except ValueError:
+            raise InputError(f"{shorten(cell, 40)} is no list in JSON") from None
+    if isinstance(cell, (list, tuple, np.ndarray)):
+        return list(cell)
+    return [] if invalid_text_reason(cell) else [cell]
+
+def recommend_table(recommender: Recommender, frame, # a frame with a column of histories
+                    column="history", k=10) -> pd.DataFrame: # the same rows, in order
+    """Columns prediction (a JSON list of items, the best first; popular ones for an empty history)
+    and error. Raises InputError for a column that is missing."""
+    if column not in frame.columns:
+        raise InputError(f"the table has no column {column!r} with histories, lists of items."
+                         f"{suggest(column, frame.columns)}")
+    check_free_columns(frame, ["prediction", "error"])
+    found, errors = [], []
+    for cell in frame[column]:
+        try:
+            advice = recommender.recommend(_history(cell), k)
+        except InputError as e:
+            found.append(None)
+            errors.append(str(e))
+            continue
+        found.append(json.dumps(advice.items, ensure_ascii=False))
+        unknown = advice.unknown_items
+        errors.append(f"not known, left out: {shorten(unknown[0], 40)}" if unknown else "")
+    return frame.assign(prediction=found, error=errors)

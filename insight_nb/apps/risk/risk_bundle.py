@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from ...base.core import atomic_output, InputError, package_versions, shorten, suggest
 from ...data.arrays import to_numbers, numeric_values, convert_numeric_columns, to_missing
 from ...data.sources import open_frame
-from ...base.files import check_columns
+from ...base.files import check_columns, check_free_columns
 from .estimators import TableEstimator, estimator_from_state
 from ...ship.bundle import SCHEMA, write_manifest, check_files, read_info
 
@@ -87,13 +87,8 @@ def predict_table(bundle: RiskBundle, source) -> pd.DataFrame: # whatever `open_
         raise InputError(
             f"the table has no column {shorten(gone[0], 40)!r}, which the model was trained "
             f"with.{suggest(gone[0], frame.columns)}")
-    taken = [
-        c for c in (*(("prediction", "probability") if names else ("prediction", "low", "high")),
-                    "error") if c in frame.columns]
-    if taken:
-        raise InputError(
-            f"the table has a column {taken[0]!r} already: rename it, since the prediction goes "
-            "there.")
+    kinds = ("probability",) if names else ("low", "high")
+    check_free_columns(frame, ["prediction", *kinds, "error"])
     rows = convert_numeric_columns(frame[model.columns_in_])
     error = _faults(model.columns_.plans, rows)
     good = error == ""
