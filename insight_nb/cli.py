@@ -66,7 +66,6 @@ def parse_parameters_cell(source) -> dict:
     helps = _helps(source)
     return {p.name: p for p in (_parameter(n, helps) for n in body)}
 
-# %% ../nbs/90_cli.ipynb #b0362c6d
 def _parameter(node, helps):
     try:
         kinds = ast.unparse(node.annotation).split(" | ")
@@ -141,7 +140,6 @@ def recipes() -> dict:
                   here)
     return {p.stem: p for p in sorted(folder.glob("[!._]*.ipynb"))}
 
-# %% ../nbs/90_cli.ipynb #c0e022ae
 def find_recipe(name # of a recipe, or the path of a notebook
                ) -> Path:
     "The notebook to run. Raises `InputError` for a name or a path that isn't there."
@@ -490,9 +488,10 @@ def _predict(args):
         out = args.out or Path(folder, "predictions.csv")
         # when the output's name has been tried out
         load = functools.partial(open_bundle, args.bundle, args.precision, device=args.device)
-        found = predict_file(load, chunks, out,
-                             (args.text, args.second) if args.second else args.text,
-                             args.probabilities, force=args.force, on_progress=_progress())
+        columns = (args.text, args.second) if args.second else args.text
+        with _kept(args, columns) as tell:
+            found = predict_file(load, chunks, out, columns, args.probabilities, force=args.force,
+                                 on_progress=tell)
         if a := found["agreement"]:
             if found["precision"] == a["precision"]:
                 kept = ""
@@ -571,11 +570,13 @@ def _export(args):
         print(push_folder(args.out, args.push))
 
 def _serve(args):
+    from insight_nb.jobs.loading import open_bundle
     from insight_nb.ship.serve import ServeOptions, serve
     options = ServeOptions(
         args.max_texts, max_body_mb=args.max_body, max_waiting=max(5000, args.max_texts),
-        token=args.token, log=args.log)
-    serve(args.bundles, args.host, args.port, options, args.device)
+        token=args.token, log=args.log, feedback=args.feedback, keep_texts=not args.hash_texts,
+        review=args.review)
+    serve(args.bundles, args.host, args.port, options, args.device, open_bundle)
 
 def _rows_to_ask(args): # texts or pairs, and their labels or None
     from insight_nb.data.sources import open_frame
@@ -588,6 +589,47 @@ def _rows_to_ask(args): # texts or pairs, and their labels or None
     if args.label not in frame.columns:
         raise InputError(f"the table has no column {args.label!r}.{suggest(args.label, frame)}")
     return texts, frame[args.label][good].tolist()
+
+# %% ../nbs/90_cli.ipynb #75dbc396
+@contextlib.contextmanager
+def _kept(args, columns): # yields what is told of each answered piece
+    if not args.feedback:
+        yield _progress()
+        return
+    from insight_nb.ship.bundle import read_info
+    from insight_nb.ship.feedback import Answered, FeedbackStore
+    info, tell = read_info(args.bundle), _progress()
+    by = Answered(Path(args.bundle).resolve().parent.name, info["seal"][:16], info["task"])
+    columns = [columns] if isinstance(columns, str) else list(columns)
+    if len(columns) < 2 and info.get("second"):
+        columns.append(info["second"])
+    with FeedbackStore(args.feedback, not args.hash_texts) as store:
+        def keep(done, rows, answered):
+            store.add_table(by, answered, columns)
+            tell(done, rows)
+        yield keep
+
+def _feedback(args):
+    from insight_nb.base.tables import write_frame
+    from insight_nb.data.sources import open_frame
+    from insight_nb.ship.feedback import FeedbackStore
+    if not Path(args.store).is_file():
+        raise InputError(f"{args.store} is not there: name the file that --feedback has written.")
+    with FeedbackStore(args.store) as store:
+        if args.do == "import":
+            if not args.table:
+                raise InputError("feedback import needs a table of corrections after the file.")
+            done = store.import_table(open_frame(args.table)[0], args.label, args.text)
+            print(done)
+            if done.errors and not done.kept:
+                raise InputError("no row of the table could be used.")
+        elif args.do == "sample":
+            write_frame(store.sample(args.rows), args.out or "to_label.csv", args.force)
+            print(f"fill in the column label of {args.out or 'to_label.csv'}, and import it")
+        elif args.do == "purge":
+            print(f"{plural(store.purge(args.days), 'answer')} deleted")
+        else:
+            print(*store.estimates() or ["no answer is kept here yet"], sep="\n")
 
 # %% ../nbs/90_cli.ipynb #0ec13cbe
 _RUN = """examples:
@@ -607,12 +649,18 @@ _EXPORT = """examples:
 _SERVE = """examples:
   insight-nb serve runs/a/bundle --port 8000
   curl -d '{"text": "good"}' localhost:8000/predict"""
+_FEEDBACK = """examples:
+  insight-nb serve runs/a/bundle --feedback answers.db
+  insight-nb feedback show answers.db
+  insight-nb feedback sample answers.db --rows 200 --out to_label.csv
+  insight-nb feedback import answers.db labeled.csv"""
 _MAIN = """examples:
   insight-nb samples                                         tables to try it on
   insight-nb check reviews.csv --text review --label stars   is the data fit to train on?
   insight-nb run classify -p table reviews.csv -p text review -p label stars --out runs/a
   insight-nb predict runs/a/bundle new.csv --text review --out predicted.csv"""
 
+# %% ../nbs/90_cli.ipynb #4836324c
 def make_parser() -> argparse.ArgumentParser:
     "The command line's grammar."
     top = _Parser(
@@ -621,8 +669,8 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=_MAIN)
     top.add_argument("--version", action="version", version=f"insight-nb {insight_nb.__version__}")
     commands = top.add_subparsers(
-        dest="command", metavar="run | predict | export | serve | check | samples", required=True,
-        parser_class=_Parser)
+        dest="command", required=True, parser_class=_Parser,
+        metavar="run | predict | export | serve | feedback | check | samples")
     def add(name, call, about, examples="examples:\n  insight-nb samples", **kw):
         sub = commands.add_parser(name, help=about, description=about, epilog=examples, **kw)
         sub.set_defaults(call=call, parser=sub)
@@ -633,6 +681,8 @@ def make_parser() -> argparse.ArgumentParser:
     _export_arguments(
         add("export", _export, "write a bundle for another tool, and prove it", _EXPORT))
     _serve_arguments(add("serve", _serve, "answer over HTTP", _SERVE))
+    _feedback_arguments(
+        add("feedback", _feedback, "corrections of answers that were kept", _FEEDBACK))
     _check_arguments(add("check", _check, "report on a table, without training", _CHECK))
     add("samples", _samples, "list the sample tables")
     return top
@@ -658,6 +708,30 @@ def _predict_arguments(p):
     p.add_argument("--device", metavar="DEVICE",
                    help="cpu, cuda or mps; default: the best that this machine has")
     p.add_argument("--force", action="store_true", help="replace FILE")
+    _store_arguments(p)
+
+# %% ../nbs/90_cli.ipynb #03ff041e
+def _store_arguments(p):
+    p.add_argument("--feedback", metavar="FILE",
+                   help="keep the answers here, to be corrected; default: nothing is kept")
+    p.add_argument("--hash-texts", action="store_true",
+                   help="keep a hash of each text instead of the text")
+
+def _feedback_arguments(p):
+    p.add_argument("do", metavar="show | import | sample | purge",
+                   choices=("show", "import", "sample", "purge"))
+    p.add_argument("store", metavar="FILE", help="what --feedback has written")
+    p.add_argument("table", metavar="TABLE", nargs="?", help="corrections, for import")
+    p.add_argument("--text", default="text", metavar="COL",
+                   help="the column of texts, where there is no column id; default: text")
+    p.add_argument("--label", default="label", metavar="COL",
+                   help="the column that says what is right; default: label")
+    p.add_argument("--rows", type=int, default=100, metavar="N",
+                   help="answers to draw, for sample; default: 100")
+    p.add_argument("--out", metavar="FILE", help="for sample; default: to_label.csv")
+    p.add_argument("--days", type=float, default=90, metavar="N",
+                   help="purge deletes what is older; default: 90")
+    p.add_argument("--force", action="store_true", help="replace FILE of --out")
 
 def _check_arguments(p):
     p.add_argument("table", metavar="TABLE", help="a file, a hub id or sample:NAME")
@@ -704,6 +778,9 @@ def _serve_arguments(p):
     p.add_argument("--token", metavar="TOKEN", help="that each request must bear")
     p.add_argument("--log", metavar="FILE",
                    help="append texts and answers; default: no text is kept")
+    _store_arguments(p)
+    p.add_argument("--review", type=float, default=.05, metavar="SHARE",
+                   help="share of the answers that are drawn to be looked at; default: 0.05")
     p.add_argument("--max-texts", type=int, default=1000, metavar="N",
                    help="texts in a request; default: 1000")
     p.add_argument("--max-body", type=float, default=10., metavar="MB",
@@ -715,7 +792,7 @@ def _progress(every=30):
     """A function that is told how far a job is, and says so on stderr: after `every` seconds, and
     less often the longer it takes."""
     began = said = time.monotonic()
-    def tell(done, rows):
+    def tell(done, rows, answered=None):
         nonlocal said
         now = time.monotonic()
         if now - said < max(every, (now - began) / 10) or done == rows:

@@ -215,6 +215,8 @@ def to_markdown(self: AuditReport) -> str:
         + "\n\n"
         + "\n".join(f"- {escape_markdown(s)}" for s in self._advice())
         + "\n")
+
+# %% ../../nbs/data/08_audit.ipynb #4f6f3520
 @patch
 def to_html(self: AuditReport) -> str:
     "As HTML, escaped."

@@ -214,6 +214,7 @@ def _fall(sizes, scores): # the two sizes that a score falls between beyond doub
                   for j in range(len(n)) for i in range(j + 1))
     return (int(n[i]), int(n[j])) if z > 4 else None
 
+# %% ../../nbs/eval/04_learning_curve.ipynb #a03356ae
 @patch
 def warnings(self: LearningCurve) -> str: # nothing where all is well
     "What speaks against a power law, or against more labels."

@@ -180,6 +180,7 @@ def set_metrics(self: ScoreReport, metrics: dict, baseline: dict, # name -> Metr
     self.untrained = untrained
     return self
 
+# %% ../../nbs/eval/07_scores.ipynb #5e1851a2
 @patch(as_prop=True)
 def main_metric(self: ScoreReport) -> tuple: # the leading metric, and that of knowing nothing
     k = next(iter(self.metric_titles))

@@ -312,6 +312,7 @@ def calibration(self: TextComparison, shown) -> dict | None:
             "log_loss": shown.metrics["log_loss"].value,
             "reliability": reliability_bins(answers, y)}
 
+# %% ../../nbs/jobs/08_comparison.ipynb #4dd60b60
 @patch
 def small_classes(self: TextComparison) -> Check:
     return guard.small_classes(self.names, self.class_sizes)

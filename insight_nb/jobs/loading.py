@@ -59,6 +59,7 @@ ANSWERS = {"risk": ("apps.risk.risk_bundle", "predict_table"),
            "assistant": ("apps.assistant.assistant", "reply_table"),
            "recommend": ("apps.recommend.recommender", "recommend_table")}
 
+# %% ../../nbs/jobs/07_loading.ipynb #d52cb43e
 def predict_rows(path, frame, # of a bundle of an application; a table
                  device=None, **how): # of the function that answers: column, probabilities
     "The table with the columns prediction, probability and error."

@@ -120,6 +120,7 @@ def word_logits(self: TaggingRows, model, side) -> list: # for each text (words,
                 for i, reading in enumerate(self.passes[side])]
     return [np.mean(texts, 0) for texts in zip(*readings)]
 
+# %% ../../nbs/jobs/02_tagging.ipynb #fb794ea2
 def span_f1(truth, found) -> float: # lists of tags, text by text
     "F1 of whole spans, of all kinds together."
     return span_metrics(span_counts(truth, found)[""], draws=1)["f1"].value

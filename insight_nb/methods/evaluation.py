@@ -94,6 +94,7 @@ def compare(self: TagEvaluation, a, b, level=.95) -> Difference:
     return replace(d, low=max(-1., min(d.low, d.value - least)),
                    high=min(1., max(d.high, d.value + least)))
 
+# %% ../../nbs/methods/06_evaluation.ipynb #b6b69c1c
 @patch
 def unpack(self: TagEvaluation, values):
     "Tags of each text, from an array."

@@ -69,6 +69,7 @@ def free_memory(device) -> int | None: # bytes; None: not a GPU that tells
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + cached
 
+# %% ../../nbs/models/06_memory.ipynb #03ed5b56
 def compute_anew(model: nn.Module) -> bool: # whether the encoder can
     "Let the layers keep their input alone, and compute the rest once more on the way back."
     encoder = model.backbone.encoder
@@ -91,6 +92,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)
 
+# %% ../../nbs/models/06_memory.ipynb #f782df9c
 def note_memory(model: nn.Module, text: str):
     "Remember, once, what memory or a machine that went made different: `memory_notes`."
     notes = vars(model).setdefault("memory_notes", [])

@@ -42,6 +42,7 @@ def _find_kernel():
 
 _varlen_attn = _find_kernel() # None: this torch has none with all that is needed here
 
+# %% ../../nbs/models/07_packed.ipynb #0e85f78a
 def has_varlen_kernel(q: Tensor) -> bool: # (tokens, heads, head width)
     "Whether torch's kernel for texts of different lengths can compute this."
     if _varlen_attn is None or q.device.type != "cuda":
@@ -113,6 +114,7 @@ def is_packable(backbone: Backbone) -> bool:
     # or else somebody chose another
     return config._attn_implementation in ("sdpa", None, PACKED_ATTENTION)
 
+# %% ../../nbs/models/07_packed.ipynb #d35c8f38
 def has_prefix(backbone: Backbone) -> bool:
     "Whether an adapter changes the attention itself."
     parts = backbone.adapter.modules.values() if backbone.adapter else ()

@@ -216,7 +216,7 @@ def predict_file(bundle,
                  text="text", # as in `predict_frame`
                  probabilities=False, # also add a probability column for each label
                  force=False, # replace an existing file
-                 # called after each piece with the number of rows done, and of all
+                 # called after each piece with the number of rows done, of all, and the piece
                  on_progress=None,
                  device=None # for a folder, of `choose_device`; a Bundle is asked where it is
                 # rows, errors (rows without an answer), seconds, device, precision, agreement (None
@@ -237,7 +237,7 @@ def predict_file(bundle,
             write(answered)
             done, errors = done + len(frame), errors + int((answered["error"] != "").sum())
             if on_progress:
-                on_progress(done, chunks.rows)
+                on_progress(done, chunks.rows, answered)
     return {
         "rows": done, "errors": errors, "seconds": time.perf_counter() - began,
         "device": bundle.device.type,

@@ -311,6 +311,7 @@ class IntentPrediction:
     score: float # of the detector
     known: bool # the text is in scope
 
+# %% ../../../nbs/apps/assistant/00_out_of_scope.ipynb #5de402e2
 @patch
 def predict(self: IntentClassifier, texts) -> list: # of `IntentPrediction`
     "Predict the label of each text, and whether the text is in scope."
@@ -338,6 +339,7 @@ def leave_labels_out(self: IntentClassifier,
     parts = np.array_split(rng.permutation(k), min(n_splits, k))[:n_trials]
     return [(self._without(left_out), np.isin(self.valid_y, left_out)) for left_out in parts]
 
+# %% ../../../nbs/apps/assistant/00_out_of_scope.ipynb #7a09a481
 @patch
 def _without(self: IntentClassifier, left_out): # ids of labels; returns scores
     model = IntentClassifier(self.backbone, C=self.C, seed=self.seed, device=self.device)

@@ -103,6 +103,7 @@ def bm25_scores(self: AnswerIndex, queries) -> np.ndarray: # (queries, questions
         out[i] *= 2.5 / max(sum(map(self._weight, set(words))), 1e-9)
     return out
 
+# %% ../../../nbs/apps/assistant/01_retrieval.ipynb #489b6dab
 @patch
 # its inverse document frequency, about what it scores in a short question
 def _weight(self: AnswerIndex, word):

@@ -28,6 +28,7 @@ def floats(v, what) -> np.ndarray: # numbers, and their name for messages
     except (TypeError, ValueError):
         raise InputError(f"{what}: {shorten(v)}. Give numbers.") from None
 
+# %% ../../../nbs/decide/launch/00_policy.ipynb #b8f78e02
 @dataclass(frozen=True)
 class Payoffs:
     """What one case is worth, in money: gains above 0, costs below. Raises InputError if no
@@ -369,6 +370,7 @@ def table(self: Policy, volume=1) -> ReportTable: # amounts per this many cases
         ["rule", f"money per {volume:,} cases [95 %]" if volume > 1 else "money per case [95 %]"],
         rows, self.summary())
 
+# %% ../../../nbs/decide/launch/00_policy.ipynb #ba1fbb74
 @patch
 def asdict(self: Policy) -> dict:
     "The rule and its numbers, for an evidence file."
@@ -480,6 +482,7 @@ def answer_gains(right, wrong, handover):
     table = np.where(np.eye(len(right), dtype=bool), right, wrong)
     return np.column_stack([table, np.full(len(right), float(handover))])
 
+# %% ../../../nbs/decide/launch/00_policy.ipynb #249235ae
 # arguments as in `answer_gains` -> (classes,); above 1: never give this answer
 def answer_thresholds(right, wrong, handover) -> np.ndarray:
     "The probability from which each answer beats handing over."

@@ -330,6 +330,7 @@ def frame(self: ForecastResult) -> pd.DataFrame: # columns period, value, low, h
         "period": self.periods.astype(str), "value": value, "low": low, "high": high,
         "naive": self.made["naive"][0]})
 
+# %% ../../../nbs/decide/series/01_forecast.ipynb #147a5384
 @patch
 def table(self: ForecastResult) -> ReportTable:
     return ReportTable(

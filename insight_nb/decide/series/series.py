@@ -29,6 +29,7 @@ FREQUENCIES = {
     "year": ("Y", 1, 6), "quarter": ("Q", 4, 8), "month": ("M", 12, 12),
     "week": ("W-SUN", 1, 8), "day": ("D", 7, 14)}
 
+# %% ../../../nbs/decide/series/00_series.ipynb #df0f9d2b
 @dataclass(frozen=True)
 class Series:
     "A number for each period."

@@ -257,6 +257,7 @@ CLASSES = {
     "A": "attractive", "O": "one-dimensional", "M": "must-be", "I": "indifferent", "R": "reverse",
     "Q": "questionable"}
 
+# %% ../../../nbs/decide/strategy/03_demand.ipynb #431f87db
 # (people,) answers from 1 to 5, NaN where there is none -> class -> people
 def kano_counts(there, absent, feature="") -> dict:
     "How many people put a feature into each class."
