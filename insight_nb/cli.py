@@ -574,10 +574,10 @@ def _export(args):
         print(push_folder(args.out, args.push))
 
 def _serve(args):
-    from insight_nb.ship.serve import ServeOptions, serve
+    from insight_nb.ship.serve import ServeOptions, read_token, serve
     options = ServeOptions(
         args.max_texts, max_body_mb=args.max_body, max_waiting=max(5000, args.max_texts),
-        token=args.token, log=args.log)
+        token=read_token(args.token), log=args.log)
     serve(args.bundles, args.host, args.port, options, args.device)
 
 def _rows_to_ask(args): # texts or pairs, and their labels or None
@@ -704,7 +704,9 @@ def _serve_arguments(p):
     p.add_argument("--host", default="127.0.0.1", metavar="HOST",
                    help="the address to listen at; default: 127.0.0.1, this machine alone")
     p.add_argument("--port", type=int, default=8000, metavar="PORT", help="default: 8000")
-    p.add_argument("--token", metavar="TOKEN", help="that each request must bear")
+    p.add_argument("--token", metavar="TOKEN",
+                   help="that each request must bear; a list of processes shows it, so rather "
+                        "set it in the environment variable INSIGHT_NB_TOKEN")
     p.add_argument("--log", metavar="FILE",
                    help="append texts and answers; default: no text is kept")
     p.add_argument("--max-texts", type=int, default=1000, metavar="N",
