@@ -571,11 +571,11 @@ def _export(args):
 
 def _serve(args):
     from insight_nb.jobs.loading import open_bundle
-    from insight_nb.ship.serve import ServeOptions, serve
+    from insight_nb.ship.serve import ServeOptions, read_token, serve
     options = ServeOptions(
         args.max_texts, max_body_mb=args.max_body, max_waiting=max(5000, args.max_texts),
-        token=args.token, log=args.log, feedback=args.feedback, keep_texts=not args.hash_texts,
-        review=args.review)
+        token=read_token(args.token), log=args.log, feedback=args.feedback,
+        keep_texts=not args.hash_texts, review=args.review)
     serve(args.bundles, args.host, args.port, options, args.device, open_bundle)
 
 def _rows_to_ask(args): # texts or pairs, and their labels or None
@@ -775,7 +775,9 @@ def _serve_arguments(p):
     p.add_argument("--host", default="127.0.0.1", metavar="HOST",
                    help="the address to listen at; default: 127.0.0.1, this machine alone")
     p.add_argument("--port", type=int, default=8000, metavar="PORT", help="default: 8000")
-    p.add_argument("--token", metavar="TOKEN", help="that each request must bear")
+    p.add_argument("--token", metavar="TOKEN",
+                   help="that each request must bear; a list of processes shows it, so rather "
+                        "set it in the environment variable INSIGHT_NB_TOKEN")
     p.add_argument("--log", metavar="FILE",
                    help="append texts and answers; default: no text is kept")
     _store_arguments(p)
