@@ -6,9 +6,9 @@
 __all__ = ['STRATEGIES', 'MIN_NEW_ROWS', 'REPLAY_FILE', 'parse_strategy', 'UpdateOptions', 'check_updatable', 'open_classifier',
            'trainable_backbone', 'first_method', 'spell_as_known', 'all_labels', 'mark_rows', 'keep_last',
            'split_period', 'UpdateRows', 'check_old_labels', 'set_sides', 'drop_copies', 'plan_update', 'UpdateRun',
-           'BundleUpdate', 'format_points', 'store_replay', 'load_replay']
+           'BundleUpdate', 'format_points', 'store_replay', 'load_replay', 'sample_update']
 
-# %% ../../nbs/jobs/09_update.ipynb #b24f63b8
+# %% ../../nbs/jobs/09_update.ipynb #01c6fe2c
 import json
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -23,6 +23,7 @@ from ..base.core import (
     InputError, ReportTable, atomic_output, format_interval, plural, shorten, suggest)
 from ..base.files import read_frame
 from ..data.labels import LabelEncoder
+from ..data.samples import load_sample
 from ..data.split import DataSplit, duplicate_groups, split
 from ..data.table import Table, clean_table
 from ..eval.calibrate import calibrate
@@ -30,7 +31,7 @@ from ..eval.compare import paired_bootstrap
 from ..eval.metrics import wilson_interval
 from ..eval.report import Check, Report
 from .setup import FineTuningSetup
-from .text_estimators import find_copies
+from .text_estimators import TextClassifier, find_copies
 from .training import (
     check_shipped, list_rows, make_trainer, share_right, tokenize_rows)
 from ..models.adapters import merge_adapter, method_options, switch_adapter
@@ -66,11 +67,13 @@ def parse_strategy(name) -> tuple: # of names in STRATEGIES
                          "ewc don't go together, and no part comes twice.")
     return parts
 
-# %% ../../nbs/jobs/09_update.ipynb #e9ef4d07
+# %% ../../nbs/jobs/09_update.ipynb #b4dd23d9
 @dataclass(frozen=True)
 class UpdateOptions:
     "The settings of an update. Raises InputError for what can't work."
-    replay: int = 20 # old rows of each label that are learned again
+    # old rows of each label that are learned again; None: 20, or as many as make up as many old
+    # rows as there are new ones
+    replay: int | None = None
     # of the rows of an epoch that are old ones, above 0, below 1; None: each row comes once
     replay_share: float | None = None
     penalty: float = .1 # strength of L2-SP and EWC
@@ -81,10 +84,16 @@ class UpdateOptions:
     learning_rate: float | None = None
 
     def __post_init__(self):
-        choose_replay([], self.replay)
+        self.replay_rows(0, 1)
         WeightPenalty({}, self.penalty)
         if self.replay_share is not None:
             replay_sampling_weights([True], self.replay_share)
+
+    def replay_rows(self, n_new, n_known) -> int: # new rows that train; labels of the bundle
+        "Old rows of each label that are learned again."
+        n = self.replay if self.replay is not None else max(20, -(-n_new // n_known))
+        choose_replay([], n)
+        return n
 
 # %% ../../nbs/jobs/09_update.ipynb #67ef3691
 def check_updatable(path) -> dict: # what its bundle.json says
@@ -317,7 +326,7 @@ def plan_update(known, # labels of the bundle, in order
     return UpdateRows(table, DataSplit(*at, [], found), tuple(known), names,
                       _count_seen(frame, given, was))
 
-# %% ../../nbs/jobs/09_update.ipynb #247c3b9c
+# %% ../../nbs/jobs/09_update.ipynb #0dbaabd6
 @dataclass
 class UpdateRun:
     "What came of one strategy."
@@ -347,7 +356,8 @@ class BundleUpdate:
         self.label_ids, self.dataset = rows.label_ids(), None
         train = rows.parts.train
         old = train[rows.is_old(train)]
-        self.replayed = old[choose_replay(self.label_ids[old], options.replay, seed)]
+        self.per_label = options.replay_rows(len(train) - len(old), len(rows.known))
+        self.replayed = old[choose_replay(self.label_ids[old], self.per_label, seed)]
 
 # %% ../../nbs/jobs/09_update.ipynb #8f79c828
 @patch
@@ -400,7 +410,7 @@ def read_tokens(self: BundleUpdate, setup: FineTuningSetup):
     setup.too_long, setup.language = self.too_long, self.language
     return self.dataset
 
-# %% ../../nbs/jobs/09_update.ipynb #d38fa49f
+# %% ../../nbs/jobs/09_update.ipynb #41debbfc
 @patch
 def penalty(self: BundleUpdate, parts, # of `parse_strategy`
             model, old_model) -> list: # of callbacks
@@ -415,10 +425,13 @@ def penalty(self: BundleUpdate, parts, # of `parse_strategy`
     return [WeightPenalty(reference, self.options.penalty, importance)]
 
 @patch
-def train(self: BundleUpdate, strategy) -> tuple: # setup, trainer, used rows, old head kept or None
-    "Train by one strategy."
+def train(self: BundleUpdate, strategy,
+          checkpoint=() # file, out and resume, as of `FineTuningSetup.set_checkpoint`
+         ) -> tuple: # setup, trainer, used rows, old head kept or None
+    "Train by one strategy, from a checkpoint where there is one to go on from."
     parts, used = parse_strategy(strategy), self.used_rows(strategy)
     setup, model, old_model = self.start(strategy)
+    setup.set_checkpoint(*checkpoint)
     rows, o, kept = self.read_tokens(setup), self.options, None
     train, valid = rows.select(used), rows.select(self.rows.parts.valid)
     penalty = []
@@ -432,18 +445,22 @@ def train(self: BundleUpdate, strategy) -> tuple: # setup, trainer, used rows, o
                            batch_size=o.batch_size, learning_rate=o.learning_rate)
     trainer.callbacks[:0] = penalty
     print(f"{strategy}: {setup.rule}")
+    if setup.resume and setup.checkpoint.exists():
+        trainer.load_checkpoint(setup.checkpoint)
+        print(f"Goes on at step {trainer.state.global_step} of {trainer.total_steps}.")
     trainer.fit()
     if "adapter" in parts:
         merge_adapter(model.backbone)
     return setup, trainer, used, kept
 
-# %% ../../nbs/jobs/09_update.ipynb #85fedc8b
+# %% ../../nbs/jobs/09_update.ipynb #bdb880c2
 @patch
 def run(self: BundleUpdate, strategy, # names of STRATEGIES, joined by +
-        keep=True # the model; False: its answers alone
+        keep=True, # the model; False: its answers alone
+        checkpoint=() # as of `train`
        ) -> UpdateRun:
     "Train by one strategy and measure it. The temperature is fitted on the validation rows."
-    setup, trainer, used, kept = self.train(strategy)
+    setup, trainer, used, kept = self.train(strategy, checkpoint)
     valid, test = (self.dataset.select(at) for at in (self.rows.parts.valid, self.rows.parts.test))
     valid_logits, test_logits = (predict_logits(trainer.model, d) for d in (valid, test))
     calibration = calibrate(valid_logits, valid.labels, test_logits, test.labels)
@@ -522,7 +539,7 @@ def load_replay(path) -> Table | None: # of a bundle; None: it holds no rows
     check_files(path, files)
     return clean_table(read_frame(Path(path) / REPLAY_FILE)[0], name=f"{REPLAY_FILE} of the bundle")
 
-# %% ../../nbs/jobs/09_update.ipynb #83f2276b
+# %% ../../nbs/jobs/09_update.ipynb #62ac6f9b
 @patch
 def facts(self: BundleUpdate, name) -> dict: # a strategy that was run
     "What bundle.json says of an update, besides the model."
@@ -551,7 +568,7 @@ def save(self: BundleUpdate, name, path, # a strategy that was run; the folder t
                     run.calibration["temperature"], self.facts(name))
         if keep_rows:
             at = rows.parts.train
-            at = at[choose_replay(self.label_ids[at], self.options.replay, self.seed)]
+            at = at[choose_replay(self.label_ids[at], self.per_label, self.seed)]
             store_replay(temp, *([of[i] for i in at]
                                  for of in (rows.source.texts, rows.source.labels)))
 
@@ -643,3 +660,19 @@ def report(self: BundleUpdate, name, folder, # a strategy that was run, and its 
     run.setup.describe(report, rows.source, parts, run.trainer, bundle, strategy=name,
                        updated_from=self.info["seal"])
     return report
+
+# %% ../../nbs/jobs/09_update.ipynb #c13ae2f0
+def sample_update(folder, # of the bundle to make
+                  seed=0, device=None, # of `choose_device`
+                  sizes=(600, 1000, 450, 600) # rows: old, old test, new, new test
+                 ) -> tuple: # bundle, new rows, old rows, old test, new test
+    "Train a small bundle on the sample of tweets, and return what an update of it takes."
+    frame = load_sample("tweets", sum(sizes) * 2, seed)[["text", "label"]]
+    frame = frame.sample(frac=1, random_state=seed) # they lie in the order of their sources
+    two = frame[frame.label != "neutral"]
+    old, old_test, rest = two[:sizes[0]], two[sizes[0]:sizes[0] + sizes[1]], two[sum(sizes[:2]):]
+    later = frame[(frame.label == "neutral") | frame.index.isin(rest.index)]
+    new, new_test = later[:sizes[2]], later[sizes[2]:sizes[2] + sizes[3]]
+    first = TextClassifier(max_length=64, epochs=3, random_state=seed, device=device)
+    first.fit(old.text, old.label).save(folder)
+    return str(folder), new, old, old_test, new_test
