@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['extend_head', 'same_rows', 'pooled_vectors', 'point_new_rows', 'choose_replay', 'replay_sampling_weights',
-           'WeightPenalty', 'pulled_back', 'fisher_diagonal']
+           'WeightPenalty', 'pulled_back', 'squared_gradients', 'fisher_diagonal']
 
-# %% ../../nbs/train/05_update.ipynb #38269335
+# %% ../../nbs/train/05_update.ipynb #8cd709db
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..base.core import InputError
 from ..base.tensors import module_device
 from .inference import predict_logits
 
-# %% ../../nbs/train/05_update.ipynb #ad0f64e4
+# %% ../../nbs/train/05_update.ipynb #f294f129
 @torch.no_grad()
 def extend_head(head: nn.Module, # a fresh `ClassificationHead` for all labels, old ones first
                 old: nn.Module # the head that was trained
@@ -31,13 +32,14 @@ def extend_head(head: nn.Module, # a fresh `ClassificationHead` for all labels, 
     new.bias[:known.out_features] = known.bias
     return head
 
+# %% ../../nbs/train/05_update.ipynb #b2120a34
 def same_rows(head: nn.Module, old: nn.Module) -> bool:
     "Whether the old rows stand first in the head, bit for bit."
     n = old.linear.out_features
     return (torch.equal(head.linear.weight[:n], old.linear.weight)
             and torch.equal(head.linear.bias[:n], old.linear.bias))
 
-# %% ../../nbs/train/05_update.ipynb #54830d71
+# %% ../../nbs/train/05_update.ipynb #755126b8
 def pooled_vectors(model, # a `Model` with a `ClassificationHead`
                    dataset) -> np.ndarray: # (rows, width) float32
     "What the last layer sees of each row."
@@ -47,6 +49,7 @@ def pooled_vectors(model, # a `Model` with a `ClassificationHead`
     finally:
         model.head.linear = linear
 
+# %% ../../nbs/train/05_update.ipynb #feedbab9
 @torch.no_grad()
 def point_new_rows(model, n_old: int, # labels whose rows stay as they are
                    dataset): # rows with labels, old ones too where there are any
@@ -88,7 +91,7 @@ def replay_sampling_weights(is_old, # (rows,) bool
         return np.full(len(is_old), 1 / max(len(is_old), 1))
     return np.where(is_old, share / is_old.sum(), (1 - share) / (~is_old).sum())
 
-# %% ../../nbs/train/05_update.ipynb #1f7f4cd4
+# %% ../../nbs/train/05_update.ipynb #e943f43a
 class WeightPenalty:
     "A callback that pulls weights back to what they were: L2-SP, or EWC with an `importance`."
     def __init__(self, reference: dict, # name -> tensor, as of `cpu_state_dict` before the update
@@ -96,22 +99,24 @@ class WeightPenalty:
                  importance=None): # name -> tensor, of `fisher_diagonal`; None: all weights alike
         if not strength > 0:
             raise InputError(f"penalty is {strength:g}: it must be above 0, or be left out.")
-        self.reference, self.strength, self.importance = reference, strength, importance
+        self.reference, self.strength, self.importance = reference, strength, importance or {}
 
-    def on_train_begin(self, trainer):
-        self.held = []
-        for name, p in trainer.model.named_parameters():
-            if p.requires_grad and name in self.reference:
-                scale = None if self.importance is None else self.importance.get(name)
-                if scale is not None:
-                    scale = scale.to(p.device)
-                self.held.append((p, self.reference[name].to(p.device), scale))
+# %% ../../nbs/train/05_update.ipynb #c4ef1720
+@patch
+def on_train_begin(self: WeightPenalty, trainer):
+    self.held = []
+    for name, p in trainer.model.named_parameters():
+        if p.requires_grad and name in self.reference:
+            there, scale = self.reference[name], self.importance.get(name)
+            scale = None if scale is None else scale.to(p.device)
+            self.held.append((p, there.to(p.device), scale))
 
-    @torch.no_grad()
-    def on_backward_end(self, trainer):
-        for p, there, scale in self.held:
-            if p.grad is not None:
-                p.grad = pulled_back(p, there, scale, self.strength)
+@patch
+@torch.no_grad()
+def on_backward_end(self: WeightPenalty, trainer):
+    for p, there, scale in self.held:
+        if p.grad is not None:
+            p.grad = pulled_back(p, there, scale, self.strength)
 
 # %% ../../nbs/train/05_update.ipynb #72570929
 def pulled_back(p: nn.Parameter, # with a gradient, of some rows only where it is sparse
@@ -130,7 +135,16 @@ def pulled_back(p: nn.Parameter, # with a gradient, of some rows only where it i
     p.grad[:n] += strength * way
     return p.grad
 
-# %% ../../nbs/train/05_update.ipynb #2936b13e
+# %% ../../nbs/train/05_update.ipynb #f2bba7e1
+def squared_gradients(model, batch, # of one row
+                      parameters, draw: torch.Generator) -> list: # of tensors; None: no gradient
+    "The squares of the gradient of an answer's log-probability; the answer is the model's."
+    logs = model(batch).logits[0].log_softmax(-1)
+    answer = torch.multinomial(logs.detach().exp().cpu(), 1, generator=draw).item()
+    grads = torch.autograd.grad(logs[answer], parameters, allow_unused=True)
+    return [None if g is None else g.square() for g in grads]
+
+# %% ../../nbs/train/05_update.ipynb #01a0ea4c
 def fisher_diagonal(model, # a `Model` of a classification, as it was before the update
                     dataset, # old rows, a few hundred are enough; labels are not needed
                     seed=0) -> dict: # name -> tensor as the weight, on the CPU, 1 on average
@@ -139,17 +153,14 @@ def fisher_diagonal(model, # a `Model` of a classification, as it was before the
         raise InputError("EWC measures on old rows which weights matter, and there are none: give "
                          "old rows, or take l2sp.")
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    sums = {n: torch.zeros_like(p) for n, p in named.items()}
-    draw, device = torch.Generator().manual_seed(seed), module_device(model)
-    was = model.training
+    sums = [torch.zeros_like(p) for p in named.values()]
+    draw, device, was = torch.Generator().manual_seed(seed), module_device(model), model.training
     model.eval()
     for i in range(len(dataset)):
-        logs = model(dataset.batch([i]).to(device)).logits[0].log_softmax(-1)
-        answer = torch.multinomial(logs.detach().exp().cpu(), 1, generator=draw).item()
-        grads = torch.autograd.grad(logs[answer], list(named.values()), allow_unused=True)
-        for total, grad in zip(sums.values(), grads):
-            if grad is not None:
-                total.addcmul_(grad, grad)
+        batch = dataset.batch([i]).to(device)
+        for total, square in zip(sums, squared_gradients(model, batch, [*named.values()], draw)):
+            if square is not None:
+                total += square
     model.train(was)
-    mean = sum(v.sum() for v in sums.values()) / sum(v.numel() for v in sums.values())
-    return {n: (v / mean.clamp(min=1e-30)).cpu() for n, v in sums.items()}
+    mean = sum(v.sum() for v in sums) / sum(v.numel() for v in sums)
+    return {n: (v / mean.clamp(min=1e-30)).cpu() for n, v in zip(named, sums)}
