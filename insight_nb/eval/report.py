@@ -27,7 +27,8 @@ GUARD = ("weights_finite", "label_order", "row_order", "loss_fell", "beats_major
          "language")
 # checks that only some tasks have
 OTHER_CHECKS = ("as_shipped", "threshold_unseen", "replay", "counted_once", "false_alarms",
-                "time_leak", "tied_times", "known_rows", "fitted_inside", "group_leak")
+                "time_leak", "tied_times", "known_rows", "fitted_inside", "group_leak",
+                "old_head_rows", "old_test_unseen", "forgetting")
 
 # %% ../../nbs/eval/01_report.ipynb #bafec3c3
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from fastcore.basics import patch
 import insight_nb.eval.guard as guard
 from ..base.core import InputError, package_versions, remove_leftovers
 from ..models.adapters import add_adapter, method_options, expected_trainable_parameters
-from ..models.backbone import count_parameters, load_backbone
+from ..models.backbone import Backbone, count_parameters, load_backbone
 from ..models.tasks import Model
 from ..ship.predict import time_per_text
 from ..base.tensors import choose_device, module_device, set_seed
@@ -40,16 +40,23 @@ def check_parameters(minimums: dict, # name -> value; each must be at least 1, o
 class FineTuningSetup:
     """A backbone made ready for a method of fine-tuning. Raises InputError for a backbone, method
     or rank that can't work."""
-    def __init__(self, backbone=None, # folder or hub id; None: the embedded one
+    def __init__(self,
+                 # folder or hub id; None: the embedded one; or a `Backbone` that is loaded already,
+                 # with the adapter that it has
+                 backbone=None,
                  method="full", # of `models.adapters.METHODS`
                  rank=None, # of the adapter
                  max_length=None, # tokens of a text; None: `usual`, or what the backbone reads
                  usual=256, seed=0, device=None): # of `choose_device`
         self.device = choose_device(device)
         set_seed(seed)
-        self.encoder, self.method, self.seed = load_backbone(backbone), method, seed
+        loaded = isinstance(backbone, Backbone)
+        self.encoder = backbone if loaded else load_backbone(backbone)
+        self.method, self.seed = method, seed
         self.length = max_length or min(usual, self.encoder.max_length)
-        self.adapter = add_adapter(self.encoder, method, **method_options(method, rank))
+        self.adapter = self.encoder.adapter
+        if self.adapter is None:
+            self.adapter = add_adapter(self.encoder, method, **method_options(method, rank))
         self.options = self.adapter.options if self.adapter else {}
         self.size = self.before = None # of `model`: weights; adapter before training
         self.too_long = self.language = None # of `tokenize_rows` or `TaggingRows`

@@ -38,8 +38,8 @@ from .optim import (
 
 # %% ../../nbs/train/02_trainer.ipynb #e2c9828f
 # The methods that a callback may have, each called with the trainer.
-EVENTS = ("on_train_begin", "on_step_end", "on_epoch_end", "on_train_end", "on_resume",
-          "on_termination")
+EVENTS = ("on_train_begin", "on_backward_end", "on_step_end", "on_epoch_end", "on_train_end",
+          "on_resume", "on_termination")
 
 class Trainer:
     """Fine-tunes a model: `fit()` trains or goes on, `history` says what happened, the best weights
@@ -296,6 +296,7 @@ def train_step(self: Trainer, batch: Batch):
     self.accelerator.unscale_gradients(self.optimizer)
     if self.model.adapter:
         self.model.adapter.update_importance()
+    self.notify("on_backward_end")
     clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
     self.optimizer.step()
     self.optimizer.zero_grad(set_to_none=True)
