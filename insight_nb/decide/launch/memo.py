@@ -247,7 +247,7 @@ def _least(v, low, what, high=np.inf, count=False):
 # of a task: its share of right cases
 METRICS = {
     "classify": "accuracy", "pair": "accuracy", "ladder": "accuracy", "diagnose": "accuracy",
-    "assistant": "accuracy_of_answers"}
+    "update": "accuracy", "distill": "accuracy", "assistant": "accuracy_of_answers"}
 # names that begin or end so
 NO_SHARES = ("log_loss", "brier", "ece", "mcc", "auc", "auroc", "f1", "r2", "mae", "rmse", "ndcg",
              "mrr", "novelty", "spearman", "cost")
