@@ -8,9 +8,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_cli import rows_of, write_csv
-from transformers import AutoConfig, AutoModel, NomicBertConfig, NomicBertModel
+from tokenizers import Tokenizer
+from tokenizers.models import BPE, Unigram
+from tokenizers.pre_tokenizers import ByteLevel, Metaspace
+from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import BpeTrainer, UnigramTrainer
+from transformers import (
+    AutoConfig, AutoModel, AutoTokenizer, NomicBertConfig, NomicBertModel, PreTrainedTokenizerFast)
 from transformers.models.auto import modeling_auto
 
+from insight_nb import TextClassifier
 from insight_nb.base.tensors import set_seed
 from insight_nb.cli import main
 from insight_nb.models.adapters import add_adapter
@@ -158,6 +165,66 @@ def test_no_well_known_call_answers_with_fresh_weights(tmp_path):
     own = load_bundle(folder, device="cpu").model.backbone.encoder.state_dict()
     wrote = load_file(folder / "encoder" / "model.safetensors")
     assert all(torch.equal(v, wrote[k]) for k, v in own.items())
+
+
+LETTERS = {"bpe": BpeTrainer, "unigram": UnigramTrainer}
+
+
+def own_tokenizer(kind):
+    "A tokenizer as RoBERTa has one (bytes, BPE), or as ALBERT and XLM-R have one (Unigram)."
+    core = Tokenizer(BPE() if kind == "bpe" else Unigram())
+    core.pre_tokenizer = ByteLevel() if kind == "bpe" else Metaspace()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    core.train_from_iterator(example_texts(100), LETTERS[kind](
+        vocab_size=400, special_tokens=special, show_progress=False,
+        **{"unk_token": "<unk>"} if kind == "unigram" else {}))
+    ends = [("<s>", 0), ("</s>", 2)]
+    core.post_processor = TemplateProcessing("<s> $A </s>", special_tokens=ends)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<s>", cls_token="<s>", eos_token="</s>",
+        sep_token="</s>", pad_token="<pad>", unk_token="<unk>", mask_token="<mask>",
+        model_max_length=100)
+
+
+ENCODERS = {"roberta": ("bpe", SIZE), "xlm-roberta": ("unigram", SIZE), "electra": (None, SIZE),
+            "albert": ("unigram", SIZE | {"embedding_size": 16}),
+            "distilbert": (None, {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 48})}
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_other_encoders_load_exactly_or_raise(kind, tmp_path):
+    letters, size = ENCODERS[kind]
+    tokenizer = own_tokenizer(letters) if letters else load_tokenizer(
+        embedded_folder(), local_files_only=True)
+    set_seed(0)
+    config = AutoConfig.for_model(kind, **size, vocab_size=len(tokenizer),
+                                  pad_token_id=tokenizer.pad_token_id, max_position_embeddings=110)
+    AutoModel.from_config(config).save_pretrained(tmp_path / "encoder")
+    tokenizer.save_pretrained(tmp_path / "encoder")
+    texts = example_texts(40)
+    model = TextClassifier(str(tmp_path / "encoder"), max_length=32, epochs=1, batch_size=8,
+                           device="cpu").fit(texts, ["no", "yes"] * 20)
+    model.save(tmp_path / "b")
+    opened = load_bundle(tmp_path / "b", device="cpu")
+    assert np.array_equal(predict(opened, texts)[1], model.predict_proba(texts))
+    theirs = AutoModel.from_pretrained(tmp_path / "b" / "encoder").eval()
+    read = AutoTokenizer.from_pretrained(tmp_path / "b" / "encoder")
+    batch = read(texts[0], truncation=True, max_length=32, return_tensors="pt")
+    with torch.no_grad():
+        want = opened.model.backbone(batch["input_ids"], batch["attention_mask"].bool())
+        got = theirs(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    assert torch.allclose(want, got.last_hidden_state, atol=1e-6)
+    names = [n for n in modeling_auto.__all__ if n.startswith("AutoModelFor")]
+    raised = 0
+    for name in names:
+        try:
+            _, info = getattr(modeling_auto, name).from_pretrained(
+                tmp_path / "b" / "encoder", output_loading_info=True, local_files_only=True)
+        except (OSError, ValueError, RuntimeError, AttributeError, KeyError):
+            raised += 1
+        else:
+            assert not info["missing_keys"] and not info["mismatched_keys"], name
+    assert raised > len(names) - 3
 
 
 def test_sentence_transformers_gives_the_same_vectors(tmp_path):

@@ -14,10 +14,11 @@ from insight_nb.apps.diagnose.imaging import save_imaging
 from insight_nb.apps.diagnose.vision import ImagePreprocessor, small_vision
 from insight_nb.apps.risk.estimators import RiskClassifier, RiskRegressor
 from insight_nb.apps.risk.risk_bundle import save_risk
+from insight_nb.base.core import InputError
 from insight_nb.cli import main
 from insight_nb.data.samples import synthetic
 from insight_nb.models.tasks import ClassificationTask, Model
-from insight_nb.ship.bundle import SCHEMA, write_manifest
+from insight_nb.ship.bundle import SCHEMA, _seal, write_manifest
 
 
 @pytest.fixture
@@ -90,3 +91,21 @@ def test_a_bundle_that_answers_no_table_says_what_to_do(tmp_path, capsys):
     info = json.loads((tmp_path / "b" / "bundle.json").read_text())
     (tmp_path / "b" / "bundle.json").write_text(json.dumps(info | {"task": "classify"}))
     assert main(["serve", str(tmp_path / "b")]) == 2
+
+
+@pytest.mark.parametrize("facts, word", [
+    ({"files": None}, "files"), ({"files": ["a"]}, "files"), ({"files": {"../x": "0"}}, "'../x'"),
+    ({"task": "classify"}, "labels"), ({"task": "classify", "labels": "ab"}, "labels"),
+    ({"task": "risk"}, "not whole"), ({"task": 3}, "task")])
+def test_a_bundle_with_a_fault_inside_ends_in_one_line(facts, word, tmp_path, capsys):
+    folder = tmp_path / "b"
+    folder.mkdir()
+    (tmp_path / "t.csv").write_text("text\na\n")
+    info = {"schema": SCHEMA, "task": "recommend", "files": {}} | facts
+    (folder / "bundle.json").write_text(json.dumps(info | {"seal": _seal(info)}))
+    with pytest.raises(InputError) as e:
+        load(folder)
+    assert word in str(e.value) or "damaged" in str(e.value)
+    assert main(["predict", str(folder), str(tmp_path / "t.csv")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "Traceback" not in said

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['regression_targets', 'row_weights', 'find_separator', 'parse_label_sets', 'binarize_labels', 'open_label_sets',
-           'split_label_sets', 'looks_multilabel', 'open_pairs', 'tokenize_pairs']
+           'split_label_sets', 'looks_multilabel', 'open_pairs', 'tokenize_pairs', 'plain_label', 'label_kind',
+           'check_one_kind', 'read_labels', 'find_classes', 'label_rows', 'is_indicator']
 
 # %% ../../nbs/data/10_targets.ipynb #d7a07f88
 import json
@@ -235,3 +236,75 @@ def tokenize_pairs(first, second, # (rows,) str each
     return TokenizedTexts(
         flat(ids, np.int32), np.cumsum([0, *map(len, ids)]), np.isin(np.arange(len(rows)), cut)
     ), flat(segments, np.int64)
+
+# %% ../../nbs/data/10_targets.ipynb #9ac06058
+def _is_float(v): return isinstance(v, (float, np.floating))
+
+def plain_label(v, i): # a label, and the number of its row
+    "A label as str, int, float or bool. Raises InputError for anything else."
+    if v is None or v is pd.NA or v is pd.NaT or _is_float(v) and not np.isfinite(v):
+        raise InputError(f"row {i} of y is {v}, a missing label: give each row one, or leave it "
+                         "out.")
+    v = v.item() if isinstance(v, np.generic) else v
+    if not isinstance(v, (str, bool, int, float)):
+        raise InputError(f"row {i} of y holds {shorten(repr(v), 40)}: a label is a string, a whole "
+                         "number or a boolean. Turn it into a string.")
+    if _is_float(v) and v != int(v):
+        raise InputError(f"row {i} of y is {v}. Unknown label type: continuous numbers are "
+                         "for TextRegressor.")
+    return v
+
+# %% ../../nbs/data/10_targets.ipynb #ea9a80c7
+def label_kind(v) -> str: # a plain label
+    "Strings, numbers or booleans."
+    if isinstance(v, bool):
+        return "booleans"
+    return "strings" if isinstance(v, str) else "numbers"
+
+def check_one_kind(labels): # plain ones
+    "Raises InputError for labels of different kinds."
+    if len(kinds := {label_kind(v) for v in labels}) > 1:
+        raise InputError(f"y mixes {' and '.join(sorted(kinds, reverse=True))}: make them all "
+                         "strings.")
+
+# %% ../../nbs/data/10_targets.ipynb #b6b91854
+def read_labels(y) -> list: # (rows,) str, int, float or bool, all of one kind
+    "Labels as plain values. Raises InputError for what is none, and for a mixture."
+    for i, v in enumerate(y):
+        if isinstance(v, (list, tuple, dict, set)) or getattr(v, "ndim", 0):
+            raise InputError(f"row {i} of y is {shorten(repr(v), 40)}: give one label a row; for "
+                             "several labels there is MultiLabelClassifier.")
+    found = [plain_label(v, i) for i, v in enumerate(y)]
+    check_one_kind(found)
+    return found
+
+# %% ../../nbs/data/10_targets.ipynb #6b5e8f64
+def find_classes(y) -> np.ndarray: # (rows,) labels -> (classes,) sorted
+    "The classes among labels. Raises InputError where there is one, and for continuous numbers."
+    y = read_labels(y)
+    classes = np.unique(np.asarray(y))
+    if len(classes) < 2:
+        raise InputError(f"y has only 1 class, {shorten(str(classes[0]), 30)!r}: two are needed "
+                         "to learn a difference.")
+    if len(classes) < len(set(y)):
+        raise InputError("y has two labels that differ only in a NUL at the end: write them "
+                         "differently.")
+    return classes
+
+# %% ../../nbs/data/10_targets.ipynb #dad7c223
+def label_rows(y) -> list: # of lists of labels, or of zeros and ones
+    "Several labels for each row. Raises InputError for a row that is no list, and for no label."
+    rows = []
+    for i, row in enumerate(y):
+        if not isinstance(row, (list, tuple, set, frozenset, np.ndarray)):
+            raise InputError(f"row {i} of y is {shorten(repr(row), 40)}: give a list of labels, or "
+                             "a matrix of zeros and ones.")
+        cells = sorted(row, key=str) if isinstance(row, (set, frozenset)) else list(row)
+        rows.append([plain_label(c, i) for c in cells])
+    return rows
+
+def is_indicator(rows) -> bool: # of `label_rows`
+    "Whether rows are zeros and ones, all as wide."
+    wide = {len(row) for row in rows}
+    plain = {v for row in rows for v in row} <= {0, 1}
+    return len(wide) == 1 and wide != {0} and plain

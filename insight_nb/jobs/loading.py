@@ -26,7 +26,8 @@ LOADERS = {
 
 def load(path, # the folder of a bundle
          **how): # of the function that opens it: device, for most
-    "Open what was saved. Raises InputError if the folder is no bundle, or of a newer version."
+    """Open what was saved; an estimator has the parameters that it had. Raises InputError if the
+    folder is no bundle, or of a newer version."""
     info = read_info(path)
     task = "rung" if info.get("rung") else info.get("task")
     if task not in LOADERS:
@@ -35,7 +36,13 @@ def load(path, # the folder of a bundle
     open_it = _find(*LOADERS[task])
     if "device" not in inspect.signature(open_it).parameters: # computes on the CPU in any case
         how.pop("device", None)
-    return open_it(path, **how)
+    try:
+        return open_it(path, **how)
+    except KeyError as e:
+        raise InputError(f"{path} is damaged: its bundle.json lacks {e}. Copy the bundle "
+                         "again.") from None
+    except FileNotFoundError as e:
+        raise InputError(f"{path} is damaged, or not whole: {e}. Copy the bundle again.") from None
 
 def _find(module, name): return getattr(import_module(f"insight_nb.{module}"), name)
 

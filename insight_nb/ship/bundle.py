@@ -12,10 +12,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file
 
 from ..base.tensors import choose_device, module_device
-from ..base.core import atomic_output, hash_file, InputError, package_versions
+from ..base.core import atomic_output, hash_file, InputError, package_versions, shorten
 from ..data.labels import LabelEncoder
 from ..models.adapters import Adapter, switch_adapter
 from ..models.backbone import empty_backbone, load_backbone, locate_model
@@ -137,9 +138,36 @@ def _read(path):
             "bundle.")
     try:
         return json.loads((path / "bundle.json").read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError): # nested without end
         raise InputError(
             f"{path / 'bundle.json'} is damaged: it is not JSON. Copy the bundle again.") from None
+
+# %% ../../nbs/ship/00_bundle.ipynb #4a0f1582
+def _is_name(v): return isinstance(v, str) and v != ""
+def _is_number(v): return isinstance(v, (int, float)) and not isinstance(v, bool)
+def _is_files(v):
+    return isinstance(v, dict) and all(isinstance(w, str) for w in v.values())
+def _is_backbone(v):
+    return isinstance(v, dict) and _is_name(v.get("name")) and (
+        isinstance(v.get("identity"), str) and type(v.get("max_length")) is int)
+def _is_adapter(v):
+    return not v or isinstance(v, dict) and _is_name(v.get("method")) and (
+        isinstance(v.get("options"), dict))
+
+# %% ../../nbs/ship/00_bundle.ipynb #b9d42c9b
+_FIELDS = { # of a bundle for texts
+    "labels": lambda v: isinstance(v, list) and v and all(isinstance(w, str) for w in v),
+    "max_length": lambda v: type(v) is int and v > 0,
+    "temperature": lambda v: _is_number(v) and v > 0,
+    "backbone": _is_backbone, "adapter": _is_adapter,
+    "settings": lambda v: v is None or isinstance(v, dict)}
+
+def _check_fields(path, info, fields):
+    for name, fits in fields.items():
+        if not fits(info.get(name)):
+            raise InputError(
+                f"{path / 'bundle.json'} is damaged: it has no {name}, or not of the right kind. "
+                "Copy the bundle again.")
 
 # %% ../../nbs/ship/00_bundle.ipynb #11676fbb
 def read_info(path) -> dict: # what bundle.json says
@@ -158,6 +186,7 @@ def read_info(path) -> dict: # what bundle.json says
         raise InputError(
             f"{path / 'bundle.json'} was changed or is damaged: its seal does not match. Copy the "
             "bundle again.")
+    _check_fields(path, info, {"task": _is_name, "files": _is_files})
     return info
 
 # %% ../../nbs/ship/00_bundle.ipynb #0db0946c
@@ -177,8 +206,11 @@ def check_files(path, files: dict): # name, with folders where it lies in any ->
             "change what the model does.")
     for name, expected in files.items():
         f = path / name
-        inside = f.resolve().is_relative_to(path.resolve())
-        if not inside or not f.is_file():
+        if not f.resolve().is_relative_to(path.resolve()):
+            raise InputError(
+                f"{path / 'bundle.json'} names a file outside of its folder, "
+                f"{shorten(name, 60)!r}: don't use this bundle.")
+        if not f.is_file():
             raise InputError(f"{f} is missing: the bundle is not whole. Copy it again.")
         if hash_file(f) != expected:
             raise InputError(
@@ -242,9 +274,19 @@ def load_bundle(path, # the folder
     if rung := info.get("rung"):
         raise InputError(f"{path} holds {rung['name']}, without an encoder that was fine-tuned: "
                          "open it with insight_nb.load.")
-    task = TASKS[info["task"]](info["labels"], **info.get("settings", {}))
-    if info.get("adapter"):
-        model = load_adapter(path, info, task, backbone)
-        return Bundle(optimize_for_inference(model.eval()).to(device), info, precision)
-    model = load_whole(path, info, task)
+    _check_fields(Path(path), info, _FIELDS)
+    try:
+        task = TASKS[info["task"]](info["labels"], **info.get("settings") or {})
+    except (TypeError, ValueError) as e:
+        raise InputError(f"{path} has settings that its task can't have ({e}): save it "
+                         "again.") from None
+    try:
+        if info.get("adapter"):
+            model = load_adapter(path, info, task, backbone)
+        else:
+            model = load_whole(path, info, task)
+    except (RuntimeError, TypeError, FileNotFoundError, SafetensorError) as e:
+        why = shorten(str(e).splitlines()[-1].strip(), 100)
+        raise InputError(f"the weights of {path} don't fit what its bundle.json says ({why}): save "
+                         "it again.") from None
     return Bundle(optimize_for_inference(model.eval()).to(device), info, precision)

@@ -86,6 +86,15 @@ def computed_on(self: Trainer) -> str:
 
 # %% ../../nbs/train/04_checkpoint.ipynb #0d7e61f4
 @patch
+def row_hashes(self: Trainer) -> list: # of the rows of training and of validation
+    "The digests of the rows; they are computed once for each set of rows, not at each checkpoint."
+    sides = self.train_dataset, self.valid_dataset
+    known = getattr(self, "hashed_rows", None)
+    if known is None or any(a is not b for a, b in zip(known[0], sides)):
+        known = self.hashed_rows = sides, [hash_rows(rows) for rows in sides]
+    return known[1]
+
+@patch
 def identity(self: Trainer) -> dict: # of plain values
     "What a run is a run of: a checkpoint of another one is refused."
     backbone, adapter, task = self.model.backbone, self.model.adapter, self.model.task
@@ -96,7 +105,7 @@ def identity(self: Trainer) -> dict: # of plain values
             "labels": [str(name) for name in task.names],
             "method": [adapter.method, adapter.options] if adapter else None, "loss": plain,
             "weights of the classes": None if weights is None else weights.tolist(),
-            "set of rows": [hash_rows(self.train_dataset), hash_rows(self.valid_dataset)],
+            "set of rows": self.row_hashes(),
             "list of callbacks": kept}
 
 # %% ../../nbs/train/04_checkpoint.ipynb #4a74d9be
