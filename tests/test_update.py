@@ -74,7 +74,7 @@ def test_replay_forgets_less_than_plain(folder):
 
 def test_the_same_seed_gives_the_same_bytes(folder, tmp_path):
     for name in ("a", "b"):
-        updated(folder).save("replay", tmp_path / name, keep_rows=True)
+        updated(folder).save("replay", tmp_path / name, keep_rows=20)
     for file in read_info(tmp_path / "a")["files"]:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     assert read_info(tmp_path / "a")["seal"] == read_info(tmp_path / "b")["seal"]
@@ -83,7 +83,7 @@ def test_the_same_seed_gives_the_same_bytes(folder, tmp_path):
 def test_texts_are_only_kept_when_asked(folder, tmp_path):
     job = updated(folder)
     job.save("replay", tmp_path / "without")
-    job.save("replay", tmp_path / "with", keep_rows=True)
+    job.save("replay", tmp_path / "with", keep_rows=20)
     def holds(name, text):
         files = [p.read_bytes() for p in (tmp_path / name).rglob("*") if p.is_file()]
         return any(text.encode() in content for content in files)
@@ -189,7 +189,8 @@ def changed(folder, seal=True, **new):
 @pytest.mark.parametrize("words, said", [
     (("strategy", "repaly"), "Did you mean 'replay'?"), (("replay", "0"), "replay is 0"),
     (("replay_share", "1.5"), "share of replayed rows is 1.5"), (("penalty", "0"), "penalty is 0"),
-    (("rows", "0"), "rows is 0"), (("seed", "-1"), "seed is -1")])
+    (("rows", "0"), "rows is 0"),
+    (("keep_rows", "0"), "keep_rows is 0"), (("seed", "-1"), "seed is -1")])
 def test_bad_parameters_are_refused_first(words, said, ends):
     refused(update(ends, bundle="nowhere", table="none.csv", **{words[0]: words[1]}), said)
 
@@ -201,7 +202,7 @@ def test_bundle_and_table_go_together(ends):
 def test_a_run_leaves_what_it_promises(folder, tmp_path): # with a real kernel
     given = {"bundle": folder / "first", "table": table("new.csv", NEW[:50]),
              "old": table("old.csv", OLD[:90]), "old_test": table("test.csv", OLD[90:]),
-             "keep_rows": "true", **HOW}
+             "keep_rows": 20, **HOW}
     words = map(str, words_of(**given))
     assert main(["run", "update", *words, "--out", "b"]) == 0
     evidence = json.loads((tmp_path / "b" / "evidence.json").read_text(encoding="utf-8"))
@@ -219,7 +220,7 @@ def test_a_run_leaves_what_it_promises(folder, tmp_path): # with a real kernel
 
 
 def test_the_next_update_finds_its_old_rows_in_the_bundle(folder, tmp_path):
-    updated(folder).save("replay", "b", keep_rows=True)
+    updated(folder).save("replay", "b", keep_rows=20)
     given = {"bundle": "b", "table": table("old.csv", OLD[:90]), "out": "c", "compare": False,
              "old_test": table("test.csv", OLD[90:]), "epochs": 1}
     in_process(recipes()["update"], "run.ipynb", given)

@@ -407,10 +407,11 @@ def facts(self: BundleUpdate, name) -> dict: # a strategy that was run
             "overlap": self.info.get("overlap"), "accuracy": float(self.correct(name).mean()),
             "class_count": counts.tolist()}
 
-# %% ../../nbs/jobs/09_update.ipynb #08b24583
+# %% ../../nbs/jobs/09_update.ipynb #c57f06fd
 @patch
 def save(self: BundleUpdate, name, path, # a strategy that was run; the folder to make
-         keep_rows=False, # keep a sample of the rows for replay in the bundle: they may be private
+         # rows of each label to keep in the bundle for the next update: they may be private
+         keep_rows=None,
          force=False): # replace what is there
     "Write the new bundle, completely or not at all."
     run, source, at = self.runs[name], self.rows.source, self.rows.parts.train
@@ -420,7 +421,7 @@ def save(self: BundleUpdate, name, path, # a strategy that was run; the folder t
         save_bundle(temp, run.trainer.model, self.info["max_length"],
                     run.calibration["temperature"], self.facts(name))
         if keep_rows:
-            at = at[choose_replay(self.label_ids[at], self.per_label, self.seed)]
+            at = at[choose_replay(self.label_ids[at], keep_rows, self.seed)]
             store_replay(temp, [source.texts[i] for i in at], [source.labels[i] for i in at])
 
 # %% ../../nbs/jobs/09_update.ipynb #f8609da5
