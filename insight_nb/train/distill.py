@@ -6,7 +6,7 @@
 __all__ = ['LAYER_CHOICES', 'soften', 'mix_labels', 'distillation_loss', 'DistillationTask', 'choose_layers', 'layer_lists',
            'shallow_config', 'shallow_state', 'shallow_backbone', 'plain_backbone', 'student_model', 'share_agreed']
 
-# %% ../../nbs/train/06_distill.ipynb #f1ca7841
+# %% ../../nbs/train/06_distill.ipynb #46dadc80
 import copy
 
 import numpy as np
@@ -20,14 +20,14 @@ from ..models.adapters import merge_adapter
 from ..models.backbone import Backbone
 from ..models.tasks import ClassificationTask, Model, check_pool, weighted_mean
 
-# %% ../../nbs/train/06_distill.ipynb #0f5e69b7
+# %% ../../nbs/train/06_distill.ipynb #5d41b1b1
 def soften(probs: Tensor, # (rows, classes) float32, each row sums to 1
            temperature=2. # above 1: the small probabilities become larger
           ) -> Tensor: # (rows, classes), each row sums to 1
     "The probabilities that the same logits give when they are divided by the temperature."
     return (probs.clamp(min=1e-9).log() / temperature).softmax(-1)
 
-# %% ../../nbs/train/06_distill.ipynb #4e75f8b2
+# %% ../../nbs/train/06_distill.ipynb #789ec090
 def mix_labels(targets, # (rows, classes) probabilities of the teacher
                labels, # (rows,) int64 ids; -100: the row has no label
                share=.5 # of the label in the target of its row
@@ -35,13 +35,13 @@ def mix_labels(targets, # (rows, classes) probabilities of the teacher
     "Soft targets that know the labels. Raises InputError for a share outside 0 to 1."
     if not 0 <= share <= 1:
         raise InputError(f"the share of the labels is {share}: give a number from 0 to 1.")
-    mixed, labels = np.array(targets, dtype=np.float32), np.asarray(labels)
+    mixed, labels = np.array(targets, dtype=np.float32), np.asarray(labels, dtype=np.int64)
     known = np.flatnonzero(labels >= 0)
     mixed[known] *= 1 - share
     mixed[known, labels[known]] += share
     return mixed
 
-# %% ../../nbs/train/06_distill.ipynb #2f798750
+# %% ../../nbs/train/06_distill.ipynb #c77279d7
 def distillation_loss(logits: Tensor, # (rows, classes) float32, of the student
                       targets: Tensor, # (rows, classes) float32, probabilities
                       temperature=2.) -> Tensor: # (rows,)
@@ -50,7 +50,7 @@ def distillation_loss(logits: Tensor, # (rows, classes) float32, of the student
     each = F.kl_div(logs, soften(targets, temperature), reduction="none").sum(-1)
     return temperature**2 * each
 
-# %% ../../nbs/train/06_distill.ipynb #54f0cad7
+# %% ../../nbs/train/06_distill.ipynb #282e0237
 class DistillationTask(ClassificationTask):
     """Single-label classification whose labels are probabilities (rows, classes). Raises InputError
     for a temperature that can't work."""
@@ -68,7 +68,7 @@ class DistillationTask(ClassificationTask):
 def loss(self: DistillationTask, logits, labels, weights=None): # (batch, classes) both
     return weighted_mean(distillation_loss(logits, labels, self.temperature), weights)
 
-# %% ../../nbs/train/06_distill.ipynb #31c9a3ad
+# %% ../../nbs/train/06_distill.ipynb #4fa10dcd
 @patch
 def constant_loss(self: DistillationTask, labels) -> float: # (rows, classes) probabilities
     "The loss of saying the mean of the softened targets, whatever the text."
@@ -77,7 +77,7 @@ def constant_loss(self: DistillationTask, labels) -> float: # (rows, classes) pr
     return float(distillation_loss(logs.expand_as(soft), torch.as_tensor(labels),
                                    self.temperature).mean())
 
-# %% ../../nbs/train/06_distill.ipynb #985606ce
+# %% ../../nbs/train/06_distill.ipynb #b9f356d5
 LAYER_CHOICES = ("spread", "first", "last")
 
 def choose_layers(total: int, # layers of the teacher
@@ -95,7 +95,7 @@ def choose_layers(total: int, # layers of the teacher
         return list(range(start, start + keep))
     return [(i + 1) * total // keep - 1 for i in range(keep)]
 
-# %% ../../nbs/train/06_distill.ipynb #93186eee
+# %% ../../nbs/train/06_distill.ipynb #cb2084b4
 def layer_lists(encoder) -> list[str]: # of transformers
     "The names of the lists that hold one part of each layer. Raises InputError if there is none."
     total = getattr(getattr(encoder, "config", None), "num_hidden_layers", None)
@@ -117,7 +117,7 @@ def shallow_config(config, # of transformers
     config.num_hidden_layers = len(layers)
     return config
 
-# %% ../../nbs/train/06_distill.ipynb #01c0e743
+# %% ../../nbs/train/06_distill.ipynb #343957d9
 def shallow_state(encoder, layers) -> dict: # name -> tensor
     "The weights of some of the layers, under the names that they have in a smaller encoder."
     starts = tuple(f"{name}." for name in layer_lists(encoder))
@@ -154,7 +154,7 @@ def shallow_backbone(backbone: Backbone, # without an adapter, or with a merged 
     small.weights_modified = True # it is not the encoder of this name any more
     return small
 
-# %% ../../nbs/train/06_distill.ipynb #3c9b33e8
+# %% ../../nbs/train/06_distill.ipynb #3afd0b55
 def plain_backbone(backbone: Backbone) -> Backbone:
     "The backbone itself; if it has an adapter, a copy in which that is merged."
     if backbone.adapter is None or backbone.adapter.merged:
@@ -175,7 +175,7 @@ def student_model(teacher: Model, # with the head of a classifier, or any other
         student.head.load_state_dict(theirs)
     return student
 
-# %% ../../nbs/train/06_distill.ipynb #0fa67b27
+# %% ../../nbs/train/06_distill.ipynb #2054388f
 def share_agreed(targets, # (rows, classes) probabilities of the teacher
                  predictions) -> float: # (rows,) ids
     "How often the student's answer is the teacher's, as a score to choose the best epoch by."
