@@ -4694,6 +4694,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'insight_nb.train.distill.share_agreed': ( 'train/distill.html#share_agreed',
                                                                                      'insight_nb/train/distill.py'),
                                           'insight_nb.train.distill.soften': ('train/distill.html#soften', 'insight_nb/train/distill.py'),
+                                          'insight_nb.train.distill.spread_layers': ( 'train/distill.html#spread_layers',
+                                                                                      'insight_nb/train/distill.py'),
                                           'insight_nb.train.distill.student_model': ( 'train/distill.html#student_model',
                                                                                       'insight_nb/train/distill.py')},
             'insight_nb.train.inference': { 'insight_nb.train.inference.PooledEncoder': ( 'train/inference.html#pooledencoder',

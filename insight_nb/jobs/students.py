@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'model_names', 'Ensemble', 'open_classifier', 'parse_students', 'EncoderSource', 'encoder_source',
            'Distillation', 'Student', 'StudentResult', 'time_in_turns', 'save_student']
 
-# %% ../../nbs/jobs/10_students.ipynb #46e56fff
+# %% ../../nbs/jobs/10_students.ipynb #0b172a5a
 import time
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -38,12 +38,12 @@ from ..ship.bundle import TASKS, Bundle, bundle_info, load_bundle, read_info, sa
 from ..ship.predict import predict
 from ..train.callbacks import CollapseGuard, EarlyStopping, Progress
 from ..train.distill import (
-    DistillationTask, choose_layers, mix_labels, share_agreed, student_model)
+    DistillationTask, mix_labels, share_agreed, spread_layers, student_model)
 from ..train.inference import optimize_for_inference
 from ..train.optim import default_train_config
 from ..train.trainer import Trainer, peak_memory_mb
 
-# %% ../../nbs/jobs/10_students.ipynb #27349b11
+# %% ../../nbs/jobs/10_students.ipynb #fdc4af78
 def model_names(model) -> tuple: # a `Bundle`, or a fitted rung
     "The labels in the order of the probabilities."
     return tuple(model.labels.names if isinstance(model, Bundle) else model.names)
@@ -61,7 +61,7 @@ class Ensemble:
                                  "of them. Name teachers of one task.")
         self.orders = [[model_names(m).index(n) for n in self.names] for m in self.models]
 
-# %% ../../nbs/jobs/10_students.ipynb #795f92f4
+# %% ../../nbs/jobs/10_students.ipynb #ee889cbc
 @patch
 def predict_proba(self: Ensemble, texts) -> np.ndarray: # (rows, classes) float64
     "The mean of the probabilities of the models."
@@ -76,7 +76,7 @@ def size_mb(self: Ensemble) -> float: # 10^6 bytes
     return float(sum(4e-6 * count_parameters(m.model)[0] if isinstance(m, Bundle) else m.size_mb
                      for m in self.models))
 
-# %% ../../nbs/jobs/10_students.ipynb #6dbfc623
+# %% ../../nbs/jobs/10_students.ipynb #a57b6660
 def open_classifier(path, # of a bundle
                     device=None): # of `choose_device`; a `Bundle`, or a fitted rung
     "Open a classifier of texts. Raises InputError for a bundle that is none."
@@ -94,7 +94,7 @@ def open_classifier(path, # of a bundle
         raise InputError(f"{path} is for the task {task!r}: {wanted}.")
     return found
 
-# %% ../../nbs/jobs/10_students.ipynb #9edb3901
+# %% ../../nbs/jobs/10_students.ipynb #1632d97f
 KINDS = ("layers", "vectors", "tfidf")
 
 def parse_students(text: str) -> dict: # name -> number of layers; None: no layers
@@ -115,7 +115,7 @@ def parse_students(text: str) -> dict: # name -> number of layers; None: no laye
     return dict(sorted(found.items(), key=lambda item: (item[1] or 0, -KINDS.index(
         item[0].partition(":")[0]))))
 
-# %% ../../nbs/jobs/10_students.ipynb #e6166fd5
+# %% ../../nbs/jobs/10_students.ipynb #73410f17
 @dataclass
 class EncoderSource:
     "The encoder that students are made from, and how it reads texts."
@@ -126,7 +126,9 @@ class EncoderSource:
     @property
     def backbone(self): return self.model.backbone
     @property
-    def num_layers(self): return getattr(self.backbone.encoder.config, "num_hidden_layers", 0)
+    def num_layers(self):
+        config = getattr(self.backbone.encoder, "config", None)
+        return getattr(config, "num_hidden_layers", 0)
 
 def encoder_source(model) -> EncoderSource | None: # a `Bundle`, or a fitted rung
     "What a student can take from a teacher; nothing, where that has no layers."
@@ -139,7 +141,7 @@ def encoder_source(model) -> EncoderSource | None: # a `Bundle`, or a fitted run
         own = backbone and Model(backbone, ClassificationTask(model_names(model)))
     return own and EncoderSource(own, model.max_length)
 
-# %% ../../nbs/jobs/10_students.ipynb #f71f8cc2
+# %% ../../nbs/jobs/10_students.ipynb #31aa33df
 class Distillation:
     """Students of a teacher: which, from which rows, and what came of it. Raises InputError for
     students that can't be made from this teacher."""
@@ -158,7 +160,7 @@ class Distillation:
         for name, layers in self.kinds.items():
             self.check_student(name, layers)
 
-# %% ../../nbs/jobs/10_students.ipynb #117d9703
+# %% ../../nbs/jobs/10_students.ipynb #36e12440
 @patch
 def check_student(self: Distillation, name, layers): # as of `parse_students`
     "Raise an InputError for a student that can't be made, or is larger than its teacher."
@@ -183,7 +185,7 @@ def check_size(self: Distillation, name, size): # MB of the student
                          f"{self.teacher.size_mb:.1f} MB: a student larger than its teacher is "
                          "of no use. Name another.")
 
-# %% ../../nbs/jobs/10_students.ipynb #24005096
+# %% ../../nbs/jobs/10_students.ipynb #11f035be
 @patch
 def set_rows(self: Distillation, unlabelled: Table,
              labeled: Table | None = None, # labels that the teacher knows
@@ -205,7 +207,7 @@ def set_rows(self: Distillation, unlabelled: Table,
     self.sources = (unlabelled, labeled, test)
     return self
 
-# %% ../../nbs/jobs/10_students.ipynb #a71e4d6c
+# %% ../../nbs/jobs/10_students.ipynb #4e395abe
 @patch
 def set_aside(self: Distillation, texts, y): # (rows,) bool: to learn from; texts to measure on
     "A fifth of the texts without a label, to measure on."
@@ -235,7 +237,7 @@ def without_copies(self: Distillation, texts, test: Table): # (rows,) bool: to l
         "removed_from_train": gone, "removed_from_valid": 0, "left_across": 0}
     return ~copies
 
-# %% ../../nbs/jobs/10_students.ipynb #77dc69fe
+# %% ../../nbs/jobs/10_students.ipynb #7e51c7e0
 @dataclass
 class Student:
     "A finished student, and how it came to be."
@@ -248,7 +250,7 @@ class Student:
     history: list = field(default_factory=list) # a dictionary for each epoch
     truncated: np.ndarray | None = None # (texts,) bool: was the text cut?
 
-# %% ../../nbs/jobs/10_students.ipynb #4fe9a70a
+# %% ../../nbs/jobs/10_students.ipynb #d4a4ebbe
 @patch
 def linear_rung(self: Distillation, name) -> Rung: # vectors or tfidf; not fitted
     "The rung that a linear student is."
@@ -267,7 +269,7 @@ def train_linear(self: Distillation, name) -> Student: # vectors or tfidf
     facts = {"method": rung.name, "strength": float(rung.model.C)}
     return Student(name, Ensemble([rung]), time.perf_counter() - began, facts)
 
-# %% ../../nbs/jobs/10_students.ipynb #c778eedb
+# %% ../../nbs/jobs/10_students.ipynb #8c4c0c6f
 @patch
 def make_layers(self: Distillation, name, keep) -> Model: # not trained yet
     "A model with some layers of the teacher."
@@ -277,7 +279,7 @@ def make_layers(self: Distillation, name, keep) -> Model: # not trained yet
     if tuple(teacher.task.names) != self.names: # in another order: its head is of no use
         teacher = Model(self.source.backbone, ClassificationTask(self.names))
     set_seed(self.seed)
-    student = student_model(teacher, task, choose_layers(self.source.num_layers, keep))
+    student = student_model(teacher, task, spread_layers(teacher.backbone, keep))
     self.check_size(name, 4e-6 * count_parameters(student)[0])
     return student
 
@@ -292,7 +294,7 @@ def layer_trainer(self: Distillation, student, rows, given) -> Trainer:
     return Trainer(student, train, valid if len(valid) else None, share_agreed, config, callbacks,
                    device=self.device)
 
-# %% ../../nbs/jobs/10_students.ipynb #41ea175e
+# %% ../../nbs/jobs/10_students.ipynb #c22df647
 @patch
 def train_layers(self: Distillation, name, keep, # layers
                  given) -> Student: # epochs, batch_size, learning_rate; None: by the rule
@@ -306,7 +308,7 @@ def train_layers(self: Distillation, name, keep, # layers
         raise KeyboardInterrupt
     info = {"overlap": source.overlap} | bundle_info(student, source.max_length, 1.)
     bundle = Bundle(optimize_for_inference(student.eval()), info)
-    layers = choose_layers(source.num_layers, keep)
+    layers = spread_layers(source.backbone, keep)
     facts = {"method": f"layers {', '.join(map(str, layers))} of {source.num_layers}",
              "rule": self.rule, "temperature": self.temperature, "settings": vars(trainer.config),
              "collapses": trainer.collapses, "stopped": trainer.stop_reason}
@@ -322,7 +324,7 @@ def train(self: Distillation, **given) -> list[Student]: # epochs, batch_size, l
         self.students.append(made)
     return self.students
 
-# %% ../../nbs/jobs/10_students.ipynb #15f232d2
+# %% ../../nbs/jobs/10_students.ipynb #1f511728
 @dataclass
 class StudentResult:
     "What a model answers to the test rows, and what that costs."
@@ -354,7 +356,7 @@ def time_in_turns(models: dict, # name -> `Ensemble`
     return {name: (1000 * float(a), len(texts) / float(b))
             for name, a, b in zip(models, each, every)}
 
-# %% ../../nbs/jobs/10_students.ipynb #9c268c36
+# %% ../../nbs/jobs/10_students.ipynb #9a644ea6
 @patch
 def measure(self: Distillation) -> list[StudentResult]: # the teacher first
     "Ask all of them the test rows, and take their times."
@@ -381,7 +383,7 @@ def table(self: Distillation, times=True) -> ReportTable: # False: without what 
                        f"{len(self.truth):,} test rows, 95 % intervals; times of single texts "
                        f"and of batches, on {self.device.type}")
 
-# %% ../../nbs/jobs/10_students.ipynb #5d2e820a
+# %% ../../nbs/jobs/10_students.ipynb #9535ea7e
 @patch
 def table_row(self: Distillation, result: StudentResult, times) -> list:
     "A row of the table."
@@ -395,7 +397,7 @@ def table_row(self: Distillation, result: StudentResult, times) -> list:
     trained = "" if result.seconds is None else f"{result.seconds:.0f}"
     return [*cells, f"{result.ms_per_text:.2f}", f"{result.texts_per_second:,.0f}", trained]
 
-# %% ../../nbs/jobs/10_students.ipynb #dba8bf35
+# %% ../../nbs/jobs/10_students.ipynb #b7b4ef7a
 @patch
 def choose(self: Distillation, margin=1.) -> tuple: # points; the `Student`, and a sentence
     "Which student to ship, and why."
@@ -406,14 +408,15 @@ def choose(self: Distillation, margin=1.) -> tuple: # points; the `Student`, and
     d, teacher = found.difference, self.results[0]
     points = format_interval(100 * d.value, 100 * d.low, 100 * d.high, 1)
     what = "points to the teacher" if self.test_y is not None else "points to full agreement"
-    rule = f"it is surely at most {margin:g} points behind, and the fastest such student"
+    limit = f"{margin:g} {'point' if margin == 1 else 'points'}"
+    rule = f"it is surely at most {limit} behind, and the fastest such student"
     if not sound:
-        rule = f"no student is surely at most {margin:g} points behind, and it is the best one"
+        rule = f"no student is surely at most {limit} behind, and it is the best one"
     sentence = (f"{found.name}: {points} {what}, {teacher.ms_per_text / found.ms_per_text:.1f} "
                 f"times as fast, {found.size_mb:.0f} MB instead of {teacher.size_mb:.0f}; {rule}.")
     return next(s for s in self.students if s.name == found.name), sentence
 
-# %% ../../nbs/jobs/10_students.ipynb #8c4b1a0f
+# %% ../../nbs/jobs/10_students.ipynb #722a652e
 def save_student(student: Student, path, # the folder to make; what is there is replaced
                  facts=None): # a dict of more to say in bundle.json
     "Write a student as a bundle."
@@ -443,7 +446,7 @@ def ship(self: Distillation, student: Student, folder) -> tuple: # `Ensemble`; `
     return opened, [guard.reload_equal(*logs), guard.row_order(at, at, own),
                     guard.label_order(self.names, student.model.names, opened.names, opened.names)]
 
-# %% ../../nbs/jobs/10_students.ipynb #9a2f1a88
+# %% ../../nbs/jobs/10_students.ipynb #5bde43b9
 @patch
 def student_checks(self: Distillation, student: Student) -> list: # `Check` each
     "What is checked of a student, besides its bundle."
@@ -463,7 +466,7 @@ def student_checks(self: Distillation, student: Student) -> list: # `Check` each
             guard.loss_fell(student.losses), guard.truncation(cut, length),
             guard.language(check_tokenizer_coverage(texts, tokenizer, seed=self.seed))]
 
-# %% ../../nbs/jobs/10_students.ipynb #4bdec1d3
+# %% ../../nbs/jobs/10_students.ipynb #443e0e51
 @patch
 def make_report(self: Distillation, student: Student, checks, # of `ship`
                 why="") -> ScoreReport: # the sentence of `choose`
@@ -485,7 +488,7 @@ def make_report(self: Distillation, student: Student, checks, # of `ship`
     self.describe(report, student)
     return report
 
-# %% ../../nbs/jobs/10_students.ipynb #7abb1a85
+# %% ../../nbs/jobs/10_students.ipynb #64141ebe
 @patch
 def describe(self: Distillation, report, student: Student):
     "Fill in what was used and what it cost."
@@ -494,8 +497,7 @@ def describe(self: Distillation, report, student: Student):
     tables = [t for t in self.sources if t is not None]
     report.data = {
         "source": unlabelled.name, "sha256": [t.digest() for t in tables],
-        "rows": {"train": len(self.texts), "labeled": self.known, "valid": 0,
-                 "test": len(self.test_texts)},
+        "rows": {"train": len(self.texts), "labeled": self.known, "test": len(self.test_texts)},
         "labels": list(self.names), "dropped": unlabelled.dropped, "split": self.duplicates,
         "measured_against": measured, "notes": [note for t in tables for note in t.notes]}
     result, source = self.result_of(student), self.source
@@ -511,7 +513,7 @@ def describe(self: Distillation, report, student: Student):
     report.versions = package_versions(*PACKAGES)
     report.extra = {"students": self.evidence()}
 
-# %% ../../nbs/jobs/10_students.ipynb #8fd6754e
+# %% ../../nbs/jobs/10_students.ipynb #34d94abe
 @patch
 def evidence(self: Distillation) -> list[dict]: # the teacher first
     "What was measured of all of them, as plain values."
