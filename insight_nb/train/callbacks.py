@@ -156,8 +156,9 @@ class CollapseGuard:
                 20, trainer.total_steps / 3) or trainer.valid_dataset is None:
             return
         loss, answers = trainer.state.history[-1]["loss"], trainer.valid_predictions
-        if answers.ndim == 1: # leave out tokens without a label
-            answers = answers[trainer.valid_dataset.labels != -100]
+        labels = trainer.valid_dataset.labels
+        if answers.ndim == labels.ndim == 1: # leave out tokens without a label
+            answers = answers[labels != -100]
         if loss > .99 * self.constant_loss and len(np.unique(answers, axis=0)) == 1:
             raise CollapseError(
                 f"the loss is {loss:.3f}, a constant answer has {self.constant_loss:.3f}, and "
