@@ -241,22 +241,14 @@ def _open_encoder(path, info): # a Backbone, or None
         return Backbone(TokenTable(vectors), tokenizer, *known[:2], vectors.shape[1], known[2])
     return None
 
-# %% ../../nbs/jobs/03_rungs.ipynb #14540c20
-def load_rung(path, # the folder
-              device=None # of `choose_device`
-             ) -> RungBundle:
-    "Check a bundle of `save_rung` and open it. Raises InputError as `load_bundle` does."
-    path, info = Path(path), read_info(path)
-    check_files(path, info["files"])
+# %% ../../nbs/jobs/03_rungs.ipynb #4b112b4f
+def _restore(path, info, device): # a rung that has learned; KeyError and others for wrong facts
+    saved = info["rung"]
     kinds = {kind.__name__: kind for kind in LEARNED}
-    saved = info.get("rung") or {}
-    if saved.get("kind") not in kinds:
-        raise InputError(f"{path} holds no method of the ladder that is known here: open it with "
-                         "insight_nb.load, or update insight_nb.")
     rung = kinds[saved["kind"]](**saved["arguments"])
-    rung.names, rung.device = tuple(info["labels"]), choose_device(device)
+    rung.names, rung.device = tuple(info["labels"]), device
     encoder = _open_encoder(path, info)
-    possible = (default_precision(rung.device), "no")
+    possible = (default_precision(device), "no")
     precision = saved["precision"] if saved["precision"] in possible else "no"
     if isinstance(rung, Contrastive):
         rung.model, rung.precision_ = Model(encoder, ContrastiveTask(rung.names)), precision
@@ -265,7 +257,20 @@ def load_rung(path, # the folder
     restore_learned(rung, path)
     if isinstance(rung, CRF):
         rung.model = rung.open_model()
-    return RungBundle(rung, info)
+    return rung
+
+# %% ../../nbs/jobs/03_rungs.ipynb #14540c20
+def load_rung(path, # the folder
+              device=None # of `choose_device`
+             ) -> RungBundle:
+    "Check a bundle of `save_rung` and open it. Raises InputError as `load_bundle` does."
+    path, info = Path(path), read_info(path)
+    check_files(path, info["files"])
+    try:
+        return RungBundle(_restore(path, info, choose_device(device)), info)
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{path} holds no method of the ladder that is known here: open it with "
+                         "insight_nb.load, or update insight_nb.") from None
 
 # %% ../../nbs/jobs/03_rungs.ipynb #db3e1c25
 @patch

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'TASKS', 'PRECISIONS', 'bundle_info', 'save_weights', 'load_adapter', 'write_manifest', 'save_bundle',
-           'read_info', 'check_files', 'load_whole', 'Bundle', 'load_bundle']
+           'read_info', 'check_files', 'load_whole', 'Bundle', 'check_fine_tuned', 'load_bundle']
 
 # %% ../../nbs/ship/00_bundle.ipynb #83a20ab0
 import hashlib
@@ -252,6 +252,18 @@ class Bundle:
         return (f"Bundle({self.info['task']}, {len(self.labels)} labels, "
                 f"{self.info['backbone']['name']})")
 
+# %% ../../nbs/ship/00_bundle.ipynb #41652aa8
+def check_fine_tuned(path, info): # a folder, and what its bundle.json says
+    "Raise InputError unless a bundle holds an encoder that was fine-tuned on texts."
+    if info.get("task") not in TASKS:
+        raise InputError(
+            f"{path} is for the task {info.get('task')!r}, which is not read here: open it with "
+            "what wrote it, or update insight_nb.")
+    if rung := info.get("rung"):
+        name = rung.get("name") if isinstance(rung, dict) else "another method"
+        raise InputError(f"{path} holds {name}, without an encoder that was fine-tuned: open it "
+                         "with insight_nb.load, or answer with insight-nb predict or serve.")
+
 # %% ../../nbs/ship/00_bundle.ipynb #6b2ca34f
 def load_bundle(path, # the folder
                 precision="no", # of its predictions: a name in `PRECISIONS`
@@ -267,13 +279,7 @@ def load_bundle(path, # the folder
     device = choose_device(device)
     info = read_info(path)
     check_files(path, info["files"])
-    if info["task"] not in TASKS:
-        raise InputError(
-            f"{path} is for the task {info['task']!r}, which is not read here: open it with what "
-            "wrote it, or update insight_nb.")
-    if rung := info.get("rung"):
-        raise InputError(f"{path} holds {rung['name']}, without an encoder that was fine-tuned: "
-                         "open it with insight_nb.load.")
+    check_fine_tuned(path, info)
     _check_fields(Path(path), info, _FIELDS)
     try:
         task = TASKS[info["task"]](info["labels"], **info.get("settings") or {})

@@ -30,8 +30,9 @@ from ..base.iob import split_words
 from ..eval.metrics import bootstrap_mean
 from ..models.adapters import merge_adapter
 from ..models.native import head_names, save_encoder
-from .bundle import (
-    TASKS, Bundle, check_files, load_adapter, load_bundle, load_whole, read_info)
+from insight_nb.ship.bundle import (
+    TASKS, Bundle, check_files, check_fine_tuned, load_adapter, load_bundle, load_whole,
+    read_info)
 from .predict import predict
 from ..train.inference import embed
 
@@ -48,8 +49,7 @@ def load_plain(path) -> Bundle: # on the CPU
     "A bundle with the layers of transformers, its adapter merged, as of `load_bundle`."
     info = read_info(path)
     check_files(path, info["files"])
-    if info["task"] not in TASKS:
-        raise InputError(f"{path} is for the task {info['task']!r}, which can't be exported.")
+    check_fine_tuned(path, info)
     task = TASKS[info["task"]](info["labels"], **info.get("settings", {}))
     if not info.get("adapter"):
         return Bundle(load_whole(path, info, task).eval(), info)
