@@ -8,12 +8,14 @@ import pytest
 from conftest import LABELS, SECTIONS, refused, rows_of, write_csv
 from transformers import AutoModel
 
+from insight_nb import load
 from insight_nb.base.tensors import FakeEncoder, FakeTokenizer
 from insight_nb.cli import main
 from insight_nb.data.table import clean_table
-from insight_nb.jobs.students import Distillation, Ensemble, open_classifier, parse_students
+from insight_nb.jobs.students import Distillation, Ensemble, open_teacher, parse_students
 from insight_nb.jobs.text_estimators import TextClassifier
 from insight_nb.methods.classical import Majority, Tfidf
+from insight_nb.methods.fewshot import Contrastive
 from insight_nb.models.backbone import Backbone, load_backbone
 from insight_nb.models.tasks import ClassificationTask, Model, MultiLabelTask, RegressionTask
 from insight_nb.ship.bundle import Bundle, load_bundle, save_bundle
@@ -30,9 +32,9 @@ def texts(tmp_path):
     return write_csv(tmp_path / "texts.csv", [{"text": r["text"]} for r in rows_of(120)])
 
 
-STUDENTS = {"layers:0": "at least 1", "layers:-1": "at least 1", "layers": "layers:3",
+STUDENTS = {"layers:0": "from 1", "layers:-1": "from 1", "layers": "layers:3",
             "layers:7": "more layers than its teacher, which has 6", "layers:6": "as large as",
-            "layers:2.5": "at least 1", "layer:3": "'layers'", "bert": "not known",
+            "layers:2.5": "from 1", "layer:3": "'layers'", "bert": "not known",
             "tfidf:3": "leave :3 out", ",": "no student is named"}
 
 
@@ -157,7 +159,7 @@ def test_predict_answers_with_the_student(shipped, tmp_path):
     assert main(["predict", *words]) == 0
     found = pd.read_csv(out, keep_default_na=False)
     texts = pd.read_csv(shipped / "test.csv")["text"]
-    student = Ensemble([open_classifier(shipped / "run" / "bundle", "cpu")])
+    student = Ensemble([open_teacher(shipped / "run" / "bundle", "cpu")])
     wanted = np.array(student.names)[student.predict_proba(texts).argmax(1)]
     # a cell of a CSV file that begins with = gets an apostrophe, so that no program computes it
     assert [v.lstrip("'") for v in found["prediction"]] == wanted.tolist()
@@ -165,7 +167,7 @@ def test_predict_answers_with_the_student(shipped, tmp_path):
 
 def test_the_order_of_labels_in_an_ensemble(trained):
     "Teachers whose labels stand in another order are averaged by name."
-    one = open_classifier(trained / "bundle", "cpu")
+    one = open_teacher(trained / "bundle", "cpu")
     texts = [r["text"] for r in rows_of(9)]
     hard = Ensemble([one]).predict_proba(texts)
 
@@ -193,6 +195,35 @@ def test_all_layers_of_a_teacher_with_an_adapter_answer_as_it_does():
     same = student_model(model, DistillationTask(LABELS), choose_layers(6, 6)).eval()
     rows = teacher.trainer_.train_dataset
     np.testing.assert_allclose(predict_logits(same, rows), predict_logits(model, rows), atol=1e-4)
+
+
+def test_a_rung_that_learned_from_pairs_teaches():
+    "A contrastive rung, of which a student takes layers and token vectors."
+    rows, more = rows_of(60), rows_of(150)[60:]
+    labels = [LABELS.index(r["label"]) for r in rows]
+    rung = Contrastive(max_length=16, pairs=48, device="cpu")
+    rung.fit([r["text"] for r in rows], labels, LABELS)
+    job = Distillation(Ensemble([rung]), "vectors,layers:1", device="cpu")
+    job.set_rows(clean_table(pd.DataFrame(more), label=None))
+    assert [s.name for s in job.train(epochs=1)] == ["vectors", "layers:1"]
+    results = job.measure()
+    assert all(r.size_mb < results[0].size_mb for r in results[1:])
+    assert job.make_report(job.choose()[0], []).metrics["accuracy"].n == len(job.test_texts)
+
+
+def test_linear_students_are_saved_as_rungs(tmp_path):
+    texts = [r["text"] for r in rows_of(150)]
+    teacher = Ensemble([Tfidf().fit(texts, np.arange(150) % 3, LABELS)])
+    job = Distillation(teacher, "tfidf", device="cpu")
+    job.set_rows(clean_table(pd.DataFrame({"text": texts}), label=None))
+    job.check_size = lambda *_: None # as large as its teacher, which is of no matter here
+    student = job.train()[0]
+    job.measure()
+    checks = job.ship(student, tmp_path / "bundle")[1]
+    assert [c.passed for c in checks] == [True] * 3
+    again = open_teacher(tmp_path / "bundle") # what was saved can teach in its turn
+    np.testing.assert_allclose(again.predict_proba(texts), student.model.predict_proba(texts))
+    assert load(tmp_path / "bundle").predict(texts[:1]).tolist() == [LABELS[0]]
 
 
 def test_several_students_stand_by_their_cost():

@@ -19,7 +19,7 @@ from ..base.core import InputError, ReportTable, plural, shorten, suggest
 from ..data.labels import LabelEncoder
 from ..data.split import DataSplit, duplicate_groups, split
 from ..data.table import Table
-from .text_estimators import find_copies
+from .training import find_copies
 
 # %% ../../nbs/jobs/08_update_rows.ipynb #54b58d8b
 def _folded(name): return " ".join(name.casefold().replace("_", " ").split())
