@@ -19,13 +19,12 @@ from insight_nb.base.tensors import set_seed
 from insight_nb.cli import main
 from insight_nb.models.adapters import add_adapter
 from insight_nb.models.backbone import (
-    Backbone, embedded_folder, load_backbone, load_tokenizer)
+    Backbone, backbone_license, embedded_folder, load_backbone, load_tokenizer)
 from insight_nb.models.tagging import TaggingTask
 from insight_nb.models.tasks import ClassificationTask, Model, MultiLabelTask, RegressionTask
 from insight_nb.ship import export
-from insight_nb.ship.bundle import load_bundle, read_info, save_bundle
-from insight_nb.ship.export import (
-    ExportRefused, encoder_license, example_texts, export_bundle, read_evidence)
+from insight_nb.ship.bundle import load_bundle, read_info, run_evidence, save_bundle
+from insight_nb.ship.export import ExportRefused, example_texts, export_bundle
 from insight_nb.ship.predict import predict
 
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -435,12 +434,12 @@ def test_no_label_is_markup_in_the_card(tmp_path):
     assert "fell failed" in card.replace("\\", "")
     evidence["data"]["labels"] = ["another", "run"]
     (run / "evidence.json").write_text(json.dumps(evidence))
-    assert read_evidence(folder) == {}
+    assert run_evidence(folder) == {}
     for odd in ("[]", "{", '{"task": 1}', '{"model": [], "data": []}'):
         (run / "evidence.json").write_text(odd)
-        assert read_evidence(folder) == {}
+        assert run_evidence(folder) == {}
 
 
 def test_the_license_of_the_encoder_is_that_of_its_own_card():
-    assert encoder_license(None) == encoder_license("all-MiniLM-L6-v2") == "apache-2.0"
-    assert encoder_license("somewhere/never-fetched") is None
+    assert backbone_license(None) == backbone_license("all-MiniLM-L6-v2") == "apache-2.0"
+    assert backbone_license("somewhere/never-fetched") is None

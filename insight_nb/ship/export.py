@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['ONNX_PRECISIONS', 'TARGETS', 'example_texts', 'load_plain', 'Certificate', 'ExportRefused', 'read_truth',
            'compare_metric', 'scaled_head', 'check_expressible', 'to_transformers', 'to_onnx', 'quantize_onnx',
-           'onnx_runner', 'vectors_runner', 'int8_limits', 'rows_to_ask', 'export_bundle', 'read_evidence',
-           'encoder_license', 'model_card', 'push_folder']
+           'onnx_runner', 'vectors_runner', 'int8_limits', 'rows_to_ask', 'export_bundle', 'model_card', 'push_folder']
 
 # %% ../../nbs/ship/02_export.ipynb #f59c67ea
 import contextlib
@@ -38,10 +37,10 @@ from ..data.targets import (
     binarize_labels, find_separator, parse_label_sets, regression_targets)
 from ..eval.metrics import bootstrap_mean, softmax
 from ..models.adapters import merge_adapter
-from ..models.backbone import locate_model
+from ..models.backbone import backbone_license
 from ..models.native import head_names, save_encoder
 from .bundle import (
-    TASKS, Bundle, check_files, load_adapter, load_bundle, load_whole, read_info)
+    TASKS, Bundle, check_files, load_adapter, load_bundle, load_whole, read_info, run_evidence)
 from .predict import predict
 from ..train.inference import embed
 
@@ -61,10 +60,9 @@ def load_plain(path) -> Bundle: # on the CPU
     if info["task"] not in TASKS:
         raise InputError(f"{path} is for the task {info['task']!r}, which can't be exported.")
     task = TASKS[info["task"]](info["labels"], **info.get("settings", {}))
-    if not info.get("adapter"):
-        return Bundle(load_whole(path, info, task).eval(), info)
-    model = load_adapter(path, info, task).eval()
-    if all(part.mergeable for part in model.adapter.modules.values()):
+    load = load_adapter if info.get("adapter") else load_whole
+    model = load(path, info, task).eval()
+    if model.adapter and all(part.mergeable for part in model.adapter.modules.values()):
         merge_adapter(model.backbone)
     return Bundle(model, info)
 
@@ -122,6 +120,11 @@ def table(self: Certificate) -> ReportTable:
 class ExportRefused(RuntimeError):
     "An export answers otherwise than its bundle. The message is one line."
 
+def _weights_mb(folder) -> float:
+    "Megabytes of the files that hold weights."
+    files = [f for kind in ("*.safetensors", "*.onnx") for f in Path(folder).rglob(kind)]
+    return sum(f.stat().st_size for f in files) / 1e6
+
 # %% ../../nbs/ship/02_export.ipynb #ac012d9d
 def _time_calls(calls: dict, # side -> function of texts
                 texts, n=40) -> dict: # side -> milliseconds of one text: median, 95th percentile
@@ -135,11 +138,6 @@ def _time_calls(calls: dict, # side -> function of texts
     return {side: np.percentile(ms[warm:], [50, 95]).round(3).tolist()
             for side, ms in spent.items()}
 
-def _weights_mb(folder) -> float:
-    "Megabytes of the files that hold weights."
-    files = [f for kind in ("*.safetensors", "*.onnx") for f in Path(folder).rglob(kind)]
-    return sum(f.stat().st_size for f in files) / 1e6
-
 # %% ../../nbs/ship/02_export.ipynb #2bae331b
 def _answers(task, probs): # (rows, outputs) -> answers that can be compared
     if task.name == "classify":
@@ -148,6 +146,10 @@ def _answers(task, probs): # (rows, outputs) -> answers that can be compared
         return [tuple(n for n, yes in zip(task.names, row) if yes)
                 for row in probs >= task.thresholds]
     return probs[:, 0].tolist()
+
+def _gaps(task, before, after): # (rows,) or, of a tagger, (words,)
+    scale = task.scale if task.name == "regress" else 1.
+    return np.abs(before - after).max(1, initial=0) / scale
 
 # %% ../../nbs/ship/02_export.ipynb #272e9db0
 def read_truth(task, truth, n: int): # rows that are asked
@@ -188,9 +190,11 @@ def compare_metric(task, truth, before, after) -> dict: # labels; probabilities 
             "difference": float((after - before).mean()), "low": low, "high": high}
 
 # %% ../../nbs/ship/02_export.ipynb #59830c17
-def _gaps(task, before, after): # (rows,) or, of a tagger, (words,)
-    scale = task.scale if task.name == "regress" else 1.
-    return np.abs(before - after).max(1, initial=0) / scale
+def _same(task, before, after, most): # (rows,) bool
+    if task.name == "regress":
+        return _gaps(task, before, after) <= most
+    pairs = zip(_answers(task, before), _answers(task, after))
+    return np.array([a == b for a, b in pairs])
 
 def _same_tags(task, before, after, sizes, rules): # bool of whole texts: all spans are right
     ours, theirs = (np.split(np.log(np.maximum(p, 1e-300)), sizes[:-1]) for p in (before, after))
@@ -198,12 +202,6 @@ def _same_tags(task, before, after, sizes, rules): # bool of whole texts: all sp
     if not rules: # the best tag of each word
         decoded = [[task.names[i] for i in z.argmax(1)] for z in theirs]
     return np.array([a == b for a, b in zip(ours, decoded)])
-
-def _same(task, before, after, most): # (rows,) bool
-    if task.name == "regress":
-        return _gaps(task, before, after) <= most
-    pairs = zip(_answers(task, before), _answers(task, after))
-    return np.array([a == b for a, b in pairs])
 
 # %% ../../nbs/ship/02_export.ipynb #90ab0d13
 @dataclass
@@ -264,7 +262,6 @@ def scaled_head(bundle: Bundle) -> tuple: # (outputs, width) weight and (outputs
         return weight * task.scale, bias * task.scale + task.mean
     return weight / bundle.info["temperature"], bias / bundle.info["temperature"]
 
-# %% ../../nbs/ship/02_export.ipynb #8d2f599a
 _PROBLEMS = {"classify": "single_label_classification", "multilabel": "multi_label_classification",
              "regress": "regression"}
 
@@ -509,12 +506,21 @@ def _write_tokenizer(trial: _Trial): # that cuts where the bundle does
     tokenizer.model_max_length = trial.bundle.info["max_length"]
     tokenizer.save_pretrained(trial.folder)
 
+# %% ../../nbs/ship/02_export.ipynb #29c6c112
 def _write_transformers(trial: _Trial):
     model = to_transformers(trial.bundle)
     model.save_pretrained(trial.folder)
     _close_other_heads(model, trial.folder / "model.safetensors")
     _write_tokenizer(trial)
 
+def _write_vectors(trial: _Trial):
+    info, backbone = trial.bundle.info, trial.bundle.model.backbone
+    if backbone.adapter is not None:
+        raise InputError(f"the adapter {info['adapter']['method']!r} can't be merged into the "
+                         "encoder: train with the method lora or full.")
+    save_encoder(backbone, trial.folder, info["max_length"])
+
+# %% ../../nbs/ship/02_export.ipynb #a644eb93
 def _write_onnx(trial: _Trial):
     trial.folder.mkdir()
     file, info = trial.folder / "model.onnx", trial.bundle.info
@@ -527,13 +533,6 @@ def _write_onnx(trial: _Trial):
     text = json.dumps(facts, indent=1, ensure_ascii=False)
     (trial.folder / "export.json").write_text(text, encoding="utf-8")
     _write_tokenizer(trial)
-
-def _write_vectors(trial: _Trial):
-    info, backbone = trial.bundle.info, trial.bundle.model.backbone
-    if backbone.adapter is not None:
-        raise InputError(f"the adapter {info['adapter']['method']!r} can't be merged into the "
-                         "encoder: train with the method lora or full.")
-    save_encoder(backbone, trial.folder, info["max_length"])
 
 # %% ../../nbs/ship/02_export.ipynb #34daac7a
 # what writes an export, and what opens it as its users do
@@ -552,6 +551,7 @@ def _fitting(bundle: Bundle, texts) -> tuple: # the texts to ask; why others are
     return fit, (f"longer than {most} tokens, which the bundle reads in windows and the export "
                  "cuts off")
 
+# %% ../../nbs/ship/02_export.ipynb #97b0b9b6
 def int8_limits(task) -> dict:
     """What 8 bits may change: one answer in a hundred, of a tagger the tags of one text in twenty;
     of a number a tenth of its spread."""
@@ -559,14 +559,12 @@ def int8_limits(task) -> dict:
     return {"equal_answers": equal, "largest_difference": .1 if task.name == "regress" else 1.}
 
 def _limits(trial: _Trial) -> dict: # of a certificate
-    limits = {"equal_answers": .999, "largest_difference": 1e-4}
-    if trial.target == "sentence-transformers":
-        limits["equal_answers"] = 1.
-    elif trial.form != "no":
-        limits |= int8_limits(trial.bundle.model.task)
-    elif trial.target == "transformers" and trial.bundle.info["task"] == "tag":
-        limits["equal_answers"] = .95 # its pipeline knows no rules of tags
-    return limits
+    if trial.form != "no":
+        return int8_limits(trial.bundle.model.task)
+    equal = 1. if trial.target == "sentence-transformers" else .999
+    if trial.target == "transformers" and trial.bundle.info["task"] == "tag":
+        equal = .95 # its pipeline knows no rules of tags
+    return {"equal_answers": equal, "largest_difference": 1e-4}
 
 # %% ../../nbs/ship/02_export.ipynb #6e7d00c6
 def _versions(trial: _Trial) -> dict: # of what made the answers, and of what is needed for them
@@ -657,41 +655,8 @@ def export_bundle(path, target, # of a bundle; one of TARGETS
         (temp / "certificate.json").write_text(
             json.dumps(asdict(found), indent=1), encoding="utf-8")
         (temp / "README.md").write_text(
-            model_card(bundle, found, read_evidence(path)), encoding="utf-8")
+            model_card(bundle, found, run_evidence(path)), encoding="utf-8")
     return found
-
-# %% ../../nbs/ship/02_export.ipynb #e2d52fd8
-def read_evidence(path) -> dict: # of a bundle; empty: there is none
-    "The evidence of the run that a bundle lies in, if it is of this bundle."
-    file, info = Path(path).resolve().parent / "evidence.json", read_info(path)
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        model, data = found["model"], found["data"]
-        known = (found["task"], data["labels"], model["identity"], model["max_length"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    own = (info["task"], info["labels"], info["backbone"]["identity"], info["max_length"])
-    return found if known == own else {}
-
-def encoder_license(name) -> str | None: # of a backbone; None: not known here
-    "The license that the encoder's own card names, where the card lies on this machine."
-    try:
-        kind, place = locate_model(name)
-    except InputError:
-        return None
-    if kind == "hub":
-        from huggingface_hub import try_to_load_from_cache
-        file = try_to_load_from_cache(place, "README.md")
-        if not isinstance(file, str):
-            return None
-    else:
-        file = Path(place, "README.md")
-    try:
-        lines = Path(file).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return None
-    head = lines[1:lines[1:].index("---") + 1] if lines[:1] == ["---"] and "---" in lines[1:] else []
-    return next((line[8:].strip() for line in head if line.startswith("license:")), None)
 
 # %% ../../nbs/ship/02_export.ipynb #eb87fdf0
 def _plain(text) -> str: # of others, for Markdown
@@ -699,8 +664,8 @@ def _plain(text) -> str: # of others, for Markdown
 
 def _data_lines(bundle: Bundle, evidence) -> str: # Markdown
     data = evidence.get("data", {})
-    name, license = bundle.info["backbone"]["name"], None
-    license = encoder_license(name)
+    name = bundle.info["backbone"]["name"]
+    license = backbone_license(name)
     lines = ["What the model learned from is not said in its bundle: see the report of its run."]
     if data:
         rows = ", ".join(f"{n:,} {side}" for side, n in data.get("rows", {}).items())
@@ -789,7 +754,7 @@ def _reading(bundle: Bundle, target) -> str: # Markdown
 
 # %% ../../nbs/ship/02_export.ipynb #21cf05ca
 def model_card(bundle: Bundle, certificate: Certificate,
-               evidence=None) -> str: # of `read_evidence`; Markdown
+               evidence=None) -> str: # of `run_evidence`; Markdown
     "A model card: data, metrics with intervals, guard, use, license, the certificate."
     info, target = bundle.info, certificate.target
     labels = ", ".join(map(_plain, info["labels"][:50]))
