@@ -2,6 +2,9 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import version
+from importlib.util import find_spec
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,14 +21,16 @@ from transformers import (
 from transformers.models.auto import modeling_auto
 
 from insight_nb import TextClassifier
+from insight_nb.base.core import InputError
 from insight_nb.base.tensors import set_seed
 from insight_nb.cli import main
 from insight_nb.models.adapters import add_adapter
 from insight_nb.models.backbone import (
-    Backbone, embedded_folder, load_backbone, load_tokenizer)
+    Backbone, backbone_license, embedded_folder, load_backbone, load_tokenizer)
 from insight_nb.models.tagging import TaggingTask
 from insight_nb.models.tasks import ClassificationTask, Model, MultiLabelTask, RegressionTask
-from insight_nb.ship.bundle import load_bundle, save_bundle
+from insight_nb.ship import export
+from insight_nb.ship.bundle import load_bundle, read_info, run_evidence, save_bundle
 from insight_nb.ship.export import ExportRefused, example_texts, export_bundle
 from insight_nb.ship.predict import predict
 
@@ -237,8 +242,10 @@ def test_sentence_transformers_gives_the_same_vectors(tmp_path):
 
 
 def test_the_command(tmp_path, capsys):
-    folder = saved(tmp_path / "b", ClassificationTask(("good", "bad"), **CLS))
-    table = write_csv(tmp_path / "t.csv", rows_of(60))
+    rows = rows_of(60)
+    names = sorted({row["label"] for row in rows})
+    folder = saved(tmp_path / "b", ClassificationTask(names, **CLS))
+    table = write_csv(tmp_path / "t.csv", rows)
     out = str(tmp_path / "out")
     asked = ["export", str(folder), "--to", "onnx", "--out", out, "--table", table]
     assert main([*asked, "--text", "text", "--label", "label"]) == 0
@@ -250,6 +257,256 @@ def test_the_command(tmp_path, capsys):
         assert main([*asked, *more]) == status
         assert said in capsys.readouterr().err
     assert main(["export", str(folder), "--to", "tflite", "--out", out + "2"]) == 2
+    other = saved(tmp_path / "o", ClassificationTask(("good", "bad")))
+    assert main(["export", str(other), *asked[2:5], out + "4", *asked[6:], "--label", "label"]) == 2
+    assert "not among the 2 labels" in capsys.readouterr().err and not (tmp_path / "out4").exists()
     mean = saved(tmp_path / "m", ClassificationTask("ab"))
     assert main(["export", str(mean), "--to", "transformers", "--out", out + "3"]) == 2
     assert "pool cls" in capsys.readouterr().err and not (tmp_path / "out3").exists()
+
+
+ONNX = """
+import json, re, sys
+import numpy as np
+folder, file = sys.argv[1:]
+texts = json.load(open(file))
+card = open(folder + "/README.md").read()
+code = re.search("```python\\n(.*?)```", card, re.S)[1].replace("FOLDER", folder)
+found = []
+for text in texts: # the card's own lines, with another text
+    sides = ", ".join(repr([t]) for t in ([text] if isinstance(text, str) else text))
+    asked = code.replace('["a text"], ["another text"]', sides).replace('["a text"]', sides)
+    exec(asked, room := {})
+    found.append(room["logits"][0].tolist())
+print("ANSWERS" + json.dumps(found))
+"""
+CARD = """
+import json, re, sys
+folder, file = sys.argv[1:]
+card = open(folder + "/README.md").read()
+code = re.search("```python\\n(.*?)```", card, re.S)[1].replace("FOLDER", folder)
+found = []
+for text in json.load(open(file)):
+    if isinstance(text, str):
+        asked = code.replace('"a text"', repr(text))
+    else:
+        asked = code.replace('"a text"', repr(text[0])).replace('"another text"', repr(text[1]))
+    head, last = asked.rstrip().rsplit("\\n", 1)
+    if "=" not in last.split("(")[0]:
+        last = "given = " + last
+    exec(head + "\\n" + last, room := {})
+    found.append(room["given"])
+print("ANSWERS" + json.dumps(found, default=float))
+"""
+
+
+def by_card(script, folder, texts, tmp_path):
+    "What the lines of a model card answer in another process."
+    file = tmp_path / "asked.json"
+    file.write_text(json.dumps(texts))
+    done = subprocess.run([sys.executable, "-c", script, str(folder), str(file)],
+                          capture_output=True, text=True)
+    assert "ANSWERS" in done.stdout, done.stderr
+    return json.loads(done.stdout.split("ANSWERS")[1])
+
+
+def pairs_of(texts): return list(zip(texts, texts[::-1]))
+
+
+ANSWERS = {"classify": lambda z: np.exp(z) / np.exp(z).sum(1, keepdims=True),
+           "multilabel": lambda z: 1 / (1 + np.exp(-z)), "regress": lambda z: z}
+
+
+@pytest.mark.parametrize("task, facts", [
+    (ClassificationTask(LABELS), {}), (MultiLabelTask(LABELS, thresholds=[.2, .5, .8]), {}),
+    (RegressionTask(mean=3., scale=2.), {}), (ClassificationTask("ab"), {"second": "second"})])
+def test_an_onnx_graph_opened_by_its_card_gives_the_same_answers(task, facts, tmp_path):
+    folder = saved(tmp_path / "b", task, **facts)
+    proof = export_bundle(folder, "onnx", tmp_path / "out")
+    assert proof.equal_answers == 1 and proof.opened_by == "onnxruntime"
+    texts = example_texts(25, seed=1)
+    texts = pairs_of(texts) if facts else texts
+    want = predict(load_bundle(folder, device="cpu"), texts)[1]
+    got = ANSWERS[task.name](np.array(by_card(ONNX, tmp_path / "out", texts, tmp_path)))
+    assert got.shape == want.shape and np.abs(got - want).max() < 1e-4
+    if task.name == "multilabel":
+        settings = json.loads((tmp_path / "out" / "export.json").read_text())["settings"]
+        assert settings["thresholds"] == [.2, .5, .8]
+
+
+def test_the_thresholds_of_several_labels_are_in_the_export_and_its_card_applies_them(tmp_path):
+    names = tuple(f"topic {i}" for i in range(12))  # more than ten: "10" sorts before "2"
+    texts = example_texts(40, seed=1)
+    same = saved(tmp_path / "same", MultiLabelTask(names, **CLS))
+    middle = np.median(predict(load_bundle(same, device="cpu"), texts)[1], axis=0)
+    task = MultiLabelTask(names, thresholds=middle, **CLS)
+    folder = saved(tmp_path / "b", task)
+    export_bundle(folder, "transformers", tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["thresholds"] == middle.tolist()
+    want = predict(load_bundle(folder, device="cpu"), texts)[0]
+    got = by_card(CARD, tmp_path / "out", texts, tmp_path)
+    assert [set(g) for g in got] == [set(w) for w in want]
+    assert len(set(want)) > 20
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"topic 11 {task.thresholds[11]:.4f}" in card and "reaches its threshold" in card
+
+
+def test_pairs_are_read_as_pairs_by_the_pipeline_of_the_card(tmp_path):
+    folder = saved(tmp_path / "b", ClassificationTask("ab", **CLS), second="second")
+    export_bundle(folder, "transformers", tmp_path / "out")
+    texts = pairs_of(example_texts(30, seed=1))
+    answers, probs = predict(load_bundle(folder, device="cpu"), texts)
+    found = [a[0] if isinstance(a, list) else a
+             for a in by_card(CARD, tmp_path / "out", texts, tmp_path)]
+    assert [a["label"] for a in found] == answers
+    assert max(abs(a["score"] - p.max()) for a, p in zip(found, probs)) < 1e-4
+
+
+@pytest.mark.parametrize("target", ["transformers", "onnx"])
+def test_a_model_that_reads_in_windows_is_refused_with_what_to_do(target, tmp_path, capsys):
+    folder = saved(tmp_path / "b", ClassificationTask("ab", **CLS), overlap=16)
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match="in windows.*train it without windows"):
+        export_bundle(folder, target, out)
+    assert main(["export", str(folder), "--to", target, "--out", str(out)]) == 2
+    said = capsys.readouterr().err.strip()
+    assert "train it without windows" in said and "\n" not in said and not out.exists()
+
+
+def test_8_bits_are_timed_against_32_and_refused_where_answers_change(tmp_path, capsys):
+    folder, out = saved(tmp_path / "b", ClassificationTask(LABELS)), tmp_path / "out"
+    words = ["export", str(folder), "--to", "onnx", "--int8", "--out", str(out)]
+    assert main(words) == 0
+    assert "in 32 bits:" in capsys.readouterr().out
+    proof = json.loads((out / "certificate.json").read_text())
+    assert set(proof["milliseconds"]) == {"bundle", "export", "32 bits"}
+    assert all(0 < low <= high for low, high in proof["milliseconds"].values())
+    assert proof["form"] in ("8 bits", "weights of 8 bits")
+    assert .99 <= proof["equal_answers"] and proof["limits"]["equal_answers"] == .99
+    assert {p.name for p in out.iterdir()} >= {"model.onnx", "certificate.json", "README.md"}
+    assert len(list(out.glob("*.onnx"))) == 1  # the graph in 32 bits is not left there
+    none = {"equal_answers": 1., "largest_difference": 0.}
+    with mock.patch.object(export, "int8_limits", lambda task: none):
+        assert main([*words[:-1], str(tmp_path / "never")]) == 1
+    said = capsys.readouterr().err
+    assert "Tried: int8, int8 weights" in said and not (tmp_path / "never").exists()
+
+
+@pytest.mark.parametrize("target", ["transformers", "onnx", "sentence-transformers"])
+def test_the_certificate_names_what_it_was_made_with(target, tmp_path):
+    folder = saved(tmp_path / "b", ClassificationTask("ab", **CLS))
+    export_bundle(folder, target, tmp_path / "out", example_texts(20))
+    found = json.loads((tmp_path / "out" / "certificate.json").read_text())["versions"]
+    assert {"insight_nb", "torch", "transformers", "tokenizers"} <= set(found)
+    assert found["torch"] == version("torch")
+    if target == "onnx":
+        assert found["onnxruntime"] == version("onnxruntime") and found["opset"]["ai.onnx"] >= 18
+    if target == "sentence-transformers" and find_spec("sentence_transformers"):
+        assert found["sentence-transformers"] == version("sentence-transformers")
+
+
+def test_vectors_are_compared_by_the_tool_itself_or_the_certificate_says_otherwise(tmp_path):
+    folder = saved(tmp_path / "b", ClassificationTask("ab"))
+    by = "sentence-transformers" if find_spec("sentence_transformers") else "transformers"
+    proof = export_bundle(folder, "sentence-transformers", tmp_path / "st", example_texts(20))
+    assert proof.passed and proof.opened_by == by and f"by {by}" in proof.table().caption
+    with mock.patch.object(export, "find_spec", lambda name: None):
+        proof = export_bundle(folder, "sentence-transformers", tmp_path / "hf", example_texts(20))
+    assert proof.passed and proof.opened_by == "transformers"
+    assert "sentence-transformers" not in proof.versions
+
+
+TRUTHS = [
+    (ClassificationTask("ab"), ["a", "b", "c"], "row 2 has the label 'c'"),
+    (ClassificationTask("ab"), ["a", "b"], "3 texts, but 2 labels"),
+    (ClassificationTask("ab"), ["a", None, "b"], "row 1 has the label ''"),
+    (ClassificationTask("ab"), [["a"], "b", "b"], "a label can't be"),
+    (MultiLabelTask("abc"), ["a;b", "a;x", ""], "row 1 has the label 'x'"),
+    (MultiLabelTask("abc"), ["[oops", "a", "b"], "not a list in JSON"),
+    (RegressionTask(), ["1", "two", "3"], "row 1 of the labels is 'two'"),
+    (RegressionTask(), [1, float("nan"), 3], "row 1 of the labels is 'nan'")]
+
+
+@pytest.mark.parametrize("task, truth, said", TRUTHS)
+def test_labels_that_are_not_known_end_in_one_line(task, truth, said, tmp_path):
+    folder = saved(tmp_path / "b", task)
+    with pytest.raises(InputError) as refused:
+        export_bundle(folder, "onnx", tmp_path / "out", ["one", "two", "很好"], truth)
+    assert said in str(refused.value) and "\n" not in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("task, form", [
+    (ClassificationTask(("1", "2", "3")), lambda a: float(a)),
+    (ClassificationTask(("1.0", "2.0")), lambda a: float(a)),
+    (ClassificationTask(LABELS[:1] + ("好",)), lambda a: f"  {a} "),
+    (MultiLabelTask("abc", thresholds=[.4, .5, .6]), lambda a: " ; ".join(reversed(a))),
+    (MultiLabelTask("abc", thresholds=[.4, .5, .6]), lambda a: json.dumps(list(a))),
+    (MultiLabelTask("abc", thresholds=[.4, .5, .6]), set),
+    (RegressionTask(mean=3., scale=2.), lambda a: f"{a:.12f}".replace("-", "\u2212"))])
+def test_labels_are_read_as_the_recipes_read_them(task, form, tmp_path):
+    folder, texts = saved(tmp_path / "b", task), example_texts(30, seed=1)
+    own = predict(load_bundle(folder, device="cpu"), texts)[0]
+    proof = export_bundle(folder, "onnx", tmp_path / "out", texts, [form(a) for a in own])
+    right = 0 if task.name == "regress" else 1
+    assert abs(proof.metric["before"] - right) < 1e-9
+    assert abs(proof.metric["after"] - right) < 1e-4
+
+
+def test_what_a_tagger_was_not_asked_is_said(tmp_path):
+    folder = saved(tmp_path / "b", TaggingTask(("O", "B-X")), fine=True)
+    texts = ["Anna sings in Rome 很好"] * 5 + ["word " * 200] * 2
+    proof = export_bundle(folder, "onnx", tmp_path / "out", texts)
+    assert (proof.rows, proof.rows_left_out) == (5, 2)
+    caption = proof.table().caption
+    assert "asked 5 rows" in caption and "2 rows left out: longer than 64 tokens" in caption
+    facts = json.loads((tmp_path / "out" / "certificate.json").read_text())
+    assert facts["rows_left_out"] == 2 and "in windows" in facts["left_out"]
+    assert "2 rows left out" in (tmp_path / "out" / "README.md").read_text()
+    with pytest.raises(InputError, match="no row to ask: all are longer than 64 tokens"):
+        export_bundle(folder, "onnx", tmp_path / "none", texts[5:])
+    with pytest.raises(InputError, match="leave out the labels"):
+        export_bundle(folder, "onnx", tmp_path / "none", texts, ["O"] * 7)
+
+
+EVIL = ("# a\n\n## b", "[x](http://y)", "<script>", "a|b\r\n- c", "`code`", "好", "*bold*",
+        "![i](z)", "tab\there")
+
+
+def test_no_label_is_markup_in_the_card(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    folder = saved(run / "bundle", ClassificationTask(EVIL))
+    info = read_info(folder)
+    evidence = {
+        "task": "classify", "model": {"identity": "none", "max_length": 64},
+        "data": {"labels": list(EVIL), "source": "my\n# table.csv", "sha256": "ab12",
+                 "rows": {"train": 1200, "test": 60}, "dropped": {"empty\n# text": 3},
+                 "notes": ["a <b>note</b>\n# x"]},
+        "metrics": {"accuracy": {"value": .8, "low": .7, "high": .9, "n": 60}},
+        "guard": [{"check": "loss\n# fell", "passed": False, "detail": ""}]}
+    (run / "evidence.json").write_text(json.dumps(evidence))
+    assert info["backbone"]["identity"] == "none"
+    export_bundle(folder, "onnx", run / "out", example_texts(9))
+    card = (run / "out" / "README.md").read_text()
+    heads = [line for line in card.splitlines() if line.startswith("#")]
+    assert heads == ["# A model for the task classify", "## Data", "## Measured", "## Use",
+                     "## The same answers"]
+    for markup in ("<script", "[x](", "![i](", "<b>", "`code`", "*bold*"):
+        assert card.count(markup) == card.count("\\" + markup), markup
+    assert "1,200 train, 60 test" in card and "ab12" in card and "3 rows" in card
+    assert "License of the rows: not known here" in card 
+    assert "0.800 \\[0.700, 0.900\\]" in card
+    assert "fell failed" in card.replace("\\", "")
+    evidence["data"]["labels"] = ["another", "run"]
+    (run / "evidence.json").write_text(json.dumps(evidence))
+    assert run_evidence(folder) == {}
+    for odd in ("[]", "{", '{"task": 1}', '{"model": [], "data": []}'):
+        (run / "evidence.json").write_text(odd)
+        assert run_evidence(folder) == {}
+
+
+def test_the_license_of_the_encoder_is_that_of_its_own_card():
+    assert backbone_license(None) == backbone_license("all-MiniLM-L6-v2") == "apache-2.0"
+    assert backbone_license("somewhere/never-fetched") is None

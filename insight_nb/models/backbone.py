@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PACKED_ATTENTION', 'EMBEDDED', 'EMBEDDED_SHA256', 'Backbone', 'count_parameters', 'freeze', 'embedded_folder',
-           'weights_hash', 'locate_model', 'load_encoder', 'load_tokenizer', 'max_input_length', 'fetch_model',
-           'load_backbone', 'empty_backbone']
+           'weights_hash', 'locate_model', 'load_encoder', 'load_tokenizer', 'max_input_length', 'backbone_license',
+           'fetch_model', 'load_backbone', 'empty_backbone']
 
 # %% ../../nbs/models/00_backbone.ipynb #5a32205f
 import importlib.util
@@ -204,6 +204,23 @@ def _from_hub(name, revision):
     return {
         "revision": revision or "main", "local_files_only": kept
         or not hub_access(f"backbone {name}", "model")}
+
+# %% ../../nbs/models/00_backbone.ipynb #cdcd902f
+def _front_matter(text) -> list: # of a model card; lines
+    lines = text.splitlines()
+    closed = lines[:1] == ["---"] and "---" in lines[1:]
+    return lines[1:lines.index("---", 1)] if closed else []
+
+def backbone_license(name) -> str | None: # of `locate_model`; None: not known here
+    "The license that a backbone's own card names."
+    try:
+        kind, where = locate_model(name)
+        file = _cached(where, None, "README.md") if kind == "hub" else Path(where, "README.md")
+    except ValueError: # no such folder, or no such name
+        return None
+    text = file.read_text(encoding="utf-8", errors="replace") if file and file.is_file() else ""
+    found = (s.removeprefix("license:") for s in _front_matter(text) if s.startswith("license:"))
+    return next(found, "").strip() or None
 
 # %% ../../nbs/models/00_backbone.ipynb #08ecdb80
 def fetch_model(name, # None for the embedded one, a folder, or a hub id

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'TASKS', 'PRECISIONS', 'bundle_info', 'save_weights', 'load_adapter', 'write_manifest', 'save_bundle',
-           'read_info', 'check_files', 'load_whole', 'Bundle', 'check_fine_tuned', 'load_bundle']
+           'read_info', 'check_files', 'load_whole', 'Bundle', 'check_fine_tuned', 'load_bundle', 'run_evidence']
 
 # %% ../../nbs/ship/00_bundle.ipynb #83a20ab0
 import hashlib
@@ -296,3 +296,16 @@ def load_bundle(path, # the folder
         raise InputError(f"the weights of {path} don't fit what its bundle.json says ({why}): save "
                          "it again.") from None
     return Bundle(optimize_for_inference(model.eval()).to(device), info, precision)
+
+# %% ../../nbs/ship/00_bundle.ipynb #69c46065
+def run_evidence(path) -> dict: # of a bundle; empty: there is none
+    "The evidence of the run that a bundle lies in, if it is of this bundle."
+    file, info = Path(path).resolve().parent / "evidence.json", read_info(path)
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        model, data = found["model"], found["data"]
+        known = (found["task"], data["labels"], model["identity"], model["max_length"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    own = (info["task"], info["labels"], info["backbone"]["identity"], info["max_length"])
+    return found if known == own else {}
