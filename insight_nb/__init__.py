@@ -6,6 +6,7 @@ __version__ = "0.1.0"
 _WHERE = {
     "TextClassifier": "jobs.text_estimators", "PairClassifier": "jobs.text_estimators",
     "MultiLabelClassifier": "jobs.text_estimators", "TextRegressor": "jobs.text_estimators",
+    "PairRegressor": "jobs.text_estimators",
     "SpanTagger": "jobs.span_tagger", "load": "jobs.loading"}
 
 

@@ -8,8 +8,7 @@ from insight_nb.data.labels import LabelEncoder
 from insight_nb.data.sources import open_table
 from insight_nb.eval.report import Report
 from insight_nb.jobs.setup import FineTuningSetup
-from insight_nb.jobs.training import (
-    share_right, split_rows, tokenize_rows, train_model, training_rows)
+from insight_nb.jobs.training import share_right, split_rows, token_dataset, train_model
 from insight_nb.models.tasks import ClassificationTask
 from insight_nb.ship.bundle import load_bundle, save_bundle
 from insight_nb.train.inference import predict_logits
@@ -22,8 +21,9 @@ def trained(tmp_path, most=None, pass_tokens=None):
     source, parts = split_rows(open_table(frame))
     setup = FineTuningSetup(max_length=16, device="cpu")
     labels = LabelEncoder.fit(source.labels)
-    rows = tokenize_rows(setup, source, ["text"], labels.transform(source.labels), parts)
-    sides = training_rows(rows, source, parts)
+    rows = token_dataset(source.texts, setup.encoder.tokenizer, setup.length,
+                         labels.transform(source.labels))[0]
+    sides = [rows.select(at) for at in (parts.train, parts.valid, parts.test)]
     assert set(rows.lengths) == {16}
     model = setup.model(ClassificationTask(labels.names))
     inside = model.forward

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['regression_targets', 'row_weights', 'find_separator', 'parse_label_sets', 'binarize_labels', 'open_label_sets',
-           'split_label_sets', 'looks_multilabel', 'open_pairs', 'tokenize_pairs', 'plain_label', 'label_kind',
-           'check_one_kind', 'read_labels', 'find_classes', 'label_rows', 'is_indicator']
+           'split_label_sets', 'looks_multilabel', 'open_pairs', 'tokenize_pairs', 'as_rows', 'read_texts',
+           'plain_label', 'label_kind', 'check_one_kind', 'read_labels', 'find_classes', 'label_rows', 'is_indicator']
 
 # %% ../../nbs/data/10_targets.ipynb #d7a07f88
 import json
 import math
 from collections import Counter
+from collections.abc import Mapping, Set
 from itertools import chain
 
 import numpy as np
@@ -47,7 +48,7 @@ def regression_targets(values, # (rows,) cells, of text or numbers
     return out
 
 # %% ../../nbs/data/10_targets.ipynb #45debc6f
-# positions of rows -> (rows,) float32, 1 on average
+# positions of rows -> (all rows,) float64, 0 for the others
 def row_weights(table: Table, column, indices) -> np.ndarray:
     "How much rows count, by a column of numbers from 0. Raises InputError for other values."
     if column not in table.frame.columns:
@@ -61,7 +62,9 @@ def row_weights(table: Table, column, indices) -> np.ndarray:
             f"column {column!r} holds {found.min():g}: a row can't count less than nothing.")
     if not found.any():
         raise InputError(f"column {column!r} is 0 in all training rows: none would count.")
-    return (found / found.mean()).astype(np.float32)
+    weights = np.zeros(len(table))
+    weights[indices] = found
+    return weights
 
 # %% ../../nbs/data/10_targets.ipynb #e4f7c3aa
 def find_separator(values) -> str: # ; | or ,
@@ -236,6 +239,45 @@ def tokenize_pairs(first, second, # (rows,) str each
     return TokenizedTexts(
         flat(ids, np.int32), np.cumsum([0, *map(len, ids)]), np.isin(np.arange(len(rows)), cut)
     ), flat(segments, np.int64)
+
+# %% ../../nbs/data/10_targets.ipynb #480556d2
+def as_rows(X, name="X") -> list: # a list, array, Series or frame; of a frame's columns tuples
+    "The rows of what a user gives. Raises InputError for what has none."
+    if isinstance(X, pd.DataFrame) and X.shape[1] == 1:
+        X = X.iloc[:, 0]
+    if isinstance(X, pd.DataFrame):
+        return list(X.itertuples(index=False, name=None))
+    if hasattr(X, "toarray"): # a sparse matrix
+        X = X.toarray()
+    if hasattr(X, "__array__") and not isinstance(X, pd.Series):
+        X = np.asarray(X)
+    alone = isinstance(X, (str, bytes, Mapping, Set)) or not hasattr(X, "__iter__")
+    if alone or getattr(X, "ndim", 1) == 0:
+        kind = "" if isinstance(X, (str, bytes)) else f"a {type(X).__name__}, "
+        raise InputError(
+            f"{name} is {kind}{shorten(repr(X), 40)}: give a list, a row for each text.")
+    return list(X)
+
+def _cells(row): return list(row) if isinstance(row, (tuple, list, np.ndarray)) else [row]
+
+# %% ../../nbs/data/10_targets.ipynb #6c70e5e2
+def read_texts(X, # a list, array, Series or frame
+               pairs=False, # are they pairs of texts?
+               name="X") -> list: # of str, or of tuples of two
+    "The texts as a model reads them. Raises InputError, with the row, for what is no text."
+    rows, wide = [_cells(row) for row in as_rows(X, name)], 2 if pairs else 1
+    for i, cells in enumerate(rows):
+        if len(cells) != wide:
+            raise InputError(
+                f"row {i} of {name} has {plural(len(cells), 'value')}, expected "
+                f"{'two texts' if pairs else 'one text'}.")
+        if fault := next(filter(None, map(invalid_text_reason, cells)), None):
+            raise InputError(f"row {i} of {name}: {fault}. Mend it, or leave it out.")
+    cells = [c for row in rows for c in row]
+    if cells and not any(isinstance(c, (str, bytes)) for c in cells):
+        raise InputError(f"{name} holds {type(cells[0]).__name__}, no texts.")
+    texts = [tuple(map(to_text, row)) for row in rows]
+    return texts if pairs else [row[0] for row in texts]
 
 # %% ../../nbs/data/10_targets.ipynb #9ac06058
 def _is_float(v): return isinstance(v, (float, np.floating))

@@ -61,7 +61,7 @@ class FineTuningSetup:
             self.adapter = add_adapter(self.encoder, method, **method_options(method, rank))
         self.options = self.adapter.options if self.adapter else {}
         self.size = self.before = None # of `model`: weights; adapter before training
-        self.too_long = self.language = None # of `tokenize_rows` or `TaggingRows`
+        self.too_long = self.language = None # of `fit` or `TaggingRows`
         self.rule = None # of `train_model`
         self.texts = None # of `check_shipped`: what the bundle was asked
         self.checkpoint, self.resume = None, False # of `set_checkpoint`
@@ -96,7 +96,8 @@ SETTINGS = {
                  "a folder, a hub id, or None"),
     "method": (lambda v: isinstance(v, str), "the name of a method, such as 'full' or 'lora'"),
     **dict.fromkeys(("rank", "max_length", "epochs", "batch_size"), _COUNT),
-    **dict.fromkeys(("windows", "verbose", "unfreeze", "weight_averaging", "casing"), _FLAG),
+    **dict.fromkeys(("windows", "verbose", "unfreeze", "weight_averaging", "casing",
+                     "keep_interrupted"), _FLAG),
     "learning_rate": (lambda v: v is None or _number(v) and v > 0, "a number above 0, or None"),
     "random_state": (_seed, "a whole number from 0, a RandomState, or None"),
     "device": (lambda v: v is None or isinstance(v, (str, torch.device)),
@@ -106,6 +107,8 @@ SETTINGS = {
                     "a number above 0 and at most 1, or None"),
     "focal": (lambda v: _number(v) and v >= 0, "a number from 0"),
     "smoothing": (lambda v: _number(v) and 0 <= v < 1, "a number from 0 to below 1"),
+    "sampling": (lambda v: v is None or isinstance(v, str) and v == "balanced",
+                 "'balanced', or None"),
     "pool": (lambda v: isinstance(v, str) and v in POOLS, " or ".join(map(repr, POOLS)))}
 
 def check_settings(values: dict, # name -> value; names that SETTINGS lacks are not looked at

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIN_ROWS', 'split_rows', 'read_valid', 'join_pairs', 'validation_split', 'find_copies', 'split_given',
-           'token_dataset', 'tokenize_rows', 'training_rows', 'untrained_probabilities', 'make_trainer', 'train_model',
-           'share_right', 'list_rows', 'same_answers', 'check_shipped']
+           'token_dataset', 'untrained_probabilities', 'make_trainer', 'fit_or_resume', 'train_model', 'share_right',
+           'list_rows', 'same_answers', 'check_shipped']
 
 # %% ../../nbs/jobs/01_training.ipynb #c18ffcbe
 import numpy as np
@@ -13,11 +13,10 @@ import pandas as pd
 
 import insight_nb.eval.guard as guard
 from ..base.core import InputError, shorten
-from ..data.dataset import TokenDataset, balanced_sampling_weights
+from ..data.dataset import TokenDataset
 from ..data.split import DataSplit, duplicate_groups, split, split_from_tables
 from ..data.table import Table, to_text
-from ..data.targets import row_weights, tokenize_pairs
-from ..data.tokens import check_tokenizer_coverage
+from ..data.targets import tokenize_pairs
 from ..data.windows import text_dataset
 from ..eval.errors import confident_mistakes, find_label_issues, label_issues
 from .setup import FineTuningSetup
@@ -128,48 +127,13 @@ def token_dataset(texts, # of str, or of pairs of str
     rows = TokenDataset(tokens, labels, pad_id=tokenizer.pad_token_id, token_features=segments)
     return rows, tokens.truncated
 
-def tokenize_rows(setup: FineTuningSetup, source, # a `Table`
-                  columns, # name of the text column, or of both columns of a pair
-                  labels, # (rows,) or (rows, labels), as the task takes them
-                  parts, # of `split_rows`
-                  windows=False # read long texts in windows; False: cut them
-                 ) -> TokenDataset:
-    "All rows as tokens. `setup.too_long` and `setup.language` keep what was found."
-    texts = source.texts
-    if len(columns) == 2:
-        texts = list(zip(*(map(to_text, source.frame[c]) for c in columns)))
-    rows, setup.too_long = token_dataset(
-        texts, setup.encoder.tokenizer, setup.length, labels, windows)
-    train_texts = [source.texts[i] for i in parts.train]
-    setup.language = check_tokenizer_coverage(
-        train_texts, setup.encoder.tokenizer, seed=setup.seed)
-    how = "read in several windows" if windows else "cut"
-    print(setup.language["detail"])
-    print(f"{setup.too_long.mean():.1%} of the texts are longer than {setup.length} tokens and "
-          f"are {how}")
-    return rows
-
-# %% ../../nbs/jobs/01_training.ipynb #b864ad24
-def training_rows(rows: TokenDataset, # all of them
-                  source, parts, # the `Table` and its `DataSplit`
-                  sampling=None, # "balanced": rows of rare classes are drawn as often as others
-                  weight=None # name of the column that says how much each row counts
-                 ) -> tuple: # `TokenDataset` to train on, to validate, to test
-    "The rows of each side of the split."
-    train, valid, test = map(rows.select, (parts.train, parts.valid, parts.test))
-    if sampling:
-        train.sampling_weights = balanced_sampling_weights(train.labels)
-    if weight:
-        train.weights = row_weights(source, weight, parts.train)
-    return train, valid, test
-
 # %% ../../nbs/jobs/01_training.ipynb #2e505599
 def untrained_probabilities(model, rows: TokenDataset) -> np.ndarray: # (rows, classes)
     "What the model answers before training: in 32 bits, as the trained one is measured."
     return model.task.postprocess(predict_logits(optimize_for_inference(model), rows))[1]
 
 def make_trainer(setup: FineTuningSetup, model, # of `setup.model`
-                 sides, # of `training_rows`; validation rows may be None
+                 sides, # `TokenDataset` to train on, to validate on (or None)
                  score=None, # (labels, predictions) -> number, larger is better; None: the loss
                  unfreeze=False, # train the head alone at first, then layer after layer
                  weight_averaging=False, # try the mean of the weights of the last steps as well
@@ -189,14 +153,18 @@ def make_trainer(setup: FineTuningSetup, model, # of `setup.model`
         callbacks.append(Checkpoint(setup.checkpoint))
     return Trainer(model, train, valid, score, config, callbacks, device=setup.device)
 
-def train_model(setup: FineTuningSetup, *how, **given) -> Trainer: # as of `make_trainer`
-    "Train, from a checkpoint where there is one to go on from, and return the trainer."
-    trainer = make_trainer(setup, *how, **given)
-    print(setup.rule)
+def fit_or_resume(setup: FineTuningSetup, trainer: Trainer): # of `make_trainer`
+    "Train, from a checkpoint where there is one to go on from."
     if setup.resume and setup.checkpoint.exists():
         trainer.load_checkpoint(setup.checkpoint)
         print(f"Goes on at step {trainer.state.global_step} of {trainer.total_steps}.")
     trainer.fit()
+
+def train_model(setup: FineTuningSetup, *how, **given) -> Trainer: # as of `make_trainer`
+    "Train, from a checkpoint where there is one to go on from, and return the trainer."
+    trainer = make_trainer(setup, *how, **given)
+    print(setup.rule)
+    fit_or_resume(setup, trainer)
     return trainer
 
 # %% ../../nbs/jobs/01_training.ipynb #37ec42eb
@@ -241,7 +209,8 @@ def same_answers(task, answers, # a frame, as of `predict_frame`
 
 # %% ../../nbs/jobs/01_training.ipynb #3c7ba37e
 def check_shipped(setup: FineTuningSetup, trainer, folder, # of the bundle
-                  source, parts, columns, # as of `tokenize_rows`
+                  source, parts, # the `Table` and its `DataSplit`
+                  columns, # the name of the text column, or of both columns of a pair
                   test_logits, # (test rows, ...) as they were measured
                   temperature=1.) -> tuple: # the `Bundle`, `Check` each
     "Open the bundle, ask it test rows in another order, and compare. All checks of the job."
@@ -250,7 +219,8 @@ def check_shipped(setup: FineTuningSetup, trainer, folder, # of the bundle
     at, wanted = parts.test[some], test_logits[some]
     asked = source.frame.iloc[at][list(columns)]
     numbers = task.name == "regress"
-    answers = predict_frame(bundle, asked, columns[0], probabilities=not numbers)
+    names = columns[0] if len(columns) == 1 else list(columns)
+    answers = predict_frame(bundle, asked, names, probabilities=not numbers)
     if len(columns) == 2:
         setup.texts = list(zip(*(map(to_text, asked[c]) for c in columns)))
     else:
