@@ -3514,6 +3514,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'insight_nb/jobs/update.py'),
                                         'insight_nb.jobs.update.BundleUpdate.check_forgetting': ( 'jobs/update.html#bundleupdate.check_forgetting',
                                                                                                   'insight_nb/jobs/update.py'),
+                                        'insight_nb.jobs.update.BundleUpdate.check_loss': ( 'jobs/update.html#bundleupdate.check_loss',
+                                                                                            'insight_nb/jobs/update.py'),
                                         'insight_nb.jobs.update.BundleUpdate.check_seen': ( 'jobs/update.html#bundleupdate.check_seen',
                                                                                             'insight_nb/jobs/update.py'),
                                         'insight_nb.jobs.update.BundleUpdate.choose_old_rows': ( 'jobs/update.html#bundleupdate.choose_old_rows',

@@ -64,7 +64,7 @@ def parse_strategy(name) -> tuple: # of names in STRATEGIES
                          "ewc don't go together, and no part comes twice.")
     return parts
 
-# %% ../../nbs/jobs/09_update.ipynb #193925ae
+# %% ../../nbs/jobs/09_update.ipynb #e83d2304
 @dataclass(frozen=True)
 class UpdateOptions:
     "The settings of an update. Raises InputError for what can't work."
@@ -72,7 +72,7 @@ class UpdateOptions:
     # rows as there are new ones
     replay: int | None = None
     # of the rows of an epoch that are old ones, above 0, below 1; None: each row comes once
-    replay_share: float | None = None
+    replay_share: float | None = .5
     penalty: float = .1 # strength of L2-SP and EWC
     rank: int | None = None # of the adapter; None: 16
     class_weights: str | None = None # balanced: rare classes count as much as frequent ones
@@ -516,7 +516,20 @@ def measure(self: BundleUpdate, name) -> Report: # a strategy that was run
     report.extra = {"update": {"from": self.info["seal"], "strategies": self.evidence()}}
     return report
 
-# %% ../../nbs/jobs/09_update.ipynb #5cf59b1b
+# %% ../../nbs/jobs/09_update.ipynb #4e118b59
+@patch
+def check_loss(self: BundleUpdate, name) -> Check: # a strategy that was run
+    "Did the loss fall? An update may begin at a low one: then it must stay low."
+    trainer, used = self.runs[name].trainer, self.runs[name].used
+    losses = np.array(trainer.state.losses)
+    constant = trainer.model.task.constant_loss(self.label_ids[used])
+    last, found = losses[-max(1, len(losses) // 5):].mean(), guard.loss_fell(losses)
+    if found.passed or not last < .5 * constant: # NaN is not below
+        return found
+    return Check("loss_fell", True, f"the loss began at {losses[0]:.3f}, where the old bundle "
+                                    f"left it, and ended at {last:.3f}; a constant answer has "
+                                    f"{constant:.3f}")
+
 @patch
 def row_checks(self: BundleUpdate, name) -> list: # a strategy that was run
     "The checks of rows and answers."
@@ -525,7 +538,7 @@ def row_checks(self: BundleUpdate, name) -> list: # a strategy that was run
     counts = np.bincount(y[used], minlength=len(self.rows.names))
     every = np.concatenate([parts.train, parts.valid, parts.test])
     cut = self.too_long[every] & (self.info.get("overlap") is None)
-    return [guard.beats_majority(y[parts.test], answers, y[used]),
+    return [self.check_loss(name), guard.beats_majority(y[parts.test], answers, y[used]),
             guard.truncation(cut, self.info["max_length"]),
             guard.small_classes(self.rows.names, counts)]
 
