@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STRATEGIES', 'REPLAY_FILE', 'HEAD_SENTENCES', 'parse_strategy', 'UpdateOptions', 'check_updatable', 'open_classifier',
-           'trainable_backbone', 'first_method', 'UpdateRun', 'BundleUpdate', 'fit_or_resume', 'format_points',
-           'format_share', 'store_replay', 'load_replay', 'sample_update']
+           'trainable_backbone', 'first_method', 'UpdateRun', 'BundleUpdate', 'format_points', 'format_share',
+           'store_replay', 'load_replay', 'sample_update']
 
 # %% ../../nbs/jobs/09_update.ipynb #ff2464ae
 import json
@@ -21,6 +21,7 @@ from ..base.core import (
 from ..base.files import read_frame
 from ..data.samples import load_sample
 from ..data.table import Table, clean_table
+from ..data.tokens import check_tokenizer_coverage
 from ..eval.calibrate import calibrate
 from ..eval.compare import paired_bootstrap
 from ..eval.metrics import wilson_interval
@@ -28,7 +29,7 @@ from ..eval.report import Check, Report
 from .setup import FineTuningSetup
 from .text_estimators import TextClassifier
 from .training import (
-    check_shipped, list_rows, make_trainer, share_right, tokenize_rows)
+    check_shipped, fit_or_resume, list_rows, make_trainer, share_right, token_dataset)
 from .update_rows import UpdateRows
 from ..models.adapters import merge_adapter, switch_adapter
 from ..models.backbone import Backbone, freeze
@@ -64,7 +65,7 @@ def parse_strategy(name) -> tuple: # of names in STRATEGIES
                          "ewc don't go together, and no part comes twice.")
     return parts
 
-# %% ../../nbs/jobs/09_update.ipynb #193925ae
+# %% ../../nbs/jobs/09_update.ipynb #e83d2304
 @dataclass(frozen=True)
 class UpdateOptions:
     "The settings of an update. Raises InputError for what can't work."
@@ -72,7 +73,7 @@ class UpdateOptions:
     # rows as there are new ones
     replay: int | None = None
     # of the rows of an epoch that are old ones, above 0, below 1; None: each row comes once
-    replay_share: float | None = None
+    replay_share: float | None = .5
     penalty: float = .1 # strength of L2-SP and EWC
     rank: int | None = None # of the adapter; None: 16
     class_weights: str | None = None # balanced: rare classes count as much as frequent ones
@@ -227,11 +228,15 @@ def start(self: BundleUpdate, strategy) -> tuple: # setup, model, the old model 
 @patch
 def read_tokens(self: BundleUpdate, setup: FineTuningSetup):
     "Tokenize all rows, once for all strategies."
+    source, windows = self.rows.source, self.info.get("overlap") is not None
+    tokenizer = setup.encoder.tokenizer
     if self.dataset is None:
-        windows = self.info.get("overlap") is not None
-        self.dataset = tokenize_rows(setup, self.rows.source, ["text"], self.label_ids,
-                                     self.rows.parts, windows)
-        self.too_long, self.language = setup.too_long, setup.language
+        self.dataset, self.too_long = token_dataset(source.texts, tokenizer, setup.length,
+                                                    self.label_ids, windows)
+        learned = [source.texts[i] for i in self.rows.parts.train]
+        self.language = check_tokenizer_coverage(learned, tokenizer, seed=self.seed)
+        print(f"{self.language['detail']}\n{self.too_long.mean():.1%} of the texts are longer than "
+              f"{setup.length} tokens and are {'read in several windows' if windows else 'cut'}")
     setup.too_long, setup.language = self.too_long, self.language
     return self.dataset
 
@@ -260,14 +265,6 @@ def prepare_trainer(self: BundleUpdate, strategy, setup, model):
         train.sampling_weights = replay_sampling_weights(self.rows.is_old(used), o.replay_share)
     return make_trainer(setup, model, (train, valid), share_right, epochs=o.epochs,
                         batch_size=o.batch_size, learning_rate=o.learning_rate)
-
-# %% ../../nbs/jobs/09_update.ipynb #79de0a93
-def fit_or_resume(setup: FineTuningSetup, trainer):
-    "Train, from a checkpoint where there is one to go on from."
-    if setup.resume and setup.checkpoint.exists():
-        trainer.load_checkpoint(setup.checkpoint)
-        print(f"Goes on at step {trainer.state.global_step} of {trainer.total_steps}.")
-    trainer.fit()
 
 # %% ../../nbs/jobs/09_update.ipynb #9c061681
 @patch
@@ -516,7 +513,20 @@ def measure(self: BundleUpdate, name) -> Report: # a strategy that was run
     report.extra = {"update": {"from": self.info["seal"], "strategies": self.evidence()}}
     return report
 
-# %% ../../nbs/jobs/09_update.ipynb #5cf59b1b
+# %% ../../nbs/jobs/09_update.ipynb #4e118b59
+@patch
+def check_loss(self: BundleUpdate, name) -> Check: # a strategy that was run
+    "Did the loss fall? An update may begin at a low one: then it must stay low."
+    trainer, used = self.runs[name].trainer, self.runs[name].used
+    losses = np.array(trainer.state.losses)
+    constant = trainer.model.task.constant_loss(self.label_ids[used])
+    last, found = losses[-max(1, len(losses) // 5):].mean(), guard.loss_fell(losses)
+    if found.passed or not last < .5 * constant: # NaN is not below
+        return found
+    return Check("loss_fell", True, f"the loss began at {losses[0]:.3f}, where the old bundle "
+                                    f"left it, and ended at {last:.3f}; a constant answer has "
+                                    f"{constant:.3f}")
+
 @patch
 def row_checks(self: BundleUpdate, name) -> list: # a strategy that was run
     "The checks of rows and answers."
@@ -525,7 +535,7 @@ def row_checks(self: BundleUpdate, name) -> list: # a strategy that was run
     counts = np.bincount(y[used], minlength=len(self.rows.names))
     every = np.concatenate([parts.train, parts.valid, parts.test])
     cut = self.too_long[every] & (self.info.get("overlap") is None)
-    return [guard.beats_majority(y[parts.test], answers, y[used]),
+    return [self.check_loss(name), guard.beats_majority(y[parts.test], answers, y[used]),
             guard.truncation(cut, self.info["max_length"]),
             guard.small_classes(self.rows.names, counts)]
 
