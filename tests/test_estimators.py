@@ -16,8 +16,11 @@ from sklearn.utils.validation import validate_data
 from transformers import AutoConfig, AutoModel
 
 from insight_nb import (
-    MultiLabelClassifier, PairClassifier, SpanTagger, TextClassifier, TextRegressor, load)
+    MultiLabelClassifier, PairClassifier, PairRegressor, SpanTagger, TextClassifier, TextRegressor,
+    load)
 from insight_nb.base.core import InputError
+from insight_nb.data.split import split
+from insight_nb.data.table import Table
 from insight_nb.base.tensors import set_seed
 from insight_nb.models.backbone import embedded_folder, load_tokenizer
 
@@ -182,6 +185,7 @@ def test_each_kind_learns(kind, read, y, least, backbone):
     (MultiLabelClassifier, TEXTS, [("好", "a/b\n"), ()] * 30),
     (MultiLabelClassifier, TEXTS, np.array([[1, 0, 1], [0, 1, 1]] * 30)),
     (TextRegressor, np.array(TEXTS, dtype=object), np.arange(60) / 7),
+    (PairRegressor, [(t, "很好?") for t in TEXTS], np.arange(60) / 7),
     (SpanTagger, TEXTS, spans_of(TEXTS))])
 def test_what_was_saved_opens_in_another_process_as_what_it_was(kind, X, y, backbone, tmp_path):
     model = kind(backbone, **QUICK)
@@ -236,6 +240,26 @@ def test_valid_is_a_share_a_number_or_rows(backbone):
     assert not len(TextClassifier(backbone, **QUICK).fit(TEXTS, ANSWERS, valid=0).parts_.valid)
 
 
+def test_a_split_that_is_given_is_kept_to(backbone):
+    table = Table(pd.DataFrame({"text": TEXTS, "label": ANSWERS}), "text", "label", "made up")
+    parts = split(table)
+    model = TextClassifier(backbone, **LEARNS, random_state=3)
+    model.fit(TEXTS, ANSWERS, valid=parts)
+    report = model.evaluate(source=table)
+    assert report.data["source"] == "made up" and report.seed == 3
+    assert report.data["rows"] == {"train": len(parts.train), "valid": len(parts.valid),
+                                   "test": len(parts.test)}
+    want = model.score([TEXTS[i] for i in parts.test], [ANSWERS[i] for i in parts.test])
+    assert report.metrics["accuracy"].value == want > .6
+    assert not report.failed() or report.failed() == ["beats_majority"]
+    with pytest.raises(InputError, match="groups are for a split"):
+        model.fit(TEXTS, ANSWERS, valid=parts, groups=range(60))
+    with pytest.raises(InputError, match="a split of other rows"):
+        model.fit(TEXTS[:9], ANSWERS[:9], valid=parts)
+    with pytest.raises(InputError, match="no split with test rows"):
+        model.fit(TEXTS, ANSWERS).evaluate()
+
+
 KINDS = {TextClassifier: ANSWERS, PairClassifier: ANSWERS, TextRegressor: list(range(60)),
          MultiLabelClassifier: [["a"], ["b"]] * 30, SpanTagger: spans_of(TEXTS)}
 
@@ -246,7 +270,7 @@ def test_settings_of_the_wrong_kind_end_in_one_line(kind, backbone):
              "rank": ("8", 0), "windows": ("no", 1), "verbose": ("yes",), "random_state": ("x", -1),
              "options": (["focal"], {"focl": 1}, {"layer_decay": "x"}, {1: 1}), "method": (None, 3),
              "max_length": ("64", float("nan")), "device": (3, "tpu"), "backbone": (3,)}
-    if kind in (TextClassifier, PairClassifier, MultiLabelClassifier):
+    if kind is not TextRegressor:
         wrong["class_weight"] = ("even", ["balanced"], {"yes": "2"}, {"a": -1})
     if kind not in (TextClassifier, PairClassifier):
         wrong["options"] += ({"smoothing" if kind is not SpanTagger else "pool": .1},)

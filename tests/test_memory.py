@@ -8,7 +8,7 @@ from insight_nb.data.labels import LabelEncoder
 from insight_nb.data.sources import open_table
 from insight_nb.eval.report import Report
 from insight_nb.jobs.setup import FineTuningSetup
-from insight_nb.jobs.training import share_right, split_rows, token_dataset, train_model
+from insight_nb.jobs.training import make_trainer, share_right, split_rows, token_dataset
 from insight_nb.models.tasks import ClassificationTask
 from insight_nb.ship.bundle import load_bundle, save_bundle
 from insight_nb.train.inference import predict_logits
@@ -33,8 +33,9 @@ def trained(tmp_path, most=None, pass_tokens=None):
             raise torch.OutOfMemoryError("planted")
         return inside(batch)
     model.forward = forward
-    trainer = train_model(setup, model, sides, share_right, epochs=2, batch_size=16,
-                          pass_tokens=pass_tokens)
+    trainer = make_trainer(setup, model, sides, share_right, epochs=2, batch_size=16,
+                           pass_tokens=pass_tokens)
+    trainer.fit()
     logits = predict_logits(model, sides[2])
     save_bundle(tmp_path / "bundle", model, setup.length, force=True)
     report, setup.texts = Report("classify", labels.names), source.texts[:3]

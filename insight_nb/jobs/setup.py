@@ -62,7 +62,7 @@ class FineTuningSetup:
         self.options = self.adapter.options if self.adapter else {}
         self.size = self.before = None # of `model`: weights; adapter before training
         self.too_long = self.language = None # of `fit` or `TaggingRows`
-        self.rule = None # of `train_model`
+        self.rule = None # of `make_trainer`
         self.texts = None # of `check_shipped`: what the bundle was asked
         self.checkpoint, self.resume = None, False # of `set_checkpoint`
 
@@ -96,8 +96,9 @@ SETTINGS = {
                  "a folder, a hub id, or None"),
     "method": (lambda v: isinstance(v, str), "the name of a method, such as 'full' or 'lora'"),
     **dict.fromkeys(("rank", "max_length", "epochs", "batch_size"), _COUNT),
-    **dict.fromkeys(("windows", "verbose", "unfreeze", "weight_averaging", "casing",
+    **dict.fromkeys(("windows", "verbose", "unfreeze", "weight_averaging", "context",
                      "keep_interrupted"), _FLAG),
+    "casing": (lambda v: v is None or _flag(v), "True, False or None"),
     "learning_rate": (lambda v: v is None or _number(v) and v > 0, "a number above 0, or None"),
     "random_state": (_seed, "a whole number from 0, a RandomState, or None"),
     "device": (lambda v: v is None or isinstance(v, (str, torch.device)),
@@ -109,6 +110,7 @@ SETTINGS = {
     "smoothing": (lambda v: _number(v) and 0 <= v < 1, "a number from 0 to below 1"),
     "sampling": (lambda v: v is None or isinstance(v, str) and v == "balanced",
                  "'balanced', or None"),
+    "overlap": (lambda v: v is None or _whole(v, 0), "a whole number from 0, or None"),
     "pool": (lambda v: isinstance(v, str) and v in POOLS, " or ".join(map(repr, POOLS)))}
 
 def check_settings(values: dict, # name -> value; names that SETTINGS lacks are not looked at

@@ -7,6 +7,8 @@ __all__ = ['ESTIMATORS', 'PAIR_ESTIMATORS', 'holds_words', 'read_tagged', 'split
 
 # %% ../../nbs/jobs/06_span_tagger.ipynb #d825298f
 import inspect
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,16 +21,19 @@ from ..data.table import invalid_text_reason, to_text
 from ..data.targets import as_rows, read_texts
 from ..data.tags import (
     TaggedTexts, is_cased, join_tagged, join_words, make_tag_windows, open_tagged)
-from ..eval.scores import ScoreReport, beats_baseline
-from ..eval.spans import offset_counts, span_metrics
-from insight_nb.jobs.text_estimators import (
+from ..eval.scores import ScoreReport, beats_baseline, bundle_matches_report
+from ..eval.spans import (
+    offset_counts, span_counts, span_metrics, span_table, word_counts, word_table)
+from .text_estimators import (
     MultiLabelClassifier, PairClassifier, PairRegressor, TextClassifier, TextEstimator,
-    TextRegressor, check_groups)
+    TextRegressor, check_class_weight, check_groups, check_split_rows)
 from .setup import FineTuningSetup
 from .tagging import (
-    TaggingRows, choose_transition_strength, span_offsets, split_tagged)
+    TAG_METRICS, TaggingRows, check_shipped_tagger, choose_transition_strength, raw_text_f1,
+    span_offsets, split_tagged, tag_metrics)
 from .training import make_trainer, read_valid, split_given
 from ..models.tagging import TaggingTask
+from ..models.tasks import class_weights
 from ..ship.bundle import Bundle, bundle_info, load_bundle
 from ..ship.predict import bundle_logits, predict as predict_texts
 from ..train.inference import optimize_for_inference, predict_logits
@@ -90,7 +95,15 @@ class SpanTagger(TextEstimator):
     `predict` answers with a list of dicts; or X holds lists of words, and `y` lists of IOB tags,
     and `predict` answers with lists of tags, in the scheme IOB2."""
     known_options = ("layer_decay", "unfreeze", "weight_averaging", "focal", "smoothing", "casing",
-                     "keep_interrupted")
+                     "overlap", "context", "keep_interrupted")
+
+    def __init__(self, backbone=None, method="full", rank=None, max_length=None, windows=False,
+                 epochs=None, batch_size=None, learning_rate=None, random_state=0, device=None,
+                 verbose=False, options=None, # all of them as of `TextEstimator`
+                 class_weight=None): # "balanced", or tag -> weight
+        super().__init__(backbone, method, rank, max_length, windows, epochs, batch_size,
+                         learning_rate, random_state, device, verbose, options)
+        self.class_weight = class_weight
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -99,41 +112,72 @@ class SpanTagger(TextEstimator):
 
 # %% ../../nbs/jobs/06_span_tagger.ipynb #4329f757
 @patch
-def fit(self: SpanTagger, X, y, groups=None, # (texts,): those of a group stay on one side
-        valid=None): # share or number of texts, or (X, y), to validate on; None: a tenth
-    "Train on texts with their spans, and return the estimator."
-    self.forget()
-    options, (size, given) = self.check_options(), read_valid(valid)
+def make_setup(self: SpanTagger) -> FineTuningSetup:
+    return FineTuningSetup(self.backbone, self.method, self.rank, self.max_length, 128,
+                           self.seed(), self.device)
+
+@patch
+def check_options(self: SpanTagger) -> dict:
+    check_class_weight(self.class_weight)
     if self.windows:
         raise InputError("a tagger reads long texts in windows anyway: leave windows out.")
-    tagged = read_tagged(X, y)
-    self.setup_ = FineTuningSetup(self.backbone, self.method, self.rank, self.max_length, 128,
-                                  self.seed(), self.device)
+    return super(SpanTagger, self).check_options()
+
+# %% ../../nbs/jobs/06_span_tagger.ipynb #eea9ad10
+@patch
+def fit(self: SpanTagger, X, y=None, # texts with spans, lists of words with tags, `TaggedTexts`
+        groups=None, # (texts,): those of a group stay on one side
+        # share or number of texts, or (X, y), to validate on; None: a tenth. Or a `DataSplit` of X,
+        # whose test texts are left for `evaluate`
+        valid=None):
+    "Train on texts with their spans, and return the estimator."
+    self.forget()
+    options, given_split = self.check_options(), isinstance(valid, DataSplit)
+    size, given = (None, None) if given_split else read_valid(valid)
+    tagged = X if isinstance(X, TaggedTexts) else read_tagged(X, y)
+    if groups is not None and (given or given_split):
+        raise InputError("groups are for a split that is made here: leave them out where valid "
+                         "is given.")
+    if groups is not None:
+        tagged.documents = pd.factorize(np.asarray(check_groups(groups, len(tagged))))[0]
+    self.setup_ = self.make_setup()
     if given:
-        if groups is not None:
-            raise InputError("groups are for a split that is made here: leave them out where "
-                             "valid is given.")
         more = read_tagged(*given, "the X of valid")
         self.parts_ = split_given(tagged.texts, more.texts)
         self.parts_.test = self.parts_.valid # nothing is measured on these
         tagged = join_tagged(tagged, more)
+    elif given_split:
+        check_split_rows(valid, len(tagged))
+        self.parts_ = valid
     else:
-        if groups is not None:
-            groups = check_groups(groups, len(tagged))
-            tagged.documents = pd.factorize(np.asarray(groups))[0]
         self.parts_ = split_for_tagger(tagged, size, self.setup_.seed)
+    self.given_split_ = given_split
     self.train(tagged, options)
     return self
 
 # %% ../../nbs/jobs/06_span_tagger.ipynb #284b6227
 @patch
+def tagging_task(self: SpanTagger, data, options) -> TaggingTask:
+    "The task, with the weights of the tags."
+    told = options.get("casing")
+    if told is None:
+        told = not is_cased(self.setup_.encoder.tokenizer)
+    names = data.labels.names
+    counts = np.bincount(data.label_ids("train"), minlength=len(names))
+    return TaggingTask(names, class_weights(names, counts, self.class_weight),
+                       focal=options.get("focal", 0.), smoothing=options.get("smoothing", 0.),
+                       casing=told)
+
+@patch
 def train(self: SpanTagger, tagged, options):
     "Make windows, train, and choose how much the order of tags counts."
     setup = self.setup_
-    data = TaggingRows(setup, tagged, self.parts_)
-    task = TaggingTask(
-        data.labels.names, focal=options.get("focal", 0.), smoothing=options.get("smoothing", 0.),
-        casing=options.get("casing", not is_cased(setup.encoder.tokenizer)))
+    setup.checkpoint, setup.resume = getattr(self, "checkpoint", (None, False))
+    data = TaggingRows(setup, tagged, self.parts_, options.get("overlap"),
+                       options.get("context", True))
+    if self.verbose:
+        print(data, setup.language["detail"], sep="\n")
+    task = self.tagging_task(data, options)
     model, averaged = setup.model(task), options.get("weight_averaging", self.method == "full")
     self.trainer_ = make_trainer(
         setup, model, (data.training_dataset(), data.dataset("valid")), data.validation_f1,
@@ -141,13 +185,23 @@ def train(self: SpanTagger, tagged, options):
         windows_per_text=len(data.passes["train"]), epochs=self.epochs, batch_size=self.batch_size,
         learning_rate=self.learning_rate, layer_decay=options.get("layer_decay"))
     self.run_trainer(options)
-    self.tagged_, self.texts_ = tagged, tagged.texts
-    valid = data.sides["valid"]
-    choose_transition_strength(task, data.sides["train"].tags, data.word_logits(model, "valid"),
-                               valid.tags)
+    self.rows_, self.tagged_, self.texts_ = data, tagged, tagged.texts
+    self.context_ = options.get("context", True) and tagged.documents is not None
+    self.choose_strength(model)
     facts = self.facts() | {"overlap": data.overlap, "fine": tagged.fine}
     self.bundle_ = Bundle(optimize_for_inference(model.eval()),
                           facts | bundle_info(model, setup.length, 1.))
+
+@patch
+def choose_strength(self: SpanTagger, model):
+    "Choose by the validation texts how much it counts that one tag often follows another."
+    data = self.rows_
+    self.strength_, scores = choose_transition_strength(
+        model.task, data.sides["train"].tags, data.word_logits(model, "valid"),
+        data.sides["valid"].tags)
+    if self.verbose:
+        print(f"the order of tags counts {self.strength_} times:",
+              ", ".join(f"{f1:.4f} with {k}" for k, f1 in scores.items()))
 
 # %% ../../nbs/jobs/06_span_tagger.ipynb #79dccd48
 @patch(as_prop=True)
@@ -196,9 +250,13 @@ def span_metrics(self: SpanTagger, X, y) -> tuple: # name -> Metric; and of find
 
 # %% ../../nbs/jobs/06_span_tagger.ipynb #002f4824
 @patch
-def evaluate(self: SpanTagger, X, y) -> ScoreReport: # texts that the model has not seen
-    "F1, precision and recall of whole spans, with intervals and guard."
-    bundle, tagged = self.fitted_bundle(), read_tagged(X, y)
+def evaluate(self: SpanTagger, X=None, y=None) -> ScoreReport: # texts that the model has not seen
+    """F1, precision and recall of whole spans, with intervals and guard. X None: the test texts of
+    the split that `fit` was given, by words as well."""
+    bundle = self.fitted_bundle()
+    if X is None:
+        return self.evaluate_split()
+    tagged = read_tagged(X, y)
     metrics, nothing = self.span_metrics(X, y)
     titles = {"f1": "F1 of whole spans", "precision": "precision", "recall": "recall"}
     report = ScoreReport("tag", bundle.labels.names, titles, "tagging nothing")
@@ -208,6 +266,47 @@ def evaluate(self: SpanTagger, X, y) -> ScoreReport: # texts that the model has 
     if hasattr(self, "trainer_"):
         return self.finish(report, tagged, logits)
     return self.finish_opened(report, tagged.texts, logits)
+
+# %% ../../nbs/jobs/06_span_tagger.ipynb #76953f93
+@patch
+def measure_split(self: SpanTagger) -> tuple: # the report; lists of tags
+    "The metrics of the test texts."
+    data, seed, names = self.rows_, self.setup_.seed, self.rows_.labels.names
+    test, model = data.sides["test"], self.trainer_.model
+    found = model.task.postprocess(data.word_logits(model, "test"))[0]
+    nothing = [["O"] * len(tags) for tags in test.tags]
+    metrics, baseline = (tag_metrics(test.tags, tags, names, seed) for tags in (found, nothing))
+    metrics["shipped_f1"], baseline["shipped_f1"] = raw_text_f1(self.bundle_, test, seed=seed)
+    report = ScoreReport("tag", names, TAG_METRICS, "tagging nothing", seed=seed)
+    report.set_metrics(metrics, baseline, span_table(span_counts(test.tags, found), seed),
+                       word_table(word_counts(test.tags, found, names), names, seed))
+    report.history = self.history_
+    return report, found
+
+# %% ../../nbs/jobs/06_span_tagger.ipynb #bc6fc684
+@patch
+def evaluate_split(self: SpanTagger) -> ScoreReport:
+    "The report of the recipe, on the test texts of the split that `fit` was given."
+    if not getattr(self, "given_split_", False):
+        raise InputError("which texts are to be measured? fit was given no split with test texts: "
+                         "give X and y.")
+    setup, data, source, parts = self.setup_, self.rows_, self.tagged_, self.parts_
+    report, found = self.measure_split()
+    with tempfile.TemporaryDirectory() as folder:
+        self.save(Path(folder, "bundle"))
+        opened, checks, same = check_shipped_tagger(
+            setup, self.trainer_, data, parts, self.bundle_, Path(folder, "bundle"), found)
+    metrics, long = report.metrics, data.long_texts()
+    report.add(*checks, beats_baseline(report),
+               bundle_matches_report(metrics["entity_f1"], metrics["shipped_f1"]))
+    setup.describe(report, source, parts, self.trainer_, opened, overlap=data.overlap,
+                   share_longer_than_max_length=sum(long.values()) / len(source),
+                   casing=opened.model.task.casing, follow=self.strength_,
+                   context=bool(self.context_))
+    words = {side: len(data.label_ids(side)) for side in data.sides}
+    report.data |= {"words": words, "read_in_several_windows": long,
+                    "same_spans_raw_and_alone": same}
+    return self.remember(report)
 
 # %% ../../nbs/jobs/06_span_tagger.ipynb #58272cf3
 @patch

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIN_ROWS', 'split_rows', 'read_valid', 'join_pairs', 'validation_split', 'find_copies', 'split_given',
-           'token_dataset', 'untrained_probabilities', 'make_trainer', 'fit_or_resume', 'train_model', 'share_right',
-           'list_rows', 'same_answers', 'check_shipped']
+           'token_dataset', 'untrained_probabilities', 'make_trainer', 'fit_or_resume', 'share_right', 'list_rows',
+           'same_answers', 'check_shipped']
 
 # %% ../../nbs/jobs/01_training.ipynb #c18ffcbe
 import numpy as np
@@ -159,13 +159,6 @@ def fit_or_resume(setup: FineTuningSetup, trainer: Trainer): # of `make_trainer`
         trainer.load_checkpoint(setup.checkpoint)
         print(f"Goes on at step {trainer.state.global_step} of {trainer.total_steps}.")
     trainer.fit()
-
-def train_model(setup: FineTuningSetup, *how, **given) -> Trainer: # as of `make_trainer`
-    "Train, from a checkpoint where there is one to go on from, and return the trainer."
-    trainer = make_trainer(setup, *how, **given)
-    print(setup.rule)
-    fit_or_resume(setup, trainer)
-    return trainer
 
 # %% ../../nbs/jobs/01_training.ipynb #37ec42eb
 def share_right(truth, predictions) -> float: # (rows,) both
