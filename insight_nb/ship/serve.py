@@ -326,6 +326,7 @@ def info(self: Service, name) -> dict: # of a bundle
     found = json.loads(json.dumps(found), parse_constant=lambda _: None) # JSON has no NaN
     return {"model": name, "pairs": bool(info.get("second"))} | found
 
+# %% ../../nbs/ship/04_serve.ipynb #883dab47
 @patch
 async def predict(self: Service, rows, name=None, probabilities=False) -> list:
     "The answers to rows. Raises InputError, TooLarge, Overloaded, Unavailable."
@@ -508,6 +509,7 @@ async def health(self: Handlers, request): # open to all; the models' names are 
     named = {"models": list(self.service.bundles)} if self.knows_token(request) else {}
     return self.reply(200, {"status": "ok"} | named)
 
+# %% ../../nbs/ship/04_serve.ipynb #284e12d3
 @patch
 async def info(self: Handlers, request):
     if refusal := self.refused(request):
@@ -585,6 +587,7 @@ def make_app(service: Service): # a FastAPI application
                       include_in_schema=False, response_model=None)
     return app
 
+# %% ../../nbs/ship/04_serve.ipynb #3c5a5b2a
 def about(options: ServeOptions) -> str:
     "What a client should know before it sends a text."
     token = " Requests bear a token: Authorization: Bearer TOKEN." if options.token else ""
