@@ -251,7 +251,7 @@ def test_a_split_that_is_given_is_kept_to(backbone):
                                    "test": len(parts.test)}
     want = model.score([TEXTS[i] for i in parts.test], [ANSWERS[i] for i in parts.test])
     assert report.metrics["accuracy"].value == want > .6
-    assert not report.failed() or report.failed() == ["beats_majority"]
+    assert report.failed() == ["language"]  # half of these texts are Chinese
     with pytest.raises(InputError, match="groups are for a split"):
         model.fit(TEXTS, ANSWERS, valid=parts, groups=range(60))
     with pytest.raises(InputError, match="a split of other rows"):
