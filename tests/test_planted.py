@@ -73,7 +73,7 @@ def test_faults_in_code_turn_red(table, monkeypatch):
     bundle_logits = training.bundle_logits
 
     def shuffled(bundle, frame, *args, **how):
-        names["model"].head.linear.bias.data[0] = float("nan")
+        names["model"].trainer_.model.head.linear.bias.data[0] = float("nan")
         out = predict_frame(bundle, frame, *args, **how)
         new = [c for c in out if c not in frame]
         out[new] = out[new].iloc[::-1].to_numpy()
@@ -95,5 +95,5 @@ def test_faults_in_code_turn_red(table, monkeypatch):
 
 def test_a_dead_run_ends_in_a_report_that_says_so(table):
     names = run(table, learning_rate=1e6)
-    assert len(names["trainer"].collapses) == 2 and guard(names)["loss_fell"] is False
+    assert len(names["model"].trainer_.collapses) == 2 and guard(names)["loss_fell"] is False
     assert "Training ended early: collapsed twice" in names["report"].verdict()
