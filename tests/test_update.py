@@ -196,7 +196,7 @@ def test_bad_parameters_are_refused_first(words, said, ends):
 
 
 def test_bundle_and_table_go_together(ends):
-    refused(update(ends, table="new.csv"), "bundle and table go together")
+    refused(update(ends, table="new.csv"), "bundle goes together with table or feedback")
 
 
 def test_a_run_leaves_what_it_promises(folder, tmp_path): # with a real kernel
