@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'model_names', 'Ensemble', 'open_teacher', 'parse_students', 'EncoderSource', 'encoder_source',
            'Distillation', 'Student', 'StudentResult', 'time_in_turns', 'save_student']
 
-# %% ../../nbs/jobs/10_students.ipynb #caaf41a2
+# %% ../../nbs/jobs/10_students.ipynb #d75a37de
 import time
 from dataclasses import dataclass, field
 
@@ -35,19 +35,19 @@ from ..models.backbone import count_parameters, load_backbone
 from ..models.tasks import ClassificationTask, Model
 from ..ship.bundle import TASKS, Bundle, bundle_info, read_info, save_bundle
 from ..ship.predict import predict
-from ..train.callbacks import CollapseGuard, EarlyStopping, Progress
+from ..train.callbacks import CollapseGuard, Progress
 from ..train.distill import (
     DistillationTask, mix_labels, share_agreed, spread_layers, student_model)
 from ..train.inference import optimize_for_inference
 from ..train.optim import default_train_config
 from ..train.trainer import Trainer, peak_memory_mb
 
-# %% ../../nbs/jobs/10_students.ipynb #ac048415
+# %% ../../nbs/jobs/10_students.ipynb #b3ace9ac
 def model_names(model) -> tuple: # a `Bundle`, or a fitted rung
     "The labels in the order of the probabilities."
     return tuple(model.labels.names if isinstance(model, Bundle) else model.names)
 
-# %% ../../nbs/jobs/10_students.ipynb #071ceb60
+# %% ../../nbs/jobs/10_students.ipynb #ff938e08
 class Ensemble:
     """One classifier of texts, or several whose probabilities are averaged. Raises InputError for
     models that don't have the same labels."""
@@ -61,7 +61,7 @@ class Ensemble:
                                  "of them. Name teachers of one task.")
         self.orders = [[model_names(m).index(n) for n in self.names] for m in self.models]
 
-# %% ../../nbs/jobs/10_students.ipynb #9faea8db
+# %% ../../nbs/jobs/10_students.ipynb #c294cae6
 @patch
 def predict_proba(self: Ensemble, texts) -> np.ndarray: # (rows, classes) float64
     "The mean of the probabilities of the models."
@@ -76,7 +76,7 @@ def size_mb(self: Ensemble) -> float: # 10^6 bytes
     return float(sum(4e-6 * count_parameters(m.model)[0] if isinstance(m, Bundle) else m.size_mb
                      for m in self.models))
 
-# %% ../../nbs/jobs/10_students.ipynb #13b1afd6
+# %% ../../nbs/jobs/10_students.ipynb #e15395b4
 def open_teacher(path, # of a bundle
                     device=None): # of `choose_device`; a `Bundle`, or a fitted rung
     "Open a classifier of texts. Raises InputError for a bundle that is none."
@@ -94,7 +94,7 @@ def open_teacher(path, # of a bundle
         raise InputError(f"{path} is for the task {task!r}: {wanted}.")
     return found
 
-# %% ../../nbs/jobs/10_students.ipynb #7df4b7f0
+# %% ../../nbs/jobs/10_students.ipynb #d354d8dc
 KINDS = ("layers", "vectors", "tfidf")
 
 def parse_students(text: str) -> dict: # name -> number of layers; None: no layers
@@ -115,7 +115,7 @@ def parse_students(text: str) -> dict: # name -> number of layers; None: no laye
     return dict(sorted(found.items(), key=lambda item: (item[1] or 0, -KINDS.index(
         item[0].partition(":")[0]))))
 
-# %% ../../nbs/jobs/10_students.ipynb #f64c800a
+# %% ../../nbs/jobs/10_students.ipynb #fdacfad1
 @dataclass
 class EncoderSource:
     "The encoder that students are made from, and how it reads texts."
@@ -130,7 +130,7 @@ class EncoderSource:
         config = getattr(self.backbone.encoder, "config", None)
         return getattr(config, "num_hidden_layers", 0)
 
-# %% ../../nbs/jobs/10_students.ipynb #0fea2289
+# %% ../../nbs/jobs/10_students.ipynb #3a4752a5
 def encoder_source(model) -> EncoderSource | None: # a `Bundle`, or a fitted rung
     "What a student can take from a teacher; nothing, where that has no layers."
     if isinstance(model, Bundle):
@@ -142,7 +142,7 @@ def encoder_source(model) -> EncoderSource | None: # a `Bundle`, or a fitted run
         own = backbone and Model(backbone, ClassificationTask(model_names(model)))
     return own and EncoderSource(own, model.max_length)
 
-# %% ../../nbs/jobs/10_students.ipynb #502b39db
+# %% ../../nbs/jobs/10_students.ipynb #a67b61fa
 class Distillation:
     """Students of a teacher: which, from which rows, and what came of it. Raises InputError for
     students that can't be made from this teacher."""
@@ -161,7 +161,7 @@ class Distillation:
         for name, layers in self.kinds.items():
             self.check_student(name, layers)
 
-# %% ../../nbs/jobs/10_students.ipynb #a5d1bafb
+# %% ../../nbs/jobs/10_students.ipynb #153313dc
 @patch
 def check_student(self: Distillation, name, layers): # as of `parse_students`
     "Raise an InputError for a student that can't be made, or is larger than its teacher."
@@ -178,7 +178,7 @@ def check_student(self: Distillation, name, layers): # as of `parse_students`
         raise InputError(f"student {name} is as large as its teacher, which has {total} layers: "
                          "name fewer.")
 
-# %% ../../nbs/jobs/10_students.ipynb #3f085786
+# %% ../../nbs/jobs/10_students.ipynb #b0560b33
 @patch
 def check_size(self: Distillation, name, size): # MB of the student
     "Raise an InputError for a student that is not smaller than its teacher."
@@ -187,7 +187,7 @@ def check_size(self: Distillation, name, size): # MB of the student
                          f"{self.teacher.size_mb:.1f} MB: a student larger than its teacher is "
                          "of no use. Name another.")
 
-# %% ../../nbs/jobs/10_students.ipynb #29131ebf
+# %% ../../nbs/jobs/10_students.ipynb #f5022955
 @patch
 def set_rows(self: Distillation, unlabelled: Table,
              labeled: Table | None = None, # labels that the teacher knows
@@ -209,7 +209,7 @@ def set_rows(self: Distillation, unlabelled: Table,
     self.sources = (unlabelled, labeled, test)
     return self
 
-# %% ../../nbs/jobs/10_students.ipynb #699a9dae
+# %% ../../nbs/jobs/10_students.ipynb #4dad422d
 @patch
 def set_aside(self: Distillation, texts, y): # (rows,) bool: to learn from; texts to measure on
     "A fifth of the texts without a label, to measure on."
@@ -227,7 +227,7 @@ def set_aside(self: Distillation, texts, y): # (rows,) bool: to learn from; text
     self.duplicates = parts.duplicates
     return keep, aside
 
-# %% ../../nbs/jobs/10_students.ipynb #df7085bf
+# %% ../../nbs/jobs/10_students.ipynb #c832eec9
 @patch
 def without_copies(self: Distillation, texts, test: Table): # (rows,) bool: to learn from
     "Which texts have no copy among the test rows."
@@ -241,7 +241,7 @@ def without_copies(self: Distillation, texts, test: Table): # (rows,) bool: to l
         "removed_from_train": gone, "removed_from_valid": 0, "left_across": 0}
     return ~copies
 
-# %% ../../nbs/jobs/10_students.ipynb #2bb7a3c2
+# %% ../../nbs/jobs/10_students.ipynb #1847ab5e
 @dataclass
 class Student:
     "A finished student, and how it came to be."
@@ -254,7 +254,7 @@ class Student:
     history: list = field(default_factory=list) # a dictionary for each epoch
     truncated: np.ndarray | None = None # (texts,) bool: was the text cut?
 
-# %% ../../nbs/jobs/10_students.ipynb #287295a8
+# %% ../../nbs/jobs/10_students.ipynb #2246c945
 @patch
 def linear_rung(self: Distillation, name) -> Rung: # vectors or tfidf; not fitted
     "The rung that a linear student is."
@@ -264,7 +264,7 @@ def linear_rung(self: Distillation, name) -> Rung: # vectors or tfidf; not fitte
         return StaticEmbeddings(load_backbone(), device=self.device)
     return StaticEmbeddings(self.source.backbone, self.source.max_length, device=self.device)
 
-# %% ../../nbs/jobs/10_students.ipynb #b05987c4
+# %% ../../nbs/jobs/10_students.ipynb #c206eb51
 @patch
 def train_linear(self: Distillation, name) -> Student: # vectors or tfidf
     "A linear model on token vectors, or on words and pieces of words."
@@ -274,7 +274,7 @@ def train_linear(self: Distillation, name) -> Student: # vectors or tfidf
     facts = {"method": rung.name, "strength": float(rung.model.C)}
     return Student(name, Ensemble([rung]), time.perf_counter() - began, facts)
 
-# %% ../../nbs/jobs/10_students.ipynb #5e660fb9
+# %% ../../nbs/jobs/10_students.ipynb #5fa17420
 @patch
 def make_layers(self: Distillation, name, keep) -> Model: # not trained yet
     "A model with some layers of the teacher."
@@ -288,7 +288,7 @@ def make_layers(self: Distillation, name, keep) -> Model: # not trained yet
     self.check_size(name, 4e-6 * count_parameters(student)[0])
     return student
 
-# %% ../../nbs/jobs/10_students.ipynb #1e459588
+# %% ../../nbs/jobs/10_students.ipynb #ac8289ad
 @patch
 def layer_trainer(self: Distillation, student, rows, given) -> Trainer:
     "A trainer on most of the texts; `rule` says how its settings were chosen."
@@ -296,11 +296,11 @@ def layer_trainer(self: Distillation, student, rows, given) -> Trainer:
     train, valid = rows.select(parts.train), rows.select(parts.valid)
     config, self.rule = default_train_config(len(train), len(self.names), "full",
                                              student.backbone.width, seed=self.seed, **given)
-    callbacks = [CollapseGuard(), EarlyStopping(), Progress()]
+    callbacks = [CollapseGuard(), Progress()]
     return Trainer(student, train, valid if len(valid) else None, share_agreed, config, callbacks,
                    device=self.device)
 
-# %% ../../nbs/jobs/10_students.ipynb #92f7be72
+# %% ../../nbs/jobs/10_students.ipynb #77a0d494
 @patch
 def train_layers(self: Distillation, name, keep, # layers
                  given) -> Student: # epochs, batch_size, learning_rate; None: by the rule
@@ -321,7 +321,7 @@ def train_layers(self: Distillation, name, keep, # layers
     return Student(name, Ensemble([bundle]), trainer.state.train_seconds, facts,
                    trainer.cost(), trainer.state.losses, trainer.state.history, too_long)
 
-# %% ../../nbs/jobs/10_students.ipynb #e5c23d68
+# %% ../../nbs/jobs/10_students.ipynb #709ac09a
 @patch
 def train(self: Distillation, **given) -> list[Student]: # epochs, batch_size, learning_rate
     "Make all students, the cheapest first."
@@ -331,7 +331,7 @@ def train(self: Distillation, **given) -> list[Student]: # epochs, batch_size, l
         self.students.append(made)
     return self.students
 
-# %% ../../nbs/jobs/10_students.ipynb #134753f4
+# %% ../../nbs/jobs/10_students.ipynb #3e0fe1d7
 @dataclass
 class StudentResult:
     "What a model answers to the test rows, and what that costs."
@@ -344,7 +344,7 @@ class StudentResult:
     texts_per_second: float = np.nan # in batches, median
     seconds: float | None = None # of training; None: the teacher's is not known
 
-# %% ../../nbs/jobs/10_students.ipynb #b0a37744
+# %% ../../nbs/jobs/10_students.ipynb #b6e3f42f
 def time_in_turns(models: dict, # name -> `Ensemble`
                   texts, at_most=40, # single texts
                   rounds=3 # of all texts together
@@ -364,7 +364,7 @@ def time_in_turns(models: dict, # name -> `Ensemble`
     return {name: (1000 * float(a), len(texts) / float(b))
             for name, a, b in zip(models, each, every)}
 
-# %% ../../nbs/jobs/10_students.ipynb #4cc49487
+# %% ../../nbs/jobs/10_students.ipynb #9ba7c33b
 @patch
 def measure(self: Distillation) -> list[StudentResult]: # the teacher first
     "Ask all of them the test rows, and take their times."
@@ -380,7 +380,7 @@ def measure(self: Distillation) -> list[StudentResult]: # the teacher first
         models[name].size_mb, *turns[name], seconds.get(name)) for name, probs in answers.items()]
     return self.results
 
-# %% ../../nbs/jobs/10_students.ipynb #195a7510
+# %% ../../nbs/jobs/10_students.ipynb #c15ee979
 @patch
 def table(self: Distillation, times=True) -> ReportTable: # False: without what a rerun changes
     "What each costs and brings."
@@ -392,7 +392,7 @@ def table(self: Distillation, times=True) -> ReportTable: # False: without what 
                        f"{len(self.truth):,} test rows, 95 % intervals; times of single texts "
                        f"and of batches, on {self.device.type}")
 
-# %% ../../nbs/jobs/10_students.ipynb #b7fd25be
+# %% ../../nbs/jobs/10_students.ipynb #948c70db
 @patch
 def table_row(self: Distillation, result: StudentResult, times) -> list:
     "A row of the table."
@@ -406,7 +406,7 @@ def table_row(self: Distillation, result: StudentResult, times) -> list:
     trained = "" if result.seconds is None else f"{result.seconds:.0f}"
     return [*cells, f"{result.ms_per_text:.2f}", f"{result.texts_per_second:,.0f}", trained]
 
-# %% ../../nbs/jobs/10_students.ipynb #0c49d93d
+# %% ../../nbs/jobs/10_students.ipynb #96389783
 @patch
 def choose(self: Distillation, margin=1.) -> tuple: # points; the `Student`, and a sentence
     "Which student to ship, and why."
@@ -425,7 +425,7 @@ def choose(self: Distillation, margin=1.) -> tuple: # points; the `Student`, and
                 f"times as fast, {found.size_mb:.0f} MB instead of {teacher.size_mb:.0f}; {rule}.")
     return next(s for s in self.students if s.name == found.name), sentence
 
-# %% ../../nbs/jobs/10_students.ipynb #9885c1b2
+# %% ../../nbs/jobs/10_students.ipynb #71dbae62
 def save_student(student: Student, path, # the folder to make; what is there is replaced
                  facts=None): # a dict of more to say in bundle.json
     "Write a student as a bundle."
@@ -442,7 +442,7 @@ def result_of(self: Distillation, student: Student) -> StudentResult:
     "What was measured of a student."
     return next(r for r in self.results if r.name == student.name)
 
-# %% ../../nbs/jobs/10_students.ipynb #aa595f2f
+# %% ../../nbs/jobs/10_students.ipynb #a5fcf9ee
 @patch
 def ship(self: Distillation, student: Student, folder) -> tuple: # `Ensemble`; `Check` each
     "Write the bundle, open it, and compare its answers with those that were measured."
@@ -456,7 +456,7 @@ def ship(self: Distillation, student: Student, folder) -> tuple: # `Ensemble`; `
     return opened, [guard.reload_equal(*logs), guard.row_order(at, at, own),
                     guard.label_order(self.names, student.model.names, opened.names, opened.names)]
 
-# %% ../../nbs/jobs/10_students.ipynb #b3c5ea91
+# %% ../../nbs/jobs/10_students.ipynb #95d0015f
 @patch
 def student_checks(self: Distillation, student: Student) -> list: # `Check` each
     "What is checked of a student, besides its bundle."
@@ -476,7 +476,7 @@ def student_checks(self: Distillation, student: Student) -> list: # `Check` each
             guard.loss_fell(student.losses), guard.truncation(cut, length),
             guard.language(check_tokenizer_coverage(texts, tokenizer, seed=self.seed))]
 
-# %% ../../nbs/jobs/10_students.ipynb #6d84dc1d
+# %% ../../nbs/jobs/10_students.ipynb #45d4a94a
 @patch
 def make_report(self: Distillation, student: Student, checks, # of `ship`
                 why="") -> ScoreReport: # the sentence of `choose`
@@ -498,7 +498,7 @@ def make_report(self: Distillation, student: Student, checks, # of `ship`
     self.describe(report, student)
     return report
 
-# %% ../../nbs/jobs/10_students.ipynb #3c8eb598
+# %% ../../nbs/jobs/10_students.ipynb #ab492752
 @patch
 def describe(self: Distillation, report, student: Student):
     "Fill in what was used and what it cost."
@@ -523,7 +523,7 @@ def describe(self: Distillation, report, student: Student):
     report.versions = package_versions(*PACKAGES)
     report.extra = {"students": self.evidence()}
 
-# %% ../../nbs/jobs/10_students.ipynb #e86b9878
+# %% ../../nbs/jobs/10_students.ipynb #13bb5856
 @patch
 def evidence(self: Distillation) -> list[dict]: # the teacher first
     "What was measured of all of them, as plain values."

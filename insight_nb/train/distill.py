@@ -7,7 +7,7 @@ __all__ = ['LAYER_CHOICES', 'soften', 'mix_labels', 'distillation_loss', 'Distil
            'shallow_config', 'shallow_state', 'shallow_backbone', 'spread_layers', 'plain_backbone', 'student_model',
            'share_agreed']
 
-# %% ../../nbs/train/06_distill.ipynb #b31604c6
+# %% ../../nbs/train/06_distill.ipynb #b92bf04f
 import copy
 
 import numpy as np
@@ -21,14 +21,14 @@ from ..models.adapters import merge_adapter
 from ..models.backbone import Backbone
 from ..models.tasks import ClassificationTask, Model, check_pool, weighted_mean
 
-# %% ../../nbs/train/06_distill.ipynb #a7d652bb
+# %% ../../nbs/train/06_distill.ipynb #4f68b483
 def soften(probs: Tensor, # (rows, classes) float32, each row sums to 1
            temperature=2. # above 1: the small probabilities become larger
           ) -> Tensor: # (rows, classes), each row sums to 1
     "The probabilities that the same logits give when they are divided by the temperature."
     return (probs.clamp(min=1e-9).log() / temperature).softmax(-1)
 
-# %% ../../nbs/train/06_distill.ipynb #08c3e6cc
+# %% ../../nbs/train/06_distill.ipynb #449e6afe
 def mix_labels(targets, # (rows, classes) probabilities of the teacher
                labels, # (rows,) int64 ids; -100: the row has no label
                share=.5 # of the label in the target of its row
@@ -42,7 +42,7 @@ def mix_labels(targets, # (rows, classes) probabilities of the teacher
     mixed[known, labels[known]] += share
     return mixed
 
-# %% ../../nbs/train/06_distill.ipynb #caedacb2
+# %% ../../nbs/train/06_distill.ipynb #9bee0b7d
 def distillation_loss(logits: Tensor, # (rows, classes) float32, of the student
                       targets: Tensor, # (rows, classes) float32, probabilities
                       temperature=2.) -> Tensor: # (rows,)
@@ -51,7 +51,7 @@ def distillation_loss(logits: Tensor, # (rows, classes) float32, of the student
     each = F.kl_div(logs, soften(targets, temperature), reduction="none").sum(-1)
     return temperature**2 * each
 
-# %% ../../nbs/train/06_distill.ipynb #b7adf605
+# %% ../../nbs/train/06_distill.ipynb #751c3223
 class DistillationTask(ClassificationTask):
     """Single-label classification whose labels are probabilities (rows, classes). Raises InputError
     for a temperature that can't work."""
@@ -69,7 +69,7 @@ class DistillationTask(ClassificationTask):
 def loss(self: DistillationTask, logits, labels, weights=None): # (batch, classes) both
     return weighted_mean(distillation_loss(logits, labels, self.temperature), weights)
 
-# %% ../../nbs/train/06_distill.ipynb #4097ecd0
+# %% ../../nbs/train/06_distill.ipynb #a0a68378
 @patch
 def constant_loss(self: DistillationTask, labels) -> float: # (rows, classes) probabilities
     "The loss of saying the mean of the softened targets, whatever the text."
@@ -78,7 +78,7 @@ def constant_loss(self: DistillationTask, labels) -> float: # (rows, classes) pr
     return float(distillation_loss(logs.expand_as(soft), torch.as_tensor(labels),
                                    self.temperature).mean())
 
-# %% ../../nbs/train/06_distill.ipynb #56ae8c19
+# %% ../../nbs/train/06_distill.ipynb #e9504393
 LAYER_CHOICES = ("spread", "first", "last")
 
 def choose_layers(total: int, # layers of the teacher
@@ -96,7 +96,7 @@ def choose_layers(total: int, # layers of the teacher
         return list(range(start, start + keep))
     return [(i + 1) * total // keep - 1 for i in range(keep)]
 
-# %% ../../nbs/train/06_distill.ipynb #f3e7b153
+# %% ../../nbs/train/06_distill.ipynb #b91f28c1
 def layer_lists(encoder) -> list[str]: # of transformers
     "The names of the lists that hold one part of each layer. Raises InputError if there is none."
     total = getattr(getattr(encoder, "config", None), "num_hidden_layers", None)
@@ -108,7 +108,7 @@ def layer_lists(encoder) -> list[str]: # of transformers
             "whose encoder has a list of layers, such as BERT.")
     return found
 
-# %% ../../nbs/train/06_distill.ipynb #f88cf8a9
+# %% ../../nbs/train/06_distill.ipynb #4f2ae076
 def shallow_config(config, # of transformers
                    layers): # positions of the layers to keep
     "A copy of the configuration for some of the layers."
@@ -119,7 +119,7 @@ def shallow_config(config, # of transformers
     config.num_hidden_layers = len(layers)
     return config
 
-# %% ../../nbs/train/06_distill.ipynb #32856e65
+# %% ../../nbs/train/06_distill.ipynb #fe9ea168
 def shallow_state(encoder, layers) -> dict: # name -> tensor
     "The weights of some of the layers, under the names that they have in a smaller encoder."
     starts = tuple(f"{name}." for name in layer_lists(encoder))
@@ -134,7 +134,7 @@ def shallow_state(encoder, layers) -> dict: # name -> tensor
             state[f"{start}{place[int(number)]}.{rest}"] = value
     return state
 
-# %% ../../nbs/train/06_distill.ipynb #91963e62
+# %% ../../nbs/train/06_distill.ipynb #b40f39dc
 def shallow_backbone(backbone: Backbone, # without an adapter, or with a merged one
                      layers: list[int] # positions of the layers to keep, rising
                     ) -> Backbone:
@@ -157,7 +157,7 @@ def shallow_backbone(backbone: Backbone, # without an adapter, or with a merged 
     small.weights_modified = True # it is not the encoder of this name any more
     return small
 
-# %% ../../nbs/train/06_distill.ipynb #8175d080
+# %% ../../nbs/train/06_distill.ipynb #67d57955
 def spread_layers(backbone: Backbone, keep: int) -> list[int]: # layers of the student; rising
     "`choose_layers`, with the first layer among them where no other can take its place."
     encoder = backbone.encoder
@@ -170,7 +170,7 @@ def spread_layers(backbone: Backbone, keep: int) -> list[int]: # layers of the s
         layers[0] = 0
     return layers
 
-# %% ../../nbs/train/06_distill.ipynb #d4976e12
+# %% ../../nbs/train/06_distill.ipynb #7999505a
 def plain_backbone(backbone: Backbone) -> Backbone:
     "The backbone itself; if it has an adapter, a copy in which that is merged."
     if backbone.adapter is None or backbone.adapter.merged:
@@ -179,7 +179,7 @@ def plain_backbone(backbone: Backbone) -> Backbone:
     merge_adapter(merged)
     return merged
 
-# %% ../../nbs/train/06_distill.ipynb #33e39679
+# %% ../../nbs/train/06_distill.ipynb #9a1658f4
 def student_model(teacher: Model, # with the head of a classifier, or any other
                   task: DistillationTask,
                   layers: list[int] # positions of the layers to keep
@@ -192,7 +192,7 @@ def student_model(teacher: Model, # with the head of a classifier, or any other
         student.head.load_state_dict(theirs)
     return student
 
-# %% ../../nbs/train/06_distill.ipynb #394bfaac
+# %% ../../nbs/train/06_distill.ipynb #1de5f02c
 def share_agreed(targets, # (rows, classes) probabilities of the teacher
                  predictions) -> float: # (rows,) ids
     "How often the student's answer is the teacher's, as a score to choose the best epoch by."
