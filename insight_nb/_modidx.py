@@ -5185,6 +5185,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'insight_nb/train/trainer.py'),
                                           'insight_nb.train.trainer.Trainer.keep_interrupted': ( 'train/trainer.html#trainer.keep_interrupted',
                                                                                                  'insight_nb/train/trainer.py'),
+                                          'insight_nb.train.trainer.Trainer.last_rate': ( 'train/trainer.html#trainer.last_rate',
+                                                                                          'insight_nb/train/trainer.py'),
                                           'insight_nb.train.trainer.Trainer.load_best_model': ( 'train/trainer.html#trainer.load_best_model',
                                                                                                 'insight_nb/train/trainer.py'),
                                           'insight_nb.train.trainer.Trainer.load_optimizer_state': ( 'train/trainer.html#trainer.load_optimizer_state',

@@ -286,6 +286,13 @@ def fetch_losses(self: Trainer):
 
 # %% ../../nbs/train/02_trainer.ipynb #f6ba62cf
 @patch
+def last_rate(self: Trainer) -> float: # of the body
+    "The rate of the last step, also where a resumed run has not made one yet."
+    done = max(self.state.global_step - 1, 0)
+    return self.peak_learning_rates[0] * linear_schedule_with_warmup(
+        done, self.total_steps, self.config.warmup_ratio)
+
+@patch
 def train_step(self: Trainer, batch: Batch):
     "One update of the weights."
     factor = linear_schedule_with_warmup(self.state.global_step, self.total_steps,
@@ -359,7 +366,7 @@ def end_epoch(self: Trainer):
         "epoch": self.state.epoch, "step": self.state.global_step,
         "loss": float(np.mean(self.state.losses[start:])), **self.validate()}
     self.state.history.append(row | {
-        "seconds": self.state.train_seconds, "learning_rate": self.optimizer.param_groups[0]["lr"]})
+        "seconds": self.state.train_seconds, "learning_rate": self.last_rate()})
     value = row.get("score", -row.get("valid_loss", -self.state.epoch))
     sound = np.isfinite(row["loss"]) and np.isfinite(row.get(
         "valid_loss", 0.)) and (not self.model.adapter or self.model.adapter.ranks_are_final)
