@@ -597,9 +597,9 @@ def _kept(args, columns): # yields what is told of each answered piece
         yield _progress()
         return
     from insight_nb.ship.bundle import read_info
-    from insight_nb.ship.feedback import Answered, FeedbackStore
+    from insight_nb.ship.feedback import Answered, FeedbackStore, bundle_version
     info, tell = read_info(args.bundle), _progress()
-    by = Answered(Path(args.bundle).resolve().parent.name, info["seal"][:16], info["task"])
+    by = Answered(Path(args.bundle).resolve().parent.name, bundle_version(info), info["task"])
     columns = [columns] if isinstance(columns, str) else list(columns)
     if len(columns) < 2 and info.get("second"):
         columns.append(info["second"])

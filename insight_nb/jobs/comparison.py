@@ -286,7 +286,6 @@ def ship(self: TextComparison, ladder, shown, # the `MethodResult` to ship
             Check(name, None, "there is no bundle") for name in ("label_order", "row_order"))]
     with atomic_output(folder, force=True) as temp:
         shutil.copytree(kept, temp)
-        (temp / "bundle.json").unlink() # written anew, with what was measured
         metrics = {name: m.to_dict() for name, m in shown.metrics.items()}
         write_manifest(temp, read_info(kept) | {"metrics": metrics})
     bundle, names = open_bundle(folder, device=self.device), self.names

@@ -11,7 +11,7 @@ import pandas as pd
 
 from ..base.core import InputError, plural, shorten
 from ..eval.report import Check
-from ..ship.feedback import FeedbackStore
+from ..ship.feedback import FeedbackStore, bundle_version
 
 # %% ../../nbs/jobs/12_feedback_rows.ipynb #1ea351d2
 MIN_DRAWN = 30 # answers that were drawn and labeled: fewer are no test
@@ -34,8 +34,9 @@ def feedback_rows(path, # what --feedback has written
                  ) -> tuple: # rows, as of `mark_rows`; sentences
     "The corrections of a bundle's answers. Raises InputError where there are none."
     with FeedbackStore(path) as store:
-        found = _of_bundle(store.frame(), path, info["seal"][:16])
-        said = [f"answers in service: {estimate}" for estimate in store.estimates()]
+        every = store.frame()
+        said = [f"answers in service: {estimate}" for estimate in store.estimates(every)]
+    found = _of_bundle(every, path, bundle_version(info))
     drawn = found["chance"].notna().to_numpy()
     learned = {*info["labels"], *found["label"][~drawn]}
     strange = drawn & ~found["label"].isin(learned).to_numpy()

@@ -28,7 +28,8 @@ from ..eval.scores import ScoreReport, beats_baseline
 from .loading import load
 from .rungs import save_rung
 from .setup import PACKAGES
-from .training import MIN_ROWS, find_copies, token_dataset, validation_split
+from .training import (
+    MIN_ROWS, copy_counts, find_copies, token_dataset, validation_split)
 from ..methods.classical import Rung, Tfidf
 from ..methods.frozen import StaticEmbeddings
 from ..models.backbone import count_parameters, load_backbone
@@ -236,9 +237,7 @@ def without_copies(self: Distillation, texts, test: Table): # (rows,) bool: to l
     if gone == len(texts):
         raise InputError("every text has a copy among the test rows: nothing is left to learn "
                          "from. Give other texts.")
-    self.duplicates = {
-        "exact_across": int(same.sum()), "near_across": gone - int(same.sum()),
-        "removed_from_train": gone, "removed_from_valid": 0, "left_across": 0}
+    self.duplicates = copy_counts(int(same.sum()), gone)
     return ~copies
 
 # %% ../../nbs/jobs/10_students.ipynb #1847ab5e

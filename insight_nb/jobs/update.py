@@ -371,8 +371,7 @@ def store_replay(folder, # of a bundle that is written already
     lines = [json.dumps({"text": t, "label": v}, ensure_ascii=False) for t, v in zip(texts, labels)]
     info = read_info(folder)
     (Path(folder) / REPLAY_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (Path(folder) / "bundle.json").unlink() # or its own hash would be in it
-    write_manifest(folder, {k: v for k, v in info.items() if k not in ("files", "seal")})
+    write_manifest(folder, info)
 
 # %% ../../nbs/jobs/09_update.ipynb #f8847333
 def load_replay(path) -> Table | None: # of a bundle; None: it holds no rows

@@ -105,11 +105,12 @@ def write_manifest(folder, # that holds all other files
                 info: dict # what `bundle.json` is to say
                ) -> dict: # with the hashes and the seal
     "Write `bundle.json` into a folder."
-    files = sorted(p for p in Path(folder).rglob("*") if p.is_file())
+    own = Path(folder) / "bundle.json" # of an earlier time
+    files = sorted(p for p in Path(folder).rglob("*") if p.is_file() and p != own)
     info = info | {"files": {p.relative_to(folder).as_posix(): hash_file(p) for p in files}}
     info = json.loads(json.dumps(info), parse_constant=lambda _: None) # JSON has no NaN
     info["seal"] = _seal(info)
-    (Path(folder) / "bundle.json").write_text(
+    own.write_text(
         json.dumps(info, indent=1, sort_keys=True, ensure_ascii=False), encoding="utf-8")
     return info
 

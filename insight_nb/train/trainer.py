@@ -286,17 +286,18 @@ def fetch_losses(self: Trainer):
 
 # %% ../../nbs/train/02_trainer.ipynb #f6ba62cf
 @patch
+def rate_factor(self: Trainer, step) -> float: # number of the step, from 0; of the peak rates
+    return linear_schedule_with_warmup(step, self.total_steps, self.config.warmup_ratio)
+
+@patch
 def last_rate(self: Trainer) -> float: # of the body
     "The rate of the last step, also where a resumed run has not made one yet."
-    done = max(self.state.global_step - 1, 0)
-    return self.peak_learning_rates[0] * linear_schedule_with_warmup(
-        done, self.total_steps, self.config.warmup_ratio)
+    return self.peak_learning_rates[0] * self.rate_factor(max(self.state.global_step - 1, 0))
 
 @patch
 def train_step(self: Trainer, batch: Batch):
     "One update of the weights."
-    factor = linear_schedule_with_warmup(self.state.global_step, self.total_steps,
-                                         self.config.warmup_ratio)
+    factor = self.rate_factor(self.state.global_step)
     for g, peak in zip(self.optimizer.param_groups, self.peak_learning_rates):
         g["lr"] = peak * factor
     self.new_losses.append(self.backward_within_memory(batch))
