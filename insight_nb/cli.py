@@ -10,8 +10,10 @@ __all__ = ['Parameter', 'parse_parameters_cell', 'parse_value', 'parse_arguments
 # %% ../nbs/90_cli.ipynb #5a37f6ea
 import argparse
 import ast
+import codecs
 import contextlib
 import functools
+import html
 import io
 import json
 import logging
@@ -20,16 +22,16 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 import time
 import tokenize
+import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 
 import insight_nb
 from .base.core import (
-    InputError, atomic_output, format_cell, format_interval, handle_signals, plural,
-    remove_leftovers, suggest)
+    InputError, ScratchFolder, atomic_output, format_cell, format_interval, handle_signals, plural,
+    printable, remove_leftovers, suggest)
 
 # %% ../nbs/90_cli.ipynb #115549df
 @dataclass
@@ -177,6 +179,7 @@ def next_free_path(stem, # the recipe's name
              ) -> Path:
     "The first `folder/stem-N` that neither is there nor is being written."
     n = 1
+    remove_leftovers(folder)
     while (
         Path(folder, f"{stem}-{n}").exists() or list(Path(folder).glob(f".{stem}-{n}.*"))
         or checkpoint_file(Path(folder, f"{stem}-{n}")).exists()):
@@ -226,13 +229,14 @@ class RunError(RuntimeError):
 def _say(text): print("insight-nb:", format_cell(text), file=sys.stderr)
 
 # the user's to mend, whoever says it
-_DISK = ("No space left on device", "Disk quota exceeded", "Read-only file system")
+_DISK = ("No space left on device", "Disk quota exceeded", "Read-only file system",
+         "File too large")
 
 def _environment():
-    """For the kernel: no debugger notice, this Python's own kernel, no questions, no warnings, a
-    line for each epoch unless CI wants quiet."""
+    """For the kernel: no debugger notice, this Python's own kernel, no questions, no modules of the
+    current folder, no warnings, a line for each epoch unless CI wants quiet."""
     os.environ |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "JUPYTER_PREFER_ENV_PATH": "1",
-                   "INSIGHT_NB_UNATTENDED": "1"}
+                   "INSIGHT_NB_UNATTENDED": "1", "PYTHONSAFEPATH": "1"}
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     if not os.environ.get("CI"):
         os.environ.setdefault("INSIGHT_NB_PROGRESS", "lines")
@@ -257,9 +261,8 @@ def _signals_reach_training():
 
     def interrupt(*_):
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        _say(
-            "Stopping the training; the report is made from what was learned. Ctrl-C again ends "
-            "the run.")
+        _say("Interrupted: a training stops, and the report is made from what was learned; without "
+             "one the run ends. Ctrl-C again ends it at once.")
         _pass_on(signal.SIGINT)
 
     def terminate(number, _):
@@ -268,10 +271,23 @@ def _signals_reach_training():
         if not _pass_on(signal.SIGTERM) or again:
             raise SystemExit(143)
 
-    with handle_signals({signal.SIGINT: interrupt, signal.SIGTERM: terminate}):
+    with handle_signals({signal.SIGINT: interrupt, **dict.fromkeys(_ends(), terminate)}):
         yield terminated
 
+def _ends(): # signals that end a process: a kill, and a terminal that is closed
+    found = [signal.SIGTERM]
+    hangup = getattr(signal, "SIGHUP", None)
+    if hangup and signal.getsignal(hangup) != signal.SIG_IGN: # ignored, as nohup has it
+        found.append(hangup)
+    return found
+
 # %% ../nbs/90_cli.ipynb #a9a79268
+class _Shown:
+    "A stream to a terminal that shows control characters instead of obeying them."
+    def __init__(self, stream): self.stream = stream
+    def write(self, text): return self.stream.write(printable(text, "\n\r\t"))
+    def flush(self): self.stream.flush()
+
 def _papermill(path, notebook, given):
     import nbformat
     import papermill
@@ -279,8 +295,8 @@ def _papermill(path, notebook, given):
     logging.getLogger("papermill").setLevel(logging.CRITICAL) # what matters comes as an exception
     name = str(notebook).replace("{", "{{").replace("}", "}}")
     how = {"kernel_name": "python3", "language": "python", "progress_bar": False,
-           "stdout_file": sys.stdout, "stderr_file": sys.stderr,
-           "extra_arguments": ["--log-level=CRITICAL"]}
+           "stdout_file": _Shown(sys.stdout), "stderr_file": _Shown(sys.stderr),
+           "extra_arguments": ["--log-level=CRITICAL", "--InteractiveShellApp.ignore_cwd=True"]}
     with _signals_reach_training() as terminated:
         try:
             papermill.execute_notebook(nbformat.read(path, as_version=4), name, given, **how)
@@ -308,13 +324,29 @@ def _stopped(error):
     return RunError(f"{name}: {text}")
 
 # %% ../nbs/90_cli.ipynb #41019167
+def _renamed(found, here, there): # something of JSON; a path in any spelling, and the one to set
+    "The same with the path replaced in all texts."
+    if isinstance(found, dict):
+        return type(found)({k: _renamed(v, here, there) for k, v in found.items()})
+    if isinstance(found, list):
+        return [_renamed(v, here, there) for v in found]
+    if isinstance(found, str):
+        for spell in _SPELLINGS:
+            found = found.replace(spell(here), spell(there))
+    return found
+
+# as it is; in Python's and JSON's quotes, with and without other letters than English ones; HTML
+_SPELLINGS = [str, lambda s: repr(s)[1:-1], lambda s: ascii(s)[1:-1], lambda s: json.dumps(s)[1:-1],
+              lambda s: json.dumps(s, ensure_ascii=False)[1:-1], html.escape, urllib.parse.quote]
+
 def _execute(path, temp, out, given):
     "Run a notebook into a temporary folder, and set the final folder's name in it."
     import nbformat
     from nbformat.sign import NotebookNotary
+    temp = temp.absolute()
     notebook = temp / "notebook.ipynb"
     try:
-        _papermill(path, notebook, given | {"out": str(temp.absolute())})
+        _papermill(path, notebook, given | {"out": str(temp)})
     except Exception as e:
         stop = _stopped(e)
         if isinstance(stop, RunError) and notebook.exists():
@@ -322,9 +354,7 @@ def _execute(path, temp, out, given):
             os.replace(notebook, kept)
             stop = RunError(f"{stop} (the notebook as far as it ran: {kept})")
         raise stop from None
-    here, there = (json.dumps(str(p.absolute()), ensure_ascii=False)[1:-1]
-                   for p in (temp, out))
-    ran = nbformat.reads(notebook.read_text(encoding="utf-8").replace(here, there), as_version=4)
+    ran = _renamed(nbformat.read(notebook, as_version=4), str(temp), str(out.absolute()))
     ran.metadata.insight_nb = {"recipe": path.stem, "left": sorted(os.listdir(temp))}
     nbformat.write(ran, notebook)
     NotebookNotary().sign(ran) # the user ran it, so Jupyter may show its figures
@@ -366,12 +396,12 @@ def run_recipe(recipe, # a recipe's name or a notebook's path
     if resume and not out:
         raise InputError(
             "--resume goes on with a run that was cut off: name its folder with --out.")
+    if out is not None and not str(out).strip():
+        raise InputError("--out is empty: name a folder, or leave --out away.")
     given = parse_arguments(known, given)
     out = Path(out) if out else next_free_path(path.stem)
     check_output_dir(out, force)
     given |= resume_parameters(known, out, resume, force)
-    if resume: # the run that was cut off is dead
-        remove_leftovers(out)
     try:
         with atomic_output(out, force) as temp:
             temp.mkdir()
@@ -484,7 +514,7 @@ def _predict(args):
         task = read_info(args.bundle)["task"]
     if task and task not in TASKS:
         return _predict_rows(args, chunks)
-    with tempfile.TemporaryDirectory() as folder:
+    with ScratchFolder() as folder:
         out = args.out or Path(folder, "predictions.csv")
         # when the output's name has been tried out
         load = functools.partial(open_bundle, args.bundle, args.precision, device=args.device)
@@ -515,7 +545,7 @@ def _predict_rows(args, chunks): # with a bundle of an application
     if args.probabilities:
         how["probabilities"] = True
     found = predict_rows(args.bundle, pd.concat(list(chunks)), args.device, **how)
-    with tempfile.TemporaryDirectory() as folder:
+    with ScratchFolder() as folder:
         out = args.out or Path(folder, "predictions.csv")
         write_frame(found, out, args.force)
         if not args.out:
@@ -526,7 +556,10 @@ def _predict_rows(args, chunks): # with a bundle of an application
 def _show(file):
     with open(file, encoding="utf-8-sig", newline="") as f: # the mark at its start is for Excel
         if not sys.stdout.isatty():
-            shutil.copyfileobj(f, sys.stdout)
+            pipe = getattr(sys.stdout, "buffer", None)
+            if pipe: # UTF-8, whatever a terminal would have
+                sys.stdout.flush()
+            shutil.copyfileobj(f, codecs.getwriter("utf-8")(pipe) if pipe else sys.stdout)
         else:
             print(*map(format_cell, f), sep="\n")
 
@@ -817,8 +850,12 @@ def main(argv=None # the arguments; None: those of the process
         ) -> int: # the exit status
     """Run the command line. Returns 0 done, 2 the input is at fault, 1 anything else, 130
     interrupted."""
+    for stream in (sys.stdout, sys.stderr): # a character that a terminal has not ends no run
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     if argv is None: # tidy up when the process is ended, too
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        for number in _ends():
+            signal.signal(number, lambda *_: sys.exit(143))
     try:
         args = make_parser().parse_args(argv)
         args.call(args)

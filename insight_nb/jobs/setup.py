@@ -13,7 +13,7 @@ import torch
 from fastcore.basics import patch
 
 import insight_nb.eval.guard as guard
-from ..base.core import InputError, package_versions, remove_leftovers, shorten
+from ..base.core import InputError, package_versions, shorten
 from ..models.adapters import add_adapter, method_options, expected_trainable_parameters
 from ..models.backbone import Backbone, count_parameters, load_backbone
 from ..models.heads import POOLS
@@ -145,8 +145,6 @@ def set_checkpoint(self: FineTuningSetup, file=None, # None: one in `out`
         raise InputError(
             "resume goes on from a checkpoint in the folder of the results: say which with out.")
     self.checkpoint, self.resume = file and Path(file), resume
-    if resume: # the run that was cut off is dead
-        remove_leftovers(self.checkpoint)
 
 # %% ../../nbs/jobs/00_setup.ipynb #ebb21c8f
 @patch

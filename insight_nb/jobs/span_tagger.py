@@ -7,7 +7,6 @@ __all__ = ['ESTIMATORS', 'PAIR_ESTIMATORS', 'holds_words', 'read_tagged', 'split
 
 # %% ../../nbs/jobs/06_span_tagger.ipynb #d825298f
 import inspect
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 import insight_nb.eval.guard as guard
-from ..base.core import InputError, plural
+from ..base.core import InputError, ScratchFolder, plural
 from ..data.split import DataSplit
 from ..data.table import invalid_text_reason, to_text
 from ..data.targets import as_rows, read_texts
@@ -292,7 +291,7 @@ def evaluate_split(self: SpanTagger) -> ScoreReport:
                          "give X and y.")
     setup, data, source, parts = self.setup_, self.rows_, self.tagged_, self.parts_
     report, found = self.measure_split()
-    with tempfile.TemporaryDirectory() as folder:
+    with ScratchFolder() as folder:
         self.save(Path(folder, "bundle"))
         opened, checks, same = check_shipped_tagger(
             setup, self.trainer_, data, parts, self.bundle_, Path(folder, "bundle"), found)

@@ -7,7 +7,6 @@ __all__ = ['OPTIONS', 'TextEstimator', 'check_groups', 'check_split_rows', 'Text
            'PairClassifier', 'MultiLabelClassifier', 'TextRegressor', 'PairRegressor']
 
 # %% ../../nbs/jobs/05_text_estimators.ipynb #2d3251a5
-import tempfile
 from collections.abc import Hashable
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from sklearn.utils import check_random_state, column_or_1d
 
 import insight_nb.eval.guard as guard
 from ..base.core import (
-    InputError, ReportTable, package_versions, plural, shorten, suggest)
+    InputError, ReportTable, ScratchFolder, package_versions, plural, shorten, suggest)
 from ..data.dataset import balanced_sampling_weights
 from ..data.split import DataSplit
 from ..data.table import Table
@@ -516,7 +515,7 @@ def evaluate(self: TextEstimator, X=None, y=None, # rows that the model has not 
 def finish(self: TextEstimator, report, source, parts, columns, logits) -> Report:
     "Ask the saved bundle, fill in the guard and what was used."
     setup, info = self.setup_, self.bundle_.info
-    with tempfile.TemporaryDirectory() as folder:
+    with ScratchFolder() as folder:
         self.save(Path(folder, "bundle"))
         opened, checks = check_shipped(setup, self.trainer_, Path(folder, "bundle"), source, parts,
                                        columns, logits, info["temperature"])
@@ -543,7 +542,7 @@ def list_rows(self: TextEstimator, report, source, y, parts, logits): pass
 def ask_again(self: TextEstimator, texts, logits): # as they were measured
     "Save the model, open it, and ask some texts in another order: bundle, rows, wanted, got."
     some = np.random.default_rng(0).permutation(len(texts))[:200]
-    with tempfile.TemporaryDirectory() as folder:
+    with ScratchFolder() as folder:
         self.save(Path(folder, "bundle"))
         opened = load_bundle(Path(folder, "bundle"), device=self.bundle_.device)
     got = bundle_logits(opened, [texts[i] for i in some])

@@ -6,7 +6,6 @@
 __all__ = ['TRANSITION_STRENGTH', 'TagRung', 'MajorityTag', 'word_features', 'CRF', 'FineTunedTagger']
 
 # %% ../../nbs/methods/05_taggers.ipynb #a49a0b59
-import tempfile
 from collections import Counter, defaultdict
 from itertools import chain
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
-from ..base.core import InputError, optional_import
+from ..base.core import InputError, ScratchFolder, optional_import
 from ..data.labels import LabelEncoder
 from ..data.tags import TaggedTexts, concatenate_datasets, windowed_passes, is_cased
 from ..eval.metrics import softmax
@@ -135,14 +134,14 @@ class CRF(TagRung):
 @patch
 def train(self: CRF, crf, x, y, rows, strength):
     "Learn from some texts; the model is read back from its file."
-    trainer, folder = crf.Trainer(verbose=False), tempfile.TemporaryDirectory()
+    trainer = crf.Trainer(verbose=False)
     for i in rows:
         if len(x[i]):
             trainer.append(x[i], y[i])
     trainer.set_params(
         {"c1": .05, "c2": strength, "max_iterations": 60, "feature.possible_transitions": True})
-    with folder:
-        path = str(Path(folder.name, "model"))
+    with ScratchFolder() as folder:
+        path = str(folder / "model")
         trainer.train(path)
         self.bytes = Path(path).read_bytes()
     return self.open_model()

@@ -13,7 +13,6 @@ import copy
 import json
 import logging
 import shutil
-import tempfile
 import time
 import warnings
 from dataclasses import asdict, dataclass, field
@@ -28,8 +27,8 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..base.core import (
-    InputError, ReportTable, atomic_output, escape_markdown, format_cell, format_interval,
-    optional_import, package_versions, plural, shorten)
+    InputError, ReportTable, ScratchFolder, atomic_output, escape_markdown, format_cell,
+    format_interval, optional_import, package_versions, plural, shorten)
 from ..base.iob import split_words
 from ..data.labels import LabelEncoder
 from ..data.table import Table
@@ -646,7 +645,7 @@ def export_bundle(path, target, # of a bundle; one of TARGETS
         raise InputError(f"precision is {precision!r}: say no, or int8 for the target onnx.")
     bundle = load_plain(path)
     texts, truth = rows_to_ask(bundle, target, texts, truth)
-    with atomic_output(out, force) as temp, tempfile.TemporaryDirectory() as aside:
+    with atomic_output(out, force) as temp, ScratchFolder() as aside:
         trial, forms = _Trial(bundle, path, target, temp), ["no"]
         if precision == "int8":
             trial.whole, forms = Path(aside, "model.onnx"), ["int8", "int8 weights"]

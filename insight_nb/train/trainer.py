@@ -9,11 +9,9 @@ __all__ = ['EVENTS', 'FETCH_LOSSES', 'Trainer', 'WeightSnapshot', 'Best', 'Train
 # %% ../../nbs/train/02_trainer.ipynb #3c94dd32
 import signal
 import sys
-import tempfile
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..base.core import InputError, handle_signals
+from ..base.core import InputError, ScratchFolder, handle_signals
 from ..base.tensors import (
     Batch, choose_device, set_seed, set_torch_random_state, torch_random_state)
 from ..data.batches import BatchLoader
@@ -79,15 +77,15 @@ class WeightSnapshot:
     """Weights in a temporary file, which goes away with this object; in memory where the disk is
     full."""
     def __init__(self, weights): # name -> tensor, as of `state_dict`
-        self.folder, self.held = tempfile.TemporaryDirectory(ignore_cleanup_errors=True), None
+        self.folder, self.held = ScratchFolder(), None
         try:
             save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()},
-                      Path(self.folder.name, "weights"))
+                      self.folder.path / "weights")
         except (OSError, SafetensorError):
             self.held = {k: v.detach().to("cpu", copy=True) for k, v in weights.items()}
 
     def load(self) -> dict: # name -> tensor on the CPU
-        return self.held or load_file(Path(self.folder.name, "weights"))
+        return self.held or load_file(self.folder.path / "weights")
 
 # %% ../../nbs/train/02_trainer.ipynb #b3575a7e
 @dataclass
