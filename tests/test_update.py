@@ -58,7 +58,7 @@ def updated(folder, strategy="replay", **options):
 def test_old_rows_of_the_head_begin_as_they_were(folder):
     job = BundleUpdate(folder / "first", plan(folder / "first"), device="cpu")
     saved = load_file(folder / "first" / "head.safetensors")
-    for strategy in ("replay", "plain", "l2sp", "ewc", "adapter"):
+    for strategy in ("replay", "distill", "plain", "l2sp", "ewc", "adapter"):
         _, model, _ = job.start(strategy)
         state = model.head.state_dict()
         for name, value in saved.items():
@@ -207,7 +207,7 @@ def test_a_run_leaves_what_it_promises(folder, tmp_path): # with a real kernel
     assert main(["run", "update", *words, "--out", "b"]) == 0
     evidence = json.loads((tmp_path / "b" / "evidence.json").read_text(encoding="utf-8"))
     found = evidence["update"]["strategies"]
-    assert set(found) == {"before", "replay", "plain", "anew"}
+    assert set(found) == {"before", "replay+distill", "plain", "anew"}
     assert {"value", "low", "high"} <= set(found["plain"]["backward_transfer"])
     assert {g["check"] for g in evidence["guard"]} >= {"old_head_rows", "old_test_unseen",
                                                       "forgetting"}

@@ -40,12 +40,13 @@ from ..ship.predict import bundle_logits
 from ..train.inference import predict_logits
 from ..train.trainer import cpu_state_dict
 from ..train.update import (
-    WeightPenalty, choose_replay, extend_head, fisher_diagonal, point_new_rows,
-    replay_sampling_weights, same_rows)
+    UpdateTask, WeightPenalty, choose_replay, extend_head, fisher_diagonal, labels_and_logits,
+    point_new_rows, replay_sampling_weights, same_rows, share_right_ids)
 
 # %% ../../nbs/jobs/09_update.ipynb #4d9b3035
 STRATEGIES = {
     "replay": "train on with the new rows and a sample of the old ones",
+    "distill": "train on, and keep to what the old bundle says among its labels",
     "l2sp": "train on with a penalty on the way from the old weights",
     "ewc": "the same, where weights that old answers depend on are held more",
     "adapter": "train a LoRA on the old weights, and merge it into them",
@@ -185,7 +186,7 @@ def used_rows(self: BundleUpdate, strategy) -> np.ndarray: # positions
     needs = [part for part in parts if part in ("replay", "ewc", "anew")]
     if needs and not len(self.replayed):
         raise InputError(f"strategy {needs[0]} needs old rows, and there are none: give the table "
-                         "that the bundle learned from, or take plain, l2sp or adapter.")
+                         "that the bundle learned from, or take distill, l2sp or adapter.")
     if parts == ("anew",):
         return train
     new = train[~self.rows.is_old(train)]
@@ -257,13 +258,17 @@ def penalty(self: BundleUpdate, strategy, model, old_model) -> list: # of callba
 
 # %% ../../nbs/jobs/09_update.ipynb #d4b91fda
 @patch
-def prepare_trainer(self: BundleUpdate, strategy, setup, model):
+def prepare_trainer(self: BundleUpdate, strategy, setup, model, old_model=None):
     "A trainer of a strategy, not run yet."
-    used, o = self.used_rows(strategy), self.options
+    used, o, score = self.used_rows(strategy), self.options, share_right
     train, valid = self.dataset.select(used), self.dataset.select(self.rows.parts.valid)
     if "replay" in parse_strategy(strategy) and o.replay_share is not None:
         train.sampling_weights = replay_sampling_weights(self.rows.is_old(used), o.replay_share)
-    return make_trainer(setup, model, (train, valid), share_right, epochs=o.epochs,
+    if "distill" in parse_strategy(strategy):
+        model.task, score = UpdateTask(model.task), share_right_ids
+        for rows in (train, valid):
+            rows.labels = labels_and_logits(rows.labels, predict_logits(old_model, rows))
+    return make_trainer(setup, model, (train, valid), score, epochs=o.epochs,
                         batch_size=o.batch_size, learning_rate=o.learning_rate)
 
 # %% ../../nbs/jobs/09_update.ipynb #9c061681
@@ -280,10 +285,12 @@ def train(self: BundleUpdate, strategy,
         point_new_rows(model, len(self.rows.known), dataset.select(used))
         kept = same_rows(model.head, old_model.head)
         penalty = self.penalty(strategy, model, old_model)
-    trainer = self.prepare_trainer(strategy, setup, model)
+    task = model.task
+    trainer = self.prepare_trainer(strategy, setup, model, old_model)
     trainer.callbacks[:0] = penalty
     print(f"{strategy}: {setup.rule}")
     fit_or_resume(setup, trainer)
+    model.task = task
     if "adapter" in parse_strategy(strategy):
         merge_adapter(model.backbone)
     return UpdateRun(strategy, used, kept, trainer, setup, trainer.cost()["train_seconds"])
