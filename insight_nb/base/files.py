@@ -15,9 +15,11 @@ import urllib.error
 import urllib.request
 import warnings
 from collections import Counter
+from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from .core import InputError, shorten, suggest
@@ -210,21 +212,48 @@ def _from_arrow(data):
             frame[c] = frame[c].astype(object).where(frame[c].notna(), None)
     return frame.set_axis(data.column_names, axis=1)
 
+# %% ../../nbs/base/04_files.ipynb #42b5a745
+def _class_names(features) -> dict: # of the `datasets` library, as JSON; column -> names
+    found = {}
+    for column, f in (features or {}).items():
+        f = f.get("feature", f) if isinstance(f, dict) else f # of the elements of a list
+        f = f[0] if isinstance(f, list) and f else f
+        if isinstance(f, dict) and isinstance(f.get("names"), list):
+            found[column] = f["names"]
+    return found
+
+def _named(frame, classes): # numbers of classes, or lists of them, become names
+    def name(v, known):
+        if isinstance(v, (list, np.ndarray)):
+            return [name(w, known) for w in v]
+        return known[v] if isinstance(v, (int, np.integer)) and 0 <= v < len(known) else None
+
+    for column in set(classes) & set(frame.columns):
+        cells = [name(v, classes[column]) for v in frame[column]]
+        frame[column] = pd.Series(cells, frame.index, dtype=object)
+    return frame
+
 # %% ../../nbs/base/04_files.ipynb #8650abef
+def _open_parquet(path, f):
+    import pyarrow.parquet as pq
+    whole = f if isinstance(f, io.BufferedReader) else io.BytesIO(b"".join(iter_bytes(path)))
+    data = pq.ParquetFile(whole, buffer_size=1 << 20)
+    said = (data.schema_arrow.metadata or {}).get(b"huggingface")
+    with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return data, _class_names(json.loads(said)["info"]["features"])
+    return data, {}
+
 def _read_parquet(path, sheet, rows):
     import pyarrow as pa
-    import pyarrow.parquet as pq
     def frames():
         try:
             with open_bytes(path) as f:
-                data = pq.ParquetFile(
-                    f if isinstance(f, io.BufferedReader) else io.BytesIO(b"".join(
-                        iter_bytes(path))), buffer_size=1 << 20)
+                data, classes = _open_parquet(path, f)
                 yield _from_arrow(data.schema_arrow.empty_table())
                 if rows is None:
-                    yield _from_arrow(data.read())
+                    yield _named(_from_arrow(data.read()), classes)
                 else:
-                    yield from (_from_arrow(pa.Table.from_batches([b]))
+                    yield from (_named(_from_arrow(pa.Table.from_batches([b])), classes)
                                 for b in data.iter_batches(rows))
         except (pa.ArrowException, OSError) as e:
             raise InputError(
@@ -290,12 +319,7 @@ def _from_object(source):
 # %% ../../nbs/base/04_files.ipynb #a770213f
 def _from_dataset(data):
     frame = _from_arrow(data.with_format("arrow")[:])
-    for column, feature in (data.features or {}).items():
-        names = getattr(feature, "names", None)
-        if names:
-            known = [names[i] if i is not None and i >= 0 else None for i in frame[column]]
-            frame[column] = pd.Series(known, frame.index, dtype=object)
-    return frame
+    return _named(frame, _class_names(data.features and data.features.to_dict()))
 
 def _from_splits(data):
     splits = list(data)

@@ -28,7 +28,7 @@ from .windows import content_size, special_token_ends, window_starts
 from ..base.iob import (
     casing_ids, check_spans, split_words_at_spans, tags_to_spans, spans_to_tags,
     word_to_char_spans, to_iob2, char_to_word_spans, split_words)
-from ..base.text import find_encoding, open_bytes
+from ..base.text import find_encoding, is_invisible, open_bytes
 
 # %% ../../nbs/data/11_tags.ipynb #95531ac2
 @dataclass
@@ -164,9 +164,9 @@ def _column_lines(path):
                 raise InputError(
                     f"{path.name}, line {i} has {plural(len(cells), 'column')} where the lines "
                     f"before have {n}: {shorten(line.strip(), 40)!r}.")
-            elif not cells[0].strip() or not cells[-1].strip():
+            elif not cells[0].strip(" ") or not cells[-1].strip():
                 raise InputError(
-                    f"{path.name}, line {i} has no {'tag' if cells[0].strip() else 'word'}: "
+                    f"{path.name}, line {i} has no {'tag' if cells[0].strip(' ') else 'word'}: "
                     f"{shorten(line.strip(), 40)!r}.")
             else:
                 yield i, cells
@@ -202,7 +202,7 @@ def join_words(words) -> tuple[str, list]: # the text, and (start, end) of each 
     "Put words together again: with a space between them, but for scripts that have none."
     text, at = "", []
     for w in words:
-        apart = at and not (_spaceless(text[-1]) and _spaceless(w[0]))
+        apart = text and w and not (_spaceless(text[-1]) and _spaceless(w[0]))
         text += (" " if apart else "") + w
         at.append((len(text) - len(w), len(text)))
     return text, at
@@ -231,6 +231,8 @@ def _tagged(sentences, tags, docs, name, notes, rows, dropped=None):
         notes = [*notes, f"tags read as {scheme}"]
     if repaired:
         notes = [*notes, f"{plural(repaired, 'tag')} that continued nothing now begin a span"]
+    if hidden := sum(map(is_invisible, chain.from_iterable(sentences))):
+        notes = [*notes, f"{plural(hidden, 'word')} without a visible letter, each kept in its place"]
     texts, words = zip(*map(join_words, sentences))
     return TaggedTexts(list(texts), list(words), tags, docs, name, notes, False, np.array(rows),
                        dropped or {})
@@ -278,7 +280,17 @@ def _span(s, where):
     return int(s[0]), int(s[1]), s[2]
 
 # %% ../../nbs/data/11_tags.ipynb #6271a603
-def _from_lists(frame, text, label, name, notes):
+def _tag(v, names, where): # a cell; the names of numbers, or None
+    if isinstance(v, (int, np.integer)) and names:
+        if 0 <= v < len(names):
+            return names[v]
+        raise InputError(f"{where}has the tag {v}, and tags names {len(names)}, from 0.")
+    if not isinstance(v, str):
+        raise InputError(f"{where}has the tag {v!r}, which is not a name: give tags such as B-PER, "
+                         "or say what the numbers mean, as in tags O,B-PER,I-PER.")
+    return v
+
+def _from_lists(frame, text, label, name, notes, names=None):
     words, tags, rows = [], [], []
     for i, w, t in zip(frame.index, frame[text], frame[label]):
         w, t = _list(w, f"{name}, row {i}: ",
@@ -287,14 +299,11 @@ def _from_lists(frame, text, label, name, notes):
             raise InputError(
                 f"{name}, row {i} has {plural(len(w), 'word')} and {plural(len(t), 'tag')}: give "
                 "one for each word.")
-        if not all(isinstance(v, str) for v in t):
-            raise InputError(
-                f"{name}, row {i} has the tag {next(v for v in t if not isinstance(v, str))!r}, "
-                "which is not a name: give tags such as B-PER.")
-        keep = [k for k, v in enumerate(w) if invalid_text_reason(v) is None]
-        if keep:
-            words.append([to_text(w[k]) for k in keep])
-            tags.append([t[k] for k in keep])
+        t = [_tag(v, names, f"{name}, row {i} ") for v in t]
+        w = ["" if invalid_text_reason(v) == "missing text" else to_text(v) for v in w]
+        if not all(map(is_invisible, w)):
+            words.append(w)
+            tags.append(t)
             rows.append(i)
     if not words:
         raise InputError(f"{name} has no words in column {text!r}.")
@@ -328,20 +337,34 @@ def _from_spans(frame, text, label, name, notes):
     out.dropped = faults
     return out
 
+# %% ../../nbs/data/11_tags.ipynb #8f7ff124
+def _guess_columns(frame, text, label, notes): # names as given; -> names, and notes
+    "The columns that tagged data sets of the hub have, where nothing else was said."
+    if (text, label) != ("text", "label") or {"text", "label"} <= set(frame.columns):
+        return text, label, notes
+    found = [next((c for c in known if c in frame.columns), None)
+             for known in (("tokens", "words", "text"), ("ner_tags", "tags", "labels", "label"))]
+    if None in found:
+        return text, label, notes
+    return *found, [*notes, "read from the columns {!r} and {!r}".format(*found)]
+
 # %% ../../nbs/data/11_tags.ipynb #5f13e618
 # suffixes of files in CoNLL columns
 CONLL_SUFFIXES = (".conll", ".conll2003", ".bio", ".iob", ".iob2", ".bilou", ".txt")
 
 def open_tagged(source, # a file in CoNLL columns, or whatever `open_frame` opens
                 text="text", # name of the column of texts, or of lists of words
-                label="label" # name of the column of spans, or of lists of tags
+                label="label", # name of the column of spans, or of lists of tags
+                tags=None # the names of tags that are numbers, from 0: a list, or with commas
                ) -> TaggedTexts:
     "Read tagged texts from any source. Raises InputError with file and row for what does not fit."
+    names = [t.strip() for t in tags.split(",")] if isinstance(tags, str) else tags
     if isinstance(
             source,
         (str, Path)) and Path(source).suffix.lower() in CONLL_SUFFIXES and Path(source).is_file():
         return read_conll(source)
     frame, name, notes = open_frame(source)
+    text, label, notes = _guess_columns(frame, text, label, notes)
     for column, what in ((text, "texts or words"), (label, "spans or tags")):
         if column not in frame.columns:
             raise InputError(
@@ -349,7 +372,9 @@ def open_tagged(source, # a file in CoNLL columns, or whatever `open_frame` open
     first = next((v for v in frame[text] if invalid_text_reason(v) != "missing text"), None)
     lists = isinstance(
         first, (list, tuple, np.ndarray)) or isinstance(first, str) and first[:2] in ('["', "['")
-    return (_from_lists if lists else _from_spans)(frame, text, label, name, notes)
+    if lists:
+        return _from_lists(frame, text, label, name, notes, names)
+    return _from_spans(frame, text, label, name, notes)
 
 # %% ../../nbs/data/11_tags.ipynb #fa4c67fc
 @patch

@@ -21,8 +21,9 @@ from sklearn.model_selection import GridSearchCV, KFold, StratifiedGroupKFold, S
 import insight_nb.eval.guard as guard
 from ...base.core import (
     hash_texts, InputError, package_versions, plural, ReportTable, shorten, suggest)
-from ...data.arrays import (
-    to_days, to_numbers, infer_kind, convert_numeric_columns, to_missing, to_categories)
+from insight_nb.data.arrays import (
+    to_days, to_numbers, infer_kind, convert_numeric_columns, read_numbers, to_missing,
+    to_categories)
 from ...data.sources import open_frame
 from ...eval.metrics import Metric, bootstrap_mean
 from ...eval.report import Check
@@ -176,7 +177,11 @@ def open_risk(source, # whatever `open_frame` opens
         columns=[c for c in [label, *sides.values(), *split_names(drop)] if c is not None])
     if not used.shape[1]:
         raise InputError(f"{name} has no column besides {label!r} to learn from.")
-    return RiskTable(convert_numeric_columns(used), target, label, names, name,
+    features = convert_numeric_columns(used)
+    for c in [*features.columns[features.dtypes != used.dtypes], *([] if names else [label])]:
+        note = read_numbers(to_missing(frame[c]))[1]
+        notes = [*notes, f"column {c}: {note}"] if note else notes
+    return RiskTable(features, target, label, names, name,
                      {k: frame[c][has].to_numpy() for k, c in sides.items() if c is not None},
                      {"missing label": int((~has).sum())} if not has.all() else {}, [*notes, rule])
 
