@@ -402,6 +402,8 @@ def summary(out # the folder of a run
             name,
             f"{format_interval(m['value'], m['low'], m['high'])}    "
             f"{format_interval(base.get('value'), None, None)}"))
+    against = (e.get("data") or {}).get("measured_against", "labels")
+    lines += [("measured", f"against {against}, not labels")] if against != "labels" else []
     lines += [("guard", _guard_line(e["guard"]))] if e.get("guard") else []
     lines += [("cost", _cost_line(e["cost"]))] if e.get("cost") else []
     lines += [("decision", format_cell(json.loads(decision.read_text(
