@@ -35,6 +35,7 @@ from insight_nb.ship.serve import (
     ServeOptions,
     Service,
     Unavailable,
+    answer_rows,
     make_app,
     make_page,
     open_socket,

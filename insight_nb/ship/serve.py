@@ -78,7 +78,8 @@ def _answer(bundle, answer, probs, wanted): # of one row, as JSON
         return {"prediction": answer, "probability": sure}
     found = {"prediction": answer, "probability": float(probs.max())}
     if task == "multilabel":
-        found = {"prediction": list(answer), "probability": lowest_probability(answer, probs, names)}
+        found["prediction"] = list(answer)
+        found["probability"] = lowest_probability(answer, probs, names)
     if wanted:
         found["probabilities"] = dict(zip(names, map(float, probs)))
     return found
@@ -727,7 +728,8 @@ def open_socket(host, port) -> socket.socket: # bound
         made.listen(2048)
     except (OSError, OverflowError) as e:
         made.close()
-        raise InputError(f"{host}:{port} can't be used ({e}): choose another --port or --host.") from None
+        raise InputError(
+            f"{host}:{port} can't be used ({e}): choose another --port or --host.") from None
     return made
 
 def read_token(given: str | None = None) -> str | None: # None: no token
