@@ -19,6 +19,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import signal
 import sys
@@ -431,6 +432,8 @@ def summary(out # the folder of a run
             name,
             f"{format_interval(m['value'], m['low'], m['high'])}    "
             f"{format_interval(base.get('value'), None, None)}"))
+    against = (e.get("data") or {}).get("measured_against", "labels")
+    lines += [("measured", f"against {against}, not labels")] if against != "labels" else []
     lines += [("guard", _guard_line(e["guard"]))] if e.get("guard") else []
     lines += [("cost", _cost_line(e["cost"]))] if e.get("cost") else []
     lines += [("decision", format_cell(json.loads(decision.read_text(
@@ -590,6 +593,10 @@ def _samples(args):
 def _export(args):
     from insight_nb.ship.export import ExportRefused, export_bundle
     texts = truth = None
+    if args.push and not re.fullmatch(r"[\w.-]+/[\w.-]+", args.push):
+        raise InputError(f"--push is {args.push!r}: name OWNER/NAME.")
+    if args.label and not args.table:
+        raise InputError("--label needs --table: made-up texts have no labels.")
     if args.table:
         texts, truth = _rows_to_ask(args)
     precision = "int8" if args.int8 else "no"
@@ -630,9 +637,9 @@ def _kept(args, columns): # yields what is told of each answered piece
         yield _progress()
         return
     from insight_nb.ship.bundle import read_info
-    from insight_nb.ship.feedback import Answered, FeedbackStore, bundle_version
+    from insight_nb.ship.feedback import Answered, bundle_name, bundle_version, FeedbackStore
     info, tell = read_info(args.bundle), _progress()
-    by = Answered(Path(args.bundle).resolve().parent.name, bundle_version(info), info["task"])
+    by = Answered(bundle_name(args.bundle), bundle_version(info), info["task"])
     columns = [columns] if isinstance(columns, str) else list(columns)
     if len(columns) < 2 and info.get("second"):
         columns.append(info["second"])
@@ -657,8 +664,10 @@ def _feedback(args):
             if done.errors and not done.kept:
                 raise InputError("no row of the table could be used.")
         elif args.do == "sample":
-            write_frame(store.sample(args.rows), args.out or "to_label.csv", args.force)
-            print(f"fill in the column label of {args.out or 'to_label.csv'}, and import it")
+            found = store.sample(args.rows)
+            write_frame(found, args.out or "to_label.csv", args.force)
+            print(f"{plural(len(found), 'row')}: fill in the column label of "
+                  f"{args.out or 'to_label.csv'}, and import it")
         elif args.do == "purge":
             print(f"{plural(store.purge(args.days), 'answer')} deleted")
         else:

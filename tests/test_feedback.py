@@ -40,7 +40,7 @@ def test_predict_keeps_answers_and_a_table_corrects_them(bundle, tmp_path, capsy
         assert set(opened.frame()["model"]) == {"run"} and len(opened.frame()) == 6
     assert main(["feedback", "show", store]) == 0
     said = capsys.readouterr().out
-    assert "not known" in said and "2 corrections unasked" in said
+    assert "share of right answers not known yet" in said and "2 corrections unasked" in said
 
 
 def test_answers_that_were_drawn_estimate_how_good_it_is(bundle, tmp_path, capsys):
@@ -112,3 +112,50 @@ def test_a_store_that_fails_costs_no_answer(bundle, tmp_path):
         assert client.post("/feedback", json={"id": "a", "label": "b"}).status_code == 404
         assert client.post("/predict", json={"text": "很好"}).json()["predictions"][0][
             "prediction"] == "good"
+
+
+def test_a_column_of_numbers_with_gaps_is_no_column_of_wrong_labels(tmp_path, capsys):
+    rung = Tfidf().fit(TEXTS * 4, [1, 0, 1, 0, 1, 0] * 4, ["1", "5"])
+    save_rung(tmp_path / "stars", rung)
+    table = write_csv(tmp_path / "new.csv", [{"text": t} for t in TEXTS])
+    store, drawn = str(tmp_path / "answers.db"), str(tmp_path / "drawn.csv")
+    out = str(tmp_path / "out.csv")
+    assert main(["predict", str(tmp_path / "stars"), str(table), "--out", out,
+                 "--feedback", store]) == 0
+    assert main(["feedback", "sample", store, "--rows", "4", "--out", drawn]) == 0
+    rows = pd.read_csv(drawn) # label is a column of floats now, as long as one is empty
+    rows.assign(label=[*rows["prediction"][:3], None]).to_csv(drawn, index=False)
+    assert "1.0\n" in open(drawn).read() or "5.0\n" in open(drawn).read()
+    capsys.readouterr()
+    assert main(["feedback", "import", store, drawn]) == 0
+    assert "that no answer here has" not in capsys.readouterr().out
+    assert main(["feedback", "show", store]) == 0
+    said = capsys.readouterr().out
+    assert "1.000 [0.439, 1.000] right; 1 of 4 drawn answers wait" in said
+    assert "until then it leans to what people chose to look at" in said
+    rows.assign(label=[None, None, None, "typo"]).to_csv(drawn, index=False)
+    assert main(["feedback", "import", store, drawn]) == 0
+    assert "1 label that no answer here has: 'typo' (1)" in capsys.readouterr().out
+    with FeedbackStore(store) as opened:
+        assert set(opened.frame()["model"]) == {"stars"}
+
+
+def test_answers_that_a_service_drew_come_out_to_be_labeled(bundle, tmp_path, capsys):
+    store = str(tmp_path / "answers.db")
+    with FeedbackStore(store, review=1.) as opened:
+        notes = opened.add(Answered("run", "v1", "classify"), TEXTS, [("good", .9)] * 6)
+    drawn = str(tmp_path / "drawn.csv")
+    for _ in range(2): # a table that was lost can be had again
+        assert main(["feedback", "sample", store, "--out", drawn, "--force"]) == 0
+        assert set(pd.read_csv(drawn)["id"]) == {n["id"] for n in notes}
+    assert "6 rows: fill in the column label" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words, said", [
+    (["--push", "bad"], "--push is 'bad': name OWNER/NAME."),
+    (["--label", "label"], "--label needs --table")])
+def test_an_export_asks_for_what_it_needs_before_it_begins(words, said, bundle, tmp_path, capsys):
+    asked = ["export", str(bundle), "--to", "onnx", "--out", str(tmp_path / "out")]
+    assert main([*asked, *words]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -15,6 +15,7 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import schemathesis
 import uvicorn
@@ -28,12 +29,13 @@ from insight_nb.base.tensors import set_seed
 from insight_nb.models.tagging import TaggingTask
 from insight_nb.models.tasks import ClassificationTask, MultiLabelTask, RegressionTask
 from insight_nb.ship.bundle import load_bundle
-from insight_nb.ship.predict import predict
+from insight_nb.ship.predict import predict, predict_frame
 from insight_nb.ship.serve import (
     Batcher,
     ServeOptions,
     Service,
     Unavailable,
+    answer_rows,
     make_app,
     make_page,
     open_socket,
@@ -404,6 +406,22 @@ DRIVER = """<script>window.onload = async () => {
 };</script>"""
 
 
+def drawn_page(app, path, tmp_path): # what a browser makes of a page
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    bound = open_socket("127.0.0.1", 0)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+    thread.start()
+    try:
+        address = f"http://127.0.0.1:{bound.getsockname()[1]}{path}"
+        return subprocess.run([CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}",
+                               "--virtual-time-budget=8000", "--dump-dom", address],
+                              capture_output=True, text=True, timeout=120).stdout
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        bound.close()
+
+
 @pytest.mark.skipif(not CHROMIUM, reason="needs chromium")
 def test_a_browser_draws_spans_and_no_markup_of_others(tmp_path):
     task = TaggingTask(("O", f"B-{EVIL}", f"I-{EVIL}"))
@@ -419,25 +437,40 @@ def test_a_browser_draws_spans_and_no_markup_of_others(tmp_path):
     async def driven(): # the page, and a hand that writes and clicks
         return HTMLResponse(make_page(["t"], service.options) + DRIVER)
     app.add_api_route("/driven", driven)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
-    bound = open_socket("127.0.0.1", 0)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
-    thread.start()
-    try:
-        address = f"http://127.0.0.1:{bound.getsockname()[1]}/driven"
-        page = subprocess.run([CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}",
-                               "--virtual-time-budget=8000", "--dump-dom", address],
-                              capture_output=True, text=True, timeout=120).stdout
-    finally:
-        server.should_exit = True
-        thread.join(30)
-        bound.close()
+    page = drawn_page(app, "/driven", tmp_path)
     drawn = page.split('id="out"')[1].split("</p>")[0]
     marks = re.findall(r'<mark data-label="([^"]*)">(.*?)</mark>', drawn)
     assert [html.unescape(m) for _, m in marks] == ["Anna", text[15]]
     assert [html.unescape(label) for label, _ in marks] == [EVIL, "好"]
     assert re.sub(r"<[^>]*>", "", drawn.split(">", 1)[1]) == html.escape(text, quote=False)
     assert "<b>" not in drawn and "<title>insight_nb</title>" in page
+
+
+PAIR_DRIVER = """<script>window.onload = async () => {
+  await know(); pick.value = "two"; pick.onchange();
+  document.querySelector("textarea").value = "first"; second.value = "很好";
+  document.forms[0].requestSubmit();
+};</script>"""
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="needs chromium")
+def test_the_page_chooses_a_model_and_sends_a_pair(tmp_path):
+    task = ClassificationTask(("no", "yes"))
+    places = [saved(tmp_path / "one", task), saved(tmp_path / "two", task, second="other")]
+    service, asked = Service(places, device="cpu"), []
+
+    def answer(rows):
+        asked.extend(rows)
+        return [{"prediction": "yes", "probability": .9, "error": None} for _ in rows]
+    service.batchers["two"].call = answer
+    app = make_app(service)
+
+    async def driven():
+        return HTMLResponse(make_page(["one", "two"], service.options) + PAIR_DRIVER)
+    app.add_api_route("/driven", driven)
+    page = drawn_page(app, "/driven", tmp_path)
+    assert asked == [["first", "很好"]]
+    assert page.split('id="out"')[1].split("</p>")[0].endswith(">yes")
 
 
 def test_several_bundles_are_asked_by_name_and_share_only_their_own_encoder(tmp_path):
@@ -473,3 +506,13 @@ def test_several_bundles_are_asked_by_name_and_share_only_their_own_encoder(tmp_
         assert len(client.get("/info").json()["models"]) == 4
     lines = [json.loads(line)["model"] for line in log.read_text().splitlines()]
     assert sorted(set(lines)) == sorted(service.bundles) and len(lines) == 16
+
+
+def test_several_labels_have_the_probability_that_a_table_has(tmp_path):
+    folder = saved(tmp_path / "m", MultiLabelTask(("a", "b", "c"), thresholds=[.4, .6, .99]))
+    bundle = load_bundle(folder, device="cpu")
+    texts = ["late", "很好", "a parcel"]
+    table = predict_frame(bundle, pd.DataFrame({"text": texts}))
+    rows = answer_rows(bundle, texts)
+    assert [json.loads(p) for p in table["prediction"]] == [r["prediction"] for r in rows]
+    assert table["probability"].tolist() == pytest.approx([r["probability"] for r in rows])

@@ -10,7 +10,7 @@ from transformers import AutoModel
 
 from insight_nb import load
 from insight_nb.base.tensors import FakeEncoder, FakeTokenizer
-from insight_nb.cli import main
+from insight_nb.cli import main, summary
 from insight_nb.data.table import clean_table
 from insight_nb.jobs.students import Distillation, Ensemble, open_teacher, parse_students
 from insight_nb.jobs.text_estimators import TextClassifier
@@ -229,3 +229,13 @@ def test_linear_students_are_saved_as_rungs(tmp_path):
 def test_several_students_stand_by_their_cost():
     assert list(parse_students("layers:4, layers:2,vectors , tfidf")) == [
         "tfidf", "vectors", "layers:2", "layers:4"]
+
+
+def test_the_terminal_says_that_a_teacher_was_the_measure(tmp_path):
+    shown = {"value": .9, "low": .8, "high": .95}
+    evidence = {"metrics": {"accuracy": shown}, "data": {"measured_against": "labels"}}
+    (tmp_path / "evidence.json").write_text(json.dumps(evidence))
+    assert "measured" not in summary(tmp_path)
+    evidence["data"]["measured_against"] = "the teacher's own answers to texts set aside"
+    (tmp_path / "evidence.json").write_text(json.dumps(evidence))
+    assert "against the teacher's own answers to texts set aside, not labels" in summary(tmp_path)

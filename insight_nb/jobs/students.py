@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'model_names', 'Ensemble', 'open_teacher', 'parse_students', 'EncoderSource', 'encoder_source',
-           'Distillation', 'Student', 'StudentResult', 'time_in_turns', 'save_student']
+           'Distillation', 'Student', 'StudentResult', 'time_in_turns', 'agreement_gap', 'save_student']
 
 # %% ../../nbs/jobs/10_students.ipynb #d75a37de
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from fastcore.basics import patch
@@ -22,7 +22,7 @@ from ..data.table import Table
 from ..data.tokens import check_tokenizer_coverage
 from ..eval.calibrate import expected_calibration_error, reliability_bins
 from ..eval.compare import Difference, paired_difference
-from ..eval.metrics import evaluate
+from ..eval.metrics import WILSON, evaluate, wilson_interval
 from ..eval.report import Check
 from ..eval.scores import ScoreReport, beats_baseline
 from .loading import load
@@ -363,7 +363,21 @@ def time_in_turns(models: dict, # name -> `Ensemble`
     return {name: (1000 * float(a), len(texts) / float(b))
             for name, a, b in zip(models, each, every)}
 
+# %% ../../nbs/jobs/10_students.ipynb #fff7a237
+def agreement_gap(agreed) -> Difference: # (rows,) bool: is it the teacher's answer?
+    "How far an agreement is from full, which none can be above."
+    low, high = wilson_interval(np.sum(agreed), len(agreed))
+    found = paired_difference(agreed, np.ones(len(agreed), bool))
+    return replace(found, low=float(low) - 1, high=float(high) - 1, method=WILSON)
+
 # %% ../../nbs/jobs/10_students.ipynb #9ba7c33b
+@patch
+def compare(self: Distillation, answers, teacher) -> Difference: # (rows,) labels of both
+    "How far a student is from its teacher, by the labels or by the teacher's answers."
+    if self.test_y is None:
+        return agreement_gap(answers == teacher)
+    return paired_difference(answers == self.truth, teacher == self.truth)
+
 @patch
 def measure(self: Distillation) -> list[StudentResult]: # the teacher first
     "Ask all of them the test rows, and take their times."
@@ -375,7 +389,7 @@ def measure(self: Distillation) -> list[StudentResult]: # the teacher first
     turns = time_in_turns(models, self.test_texts[:1000])
     self.results = [StudentResult(
         name, probs, evaluate(self.truth, probs, seed=self.seed),
-        paired_difference(probs.argmax(1) == self.truth, first == self.truth),
+        self.compare(probs.argmax(1), first),
         models[name].size_mb, *turns[name], seconds.get(name)) for name, probs in answers.items()]
     return self.results
 
@@ -413,6 +427,7 @@ def choose(self: Distillation, margin=1.) -> tuple: # points; the `Student`, and
     sound = [r for r in students if 100 * r.difference.low >= -margin]
     best = max(students, key=lambda r: r.metrics["accuracy"].value)
     found = sound[0] if sound else best
+    size = f"{found.size_mb:.{0 if found.size_mb >= 1 else 2}f}"
     d, teacher = found.difference, self.results[0]
     points = format_interval(100 * d.value, 100 * d.low, 100 * d.high, 1)
     what = "points to the teacher" if self.test_y is not None else "points to full agreement"
@@ -421,7 +436,7 @@ def choose(self: Distillation, margin=1.) -> tuple: # points; the `Student`, and
     if not sound:
         rule = f"that it is at most {limit} behind is not sure, and no other is better"
     sentence = (f"{found.name}: {points} {what}, {teacher.ms_per_text / found.ms_per_text:.1f} "
-                f"times as fast, {found.size_mb:.0f} MB instead of {teacher.size_mb:.0f}; {rule}.")
+                f"times as fast, {size} MB instead of {teacher.size_mb:.0f}; {rule}.")
     return next(s for s in self.students if s.name == found.name), sentence
 
 # %% ../../nbs/jobs/10_students.ipynb #71dbae62

@@ -732,15 +732,23 @@ def _example(bundle: Bundle, target) -> str: # Python
         return f"{code}answers = call([{text}])[0]\n{_GIVEN}"
     return f"{code}call({text})\n"
 
-_READ = {"classify": "The softmax of the logits are the probabilities, the label is the largest.",
-         "multilabel": "The sigmoid of the logits are the probabilities.",
+_READ = {"classify": "The softmax of the logits gives the probabilities, the largest is the label.",
+         "multilabel": "The sigmoid of the logits gives the probabilities.",
          "regress": "The logits are the numbers.",
          "tag": "A word has the tag of its first token; the spans follow the rules of the tags and "
-                "the transitions, which export.json holds."}
+                "the transitions, which export.json holds.",
+         "sentence-transformers": "This gives a vector for each text, and no label: the head, with "
+                                  "which the metrics above were measured, stays in the bundle.",
+         "transformers": "The classes of transformers that need another head don't open this "
+                         "folder: weights of the wrong shape lie in it on purpose, and a "
+                         "report of unexpected keys names them."}
+_TITLES = {"sentence-transformers": "The encoder of a model"}
 
 def _reading(bundle: Bundle, target) -> str: # Markdown
     "What makes answers of what an export gives."
     task, parts = bundle.model.task, []
+    if target in _READ:
+        parts.append(_READ[target])
     if target == "onnx":
         parts.append(_READ[task.name])
     if task.name == "multilabel" and target != "sentence-transformers":
@@ -760,7 +768,7 @@ def model_card(bundle: Bundle, certificate: Certificate,
     if len(info["labels"]) > 50:
         labels += f" and {len(info['labels']) - 50} more"
     parts = [
-        f"# A model for the task {info['task']}",
+        f"# {_TITLES.get(target, 'A model')} for the task {info['task']}",
         f"Labels: {labels}. Texts are cut at {info['max_length']} tokens.",
         "## Data", _data_lines(bundle, evidence or {}),
         "## Measured", _measured(bundle, evidence or {}),

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['EXAMPLE', 'FEEDBACK_EXAMPLE', 'PAGE', 'ServeOptions', 'row_error', 'answer_rows', 'Overloaded', 'Unavailable',
-           'PendingRequest', 'Batcher', 'TooLarge', 'open_log', 'Service', 'read_object', 'read_request',
-           'read_feedback', 'read_body', 'Handlers', 'make_app', 'about', 'make_page', 'open_socket', 'read_token',
-           'exposure', 'serve']
+           'PendingRequest', 'Batcher', 'TooLarge', 'open_log', 'Service', 'names_new_label', 'read_object',
+           'read_request', 'read_feedback', 'read_body', 'Handlers', 'make_app', 'about', 'make_page', 'open_socket',
+           'read_token', 'exposure', 'serve']
 
 # %% ../../nbs/ship/04_serve.ipynb #38869426
 import asyncio
@@ -23,15 +23,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from ipaddress import ip_address
-from pathlib import Path
 
 from fastcore.basics import patch
 
 from ..base.core import InputError, optional_import, plural, shorten, suggest
 from ..data.table import invalid_text_reason, to_text
 from .bundle import Bundle, load_bundle, read_info
-from .feedback import Answered, FeedbackStore
-from .predict import predict
+from .feedback import Answered, bundle_name, check_correction, FeedbackStore
+from .predict import lowest_probability, predict
 
 # %% ../../nbs/ship/04_serve.ipynb #13c106cd
 @dataclass(frozen=True)
@@ -77,8 +76,10 @@ def _answer(bundle, answer, probs, wanted): # of one row, as JSON
     if task == "tag":
         sure = min((s["probability"] for s in answer), default=None)
         return {"prediction": answer, "probability": sure}
-    found = {"prediction": list(answer) if task == "multilabel" else answer,
-             "probability": float(probs.max())}
+    found = {"prediction": answer, "probability": float(probs.max())}
+    if task == "multilabel":
+        found["prediction"] = list(answer)
+        found["probability"] = lowest_probability(answer, probs, names)
     if wanted:
         found["probabilities"] = dict(zip(names, map(float, probs)))
     return found
@@ -301,8 +302,7 @@ def start_counting(self: Service):
 @patch
 def free_name(self: Service, path) -> str:
     "A name for a bundle: that of its folder, or of the run that it lies in."
-    path = Path(path).resolve()
-    name = first = path.parent.name if path.name == "bundle" else path.name
+    name = first = bundle_name(path)
     n = 2
     while name in self.bundles:
         name, n = f"{first}-{n}", n + 1
@@ -354,6 +354,18 @@ def write_log(self: Service, name, rows, answers):
             line = {"time": time.time(), "model": name, "text": row} | answer
             f.write(json.dumps(line, ensure_ascii=True) + "\n")
 
+# %% ../../nbs/ship/04_serve.ipynb #482a8f5c
+def names_new_label(bundle, label) -> bool: # a correction, as of JSON; None: the answer is right
+    "Whether a correction names a label that the bundle doesn't know."
+    task, names = bundle.info["task"], bundle.labels.names
+    if label is None or task == "regress":
+        return False
+    found = check_correction(task, label)
+    if task == "tag":
+        names = {name.split("-", 1)[-1] for name in names}
+        found = [name for _, _, name in found]
+    return not set([found] if task == "classify" else found) <= set(names)
+
 # %% ../../nbs/ship/04_serve.ipynb #8dd98d49
 @patch
 async def keep(self: Service, name, rows, answers):
@@ -382,8 +394,9 @@ async def correct(self: Service, item: dict) -> dict: # of `read_feedback` -> id
                                          texts)
     except InputError as e:
         return {"id": item.get("id"), "error": str(e), "new_label": None}
-    known = {n for b in self.bundles.values() for n in b.labels.names}
-    return {"id": key, "error": None, "new_label": isinstance(label, str) and label not in known}
+    bundle = self.bundles.get(self.store.answered(key).model)
+    new = bundle is not None and names_new_label(bundle, label)
+    return {"id": key, "error": None, "new_label": new}
 
 # %% ../../nbs/ship/04_serve.ipynb #bd505cd1
 EXAMPLE = {"texts": ["The parcel came late and broken.", "很好的服务，下次还来"]}
@@ -431,7 +444,8 @@ def read_feedback(body: bytes, max_items=1000) -> list: # of dicts
     for i, item in enumerate(items):
         if not isinstance(item, dict) or set(item) - set(keys):
             raise InputError(f"feedback {i} must be an object with id, label, right or text.")
-        if ("label" in item) == (item.get("right") is True):
+        right, label = item.get("right"), item.get("label")
+        if not isinstance(right, bool | None) or (label is None) != (right is True):
             raise InputError(f'feedback {i} must have either a label, or "right": true.')
         texts = item.get("text", "")
         texts = [texts] if isinstance(texts, str) else texts
@@ -615,7 +629,9 @@ _HEAD = """<!doctype html><html lang="en"><meta charset="utf-8">
 padding:0 1em}textarea{width:100%;height:7em;font:inherit}mark{padding:.1em .2em;border-radius:.2em}
 mark::after{content:" " attr(data-label);font-size:.75em}button{font:inherit;margin:.5em 0}
 table{border-collapse:collapse}td{padding:.2em .8em .2em 0}</style>
-<h1>Try a text</h1><p>ABOUT</p><form>TOKEN<textarea aria-label="text" autofocus></textarea>
+<h1>Try a text</h1><p>ABOUT</p><form>TOKEN<p><select aria-label="model" hidden></select></p>
+<textarea aria-label="text" autofocus></textarea>
+<textarea id="second" aria-label="second text" hidden></textarea>
 <button>Predict</button></form><p id="out" role="status"></p><table id="more"></table>
 <form id="told" hidden><button type="button">Right</button> or it should be
 <input aria-label="the right answer"> <button>Send</button> <span role="status"></span></form>
@@ -636,6 +652,18 @@ async function tell(body) {
   const found = await reply.json();
   said.textContent = reply.ok ? found.results[0].error || "kept" : found.detail;
 }
+const pick = document.querySelector("select"), second = document.getElementById("second");
+let models = [];
+function show() { second.hidden = !(models[pick.selectedIndex] || {}).pairs; }
+async function know() {
+  const reply = await fetch("info", {headers: headers()});
+  if (!reply.ok) return;
+  models = (await reply.json()).models;
+  pick.replaceChildren(...models.map(m => new Option(m.model)));
+  pick.hidden = models.length < 2; show();
+}
+pick.onchange = show;
+if (!document.querySelector("[type=password]")) know();
 told.querySelector("button").onclick = () => tell({right: true});
 told.onsubmit = e => {
   e.preventDefault(); let label = told.querySelector("input").value;
@@ -660,9 +688,12 @@ function spans(text, found) {
 document.forms[0].onsubmit = async e => {
   e.preventDefault(); out.textContent = ""; more.textContent = ""; said.textContent = "";
   told.hidden = true;
+  if (!models.length) await know();
   const text = document.querySelector("textarea").value;
+  const asked = {text: second.hidden ? text : [text, second.value], probabilities: true};
+  if (pick.value) asked.model = pick.value;
   const reply = await fetch("predict", {method: "POST", headers: headers(),
-    body: JSON.stringify({text, probabilities: true})});
+    body: JSON.stringify(asked)});
   const found = await reply.json();
   if (!reply.ok) { out.textContent = found.detail; return; }
   const a = found.predictions[0];
@@ -697,7 +728,8 @@ def open_socket(host, port) -> socket.socket: # bound
         made.listen(2048)
     except (OSError, OverflowError) as e:
         made.close()
-        raise InputError(f"{host}:{port} can't be used ({e}): choose another --port.") from None
+        raise InputError(
+            f"{host}:{port} can't be used ({e}): choose another --port or --host.") from None
     return made
 
 def read_token(given: str | None = None) -> str | None: # None: no token

@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 from torch import from_numpy
 
-from ...base.core import InputError, atomic_output, optional_import, suggest
+from ...base.core import InputError, atomic_output, optional_import, plural, suggest
 from ...base.files import check_free_columns
 from insight_nb.apps.assistant.dialogue import (
     MAX_CHARS, DialogueAction, Flow, ParsedTurn, Transcript, DialogueState, Dialogue,
@@ -92,6 +92,11 @@ class Assistant:
             self.classifier.valid_scores["logits"].argmax(1) == self.classifier.valid_y)
 
 # %% ../../../nbs/apps/assistant/03_assistant.ipynb #ee689fb0
+@patch
+def __repr__(self: Assistant):
+    intents, flows = len(self.classifier.names), len(self.dialogue.flows)
+    return f"Assistant({plural(intents, 'intent')}, {plural(flows, 'flow')})"
+
 @patch
 def find_answer(self: Assistant, text, x) -> str: # a text, and its vector
     "The answer of the table, if one is near enough."
