@@ -523,8 +523,8 @@ def _predict(args):
         load = functools.partial(open_bundle, args.bundle, args.precision, device=args.device)
         columns = (args.text, args.second) if args.second else args.text
         with _kept(args, columns) as tell:
-            found = predict_file(load, chunks, out, columns, args.probabilities, force=args.force,
-                                 on_progress=tell)
+            found = predict_file(load, chunks, out, columns, tell, None, args.probabilities,
+                                 args.prefix, force=args.force, spreadsheet=args.spreadsheet)
         if a := found["agreement"]:
             if found["precision"] == a["precision"]:
                 kept = ""
@@ -536,25 +536,34 @@ def _predict(args):
         if not args.out:
             return _show(out)
     print(f"{plural(found['rows'], 'row')}, {found['errors']} of them with an error, in {args.out}")
+    _say_formulas(args, found["formulas"])
+
+def _say_formulas(args, n):
+    if n and Path(args.out).suffix in (".csv", ".tsv") and not args.spreadsheet:
+        _say(f"{plural(n, 'cell')} begin as a formula does, and a spreadsheet may run them: "
+             "--spreadsheet makes them harmless.")
 
 # %% ../nbs/90_cli.ipynb #32f46f37
 def _predict_rows(args, chunks): # with a bundle of an application
     import pandas as pd
-    from insight_nb.base.tables import write_frame
+    from insight_nb.base.tables import count_formulas, write_frame
     from insight_nb.jobs.loading import predict_rows
     how = {}
     if args.text != "text":
         how["column"] = args.text
     if args.probabilities:
         how["probabilities"] = True
+    if args.prefix:
+        how["prefix"] = args.prefix
     found = predict_rows(args.bundle, pd.concat(list(chunks)), args.device, **how)
     with ScratchFolder() as folder:
         out = args.out or Path(folder, "predictions.csv")
-        write_frame(found, out, args.force)
+        write_frame(found, out, args.force, args.spreadsheet)
         if not args.out:
             return _show(out)
-    failed = int((found["error"].fillna("") != "").sum())
+    failed = int((found[f"{args.prefix}error"].fillna("") != "").sum())
     print(f"{plural(len(found), 'row')}, {failed} of them with an error, in {args.out}")
+    _say_formulas(args, count_formulas(found))
 
 def _show(file):
     with open(file, encoding="utf-8-sig", newline="") as f: # the mark at its start is for Excel
@@ -645,7 +654,7 @@ def _kept(args, columns): # yields what is told of each answered piece
         columns.append(info["second"])
     with FeedbackStore(args.feedback, not args.hash_texts) as store:
         def keep(done, rows, answered):
-            store.add_table(by, answered, columns)
+            store.add_table(by, answered, columns, args.prefix)
             tell(done, rows)
         yield keep
 
@@ -665,7 +674,7 @@ def _feedback(args):
                 raise InputError("no row of the table could be used.")
         elif args.do == "sample":
             found = store.sample(args.rows)
-            write_frame(found, args.out or "to_label.csv", args.force)
+            write_frame(found, args.out or "to_label.csv", args.force, spreadsheet=True)
             print(f"{plural(len(found), 'row')}: fill in the column label of "
                   f"{args.out or 'to_label.csv'}, and import it")
         elif args.do == "purge":
@@ -743,6 +752,11 @@ def _predict_arguments(p):
         "--out", metavar="FILE",
         help="a .csv, .tsv, .jsonl, .json, .parquet or .xlsx file; default: CSV on the terminal")
     p.add_argument("--probabilities", action="store_true", help="one column for each label too")
+    p.add_argument("--prefix", default="", metavar="WORD",
+                   help="of the names of the new columns, such as new_; default: none")
+    p.add_argument("--spreadsheet", action="store_true",
+                   help="for .csv and .tsv: what a spreadsheet would run as a formula is made "
+                        "harmless, and it can tell that the file is UTF-8")
     p.add_argument(
         "--precision", default="auto", metavar="BITS", help=
         "no: 32 bits; bf16; fp16; int8; auto: bf16 for long tables, if the answers stay; "

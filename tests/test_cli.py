@@ -367,10 +367,20 @@ def test_predict_keeps_every_row(ends, trained):
     assert [r["id"] for r in rows] == list(range(len(texts)))
     assert [bool(r["error"]) for r in rows] == [not t.strip() for t in texts]
     assert all(r["error"] or 0 <= r["probability"] <= 1 for r in rows)
-    assert ends("predict", trained / "bundle", "new.jsonl", "--out", "out.csv").status == 0
-    assert "\n7," in Path("out.csv").read_text(encoding="utf-8-sig") and ",=" not in Path(
-        "out.csv"
-    ).read_text(encoding="utf-8-sig")
+    words = ["predict", trained / "bundle", "new.jsonl", "--out", "out.csv"]
+    plain = ends(*words)
+    assert plain.status == 0 and "--spreadsheet makes them harmless" in plain.lines[-1]
+    held = Path("out.csv").read_text(encoding="utf-8")
+    assert "\n7," in held and ",=1+1," in held  # what came in
+    assert ends(*words, "--force", "--spreadsheet").status == 0
+    held = Path("out.csv").read_bytes()
+    assert held.startswith(b"\xef\xbb\xbf") and b",'=1+1," in held and b",=" not in held
+    assert "give the columns of answers a prefix" in ends(
+        "predict", trained / "bundle", "out.csv", "--out", "b.csv").lines[-1]
+    again = ends("predict", trained / "bundle", "out.csv", "--out", "b.csv", "--prefix", "new_")
+    assert again.status == 0
+    assert list(read_frame("b.csv")[0].columns[-3:]) == [
+        "new_prediction", "new_probability", "new_error"]
 
 
 @pytest.fixture

@@ -80,7 +80,7 @@ def test_facts_that_do_not_fit_are_refused(rung, folder, tmp_path):
 def test_commands_say_what_they_take(folder, ends):
     table = write_csv("t.csv", ROWS[:5])
     words = str(folder / "words")
-    assert main(["predict", words, table, "--out", "p.csv", "--probabilities"]) == 0
+    assert ends("predict", words, table, "--out", "p.csv", "--probabilities").status == 0
     refused(ends("predict", words, table, "--precision", "int8"), "leave it out")
     refused(ends("export", words, "--to", "onnx", "--out", "o"), "TF-IDF + linear")
     refused(ends("predict", words, table, "--text", "txt"), "no column 'txt'")

@@ -6,6 +6,7 @@
 __all__ = ['hub_access', 'check_columns', 'check_free_columns', 'read_frame', 'TableChunks', 'read_chunks']
 
 # %% ../../nbs/base/04_files.ipynb #396355c7
+import codecs
 import csv
 import io
 import json
@@ -433,12 +434,12 @@ def check_columns(frame, # any frame
                          (f", only a header: {shorten(', '.join(header), 80)}." if header else "."))
     return frame.set_axis(header, axis=1).reset_index(drop=True)
 
-def check_free_columns(frame, names): # of columns that are to be added
+def check_free_columns(frame, names, prefix=""): # of columns that are to be added
     "Raises `InputError` where a column is there already."
-    if taken := [c for c in names if c in frame.columns]:
+    if taken := [prefix + c for c in names if prefix + c in frame.columns]:
         raise InputError(
-            f"the table has a column {taken[0]!r} already: rename it, because the prediction uses "
-            "this name.")
+            f"the table has a column {taken[0]!r} already: rename it, or give the columns of "
+            "answers a prefix, such as new_.")
 
 def _meant(source):
     "A string as a Path, or as (owner/name, split) of a hub."
@@ -485,6 +486,7 @@ class TableChunks:
                  frames): # gives an iterator: a frame without rows, then the pieces
         self.name = name
         self.notes = notes
+        self.mark = False # a byte order mark at the start
         self.rows = 0
         self._frames = frames
         for frame in frames():
@@ -508,4 +510,11 @@ def read_chunks(source, # whatever `read_frame` reads
     read whole, and then cut."""
     if rows < 1:
         raise InputError(f"rows is {rows}: a piece holds at least 1 row.")
-    return TableChunks(*_open(source, sheet, rows))
+    found = TableChunks(*_open(source, sheet, rows))
+    found.mark = isinstance(source, (str, Path)) and _begins_with_mark(Path(source))
+    return found
+
+def _begins_with_mark(path): # the byte order mark that Excel writes
+    if not path.is_file() or {".csv", ".tsv"}.isdisjoint(path.suffixes):
+        return False
+    return next(iter_bytes(path), b"").startswith(codecs.BOM_UTF8)

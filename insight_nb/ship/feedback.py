@@ -345,17 +345,17 @@ def _to_label(rows): # of `frame` -> the table that a person fills in
 # %% ../../nbs/ship/03_feedback.ipynb #0726b72f
 @patch
 def add_table(self: FeedbackStore, by: Answered, frame, # with prediction, probability and error
-              columns=("text",) # of the text, or of both texts of a pair
+              columns=("text",), # of the text, or of both texts of a pair
+              prefix="" # of the names of the columns of answers
              ) -> int: # answers kept
     "Keep the answers of a table; rows with an error have none."
-    good = frame[(frame["error"] == "") & frame["prediction"].notna()]
+    answer, sure, error = (frame[prefix + c] for c in ("prediction", "probability", "error"))
+    some = (error == "") & answer.notna()
+    good = frame[some]
     sides = [[to_text(cell) for cell in good[c]] for c in columns]
     rows = sides[0] if len(sides) == 1 else list(zip(*sides))
-    answers = good["prediction"].tolist()
-    if by.task in ("multilabel", "tag"):
-        answers = [json.loads(a) for a in answers]
-    sure = [None if pd.isna(p) else float(p) for p in good["probability"]]
-    self.add(by, rows, list(zip(answers, sure)))
+    sure = [None if pd.isna(p) else float(p) for p in sure[some]]
+    self.add(by, rows, list(zip(answer[some].tolist(), sure)))
     return len(rows)
 
 # %% ../../nbs/ship/03_feedback.ipynb #135be3c3

@@ -7,7 +7,6 @@ __all__ = ['bundle_logits', 'text_spans', 'predict', 'read_inputs', 'predict_fra
            'choose_precision', 'predict_file', 'time_per_text']
 
 # %% ../../nbs/ship/01_predict.ipynb #17698714
-import json
 import os
 import time
 from dataclasses import replace
@@ -24,7 +23,7 @@ from ..data.tags import make_tag_windows, without_tags
 from ..data.targets import tokenize_pairs
 from ..data.windows import window_dataset
 from ..base.files import TableChunks, check_free_columns, read_chunks
-from ..base.tables import frame_writer
+from ..base.tables import count_formulas, frame_writer
 from .bundle import Bundle, load_bundle
 from ..base.tensors import choose_device
 from ..base.iob import tags_to_spans, word_to_char_spans, split_words
@@ -118,8 +117,10 @@ def read_inputs(bundle: Bundle, frame, text) -> tuple:
 def predict_frame(bundle: Bundle,
                   frame: pd.DataFrame, # a table with any columns; all of them are kept
                   text="text", # name of the text column; for pairs, both names or the first name
-                  probabilities=False # also add a probability column for each label
-                 # the same rows in the same order, with `prediction`, `probability` and `error`
+                  probabilities=False, # also add a probability column for each label
+                  prefix="" # of the names of the new columns
+                 # the same rows in the same order, with `prediction`, `probability` and `error`;
+                 # several labels and spans are lists
                  ) -> pd.DataFrame:
     """Predict every row of a table. Raises InputError if a text column is missing or a column with
     the name of a result already exists."""
@@ -130,11 +131,12 @@ def predict_frame(bundle: Bundle,
     new = ["prediction", "probability", "error"]
     if probabilities:
         new += [f"probability_{name}" for name in bundle.labels.names]
-    check_free_columns(frame, new)
+    check_free_columns(frame, new, prefix)
     texts, good, faults = read_inputs(bundle, frame, text)
     labels, probs = predict(bundle, texts)
-    return _with_answers(frame, good, faults, *_as_cells(bundle, labels, probs), probs,
-                         bundle.labels.names if probabilities else ())
+    found = _with_answers(good, faults, *_as_cells(bundle, labels, probs), probs,
+                          bundle.labels.names if probabilities else ())
+    return frame.assign(**{prefix + name: cells for name, cells in found.items()})
 
 # %% ../../nbs/ship/01_predict.ipynb #db07183e
 def lowest_probability(given, probs, names) -> float: # labels; (labels,), and their names
@@ -143,8 +145,8 @@ def lowest_probability(given, probs, names) -> float: # labels; (labels,), and t
                      default=1 - max(probs)))
 
 def _as_cells(bundle, answers, probs):
-    """Convert answers to table cells (several labels and spans as JSON), each with a probability;
-    for several labels or spans, the lowest of their probabilities."""
+    """Answers as table cells, each with a probability; for several labels or spans, the lowest of
+    their probabilities."""
     task = bundle.info["task"]
     if task == "regress":
         return answers, np.full(len(answers), np.nan)
@@ -155,21 +157,22 @@ def _as_cells(bundle, answers, probs):
     else:
         names = bundle.labels.names
         sure = [lowest_probability(given, p, names) for p, given in zip(probs, answers)]
-    return [json.dumps(a, ensure_ascii=False) for a in answers], np.array(sure, dtype=float)
+    cells = np.empty(len(answers), dtype=object)
+    for i, answer in enumerate(answers):
+        cells[i] = list(answer)
+    return cells, np.array(sure, dtype=float)
 
 # %% ../../nbs/ship/01_predict.ipynb #d186f502
-def _with_answers(frame, good, faults, answers, sure, probs, names):
-    out = frame.copy()
-    answer = np.full(len(frame), None, dtype=object)
-    share = np.full(len(frame), np.nan)
-    answer[good], share[good] = answers, sure
-    out["prediction"], out["probability"] = answer, share
+def _with_answers(good, faults, answers, sure, probs, names):
+    def spread(values, empty, dtype):
+        out = np.full(len(good), empty, dtype=dtype)
+        out[good] = values
+        return out
+
+    found = {"prediction": spread(answers, None, object), "probability": spread(sure, np.nan, float)}
     for i, n in enumerate(names):
-        share = np.full(len(frame), np.nan)
-        share[good] = probs[:, i]
-        out[f"probability_{n}"] = share
-    out["error"] = [f or "" for f in faults]
-    return out
+        found[f"probability_{n}"] = spread(probs[:, i], np.nan, float)
+    return found | {"error": [f or "" for f in faults]}
 
 # %% ../../nbs/ship/01_predict.ipynb #a58b2a4d
 def compare_precision(bundle: Bundle, texts, # some of the texts to predict
@@ -218,34 +221,37 @@ def predict_file(bundle,
                  source,
                  out, # path of the output file, in any format that `frame_writer` supports
                  text="text", # as in `predict_frame`
-                 probabilities=False, # also add a probability column for each label
-                 force=False, # replace an existing file
                  # called after each piece with the number of rows done, of all, and the piece
                  on_progress=None,
-                 device=None # for a folder, of `choose_device`; a Bundle is asked where it is
-                # rows, errors (rows without an answer), seconds, device, precision, agreement (None
-                # if only 32 bits were used)
+                 device=None, # for a folder, of `choose_device`; a Bundle is asked where it is
+                 # columns: as in `predict_frame`
+                 probabilities=False, prefix="",
+                 **output # force and spreadsheet, of `frame_writer`
+                # rows, errors (rows without an answer), formulas (cells that a spreadsheet would
+                # run), seconds, device, precision, agreement (None if only 32 bits were used)
                 ) -> dict:
     """Predict a table into a file, which is written completely or not at all. Raises InputError as
     `read_chunks`, `predict_frame` and `frame_writer` do."""
-    began, done, errors = time.perf_counter(), 0, 0
-    with frame_writer(out, force) as write:
-        chunks = source if isinstance(source, TableChunks) else read_chunks(source, 20_000)
+    began, done, errors, formulas = time.perf_counter(), 0, 0, 0
+    chunks = source if isinstance(source, TableChunks) else read_chunks(source, 20_000)
+    with frame_writer(out, mark=chunks.mark, **output) as write:
         if callable(bundle):
             bundle = bundle()
         elif isinstance(bundle, (str, os.PathLike)):
             bundle = load_bundle(bundle, "auto", device=device)
         bundle, agreed = choose_precision(bundle, _some(chunks, bundle, text))
         for frame in chunks:
-            answered = predict_frame(bundle, frame, text, probabilities)
+            answered = predict_frame(bundle, frame, text, probabilities, prefix)
             write(answered)
-            done, errors = done + len(frame), errors + int((answered["error"] != "").sum())
+            done += len(frame)
+            errors += int((answered[f"{prefix}error"] != "").sum())
+            formulas += count_formulas(answered)
             if on_progress:
                 on_progress(done, chunks.rows, answered)
     return {
-        "rows": done, "errors": errors, "seconds": time.perf_counter() - began,
-        "device": bundle.device.type,
-        "precision": bundle.precision, "agreement": agreed}
+        "rows": done, "errors": errors, "formulas": formulas, "agreement": agreed,
+        "seconds": time.perf_counter() - began, "device": bundle.device.type,
+        "precision": bundle.precision}
 
 # %% ../../nbs/ship/01_predict.ipynb #115db807
 def _some(chunks, bundle, text, n=256): # up to about n texts, evenly spaced in the first piece

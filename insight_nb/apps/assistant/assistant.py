@@ -250,14 +250,16 @@ def load_assistant(path, transcript=None, reranker=None, # as of `Assistant`
 
 # %% ../../../nbs/apps/assistant/03_assistant.ipynb #ac97e8e5
 def reply_table(assistant: Assistant, frame, # a frame with a column of texts
-                column="text") -> pd.DataFrame: # the same rows, in order
+                column="text", # its name
+                prefix="") -> pd.DataFrame: # of the new columns; the same rows, in order
     """What the assistant would answer: the columns prediction (an intent, None for what is out of
     scope), probability, action, reply, error. Raises InputError for a column that is missing."""
     if column not in frame.columns:
         raise InputError(f"the table has no column {column!r} with texts."
                          f"{suggest(column, frame.columns)}")
     new = ["prediction", "probability", "action", "reply", "error"]
-    check_free_columns(frame, new)
+    check_free_columns(frame, new, prefix)
+    new = [prefix + name for name in new]
     faults = [invalid_text_reason(t) for t in frame[column]]
     texts = [None if fault else to_text(t)[:MAX_CHARS] for t, fault in zip(frame[column], faults)]
     known = [t for t in texts if t is not None]

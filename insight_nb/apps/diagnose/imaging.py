@@ -175,7 +175,8 @@ def _answers(bundle, paths, step):
 # %% ../../../nbs/apps/diagnose/03_imaging.ipynb #660055ae
 def predict_images(bundle: ImagingBundle, frame: pd.DataFrame, # with a column of paths
                    column="path", probabilities=False, # its name; one more column for each class
-                   step=256) -> pd.DataFrame: # files read at once
+                   step=256, # files read at once
+                   prefix="") -> pd.DataFrame: # of the names of the new columns
     "The frame with the columns `prediction`, `probability` and `error`."
     if column not in frame.columns:
         raise InputError(
@@ -183,15 +184,12 @@ def predict_images(bundle: ImagingBundle, frame: pd.DataFrame, # with a column o
     new = ["prediction", "probability", "error"]
     if probabilities:
         new += [f"probability_{name}" for name in bundle.names]
-    check_free_columns(frame, new)
+    check_free_columns(frame, new, prefix)
     probs, errors = _answers(bundle, frame[column].tolist(), step)
     best = [None if e else int(p.argmax()) for p, e in zip(probs, errors)]
-    out = frame.assign(prediction=[None if b is None else bundle.names[b] for b in best],
-                       probability=probs.max(1) if len(frame) else [], error=errors)
-    if probabilities:
-        return out.assign(**{f"probability_{n}": probs[:, i]
-                             for i, n in enumerate(bundle.names)})
-    return out
+    found = [[None if b is None else bundle.names[b] for b in best],
+             probs.max(1) if len(frame) else [], errors, *probs.T]
+    return frame.assign(**{prefix + name: cells for name, cells in zip(new, found)})
 
 # %% ../../../nbs/apps/diagnose/03_imaging.ipynb #1ed232a1
 class DiagnosisReport(Report):

@@ -451,13 +451,14 @@ def _history(cell): # -> names; raises InputError
     return [] if invalid_text_reason(cell) else [cell]
 
 def recommend_table(recommender: Recommender, frame, # a frame with a column of histories
-                    column="history", k=10) -> pd.DataFrame: # the same rows, in order
-    """Columns prediction (a JSON list of items, the best first; popular ones for an empty history)
+                    column="history", k=10, # its name; items in a list
+                    prefix="") -> pd.DataFrame: # of the new columns; the same rows, in order
+    """Columns prediction (a list of items, the best first; popular ones for an empty history)
     and error. Raises InputError for a column that is missing."""
     if column not in frame.columns:
         raise InputError(f"the table has no column {column!r} with histories, lists of items."
                          f"{suggest(column, frame.columns)}")
-    check_free_columns(frame, ["prediction", "error"])
+    check_free_columns(frame, ["prediction", "error"], prefix)
     found, errors = [], []
     for cell in frame[column]:
         try:
@@ -466,7 +467,7 @@ def recommend_table(recommender: Recommender, frame, # a frame with a column of 
             found.append(None)
             errors.append(str(e))
             continue
-        found.append(json.dumps(advice.items, ensure_ascii=False))
+        found.append(list(advice.items))
         unknown = advice.unknown_items
         errors.append(f"not known, left out: {shorten(unknown[0], 40)}" if unknown else "")
-    return frame.assign(prediction=found, error=errors)
+    return frame.assign(**{f"{prefix}prediction": found, f"{prefix}error": errors})

@@ -77,7 +77,8 @@ def _faults(plans, rows) -> np.ndarray:
     return error
 
 # %% ../../../nbs/apps/risk/05_risk_bundle.ipynb #eae5422c
-def predict_table(bundle: RiskBundle, source) -> pd.DataFrame: # whatever `open_frame` opens
+def predict_table(bundle: RiskBundle, source, # whatever `open_frame` opens
+                  prefix="") -> pd.DataFrame: # of the names of the new columns
     """All columns, and prediction, probability (of the event) or low and high (95 %), and error.
     Raises InputError for a column that is missing."""
     frame = check_columns(*open_frame(source)[:2])
@@ -88,7 +89,7 @@ def predict_table(bundle: RiskBundle, source) -> pd.DataFrame: # whatever `open_
             f"the table has no column {shorten(gone[0], 40)!r}, which the model was trained "
             f"with.{suggest(gone[0], frame.columns)}")
     kinds = ("probability",) if names else ("low", "high")
-    check_free_columns(frame, ["prediction", *kinds, "error"])
+    check_free_columns(frame, ["prediction", *kinds, "error"], prefix)
     rows = convert_numeric_columns(frame[model.columns_in_])
     error = _faults(model.columns_.plans, rows)
     good = error == ""
@@ -107,4 +108,4 @@ def predict_table(bundle: RiskBundle, source) -> pd.DataFrame: # whatever `open_
                 good,
                 np.array(names, dtype=object)[(found["probability"] >= bundle.info.get(
                     "threshold", .5)).astype(int)], None)} | found
-    return frame.assign(**found, error=error)
+    return frame.assign(**{prefix + k: v for k, v in (found | {"error": error}).items()})
