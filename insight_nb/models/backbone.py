@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['PACKED_ATTENTION', 'EMBEDDED', 'EMBEDDED_SHA256', 'Backbone', 'count_parameters', 'freeze', 'embedded_folder',
            'weights_hash', 'locate_model', 'load_encoder', 'load_tokenizer', 'max_input_length', 'backbone_license',
-           'fetch_model', 'load_backbone', 'empty_backbone']
+           'fetch_model', 'check_sentence_encoder', 'load_backbone', 'empty_backbone']
 
 # %% ../../nbs/models/00_backbone.ipynb #5a32205f
 import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -140,6 +141,15 @@ def _quiet():
     transformers.utils.logging.disable_progress_bar()
 
 # %% ../../nbs/models/00_backbone.ipynb #090cd609
+def _other_kind(config): # of a model that is no encoder, or None
+    from transformers.models.auto import modeling_auto as known
+    if config.is_encoder_decoder:
+        return "an encoder-decoder"
+    decoders, encoders = (set(getattr(known, f"MODEL_FOR_{kind}_LM_MAPPING_NAMES"))
+                          for kind in ("CAUSAL", "MASKED"))
+    if config.model_type in decoders - encoders or getattr(config, "is_decoder", False):
+        return "a decoder"
+
 def load_encoder(name_or_path, # folder or hub id
                  **kwargs # passed to from_pretrained: local_files_only, revision
                 ) -> nn.Module:
@@ -155,10 +165,9 @@ def load_encoder(name_or_path, # folder or hub id
         raise InputError(
             f"{name_or_path} lacks {len(missing)} weights of the encoder, {missing[0]} first: it "
             f"is not a whole encoder of type {encoder.config.model_type}.")
-    if encoder.config.is_encoder_decoder:
-        raise InputError(
-            f"{name_or_path} is an encoder-decoder ({encoder.config.model_type}): choose an "
-            "encoder.")
+    if kind := _other_kind(encoder.config):
+        raise InputError(f"{name_or_path} is {kind} ({encoder.config.model_type}): choose an encoder, "
+                         "whose tokens see both sides.")
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None
     return encoder
@@ -246,6 +255,36 @@ def fetch_model(name, # None for the embedded one, a folder, or a hub id
         identity = _cached(where, revision).parent.name
     return EMBEDDED if kind == "embedded" else name, identity, found
 
+# %% ../../nbs/models/00_backbone.ipynb #8c1429b5
+_STEPS = {"Transformer", "Pooling", "Normalize"} # of sentence-transformers, that are done here
+
+def _read_beside(where, file, **how): # JSON of a folder or hub id; None: it has no such file
+    from transformers.utils import cached_file
+    found = cached_file(where, file, _raise_exceptions_for_missing_entries=False,
+                        _raise_exceptions_for_connection_errors=False, **how)
+    return json.loads(Path(found).read_text(encoding="utf-8")) if found else None
+
+def check_sentence_encoder(where, # a folder, or a hub id
+                           **how): # of `from_pretrained`
+    "Raises InputError where sentence-transformers would make another vector than the mean."
+    steps = _read_beside(where, "modules.json", **how) or []
+    names = {step["type"].rsplit(".", 1)[-1]: step["path"] for step in steps}
+    said = next((f"has a step {name}" for name in names if name not in _STEPS), None)
+    if "Pooling" in names:
+        pooling = _read_beside(where, f"{names['Pooling']}/config.json", **how) or {}
+        modes = [k.removeprefix("pooling_mode_") for k, v in pooling.items()
+                 if k.startswith("pooling_mode_") and v is True]
+        modes = modes or [pooling.get("pooling_mode", "mean_tokens")]
+        if modes not in (["mean_tokens"], ["mean"]):
+            said = said or f"pools by {' and '.join(map(str, modes))}"
+    prompts = _read_beside(where, "config_sentence_transformers.json", **how) or {}
+    if prompts.get("default_prompt_name"):
+        said = said or f"puts the prompt {prompts['default_prompt_name']!r} before each text"
+    if said:
+        raise InputError(f"{where} {said}, and here the mean of the tokens is taken: choose another "
+                         "backbone, or train a copy of the folder without modules.json as a plain "
+                         "encoder.")
+
 # %% ../../nbs/models/00_backbone.ipynb #83ddfed7
 def load_backbone(name=None, # None for the embedded one, a folder, or a hub id
                   revision=None, # of a hub id: a branch, tag or commit
@@ -257,6 +296,7 @@ def load_backbone(name=None, # None for the embedded one, a folder, or a hub id
     own = {"attn_implementation": attn_implementation} if attn_implementation else {}
 
     def load(where, **how):
+        check_sentence_encoder(where, **how)
         return load_encoder(where, **how, **own), load_tokenizer(where, **how)
 
     name, identity, (encoder, tokenizer) = fetch_model(name, load, revision)
