@@ -4,9 +4,12 @@
 
 # %% auto #0
 __all__ = ['FEW_GROUPS', 'group_codes', 'design_effect', 'student_quantile', 'score_interval', 'influence_variance',
-           'influence_interval', 'mean_interval', 'ratio_interval', 'groups_sentence']
+           'influence_interval', 'mean_interval', 'ratio_interval', 'wider_level', 'draw_rows', 'bootstrap',
+           'bootstrap_mean', 'groups_sentence']
 
 # %% ../../nbs/base/11_intervals.ipynb #e7b6fc58
+from statistics import NormalDist
+
 import numpy as np
 
 from .core import InputError, plural
@@ -18,11 +21,13 @@ def group_codes(groups, # (rows,) of any names; None: each row on its own
     "Groups as numbers. Raises InputError for a number of groups that is not that of the rows."
     if groups is None:
         return None
-    names = [str(g) for g in groups]
-    if len(names) != n:
-        raise InputError(f"groups has {plural(len(names), 'row')}, and there are {n:,} to "
+    if len(groups) != n:
+        raise InputError(f"groups has {plural(len(groups), 'row')}, and there are {n:,} to "
                          "measure: give one for each.")
-    return np.unique(names, return_inverse=True)[1] if n else np.zeros(0, dtype=np.int64)
+    names = np.asarray(groups)
+    if names.dtype.kind not in "iu":
+        names = np.array([str(g) for g in groups])
+    return np.unique(names, return_inverse=True)[1]
 
 # %% ../../nbs/base/11_intervals.ipynb #8dde6763
 def _anova(x, codes): # intraclass correlation of (rows,) numbers with mean 0
@@ -135,6 +140,57 @@ def ratio_interval(over, under, groups=None, # (rows,) numbers from 0; (rows,) o
     at = (a.sum() + usual) / (b.sum() + 2 * usual)
     return influence_interval(float(a.sum() / b.sum()), (a - at * b) / usual, [1 - at, -at],
                               at=at, codes=codes, level=level)
+
+# %% ../../nbs/base/11_intervals.ipynb #78b9301e
+def _ends(values, # (draws, ...) of a statistic
+          value, # (...) the statistic itself
+          level):
+    values = np.asarray(values, float)
+    bias = np.nanmean(values, axis=0) - value
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    low, high = np.nanquantile(values, tails, axis=0) - 2 * bias
+    return np.minimum(low, value), np.maximum(high, value)
+
+def wider_level(level, n): # of an interval; observations, at least 2
+    "The level at which percentiles of a bootstrap are as wide as with a t quantile."
+    t = student_quantile(level, max(n - 1, 1)) * np.sqrt(n / max(n - 1, 1))
+    return 2 * NormalDist().cdf(float(t)) - 1
+
+# %% ../../nbs/base/11_intervals.ipynb #33912a87
+def draw_rows(rng, n, codes=None): # rows; (rows,) of `group_codes`
+    "Row positions of one bootstrap draw: rows with replacement, or whole groups."
+    if codes is None:
+        return rng.integers(n, size=n)
+    order, size = np.argsort(codes, kind="stable"), np.bincount(codes)
+    start, drawn = np.cumsum(size) - size, rng.integers(len(size), size=len(size))
+    rows = np.repeat(start[drawn] - np.cumsum(size[drawn]) + size[drawn], size[drawn])
+    return order[rows + np.arange(len(rows))]
+
+def bootstrap(stat, # called with row positions, returns a number
+              n, # rows
+              n_resamples=1000, # resamples
+              seed=0, confidence_level=.95,
+              groups=None): # (rows,) of any names: drawn as a whole
+    "Bootstrap interval (low, high) of any statistic of n rows: percentiles minus twice the bias."
+    rng, codes, level = np.random.default_rng(seed), group_codes(groups, n), confidence_level
+    values = [stat(draw_rows(rng, n, codes)) for _ in range(n_resamples)]
+    wide = level if codes is None else wider_level(level, int(codes.max()) + 1)
+    return _ends(values, stat(np.arange(n)), wide)
+
+# %% ../../nbs/base/11_intervals.ipynb #09907741
+def bootstrap_mean(values, # (rows,) one number for each row
+                   draws=1000, # resamples
+                   seed=0, level=.95):
+    "Bootstrap interval (low, high) of a mean, as fast for a million rows as for four thousand."
+    v, rng = np.asarray(values, float), np.random.default_rng(seed)
+    n, cell = len(v), np.arange(len(v))
+    if n > 4096 and np.ptp(v) > 0:
+        place = (v - v.min()) / np.ptp(v) * 4096
+        cell = np.minimum(place, 4095).astype(int)
+    rows, total = np.bincount(cell), np.bincount(cell, v)
+    seen = rows > 0
+    drawn = rng.multinomial(n, rows[seen] / n, size=draws)
+    return _ends(drawn @ (total[seen] / rows[seen]) / n, v.mean(), level)
 
 # %% ../../nbs/base/11_intervals.ipynb #6b74fe26
 FEW_GROUPS = 8 # fewer can't carry an interval
