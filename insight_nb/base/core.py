@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['InputError', 'suggest', 'optional_import', 'package_versions', 'ReportTable', 'format_number', 'format_cell',
-           'shorten', 'display_width', 'plural', 'escape_markdown', 'format_interval', 'atomic_output',
+           'shorten', 'display_width', 'plural', 'escape_markdown', 'format_values', 'format_interval', 'atomic_output',
            'remove_leftovers', 'handle_signals', 'hash_file', 'hash_texts']
 
 # %% ../../nbs/base/01_core.ipynb #37eaf095
@@ -192,15 +192,19 @@ def to_html(self: ReportTable) -> str:
 def _repr_html_(self: ReportTable): return self.to_html()
 
 # %% ../../nbs/base/01_core.ipynb #5073d50f
+def format_values(value, low, high, digits=3) -> tuple: # three str
+    "A value and the ends of its interval, with the digits that the interval supports."
+    width = high - low if math.isfinite(high - low) else abs(value)
+    place = _place(width or min(abs(value), .1), digits)
+    return tuple(_write(v, place) for v in (value, low, high))
+
 def format_interval(value, low, high, digits=3) -> str:
     "`0.751 [0.732, 0.770]`; a missing end of the interval leaves only the value."
     if value is None or value != value:
         return "–"
     if low is None or high is None or low != low or high != high:
         return format_number(value, digits)
-    width = high - low if math.isfinite(high - low) else abs(value)
-    place = _place(width or min(abs(value), .1), digits)
-    value, low, high = (_write(v, place) for v in (value, low, high))
+    value, low, high = format_values(value, low, high, digits)
     return f"{value} [{low}, {high}]"
 
 # %% ../../nbs/base/01_core.ipynb #5826c81a

@@ -8,14 +8,15 @@ __all__ = ['WILSON', 'BOOTSTRAP', 'SCORE', 'GROUPED', 'accuracy', 'confusion', '
            'class_metrics', 'evaluate']
 
 # %% ../../nbs/eval/00_metrics.ipynb #ca9ae139
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from statistics import NormalDist
 
 import numpy as np
 
 from ..base.core import format_interval
-from ..base.intervals import (
-    group_codes, groups_sentence, influence_variance, mean_interval, score_interval)
+from insight_nb.base.intervals import (
+    group_codes, groups_sentence, influence_variance, mean_interval, rare_variance,
+    score_interval)
 
 # %% ../../nbs/eval/00_metrics.ipynb #764492a7
 def _pair(y, p):
@@ -174,14 +175,6 @@ def _made_up(c): # (k, k) weights that add up to 2
     return np.diag(share) + wrong / wrong.sum()
 
 # %% ../../nbs/eval/00_metrics.ipynb #5875879d
-def _rare_variance(c): # missing in the variance of macro-F1, for classes of a few rows
-    hit, predicted, actual = _counts(c)
-    rows = predicted + actual - hit
-    def variance(q, n): return (2 / (1 + q)**2)**2 * q * (1 - q) / n
-
-    more = variance((hit + 1) / (rows + 2), rows + 2) - variance(hit / rows, rows)
-    return float(np.maximum(more, 0).sum() / len(c)**2)
-
 def _macro_bias(c): # of the value, by the jackknife; every class occurs
     hit, predicted, actual = _counts(c)
     f1, (i, j) = _f1(c), np.nonzero(c)
@@ -214,9 +207,9 @@ def _matrix_ends(kind, y, p, c, codes): # macro_f1 or mcc; the rows; (k, k) -> l
     if kind == "mcc":
         return *score_interval(float(_mcc(own)), variance, df, -1, 1, float(_mcc(smooth))), effect
     present = own[np.ix_(*[own.sum(0) + own.sum(1) > 0] * 2)]
-    value, bias = float(_macro(own)), _macro_bias(present)
-    low, high = score_interval(value, variance + _rare_variance(present), df,
-                               at=float(_macro(smooth)))
+    (hit, predicted, actual), bias = _counts(present), _macro_bias(present)
+    variance += rare_variance(hit, predicted + actual - hit)
+    low, high = score_interval(float(_macro(own)), variance, df, at=float(_macro(smooth)))
     return max(low - max(bias, 0), 0.), min(high - min(bias, 0), 1.), effect
 
 # %% ../../nbs/eval/00_metrics.ipynb #8874dd0e
@@ -231,8 +224,10 @@ class Metric:
     high: float
     n: int # rows that it rests on
     method: str # of the interval
-    groups: int | None = None # that the rows are of; None: each row on its own
-    effective_rows: float | None = None # independent rows that say as much
+    # that the rows are of; None: each row on its own
+    groups: int | None = field(default=None, repr=False)
+    # independent rows that say as much
+    effective_rows: float | None = field(default=None, repr=False)
 
     def __str__(self): return format_interval(self.value, self.low, self.high)
 

@@ -116,8 +116,7 @@ class CRF(TagRung):
         def score(c):
             return span_metrics(
                 span_counts([y[i] for i in held],
-                            self.tags(self.train(crf, x, y, rest, c), [x[i] for i in held]))[""],
-                draws=1)["f1"].value
+                            self.tags(self.train(crf, x, y, rest, c), [x[i] for i in held]))[""])["f1"].value
         self.strength = max((.01, .1, 1.), key=score) if len(held) else .1
         self.model = self.train(crf, x, y, range(len(x)), self.strength)
 
