@@ -149,8 +149,10 @@ def make_evaluation(self: TextComparison) -> Evaluation:
     y = labels.transform(source.labels)
     self.names = labels.names
     self.class_sizes = np.bincount(y[train], minlength=len(labels))
+    names = self.parts.groups
     return Evaluation([source.texts[i] for i in train], y[train],
-                      [source.texts[i] for i in test], y[test], labels.names, self.seed)
+                      [source.texts[i] for i in test], y[test], labels.names, self.seed,
+                      self.parts.test_groups, names and [names[i] for i in train])
 
 # %% ../../nbs/jobs/11_comparison.ipynb #2020cd9f
 @patch
@@ -194,7 +196,9 @@ def keep(self: TextComparison, rung, path): # called by the ladder
 @patch
 def power_table(self: TextComparison): # of accuracies
     "The smallest difference that the test rows can show."
-    return detectable_table(len(self.parts.test))
+    constant = self.evaluation.measure(self.constant_answers())["accuracy"]
+    alike = constant.n / constant.effective_rows if constant.groups else 1.
+    return detectable_table(len(self.parts.test), effect=alike)
 
 CURVE_RUNGS = "TF-IDF + linear", "frozen + linear" # cheap enough to learn a dozen times
 
@@ -257,7 +261,8 @@ def slice_tables(self: TextComparison, ladder, columns=()) -> list: # of `Report
             values = np.array(self.source.frame[column].iloc[self.parts.test].astype(str))
         names, counts = np.unique(values, return_counts=True)
         frequent = names[np.argsort(-counts, kind="stable")[:20]]
-        table = slice_table(right, np.where(np.isin(values, frequent), values, "all others"))
+        table = slice_table(right, np.where(np.isin(values, frequent), values, "all others"),
+                            groups=self.evaluation.groups)
         table.caption = f"by {column}: {table.caption}"
         tables.append(table)
     return tables
@@ -414,7 +419,7 @@ def make_evaluation(self: TagComparison) -> TagEvaluation:
     train, test = map(self.source.select, (self.train_at, self.parts.test))
     check_entity_types(train, test, "test")
     self.names, self.class_sizes = tag_names(train), train.entity_types()
-    return TagEvaluation(train, test, self.names, self.seed)
+    return TagEvaluation(train, test, self.names, self.seed, self.parts.test_groups)
 
 @patch
 def power_table(self: TagComparison): return None # it is of accuracies

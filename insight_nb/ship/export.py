@@ -35,7 +35,8 @@ from ..data.labels import LabelEncoder
 from ..data.table import Table
 from ..data.targets import (
     binarize_labels, find_separator, parse_label_sets, regression_targets)
-from ..eval.metrics import bootstrap_mean, softmax
+from ..base.intervals import mean_interval
+from ..eval.metrics import softmax
 from ..models.adapters import merge_adapter
 from ..models.backbone import backbone_license
 from ..models.native import head_names, save_encoder
@@ -185,7 +186,11 @@ def compare_metric(task, truth, before, after) -> dict: # labels; probabilities 
         name = "share of rows right"
         scores = [probs.argmax(1) == wanted for probs in (before, after)]
     before, after = (s.astype(float) for s in scores)
-    low, high = bootstrap_mean(after - before)
+    d = after - before
+    far = max(np.abs(d).max(), 0. if task.name == "regress" else 1.)
+    low, high, _ = mean_interval(d, low=-np.inf, high=np.inf, reach=(-far, far))
+    if task.name != "regress":
+        low, high = max(low, -1.), min(high, 1.)
     return {"name": name, "before": float(before.mean()), "after": float(after.mean()),
             "difference": float((after - before).mean()), "low": low, "high": high}
 
