@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['FEW_GROUPS', 'group_codes', 'design_effect', 'student_quantile', 'student_tail', 'score_interval',
            'influence_variance', 'influence_interval', 'mean_interval', 'bounded_interval', 'rare_variance',
-           'ratio_interval', 'wider_level', 'draw_rows', 'bootstrap', 'bootstrap_mean', 'groups_sentence']
+           'ratio_interval', 'wider_level', 'draw_rows', 'bootstrap', 'bootstrap_mean', 'groups_sentence',
+           'find_grouping']
 
 # %% ../../nbs/base/11_intervals.ipynb #e7b6fc58
 from statistics import NormalDist
@@ -235,3 +236,35 @@ def groups_sentence(n, groups, # rows, or spans; how many groups they are of
         "groups at least, better on 30.")
     return (f"What is measured here comes from {plural(groups, 'group')}: its {n:,} cases say as "
             f"much as {effective:,.0f} independent ones, and all intervals allow for it.{few}")
+
+# %% ../../nbs/base/11_intervals.ipynb #58c1d289
+def _shuffled_p(x, codes, draws, rng): # how often chance explains as much
+    size = np.bincount(codes)
+    def between(v): return (np.bincount(codes, v)**2 / size).sum()
+
+    seen = between(x) * (1 - 1e-9)
+    return (1 + sum(between(rng.permutation(x)) >= seen for _ in range(draws))) / (draws + 1)
+
+def find_grouping(columns: dict, # name -> (rows,) of any values
+                  losses, # (rows,) wrong or right, or how far off
+                  level=.05, max_rows=5000, seed=0) -> str: # empty where none is found
+    "The column whose values explain the losses much better than chance, in a sentence."
+    x, rng, found = np.asarray(losses, float), np.random.default_rng(seed), []
+    if not len(x):
+        return ""
+    some = np.sort(rng.permutation(len(x))[:max_rows])
+    x = x[some] - x[some].mean()
+    codes = {name: group_codes([v[i] for i in some], len(x)) for name, v in columns.items()}
+    codes = {name: c for name, c in codes.items()
+             if FEW_GROUPS <= c.max() + 1 <= len(x) / 2 and len(x) <= 50 * (c.max() + 1)}
+    for name, c in list(codes.items())[:40]: # a bounded number of looks
+        effect = design_effect(x, c)
+        if effect >= 1.2 and x.any():
+            p = _shuffled_p(x, c, max(999, 30 * len(codes)), rng) * len(codes)
+            found += [(effect, name, _anova(x, c), p)] if p <= level else []
+    if not found:
+        return ""
+    effect, name, alike, p = max(found)
+    return (f"Rows with the same {name!r} are right or wrong together (intraclass correlation "
+            f"{alike:.2f}, p {p:.2g}): the intervals are about {effect**.5:.1f} times too narrow. "
+            f"Run again with -p group {name}.")

@@ -64,7 +64,7 @@ def lang_reiczigel(x, n, quality: ClassifierQuality, level=.95) -> Metric: # cou
     a = se * (1 - se) / (q.positives + 2)
     b = sp * (1 - sp) / (q.negatives + 2)
     j = se + sp - 1
-    p = (share + sp - 1) / j
+    p = np.clip((share + sp - 1) / j, 0, 1) # or else nothing is left of the interval
     half = z * np.sqrt(share * (1 - share) / many + p**2 * a +
                        (1 - p)**2 * b) / j
     ends = np.clip(

@@ -65,6 +65,7 @@ class Report:
         self.data = self.model = self.calibration = self.cost = self.versions = self.history = None
         self.mistakes = self.suspects = None
         self.headline, self.lead_sections = "", [] # a sentence; (title, blocks) before all others
+        self.row_losses = None # (test rows,) wrong or right, or how far off
         self.group_hint = "" # a sentence, where rows seem to come in groups that nobody named
         self.extra = {} # evidence that only this kind of job has
 
@@ -88,6 +89,7 @@ def measure(self: Report, y_true, # (rows,) true class ids of the test rows
     self.baseline = evaluate(y_true, constant, groups=groups)
     self.untrained = None if untrained is None else evaluate(y_true, untrained, groups=groups)
     y_pred = y_prob.argmax(1)
+    self.row_losses = y_pred != y_true
     self.confusion_matrix = confusion(y_true, y_pred, k)
     rows = None if groups is None else (y_true, y_pred, group_codes(groups, len(y_true)))
     self.classes = class_metrics(self.confusion_matrix, self.names, rows)

@@ -26,7 +26,7 @@ from ..eval.report import Check
 from ..eval.scores import ScoreReport, beats_baseline
 from .setup import PACKAGES
 from .tagging import check_entity_types, split_tagged
-from .training import split_rows
+from .training import hint_groups, split_rows
 from ..methods.classical import BudgetExceeded
 from ..methods.evaluation import Evaluation, TagEvaluation
 from ..methods.fine_tuned import EncoderRung
@@ -327,6 +327,13 @@ def language_check(self: TextComparison, rung) -> Check:
         return guard.language(self.language)
     return Check("language", None, f"{rung.name} reads letters, whatever the language")
 
+# %% ../../nbs/jobs/11_comparison.ipynb #0b04b7e0
+@patch
+def hint_groups(self: TextComparison, shown) -> str: # as of `hint_groups` of the training
+    "A column by which the rows of a method are right or wrong together."
+    wrong = ~self.evaluation.right(shown.predictions)
+    return hint_groups(self.source, self.parts.test, wrong)
+
 # %% ../../nbs/jobs/11_comparison.ipynb #11ad3c64
 @patch
 def make_report(self: TextComparison, ladder, shown, checks) -> ScoreReport: # as of `ship`
@@ -335,6 +342,8 @@ def make_report(self: TextComparison, ladder, shown, checks) -> ScoreReport: # a
                          self.smaller_is_better, seed=self.seed)
     report.set_metrics(shown.metrics, self.evaluation.measure(self.constant_answers()))
     report.headline = ladder.recommend()[1]
+    if self.parts.groups is None:
+        report.group_hint = self.hint_groups(shown)
     report.calibration = self.calibration(shown) or report.calibration
     rung = next(r for r in ladder.rungs if r.name == shown.name)
     alone = "every rung is trained by itself: see the recipe classify"
@@ -429,6 +438,8 @@ def learning_curves(self: TagComparison, ladder, limit=60) -> dict: return {}
 def slice_tables(self: TagComparison, ladder, columns=()) -> list: return []
 @patch
 def calibration(self: TagComparison, shown): return None
+@patch
+def hint_groups(self: TagComparison, shown) -> str: return ""
 
 @patch
 def constant_answers(self: TagComparison):

@@ -36,8 +36,8 @@ from ..eval.scores import (
     ScoreReport, beats_baseline, best_thresholds, label_metrics, label_table, regression_metrics)
 from .setup import PACKAGES, FineTuningSetup, check_settings
 from .training import (
-    check_shipped, find_copies, fit_or_resume, join_pairs, list_rows, make_trainer, read_valid,
-    share_right, split_given, token_dataset, untrained_probabilities, validation_split)
+    check_shipped, find_copies, fit_or_resume, hint_groups, join_pairs, list_rows, make_trainer,
+    read_valid, share_right, split_given, token_dataset, untrained_probabilities, validation_split)
 from ..models.tasks import (
     ClassificationTask, MultiLabelTask, RegressionTask, class_weights)
 from ..ship.bundle import Bundle, bundle_info, load_bundle, save_bundle
@@ -509,6 +509,8 @@ def evaluate(self: TextEstimator, X=None, y=None, # rows that the model has not 
     made, columns = self.table_of(texts, y)
     if source is not None:
         made, columns = source, list(getattr(self, "feature_names_in_", [source.text]))
+    if groups is None and source is not None:
+        report.group_hint = hint_groups(source, parts.test, report.row_losses)
     self.list_rows(report, made, y, parts, logits)
     cut = guard.truncation(self.truncated(texts, parts), self.setup_.length)
     return self.finish(report.add(cut), made, parts, columns, logits)
@@ -736,6 +738,7 @@ def measure(self: MultiLabelClassifier, y, logits, untrained=None, groups=None) 
                          seed=seed)
     report.set_metrics(*(label_metrics(truth, said, groups) for said in (found, constant)),
                        label_table(truth, found, self.names(), groups))
+    report.row_losses = (truth != found).any(1)
     return report.add(beats_baseline(report), guard.small_classes(self.names(), counts))
 
 @patch
@@ -793,6 +796,7 @@ def measure(self: TextRegressor, y, logits, untrained=None, groups=None) -> Scor
                          ("mae", "rmse"), getattr(self, "name_", ""), seed)
     report.set_metrics(*(regression_metrics(truth, said, groups)
                          for said in (found, np.full(len(truth), task.mean))))
+    report.row_losses = np.abs(truth - found)
     if hasattr(self, "parts_"):
         report.add(guard.small_classes(list(task.names), [len(self.parts_.train)]))
     return report.add(beats_baseline(report))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIN_ROWS', 'split_rows', 'read_valid', 'join_pairs', 'copy_counts', 'validation_split', 'find_copies', 'split_given',
-           'token_dataset', 'untrained_probabilities', 'make_trainer', 'fit_or_resume', 'share_right', 'list_rows',
-           'same_answers', 'check_shipped']
+           'token_dataset', 'untrained_probabilities', 'make_trainer', 'fit_or_resume', 'share_right', 'hint_groups',
+           'list_rows', 'same_answers', 'check_shipped']
 
 # %% ../../nbs/jobs/01_training.ipynb #c18ffcbe
 import numpy as np
@@ -13,6 +13,7 @@ import pandas as pd
 
 import insight_nb.eval.guard as guard
 from ..base.core import InputError, shorten
+from ..base.intervals import find_grouping
 from ..data.dataset import TokenDataset
 from ..data.split import DataSplit, duplicate_groups, split, split_from_tables
 from ..data.table import Table, to_text
@@ -166,6 +167,15 @@ def fit_or_resume(setup: FineTuningSetup, trainer: Trainer): # of `make_trainer`
 def share_right(truth, predictions) -> float: # (rows,) both
     "The accuracy, as a score to choose the best epoch by."
     return float((predictions == truth).mean())
+
+# %% ../../nbs/jobs/01_training.ipynb #27c0e80d
+def hint_groups(source: Table, rows, # positions of the test rows
+                losses) -> str: # (rows,) wrong or right, or how far off
+    "A sentence that names a column by which rows are right or wrong together; or nothing."
+    frame = source.frame.iloc[rows]
+    names = [c for c in frame if c not in (source.text, source.label)
+             and frame[c].dtype.kind != "f"]
+    return find_grouping({c: frame[c].tolist() for c in names}, losses)
 
 # %% ../../nbs/jobs/01_training.ipynb #4ed2f27c
 def list_rows(report, # a `Report`; its `mistakes` and `suspects` are set

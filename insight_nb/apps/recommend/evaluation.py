@@ -65,16 +65,16 @@ class RankingReport(ScoreReport):
         # the better one on these very users: the benefit of the doubt is the baseline's
         against = max(BASELINES, key=lambda name: rankings[name].ndcg.mean())
         super().__init__("recommend", [], RANKING_METRIC_NAMES, against, seed=seed)
-        gains = {name: ndcg_gain(self.ranking, rankings[name], seed) for name in BASELINES}
+        gains = {name: ndcg_gain(self.ranking, rankings[name]) for name in BASELINES}
         self.paired_gain = gains[against]
-        metrics = {name: ranking_metrics(ranking, seed) for name, ranking in rankings.items()}
+        metrics = {name: ranking_metrics(ranking) for name, ranking in rankings.items()}
         self.set_metrics(metrics["hybrid"], metrics[against])
         self.headline = " ".join(f"Against {name} the gain in NDCG@10 is {gain}."
                                  for name, gain in gains.items())
         self.lead_sections = [
             (
                 "Beside what needs no model",
-                [self.ranking.protocol + ".", ranking_table(rankings, seed)])]
+                [self.ranking.protocol + ".", ranking_table(rankings)])]
         self.extra = {
             "protocol": self.ranking.protocol, "beside": metrics,
             "paired_gain": {against: self.paired_gain}}

@@ -71,7 +71,7 @@ def catalog_coverage(ranking: Ranking) -> Metric:
     return Metric(value, *ends, n, "jackknife, score 95 %")
 
 # %% ../../../nbs/apps/recommend/00_ranking.ipynb #a25d9162
-def ranking_metrics(ranking: Ranking, seed=0) -> dict: # name -> Metric
+def ranking_metrics(ranking: Ranking) -> dict: # name -> Metric
     "NDCG, recall, hit rate, coverage and novelty, each with its interval over users."
     k = ranking.k
     out = {
@@ -82,7 +82,7 @@ def ranking_metrics(ranking: Ranking, seed=0) -> dict: # name -> Metric
     return out | {f"novelty_at_{k}": mean_metric(ranking.novelty, high=np.inf)}
 
 # %% ../../../nbs/apps/recommend/00_ranking.ipynb #0156ce6a
-def ndcg_gain(first: Ranking, second: Ranking, seed=0) -> Metric: # both on the same users
+def ndcg_gain(first: Ranking, second: Ranking) -> Metric: # both on the same users
     "Mean difference in NDCG, first minus second, paired by user."
     if not np.array_equal(first.users, second.users):
         raise ValueError("the two rankings have different users: compare rankings of one split")
@@ -96,10 +96,10 @@ def ranking_table(rankings: dict, # name -> Ranking, the first is compared with 
     "Rankings beside each other, and the paired gain of the first."
     first, rows = next(iter(rankings.values())), []
     for name, r in rankings.items():
-        m = ranking_metrics(r, seed)
+        m = ranking_metrics(r)
         rows.append([
             name, *list(m.values())[:4], f"{count_listed_items(r):,}",
-            m[list(m)[4]].value, "" if r is first else ndcg_gain(first, r, seed)])
+            m[list(m)[4]].value, "" if r is first else ndcg_gain(first, r)])
     k = first.k
     head = [
         "", f"NDCG@{k}", f"Recall@{k}", "hit rate", f"coverage@{k}", "items listed",

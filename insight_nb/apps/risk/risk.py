@@ -24,7 +24,7 @@ from ...base.core import (
 from ...data.arrays import (
     to_days, to_numbers, infer_kind, convert_numeric_columns, to_missing, to_categories)
 from ...data.sources import open_frame
-from ...eval.metrics import Metric, mean_metric
+from ...eval.metrics import mean_metric
 from ...eval.report import Check
 from insight_nb.apps.risk.risk_metrics import (
     amount_metrics, amount_slices, amount_slices_table, auroc_with_interval, plot_cost,

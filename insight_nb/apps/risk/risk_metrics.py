@@ -16,7 +16,7 @@ from ...base.core import ReportTable, InputError, shorten, plural, format_interv
 from ...base.intervals import bounded_interval, group_codes
 from ...eval.compare import NORMAL
 from ...eval.metrics import (
-    WILSON, Metric, make_metric, mean_metric, share_metric, wilson_interval)
+    WILSON, Metric, make_metric, mean_metric, wilson_interval)
 from ...eval.report import reliability_table
 from ...eval.scores import auroc_metric, function_metric, placement_values, squares_interval
 from ...base.figures import BLUE, INK, ORANGE, ReportFigure, figure, figure_svg
