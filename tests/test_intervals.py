@@ -26,7 +26,7 @@ from insight_nb.base.intervals import find_grouping
 from insight_nb.decide.launch.policy import Payoffs, measure_policy
 from insight_nb.decide.strategy.demand import opportunity_score
 from insight_nb.eval.compare import paired_bootstrap, paired_difference, slice_table
-from insight_nb.eval.metrics import evaluate, mean_metric, share_metric, softmax
+from insight_nb.eval.metrics import evaluate, mean_metric, proportion_metric, softmax
 from insight_nb.eval.prevalence import ClassifierQuality, excess_share, lang_reiczigel, ppi
 from insight_nb.eval.report import Report
 from insight_nb.eval.scores import auroc, label_metrics, regression_metrics
@@ -144,7 +144,7 @@ def assistant(c):
     right, score = c.probs.argmax(1) == c.y, c.probs.max(1)
     ranks = 1 + (c.probs > c.probs[np.arange(c.n), c.y][:, None]).sum(1)
     yield "mrr", mean_metric(1 / ranks, c.groups), SHARE, False
-    yield "recall", share_metric(ranks <= 1, c.groups), SHARE, False
+    yield "recall", proportion_metric(ranks <= 1, c.groups), SHARE, False
     detector = SimpleNamespace(
         threshold=0.5, accepts=lambda s: s >= 0.5, decision_function=lambda s: s
     )
@@ -238,7 +238,7 @@ def test_intervals_of_groups_hold_the_truth(groups, rows, least):
         found = evaluate(y, np.eye(2)[said], groups=who)
         for k, v in truth.items():
             hold[k] += found[k].low <= v <= found[k].high
-        alone = share_metric(said == y)
+        alone = proportion_metric(said == y)
         naive += alone.low <= 0.75 <= alone.high
     assert naive < 0.8 * 400
     assert all(least - 0.011 <= n / 400 <= 0.985 for n in hold.values()), hold

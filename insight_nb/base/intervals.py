@@ -28,7 +28,7 @@ def group_codes(groups, # (rows,) of any names; None: each row on its own
     names = np.asarray(groups)
     if names.dtype.kind not in "iu":
         lacks = [g is None or g != g for g in groups] # such a row is a group of its own
-        names = np.array([f"{i}\0" if no else str(g) for i, (g, no) in enumerate(zip(groups, lacks))])
+        names = [f"{i}\0" if no else str(g) for i, (g, no) in enumerate(zip(groups, lacks))]
     return np.unique(names, return_inverse=True)[1]
 
 # %% ../../nbs/base/11_intervals.ipynb #8dde6763

@@ -15,7 +15,7 @@ import numpy as np
 from ..base.core import ReportTable, InputError, shorten, plural, format_interval
 from ..base.intervals import (
     draw_rows, group_codes, influence_variance, score_interval, student_tail, wider_level)
-from .metrics import share_metric
+from .metrics import proportion_metric
 
 # %% ../../nbs/eval/08_compare.ipynb #bbc2a843
 NORMAL = NormalDist()
@@ -184,7 +184,7 @@ def slice_table(correct: dict, # name of a model -> (rows,) bool
         rows.append(
             [
                 shorten(s, 40), f"{len(at):,}",
-                *(share_metric(np.asarray(correct[m])[at], own, wide) for m in names), best,
+                *(proportion_metric(np.asarray(correct[m])[at], own, wide) for m in names), best,
                 sure])
     return ReportTable(
         ["slice", "rows", *names, "best", "better than all others"], rows,

@@ -10,7 +10,7 @@ __all__ = ['weights_finite', 'label_order', 'row_order', 'loss_fell', 'beats_maj
 import numpy as np
 
 from ..base.core import shorten
-from .metrics import share_metric
+from .metrics import proportion_metric
 from .report import Check
 
 # %% ../../nbs/eval/05_guard.ipynb #881fd54b
@@ -108,7 +108,7 @@ def beats_majority(y_true, # (rows,) true class ids of the test rows
     "The model is surely better than always saying the most frequent training label."
     y_true, y_pred = np.asarray(y_true), np.asarray(y_pred)
     share = (y_true == np.bincount(train_labels).argmax()).mean()
-    low = share_metric(y_true == y_pred, groups).low
+    low = proportion_metric(y_true == y_pred, groups).low
     if len(np.unique(y_pred)) == 1 < len(np.unique(y_true)):
         return Check(
             "beats_majority", False,

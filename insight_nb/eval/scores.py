@@ -18,7 +18,7 @@ from ..base.core import (
 from ..base.intervals import (
     bounded_interval, group_codes, influence_interval, rare_variance, ratio_interval)
 from .metrics import (
-    Metric, make_metric, mean_metric, share_metric)
+    Metric, make_metric, mean_metric, proportion_metric)
 from .report import GUARD, Check, Report
 from ..base.figures import BLUE, INK, ORANGE, ReportFigure, figure, figure_svg
 
@@ -89,7 +89,8 @@ def regression_metrics(y_true, # (rows,) true numbers
         ends = (np.nan,) * 3
     return {"mae": function_metric(mae, lambda v: v * unit),
             "rmse": function_metric(square, lambda v: v**.5 * unit),
-            "r2": function_metric(share, lambda v: 1 - v), "spearman": make_metric(rho, ends, n, groups)}
+            "r2": function_metric(share, lambda v: 1 - v),
+            "spearman": make_metric(rho, ends, n, groups)}
 
 # %% ../../nbs/eval/07_scores.ipynb #a52b3193
 def _f1(c): # (..., 3) -> (...)
@@ -125,7 +126,7 @@ def label_metrics(y_true, y_pred, # (rows, labels) bool
     return {
         "micro_f1": make_metric(micro, ratio_interval(over, under, groups), n, groups),
         "macro_f1": mean_f1(both, either, groups),
-        "subset_accuracy": share_metric((y_true == y_pred).all(1), groups)}
+        "subset_accuracy": proportion_metric((y_true == y_pred).all(1), groups)}
 
 # %% ../../nbs/eval/07_scores.ipynb #f9a7b31d
 def best_thresholds(y_true, # (rows, labels) bool, of the validation rows
@@ -150,7 +151,7 @@ def label_table(y_true, y_pred, names, # (rows, labels) bool both
     y, p, rows = np.asarray(y_true, bool), np.asarray(y_pred, bool), []
     groups = None if groups is None else np.asarray(groups)
     def share(right, asked):
-        return share_metric(right[asked], None if groups is None else groups[asked])
+        return proportion_metric(right[asked], None if groups is None else groups[asked])
 
     for i, name in enumerate(names):
         there, got = y[:, i], p[:, i]

@@ -121,7 +121,8 @@ def span_table(counts: dict, # of `span_counts`
     return ReportTable(
         ["kind", "in the truth", "found", "right", "precision", "recall", "F1"],
         [[shorten(k, 40), *[f"{v:,}" for v in n], *m.values()]
-         for k, n, m in rows], f"Whole spans, 95 % intervals over {'texts' if groups is None else 'groups'}")
+         for k, n, m in rows],
+        f"Whole spans, 95 % intervals over {'texts' if groups is None else 'groups'}")
 
 # %% ../../nbs/eval/06_spans.ipynb #853278c1
 def word_table(counts, names, # of `word_counts`

@@ -20,7 +20,7 @@ from .out_of_scope import (
 from .retrieval import AnswerIndex
 from ...base.core import InputError, ReportTable, package_versions, shorten
 from ...data.labels import LabelEncoder
-from ...eval.metrics import Metric, share_metric
+from ...eval.metrics import Metric, proportion_metric
 from ...eval.report import Check
 from ...eval.scores import ScoreReport, beats_baseline
 from ...train.trainer import peak_memory_mb
@@ -119,8 +119,8 @@ def measure_scope(self: AssistantReport, others=None, # texts that are out of sc
         self.scope_source += ", which the tuned encoder has seen: this flatters"
     self.results |= {
         "oos_auroc": oos_auroc(inside, outside),
-        "oos_recall": share_metric(outside < detector.threshold),
-        "oos_accepted_at_95": share_metric(outside >= np.quantile(inside, .05))}
+        "oos_recall": proportion_metric(outside < detector.threshold),
+        "oos_accepted_at_95": proportion_metric(outside >= np.quantile(inside, .05))}
 
 # %% ../../../nbs/apps/assistant/04_evaluation.ipynb #7db8a9be
 def drop_words(text, rng, drop_rate=1 / 3) -> str:
@@ -202,7 +202,7 @@ def exact_metric(value, n) -> Metric: # of n rows
 def baseline_results(self: AssistantReport) -> dict: # name -> Metric
     "The metrics of an assistant that always names the most frequent intent."
     n = len(self.correct)
-    accuracy = share_metric(self.questions.y["test"] == self.most_frequent, self.groups)
+    accuracy = proportion_metric(self.questions.y["test"] == self.most_frequent, self.groups)
     found = {"in_scope_accuracy": accuracy, "oos_auroc": exact_metric(.5, n),
              "oos_recall": exact_metric(0., n), "in_scope_rejected": exact_metric(0., n),
              "accuracy_of_answers": accuracy}

@@ -15,7 +15,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ...base.core import ReportTable, InputError, plural
-from ...eval.metrics import Metric, share_metric, softmax, wilson_interval
+from ...eval.metrics import Metric, proportion_metric, softmax, wilson_interval
 from ...eval.scores import auroc
 from ...methods.classical import fit_linear
 from ...methods.fewshot import Contrastive, stratified_holdout
@@ -149,18 +149,18 @@ def out_of_scope_metrics(detector: OutOfScopeDetector,
     "Return how the detector does on test rows."
     accepted, correct = detector.accepts(scores), np.asarray(correct, bool)
     out = {
-        "in_scope_accuracy": share_metric(correct, groups),
-        "in_scope_rejected": share_metric(~accepted, groups),
-        "accuracy_of_answers": share_metric(
+        "in_scope_accuracy": proportion_metric(correct, groups),
+        "in_scope_rejected": proportion_metric(~accepted, groups),
+        "accuracy_of_answers": proportion_metric(
             correct[accepted], None if groups is None else np.asarray(groups)[accepted]),
-        "in_scope_answered_right": share_metric(correct & accepted, groups)}
+        "in_scope_answered_right": proportion_metric(correct & accepted, groups)}
     if out_of_scope is None:
         return out
     outside, inside = detector.decision_function(out_of_scope), detector.decision_function(scores)
     return out | {
         "oos_auroc": oos_auroc(inside, outside),
-        "oos_recall": share_metric(outside < detector.threshold),
-        "oos_accepted_at_95": share_metric(outside >= np.quantile(inside, .05))}
+        "oos_recall": proportion_metric(outside < detector.threshold),
+        "oos_accepted_at_95": proportion_metric(outside >= np.quantile(inside, .05))}
 
 # %% ../../../nbs/apps/assistant/00_out_of_scope.ipynb #10cd8384
 def threshold_at_accuracy(score, correct, # (rows,), of validation rows
@@ -177,8 +177,8 @@ def selective_accuracy(score, correct, threshold) -> dict: # (rows,), of test ro
     "Return the coverage (the share that is answered) and the accuracy of the answers."
     accepted, correct = np.asarray(score) >= threshold, np.asarray(correct, bool)
     return {
-        "coverage": share_metric(accepted),
-        "accuracy_of_answers": share_metric(correct[accepted])}
+        "coverage": proportion_metric(accepted),
+        "accuracy_of_answers": proportion_metric(correct[accepted])}
 
 # %% ../../../nbs/apps/assistant/00_out_of_scope.ipynb #f17b1547
 def plot_accuracy_coverage(score, correct) -> ReportFigure: # (rows,), of test rows

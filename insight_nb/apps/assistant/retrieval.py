@@ -18,7 +18,7 @@ from ...base.core import InputError, optional_import, plural
 from ...base.tensors import choose_device
 from ...data.table import invalid_text_reason
 from ...eval.compare import Difference, paired_difference
-from ...eval.metrics import mean_metric, share_metric
+from ...eval.metrics import mean_metric, proportion_metric
 from ...methods.prompt import open_model
 from ...models.backbone import fetch_model
 
@@ -204,8 +204,8 @@ def evaluate(self: AnswerIndex, queries, y_true,
     x, y_true = self.embed(list(queries)), np.asarray(y_true)
     ours, dense = (answer_ranks(self.score_answers(queries, x, w), y_true) for w in (None, 0.))
     return {
-        "recall_at_1": share_metric(ours == 1, groups),
-        "recall_at_5": share_metric(ours <= 5, groups), "mrr": mean_metric(1 / ours, groups)
+        "recall_at_1": proportion_metric(ours == 1, groups),
+        "recall_at_5": proportion_metric(ours <= 5, groups), "mrr": mean_metric(1 / ours, groups)
     }, paired_difference(ours == 1, dense == 1, groups=groups)
 
 # %% ../../../nbs/apps/assistant/01_retrieval.ipynb #88e5980b

@@ -24,7 +24,7 @@ from ...data.samples import load_sample
 from ...data.table import Table
 from ...eval.compare import Difference, paired_difference
 from ...base.intervals import bounded_interval
-from ...eval.metrics import Metric, evaluate, make_metric, share_metric, wilson_interval
+from ...eval.metrics import Metric, evaluate, make_metric, proportion_metric, wilson_interval
 from ...eval.report import Check
 from ...eval.scores import DELONG, auroc, auroc_influence, placement_values
 from ...base.figures import BLUE, INK, ReportFigure, figure, figure_svg
@@ -65,8 +65,8 @@ def images_table(images: Images) -> Table:
 
 # %% ../../../nbs/apps/diagnose/02_diagnose.ipynb #0f924658
 def sensitivity_specificity(y, p, # (rows,) class ids: the truth, the answers
-          # (rows,) of any names, such as patients; returns "sensitivity[LABEL]", "specificity[LABEL]"
-          # -> Metric
+          # (rows,) of any names, such as patients; returns "sensitivity[LABEL]",
+          # "specificity[LABEL]" -> Metric
           names, groups=None) -> dict:
     "Sensitivity and specificity of each class with intervals; NaN where no row is asked."
     y, p, out, groups = np.asarray(y), np.asarray(
@@ -74,7 +74,7 @@ def sensitivity_specificity(y, p, # (rows,) class ids: the truth, the answers
     for i, name in enumerate(names):
         right = (p == i) == (y == i)
         for kind, of in (("sensitivity", y == i), ("specificity", y != i)):
-            out[f"{kind}[{name}]"] = share_metric(
+            out[f"{kind}[{name}]"] = proportion_metric(
                 right[of], None if groups is None else groups[of])
     return out
 
@@ -450,7 +450,7 @@ def group_leakage(groups, parts, # (rows,) or None; (train, valid, test) positio
 # %% ../../../nbs/apps/diagnose/02_diagnose.ipynb #a52374de
 def mean_over_groups(right, groups) -> Metric: # (rows,) bool, (rows,); n: groups
     "Accuracy with an interval over groups."
-    return replace(share_metric(right, groups), n=len(set(groups)))
+    return replace(proportion_metric(right, groups), n=len(set(groups)))
 
 # %% ../../../nbs/apps/diagnose/02_diagnose.ipynb #b2426b03
 def group_table(right, groups, n=10) -> ReportTable:

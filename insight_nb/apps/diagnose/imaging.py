@@ -29,7 +29,7 @@ from ...base.core import (
 from ...base.files import check_free_columns
 from ...data.labels import LabelEncoder, check_labels
 from ...data.table import stratified_sample
-from ...eval.metrics import Metric, share_metric, softmax
+from ...eval.metrics import Metric, proportion_metric, softmax
 from ...eval.report import Check, Report
 from .images import (
     Images, UnreadableImage, image_grid, list_images, read_image, read_images)
@@ -269,7 +269,7 @@ def note_folds(self: DiagnosisReport, y, logits: dict, # "grouped", "shuffled" -
         k: sensitivity_specificity(y, logits[k].argmax(1), self.names, groups) for k in rights}
     for k, right in rights.items():
         self.metrics[f"accuracy_{k}"] = replace(
-            m := share_metric(right, groups), method=f"{m.method}, {folds} folds")
+            m := proportion_metric(right, groups), method=f"{m.method}, {folds} folds")
     return rights
 
 # %% ../../../nbs/apps/diagnose/03_imaging.ipynb #a3c42ec2

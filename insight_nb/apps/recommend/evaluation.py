@@ -27,7 +27,7 @@ from .recommender import (
 from ...base.core import InputError, ReportTable, package_versions, plural, shorten, suggest
 from ...base.tensors import module_device
 from ...base.intervals import ratio_interval
-from ...eval.metrics import Metric, make_metric, mean_metric
+from ...eval.metrics import make_metric, mean_metric
 from ...eval.report import Check
 from ...eval.scores import ScoreReport, best_thresholds
 
