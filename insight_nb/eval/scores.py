@@ -186,7 +186,7 @@ def auroc_metric(y, share,
     "The area under the ROC curve with the interval from DeLong's variance."
     a, n = float(share[y].mean()), len(y)
     influence = auroc_influence(y, share)
-    ends = bounded_interval(a, influence, groups, rows=min(int(y.sum()), int((~y).sum())))
+    ends = bounded_interval(a, influence, groups, rows=2 * y.sum() * (~y).sum() / n)
     return make_metric(a, ends, n, groups, DELONG)
 
 # %% ../../nbs/eval/07_scores.ipynb #ba9b1975
