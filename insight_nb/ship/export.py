@@ -29,7 +29,7 @@ from torch import nn
 
 from ..base.core import (
     InputError, ReportTable, atomic_output, escape_markdown, format_cell, format_interval,
-    optional_import, package_versions, plural, shorten)
+    format_number, optional_import, package_versions, plural, shorten)
 from ..base.iob import split_words
 from ..data.labels import LabelEncoder
 from ..data.table import Table
@@ -102,8 +102,8 @@ def table(self: Certificate) -> ReportTable:
              f"at most {self.limits['largest_difference']:g}"]]
     if m := self.metric:
         gain = format_interval(m["difference"], m["low"], m["high"])
-        rows.append([m["name"], f"{m['before']:.3f} before, {m['after']:.3f} after",
-                     f"difference {gain}"])
+        before, after = (format_number(m[side]) for side in ("before", "after"))
+        rows.append([m["name"], f"{before} before, {after} after", f"difference {gain}"])
     for what, i in (("ms a text, median", 0), ("ms a text, 95th percentile", 1)):
         ms = {side: f"{v[i]:.1f}" for side, v in self.milliseconds.items()}
         others = [f"the bundle: {ms['bundle']}"]

@@ -12,7 +12,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from ...base.core import ReportTable, InputError, shorten, plural, format_interval
+from ...base.core import (
+    InputError, ReportTable, format_interval, format_number, plural, shorten)
 from ...base.intervals import bounded_interval, group_codes
 from ...eval.compare import NORMAL
 from ...eval.metrics import (
@@ -175,7 +176,7 @@ def plot_cost(y, p, false_negative_cost, false_positive_cost, seed=0) -> ReportF
     for s in fig.legend(loc="outside upper left", ncols=2, frameon=False).get_texts():
         s.set_color(INK)
     cost = rows[:, np.abs(at - t).argmin()].mean()
-    title = f"At the threshold {t:.3f} a row costs {cost:.3f}"
+    title = f"At the threshold {t:.3f} a row costs {format_number(cost)}"
     return ReportFigure(title, figure_svg(fig, title), None)
 
 # %% ../../../nbs/apps/risk/02_risk_metrics.ipynb #75402052
