@@ -1565,6 +1565,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'insight_nb.cli._export_arguments': ('cli.html#_export_arguments', 'insight_nb/cli.py'),
                                 'insight_nb.cli._feedback': ('cli.html#_feedback', 'insight_nb/cli.py'),
                                 'insight_nb.cli._feedback_arguments': ('cli.html#_feedback_arguments', 'insight_nb/cli.py'),
+                                'insight_nb.cli._group_line': ('cli.html#_group_line', 'insight_nb/cli.py'),
                                 'insight_nb.cli._guard_line': ('cli.html#_guard_line', 'insight_nb/cli.py'),
                                 'insight_nb.cli._helps': ('cli.html#_helps', 'insight_nb/cli.py'),
                                 'insight_nb.cli._kept': ('cli.html#_kept', 'insight_nb/cli.py'),

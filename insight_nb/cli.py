@@ -384,6 +384,13 @@ def run_recipe(recipe, # a recipe's name or a notebook's path
     return out
 
 # %% ../nbs/90_cli.ipynb #ffce8c49
+def _group_line(e): # empty where each row stands alone
+    from insight_nb.base.intervals import groups_sentence # numpy is loaded late
+    for m in (e.get("metrics") or {}).values():
+        if m.get("groups"):
+            return groups_sentence(m["n"], m["groups"], m["effective_rows"])
+    return format_cell(e.get("group_hint") or "")
+
 def summary(out # the folder of a run
            ) -> str:
     "The result of a run for the terminal, from its evidence.json."
@@ -401,6 +408,7 @@ def summary(out # the folder of a run
             name,
             f"{format_interval(m['value'], m['low'], m['high'])}    "
             f"{format_interval(base.get('value'), None, None)}"))
+    lines += [("groups", told)] if (told := _group_line(e)) else []
     lines += [("guard", _guard_line(e["guard"]))] if e.get("guard") else []
     lines += [("cost", _cost_line(e["cost"]))] if e.get("cost") else []
     lines += [("decision", format_cell(json.loads(decision.read_text(
