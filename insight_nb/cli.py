@@ -384,13 +384,6 @@ def run_recipe(recipe, # a recipe's name or a notebook's path
     return out
 
 # %% ../nbs/90_cli.ipynb #ffce8c49
-def _group_line(e): # empty where each row stands alone
-    from insight_nb.base.intervals import groups_sentence # numpy is loaded late
-    for m in (e.get("metrics") or {}).values():
-        if m.get("groups"):
-            return groups_sentence(m["n"], m["groups"], m["effective_rows"])
-    return format_cell(e.get("group_hint") or "")
-
 def summary(out # the folder of a run
            ) -> str:
     "The result of a run for the terminal, from its evidence.json."
@@ -418,6 +411,13 @@ def summary(out # the folder of a run
               if Path(out, name).exists()]
     wide = max(10, *(len(k) + 2 for k, _ in lines)) if lines else 10
     return "\n".join(f"{k:<{wide}}{v}" for k, v in lines)
+
+def _group_line(e): # empty where each row stands alone
+    from insight_nb.base.intervals import groups_sentence # numpy is loaded late
+    for m in (e.get("metrics") or {}).values():
+        if m.get("groups"):
+            return groups_sentence(m["n"], m["groups"], m["effective_rows"])
+    return format_cell(e.get("group_hint") or "")
 
 def _guard_line(guard):
     failed = [

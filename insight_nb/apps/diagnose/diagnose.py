@@ -24,7 +24,8 @@ from ...data.samples import load_sample
 from ...data.table import Table
 from ...eval.compare import Difference, paired_difference
 from ...base.intervals import bounded_interval
-from ...eval.metrics import Metric, evaluate, make_metric, proportion_metric, wilson_interval
+from ...eval.metrics import (
+    Metric, evaluate, make_metric, proportion_metric, wilson_interval)
 from ...eval.report import Check
 from ...eval.scores import DELONG, auroc, auroc_influence, placement_values
 from ...base.figures import BLUE, INK, ReportFigure, figure, figure_svg
