@@ -237,6 +237,13 @@ def _environment():
     if not os.environ.get("CI"):
         os.environ.setdefault("INSIGHT_NB_PROGRESS", "lines")
 
+def _group_line(e): # empty where each row stands alone
+    from insight_nb.base.intervals import groups_sentence # numpy is loaded late
+    for m in (e.get("metrics") or {}).values():
+        if m.get("groups"):
+            return groups_sentence(m["n"], m["groups"], m["effective_rows"])
+    return format_cell(e.get("group_hint") or "")
+
 # %% ../nbs/90_cli.ipynb #dbca11a6
 def _pass_on(number) -> bool: # a signal; whether there is a kernel that gets it
     import psutil
@@ -411,13 +418,6 @@ def summary(out # the folder of a run
               if Path(out, name).exists()]
     wide = max(10, *(len(k) + 2 for k, _ in lines)) if lines else 10
     return "\n".join(f"{k:<{wide}}{v}" for k, v in lines)
-
-def _group_line(e): # empty where each row stands alone
-    from insight_nb.base.intervals import groups_sentence # numpy is loaded late
-    for m in (e.get("metrics") or {}).values():
-        if m.get("groups"):
-            return groups_sentence(m["n"], m["groups"], m["effective_rows"])
-    return format_cell(e.get("group_hint") or "")
 
 def _guard_line(guard):
     failed = [
