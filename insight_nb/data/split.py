@@ -446,6 +446,7 @@ def split_from_tables(train: Table, # rows to learn from
                    for t in (valid, test))
     given = [t for t in (valid, test) if isinstance(t, Table)]
     _check_known(train, given)
+    of_group = [v for t in [train, *given] for v in _column(t, group)] if group else None
     table = _together([train, *given])
     ids, names = pd.factorize(np.array(table.labels or [""] * len(table), dtype=object), sort=True)
     at = np.split(np.arange(len(table)),
@@ -465,5 +466,5 @@ def split_from_tables(train: Table, # rows to learn from
     if isinstance(test, Table):
         parts[2] = at[-1]
     found = _finish(table, ids, names, parts, None, seed, keep_duplicates, notes)
-    found.groups = _column(table, group) if group else None
+    found.groups = of_group
     return table, found

@@ -47,6 +47,8 @@ def split_tagged(source: TaggedTexts, # the texts to learn from
             parts.notes.append("fewer than ten documents: their sentences are split one by one")
         return source, parts
     given = [None if table is None else open(table) for table in tables]
+    if group == "document" and any(side and side.documents is None for side in given):
+        group = None # documents are known of the training texts alone
     valid, test = (side and side.to_table() for side in given)
     if valid is None:
         valid = rules.get("valid")

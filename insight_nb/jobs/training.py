@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 import insight_nb.eval.guard as guard
-from ..base.core import InputError, shorten
+from ..base.core import InputError, plural, shorten
 from ..base.intervals import find_grouping
 from ..data.dataset import TokenDataset
 from ..data.split import DataSplit, duplicate_groups, split, split_from_tables
@@ -41,7 +41,14 @@ def split_rows(source, # a `Table`: the rows to learn from
     valid, test = (None if table is None else open(table) for table in tables)
     if valid is None:
         valid = rules.get("valid") # a size; 0: no validation rows
-    return split_from_tables(source, valid, test, seed=seed)
+    table, parts = split_from_tables(source, valid, test, seed=seed, group=rules.get("group"))
+    learned = np.concatenate([parts.train, parts.valid])
+    both = {parts.groups[i] for i in learned} & set(parts.test_groups) if parts.groups else ()
+    if both:
+        parts.notes.append(f"{plural(len(both), 'group')} of the test rows, such as "
+                           f"{shorten(min(map(str, both)), 40)!r}, are in training too: the "
+                           "result flatters")
+    return table, parts
 
 # %% ../../nbs/jobs/01_training.ipynb #c955317c
 MIN_ROWS = 40 # from so many on, some are set aside unless told otherwise
