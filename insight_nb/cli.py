@@ -242,6 +242,13 @@ def _environment():
     if not os.environ.get("CI"):
         os.environ.setdefault("INSIGHT_NB_PROGRESS", "lines")
 
+def _group_line(e): # empty where each row stands alone
+    from insight_nb.base.intervals import groups_sentence # numpy is loaded late
+    for m in (e.get("metrics") or {}).values():
+        if m.get("groups"):
+            return groups_sentence(m["n"], m["groups"], m["effective_rows"])
+    return format_cell(e.get("group_hint") or "")
+
 # %% ../nbs/90_cli.ipynb #dbca11a6
 def _pass_on(number) -> bool: # a signal; whether there is a kernel that gets it
     import psutil
@@ -434,6 +441,7 @@ def summary(out # the folder of a run
             f"{format_interval(base.get('value'), None, None)}"))
     against = (e.get("data") or {}).get("measured_against", "labels")
     lines += [("measured", f"against {against}, not labels")] if against != "labels" else []
+    lines += [("groups", told)] if (told := _group_line(e)) else []
     lines += [("guard", _guard_line(e["guard"]))] if e.get("guard") else []
     lines += [("cost", _cost_line(e["cost"]))] if e.get("cost") else []
     lines += [("decision", format_cell(json.loads(decision.read_text(

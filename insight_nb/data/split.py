@@ -291,6 +291,11 @@ class DataSplit:
     # exact_across, near_across, removed_from_train, removed_from_valid, left_across,
     # conflicting_labels: numbers of rows (of texts for conflicting_labels)
     duplicates: dict
+    groups: list | None = None # (all rows,) names of the column `group`, where it was given
+
+    @property
+    def test_groups(self): # (test rows,); None: each row on its own
+        return None if self.groups is None else [self.groups[i] for i in self.test]
 
     def table(self) -> ReportTable:
         "Return a table of the sizes, with the number of copies in the caption."
@@ -384,7 +389,9 @@ def split(table: Table, # rows of text, with labels or without
         parts = _by_time(_times(_column(table, time), time), n_test, n_valid)
     else:
         parts = _by_label(ids, names, n_test, n_valid, rng, notes)
-    return _finish(table, ids, names, parts, n_train, seed, keep_duplicates, notes)
+    found = _finish(table, ids, names, parts, n_train, seed, keep_duplicates, notes)
+    found.groups = _column(table, group) if group else None
+    return found
 
 # %% ../../nbs/data/01_split.ipynb #05dbefdd
 def _together(tables):
@@ -439,6 +446,7 @@ def split_from_tables(train: Table, # rows to learn from
                    for t in (valid, test))
     given = [t for t in (valid, test) if isinstance(t, Table)]
     _check_known(train, given)
+    of_group = [v for t in [train, *given] for v in _column(t, group)] if group else None
     table = _together([train, *given])
     ids, names = pd.factorize(np.array(table.labels or [""] * len(table), dtype=object), sort=True)
     at = np.split(np.arange(len(table)),
@@ -457,4 +465,6 @@ def split_from_tables(train: Table, # rows to learn from
         parts[1] = at[1]
     if isinstance(test, Table):
         parts[2] = at[-1]
-    return table, _finish(table, ids, names, parts, None, seed, keep_duplicates, notes)
+    found = _finish(table, ids, names, parts, None, seed, keep_duplicates, notes)
+    found.groups = of_group
+    return table, found

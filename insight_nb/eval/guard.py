@@ -10,7 +10,7 @@ __all__ = ['weights_finite', 'label_order', 'row_order', 'loss_fell', 'beats_maj
 import numpy as np
 
 from ..base.core import shorten
-from .metrics import wilson_interval
+from .metrics import proportion_metric
 from .report import Check
 
 # %% ../../nbs/eval/05_guard.ipynb #881fd54b
@@ -103,11 +103,12 @@ def loss_fell(losses) -> Check: # (steps or epochs,) training losses in order
 # %% ../../nbs/eval/05_guard.ipynb #27f4796f
 def beats_majority(y_true, # (rows,) true class ids of the test rows
                    y_pred, # (rows,) predicted class ids
-                   train_labels) -> Check: # (train rows,) class ids
+                   train_labels, # (train rows,) class ids
+                   groups=None) -> Check: # (rows,) of any names: they are not independent
     "The model is surely better than always saying the most frequent training label."
     y_true, y_pred = np.asarray(y_true), np.asarray(y_pred)
-    share, (low, _) = (y_true == np.bincount(train_labels).argmax()).mean(), wilson_interval(
-        (y_true == y_pred).sum(), len(y_true))
+    share = (y_true == np.bincount(train_labels).argmax()).mean()
+    low = proportion_metric(y_true == y_pred, groups).low
     if len(np.unique(y_pred)) == 1 < len(np.unique(y_true)):
         return Check(
             "beats_majority", False,

@@ -13,6 +13,7 @@ from statistics import NormalDist
 import numpy as np
 
 from ..base.core import InputError, suggest
+from ..base.intervals import score_interval
 from .metrics import Metric
 
 # %% ../../nbs/eval/09_prevalence.ipynb #b327e89a
@@ -63,13 +64,14 @@ def lang_reiczigel(x, n, quality: ClassifierQuality, level=.95) -> Metric: # cou
     a = se * (1 - se) / (q.positives + 2)
     b = sp * (1 - sp) / (q.negatives + 2)
     j = se + sp - 1
-    p = (share + sp - 1) / j
+    p = np.clip((share + sp - 1) / j, 0, 1) # or else nothing is left of the interval
     half = z * np.sqrt(share * (1 - share) / many + p**2 * a +
                        (1 - p)**2 * b) / j
     ends = np.clip(
         p + 2 * z**2 * (p * a - (1 - p) * b) + np.array([-half, half]),
         0, 1)
-    return Metric(float(rogan_gladen(x, n, q)), float(ends[0]), float(ends[1]),
+    value = float(rogan_gladen(x, n, q))
+    return Metric(value, float(min(ends[0], value)), float(max(ends[1], value)),
                   int(n), "Lang-Reiczigel 95 %")
 
 # %% ../../nbs/eval/09_prevalence.ipynb #ee411d6e
@@ -84,10 +86,13 @@ def ppi(predictions, # (texts,) 0 or 1: what the classifier says of the unlabele
         raise InputError(
             f"{len(g)} predictions and {len(y)} labels: it takes at least 20 labeled texts of "
             "this time.")
-    off, z = y - g, NormalDist().inv_cdf((1 + level) / 2)
-    p = f.mean() + off.mean()
-    half = z * np.sqrt(off.var(ddof=1) / len(y) + f.var(ddof=1) / len(f))
-    return Metric(float(p), float(p - half), float(p + half), len(f), "prediction-powered 95 %")
+    off, made_up = y - g, np.array([-1, 1]) # and two made-up texts, one wrong on either side
+    p = float(np.clip(f.mean() + off.mean(), 0, 1))
+    variance = sum(np.concatenate([v - v.mean(), extra]).var() / len(v) for v, extra in (
+        (off, made_up), (f, [-f.mean(), 1 - f.mean()])))
+    low, high = score_interval(p, variance, len(y) - 1, at=(len(y) * p + 1) / (len(y) + 2),
+                               level=level)
+    return Metric(p, low, high, len(f), "prediction-powered 95 %")
 
 # %% ../../nbs/eval/09_prevalence.ipynb #f0ea8cef
 # (counts, texts) each; texts that are alike count less: divide both by phi
@@ -99,8 +104,9 @@ def excess_share(now, before,
     j = beta(q.true_positives, q.positives) + beta(q.true_negatives, q.negatives) - 1
     d = (beta(*now) - beta(*before)) / np.where(j > .01, j, .01)
     value = (now[0] / now[1] - before[0] / before[1]) / q.youden_index
+    value = float(np.clip(value, -1, 1))
     low, high = np.clip(np.quantile(d, [.025, .975]), -1, 1)
-    return Metric(float(np.clip(value, -1, 1)), float(low), float(high),
+    return Metric(value, float(min(low, value)), float(max(high, value)),
                   int(now[1]), "Beta draws 95 %")
 
 # %% ../../nbs/eval/09_prevalence.ipynb #d64368d0

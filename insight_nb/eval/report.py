@@ -15,8 +15,9 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..base.core import ReportTable, format_cell, shorten, format_interval
+from ..base.intervals import group_codes
 from .metrics import (
-    BOOTSTRAP, Metric, bootstrap_mean, class_metrics, confusion, evaluate, wilson_interval)
+    Metric, class_metrics, confusion, describe_groups, evaluate, mean_metric, wilson_interval)
 from ..base.figures import (
     BLUE, INK, ORANGE, ReportFigure, figure, figure_svg, escape_label)
 from ..base.html import definition_table, html_page, markdown_page
@@ -64,6 +65,8 @@ class Report:
         self.data = self.model = self.calibration = self.cost = self.versions = self.history = None
         self.mistakes = self.suspects = None
         self.headline, self.lead_sections = "", [] # a sentence; (title, blocks) before all others
+        self.row_losses = None # (test rows,) wrong or right, or how far off
+        self.group_hint = "" # a sentence, where rows seem to come in groups that nobody named
         self.extra = {} # evidence that only this kind of job has
 
 # %% ../../nbs/eval/01_report.ipynb #cba57d25
@@ -72,6 +75,7 @@ def measure(self: Report, y_true, # (rows,) true class ids of the test rows
             y_prob, # (rows, classes) probabilities
             train_labels, # (train rows,) class ids
             untrained=None, # (rows, classes) probabilities before training
+            groups=None, # (rows,) of any names: rows of a group are not independent
            ):
     "Fill `metrics`, `baseline`, `untrained`, `classes` and `matrix`. Returns the report."
     k, y_true, y_prob = len(self.names), np.asarray(y_true), np.asarray(y_prob)
@@ -81,15 +85,16 @@ def measure(self: Report, y_true, # (rows,) true class ids of the test rows
     shares = np.bincount(train_labels, minlength=k) / len(train_labels)
     constant = np.broadcast_to(shares, (len(y_true), k))
     self.majority = self.names[shares.argmax()]
-    self.metrics = evaluate(y_true, y_prob, seed=self.seed)
-    self.baseline = evaluate(y_true, constant, seed=self.seed)
-    self.untrained = None if untrained is None else evaluate(y_true, untrained, seed=self.seed)
+    self.metrics = evaluate(y_true, y_prob, groups=groups)
+    self.baseline = evaluate(y_true, constant, groups=groups)
+    self.untrained = None if untrained is None else evaluate(y_true, untrained, groups=groups)
     y_pred = y_prob.argmax(1)
+    self.row_losses = y_pred != y_true
     self.confusion_matrix = confusion(y_true, y_pred, k)
-    self.classes = class_metrics(self.confusion_matrix, self.names)
+    rows = None if groups is None else (y_true, y_pred, group_codes(groups, len(y_true)))
+    self.classes = class_metrics(self.confusion_matrix, self.names, rows)
     more = (y_pred == y_true).astype(float) - (y_true == shares.argmax())
-    low, high = bootstrap_mean(more, seed=self.seed)
-    self.gain = Metric(float(more.mean()), float(low), float(high), len(y_true), BOOTSTRAP)
+    self.gain = mean_metric(more, groups, low=-1)
     return self
 
 # %% ../../nbs/eval/01_report.ipynb #41e1dc4f
@@ -122,6 +127,11 @@ def _head(self: Report):
         parts.append("Nothing has been measured yet.")
     return "".join(parts)
 
+@patch
+def _about_groups(self: Report): # " ..." where rows come in groups, or seem to
+    told = describe_groups(next(iter(self.metrics.values())))
+    return "".join(f" {s}" for s in (told, self.group_hint) if s)
+
 # %% ../../nbs/eval/01_report.ipynb #fc8b48e0
 @patch(as_prop=True)
 def beats_baseline(self: Report) -> bool:
@@ -143,7 +153,8 @@ def verdict(self: Report) -> str:
         tail = f" It is not shown to beat {always}."
     interval = f"95 % interval: {100 * model.low:.1f} to {_percent(model.high)}"
     return (f"{head}The model is right on {_percent(model.value)} of {model.n:,} test rows "
-            f"({interval}); {always} is right on {_percent(baseline.value)}{untrained}.{tail}")
+            f"({interval}); {always} is right on {_percent(baseline.value)}{untrained}.{tail}"
+            f"{self._about_groups()}")
 
 # %% ../../nbs/eval/01_report.ipynb #14eaf86f
 LABELS = dict(accuracy="accuracy", macro_f1="macro-F1", mcc="MCC",
@@ -159,15 +170,15 @@ def metrics_table(self: Report) -> ReportTable:
             for k, label in LABELS.items()]
     return ReportTable(
         ["metric", "this model", *others], rows,
-        f"{self.metrics['accuracy'].n:,} test rows, 95 % intervals (Wilson for accuracy, "
-        "bootstrap otherwise); without a model, log-loss is that of the class shares")
+        f"{self.metrics['accuracy'].n:,} test rows, 95 % intervals; "
+        "without a model, log-loss is that of the class shares")
 
 # %% ../../nbs/eval/01_report.ipynb #bcb97f70
 @patch
 def class_table(self: Report) -> ReportTable:
     "Precision, recall and F1 of each class."
     support, f1 = self.confusion_matrix.sum(1), [m["f1"].value for m in self.classes.values()]
-    caption, order = f"{len(f1)} classes, with 95 % Wilson intervals", range(len(f1))
+    caption, order = f"{len(f1)} classes, with 95 % intervals", range(len(f1))
     if len(f1) > 12:
         caption, order = f"{caption}, the worst F1 first", np.argsort(f1, kind="stable")
     rows = []
@@ -426,6 +437,8 @@ def evidence(self: Report) -> dict:
                baseline=self.baseline, untrained=self.untrained, gain=self.gain,
                metrics=self.metrics, classes=classes, calibration=self.calibration, cost=self.cost,
                guard=guard, history=self.history, versions=self.versions)
+    if self.group_hint:
+        own["group_hint"] = self.group_hint
     return _plain(own | self.extra)
 
 # %% ../../nbs/eval/01_report.ipynb #a12be618

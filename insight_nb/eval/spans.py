@@ -11,7 +11,8 @@ from collections import Counter
 import numpy as np
 
 from ..base.core import ReportTable, shorten
-from .metrics import BOOTSTRAP, Metric
+from ..base.intervals import bounded_interval, ratio_interval
+from .metrics import make_metric
 from ..base.iob import tags_to_spans
 
 # %% ../../nbs/eval/06_spans.ipynb #99d1ab25
@@ -47,32 +48,15 @@ def offset_counts(truth, found # for each text a list of (start, end, kind) in c
          for t, f in zip(truth, found)], dtype=np.int64).reshape(-1, 3)
 
 # %% ../../nbs/eval/06_spans.ipynb #64f2c8bc
-# (draws, values), some NaN -> the ends of the intervals; NaN where nothing else was drawn
-def _quantiles(drawn):
-    out = np.full((2, drawn.shape[1]), np.nan)
-    there = ~np.isnan(drawn).all(0)
-    out[:, there] = np.nanquantile(drawn[:, there], [.025, .975], axis=0)
-    return out
-
 def span_metrics(counts: np.ndarray, # (texts, 3) of `span_counts`
+                 groups=None, # (texts,) of any names, such as documents; None: each text alone
                  # precision, recall, f1 -> Metric; n is the number of spans in the truth
-                 draws=1000, seed=0) -> dict:
-    "Micro-averaged scores of spans, with bootstrap intervals over texts."
-    rng, total = np.random.default_rng(seed), counts.sum(0)
-    some = counts[counts.any(1)] # texts without any span change nothing but their number
-    share, out = len(some) / max(len(counts), 1), []
-    for size in np.diff([*range(0, draws, 100), draws]):
-        n = rng.binomial(len(counts), share, size=size)
-        out += [
-            some[rng.integers(len(some), size=k)].sum(0) if len(some) else total
-            for k in n]
-    values, drawn = _rates(total), _rates(np.array(out))
-    low, high = _quantiles(drawn.T) if len(some) else np.full((2, 3), np.nan)
-    return {
-        k: Metric(float(v), float(min(line, v)), float(max(h, v)),
-                  int(total[0]), BOOTSTRAP)
-        for k, v, line, h in zip(("precision", "recall",
-                                  "f1"), values, low, high)}
+                ) -> dict:
+    "Micro-averaged scores of spans, with intervals over texts or over groups of texts."
+    there, got, right = counts.T
+    parts = {"precision": (right, got), "recall": (right, there), "f1": (2 * right, there + got)}
+    return {name: make_metric(value, ratio_interval(over, under, groups), there.sum(), groups)
+            for (name, (over, under)), value in zip(parts.items(), _rates(counts.sum(0)))}
 
 # %% ../../nbs/eval/06_spans.ipynb #7c398f26
 # (texts, tags, 3) int64: words with the tag in the truth, words that got it, right ones
@@ -102,41 +86,47 @@ def _averages(c): # (..., tags, 3) -> (..., 3): micro, macro, weighted
          np.nansum(f1 * c[..., 0], -1) / there], -1)
 
 # %% ../../nbs/eval/06_spans.ipynb #bb5d06ce
+def _average_influences(counts): # (texts, tags, 3) -> (texts,) of macro, of weighted
+    seen = counts.any((0, 2))
+    there, got, right = np.moveaxis(counts[:, seen].astype(float), -1, 0)
+    both = (there + got).sum(0)
+    f1 = 2 * right.sum(0) / both
+    each = len(counts) * (2 * right - f1 * (there + got)) / both # on the F1 of each tag
+    share = there.sum(0) / there.sum()
+    mean = f1 @ share
+    more = len(counts) * (there @ f1 - mean * there.sum(1)) / there.sum()
+    return each.mean(1), each @ share + more
+
 def word_metrics(counts, # of `word_counts`
+                 groups=None, # (texts,) of any names, such as documents; None: each text alone
                  # word_micro_f1, word_macro_f1, word_weighted_f1 -> Metric; n is the number of
                  # words
-                 draws=1000, seed=0) -> dict:
-    """Averages over tags, with O, as the tables of papers print them; bootstrap intervals over
-    texts."""
-    rng = np.random.default_rng(seed)
-    total = counts.sum(0)
-    flat = counts.reshape(len(counts), -1).astype(float)
-    drawn = []
-    for size in np.diff([*range(0, draws, 50), draws]):
-        # how often each text is drawn
-        times = rng.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=size)
-        drawn.append(_averages((times @ flat).reshape(-1, *total.shape)))
-    low, high = _quantiles(np.concatenate(drawn))
-    values, n = _averages(total), int(total[:, 0].sum())
-    return {
-        f"word_{k}_f1": Metric(float(v), float(min(line, v)),
-                               float(max(h, v)), n, BOOTSTRAP)
-        for k, v, line, h in zip(("micro", "macro",
-                                  "weighted"), values, low, high)}
+                ) -> dict:
+    "Averages over tags, with O, as the tables of papers print them; intervals over texts."
+    n, (micro, *others) = int(counts[..., 0].sum()), _averages(counts.sum(0))
+    words, right = counts[..., 0].sum(1), counts[..., 2].sum(1)
+    found = {"micro": make_metric(micro, ratio_interval(right, words, groups), n, groups)}
+    influences = _average_influences(counts)
+    for name, value, influence in zip(("macro", "weighted"), others, influences):
+        ends = bounded_interval(value, influence, groups)
+        found[name] = make_metric(value, ends, n, groups)
+    return {f"word_{name}_f1": m for name, m in found.items()}
 
 # %% ../../nbs/eval/06_spans.ipynb #7cfe2340
 def span_table(counts: dict, # of `span_counts`
-               seed=0) -> ReportTable:
+               groups=None) -> ReportTable: # as of `span_metrics`
     "Precision, recall and F1 of each kind of span, all together last."
-    rows = [(k or "all kinds", c.sum(0), span_metrics(c, seed=seed))
+    rows = [(k or "all kinds", c.sum(0), span_metrics(c, groups))
             for k, c in [*list(counts.items())[1:], ("", counts[""])]]
     return ReportTable(
         ["kind", "in the truth", "found", "right", "precision", "recall", "F1"],
         [[shorten(k, 40), *[f"{v:,}" for v in n], *m.values()]
-         for k, n, m in rows], "Whole spans, 95 % bootstrap intervals over texts")
+         for k, n, m in rows],
+        f"Whole spans, 95 % intervals over {'texts' if groups is None else 'groups'}")
 
 # %% ../../nbs/eval/06_spans.ipynb #853278c1
-def word_table(counts, names, seed=0) -> ReportTable: # of `word_counts`
+def word_table(counts, names, # of `word_counts`
+               groups=None) -> ReportTable: # as of `word_metrics`
     "Precision, recall and F1 of each tag, then the averages."
     there, found, right = counts.sum(0).T
     def part(a, b): return a / b if b else float("nan")
@@ -147,7 +137,7 @@ def word_table(counts, names, seed=0) -> ReportTable: # of `word_counts`
             for i, (n, f) in enumerate(zip(names, _word_f1(counts.sum(0))))]
     rows += [[
         k.removeprefix("word_").removesuffix("_f1") + " average", f"{m.n:,}", "",
-        "", m] for k, m in word_metrics(counts, seed=seed).items()]
+        "", m] for k, m in word_metrics(counts, groups).items()]
     return ReportTable(
         ["tag", "words", "precision", "recall", "F1"], rows,
         "Words, O included; in the averages 95 % intervals")

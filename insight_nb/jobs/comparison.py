@@ -26,7 +26,7 @@ from ..eval.report import Check
 from ..eval.scores import ScoreReport, beats_baseline
 from .setup import PACKAGES
 from .tagging import check_entity_types, split_tagged
-from .training import split_rows
+from .training import hint_groups, split_rows
 from ..methods.classical import BudgetExceeded
 from ..methods.evaluation import Evaluation, TagEvaluation
 from ..methods.fine_tuned import EncoderRung
@@ -149,8 +149,10 @@ def make_evaluation(self: TextComparison) -> Evaluation:
     y = labels.transform(source.labels)
     self.names = labels.names
     self.class_sizes = np.bincount(y[train], minlength=len(labels))
+    names = self.parts.groups
     return Evaluation([source.texts[i] for i in train], y[train],
-                      [source.texts[i] for i in test], y[test], labels.names, self.seed)
+                      [source.texts[i] for i in test], y[test], labels.names, self.seed,
+                      self.parts.test_groups, names and [names[i] for i in train])
 
 # %% ../../nbs/jobs/11_comparison.ipynb #2020cd9f
 @patch
@@ -194,7 +196,9 @@ def keep(self: TextComparison, rung, path): # called by the ladder
 @patch
 def power_table(self: TextComparison): # of accuracies
     "The smallest difference that the test rows can show."
-    return detectable_table(len(self.parts.test))
+    constant = self.evaluation.measure(self.constant_answers())["accuracy"]
+    alike = constant.n / constant.effective_rows if constant.groups else 1.
+    return detectable_table(len(self.parts.test), effect=alike)
 
 CURVE_RUNGS = "TF-IDF + linear", "frozen + linear" # cheap enough to learn a dozen times
 
@@ -257,7 +261,8 @@ def slice_tables(self: TextComparison, ladder, columns=()) -> list: # of `Report
             values = np.array(self.source.frame[column].iloc[self.parts.test].astype(str))
         names, counts = np.unique(values, return_counts=True)
         frequent = names[np.argsort(-counts, kind="stable")[:20]]
-        table = slice_table(right, np.where(np.isin(values, frequent), values, "all others"))
+        table = slice_table(right, np.where(np.isin(values, frequent), values, "all others"),
+                            groups=self.evaluation.groups)
         table.caption = f"by {column}: {table.caption}"
         tables.append(table)
     return tables
@@ -322,6 +327,13 @@ def language_check(self: TextComparison, rung) -> Check:
         return guard.language(self.language)
     return Check("language", None, f"{rung.name} reads letters, whatever the language")
 
+# %% ../../nbs/jobs/11_comparison.ipynb #0b04b7e0
+@patch
+def hint_groups(self: TextComparison, shown) -> str: # as of `hint_groups` of the training
+    "A column by which the rows of a method are right or wrong together."
+    wrong = ~self.evaluation.right(shown.predictions)
+    return hint_groups(self.source, self.parts.test, wrong)
+
 # %% ../../nbs/jobs/11_comparison.ipynb #11ad3c64
 @patch
 def make_report(self: TextComparison, ladder, shown, checks) -> ScoreReport: # as of `ship`
@@ -330,6 +342,8 @@ def make_report(self: TextComparison, ladder, shown, checks) -> ScoreReport: # a
                          self.smaller_is_better, seed=self.seed)
     report.set_metrics(shown.metrics, self.evaluation.measure(self.constant_answers()))
     report.headline = ladder.recommend()[1]
+    if self.parts.groups is None:
+        report.group_hint = self.hint_groups(shown)
     report.calibration = self.calibration(shown) or report.calibration
     rung = next(r for r in ladder.rungs if r.name == shown.name)
     alone = "every rung is trained by itself: see the recipe classify"
@@ -414,7 +428,7 @@ def make_evaluation(self: TagComparison) -> TagEvaluation:
     train, test = map(self.source.select, (self.train_at, self.parts.test))
     check_entity_types(train, test, "test")
     self.names, self.class_sizes = tag_names(train), train.entity_types()
-    return TagEvaluation(train, test, self.names, self.seed)
+    return TagEvaluation(train, test, self.names, self.seed, self.parts.test_groups)
 
 @patch
 def power_table(self: TagComparison): return None # it is of accuracies
@@ -424,6 +438,8 @@ def learning_curves(self: TagComparison, ladder, limit=60) -> dict: return {}
 def slice_tables(self: TagComparison, ladder, columns=()) -> list: return []
 @patch
 def calibration(self: TagComparison, shown): return None
+@patch
+def hint_groups(self: TagComparison, shown) -> str: return ""
 
 @patch
 def constant_answers(self: TagComparison):

@@ -25,7 +25,7 @@ from ..base.tensors import choose_device, module_device, set_seed
 def check_parameters(minimums: dict, # name -> value; each must be at least 1, or None
                      seed=0, # from 0
                      tables=(), # validation and test tables, or None
-                     rules=(), # columns that the split depends on
+                     rules=(), # columns: group, time
                      sampling=None): # balanced or None
     "Raises InputError for parameters that can't work, whatever the rows are."
     for name, value in [*minimums.items(), ("seed", seed + 1)]:
@@ -33,10 +33,10 @@ def check_parameters(minimums: dict, # name -> value; each must be at least 1, o
             raise InputError(f"{name} is {value - (name == 'seed')}: it is too small.")
     if sampling not in (None, "balanced"):
         raise InputError(f"sampling is {sampling!r}: say 'balanced', or leave it out.")
-    if any(tables) and any(rules):
+    if any(tables) and any(rules[1:]): # a group still says which test rows are alike
         raise InputError(
-            "group and time only apply when the split is made here: leave them out when test or "
-            "valid is given.")
+            "time only applies when the split is made here: leave it out when test or valid is "
+            "given.")
 
 # %% ../../nbs/jobs/00_setup.ipynb #0cae9978
 class FineTuningSetup:

@@ -237,7 +237,8 @@ def score(self: SpanTagger, X, y) -> float:
 
 # %% ../../nbs/jobs/06_span_tagger.ipynb #bf158c1a
 @patch
-def span_metrics(self: SpanTagger, X, y) -> tuple: # name -> Metric; and of finding nothing
+def span_metrics(self: SpanTagger, X, y,
+                 groups=None) -> tuple: # (texts,); name -> Metric; and of finding nothing
     "Precision, recall and F1 of whole spans, of raw texts or of words as they are given."
     tagged = read_tagged(X, y)
     truth = [tagged.spans(i) for i in range(len(tagged))]
@@ -245,18 +246,20 @@ def span_metrics(self: SpanTagger, X, y) -> tuple: # name -> Metric; and of find
         found = [span_offsets(spans) for spans in self.predict(tagged.texts)]
     else:
         found = [tagged.spans(i, tags) for i, tags in enumerate(self.word_tags(tagged))]
-    return tuple(span_metrics(offset_counts(truth, spans)) for spans in (found, [[]] * len(truth)))
+    return tuple(span_metrics(offset_counts(truth, spans), groups)
+                 for spans in (found, [[]] * len(truth)))
 
 # %% ../../nbs/jobs/06_span_tagger.ipynb #002f4824
 @patch
-def evaluate(self: SpanTagger, X=None, y=None) -> ScoreReport: # texts that the model has not seen
+def evaluate(self: SpanTagger, X=None, y=None, # texts that the model has not seen
+             groups=None) -> ScoreReport: # (texts,), such as documents: they are not independent
     """F1, precision and recall of whole spans, with intervals and guard. X None: the test texts of
     the split that `fit` was given, by words as well."""
     bundle = self.fitted_bundle()
     if X is None:
         return self.evaluate_split()
     tagged = read_tagged(X, y)
-    metrics, nothing = self.span_metrics(X, y)
+    metrics, nothing = self.span_metrics(X, y, groups)
     titles = {"f1": "F1 of whole spans", "precision": "precision", "recall": "recall"}
     report = ScoreReport("tag", bundle.labels.names, titles, "tagging nothing")
     report.set_metrics(metrics, nothing)
@@ -274,11 +277,13 @@ def measure_split(self: SpanTagger) -> tuple: # the report; lists of tags
     test, model = data.sides["test"], self.trainer_.model
     found = model.task.postprocess(data.word_logits(model, "test"))[0]
     nothing = [["O"] * len(tags) for tags in test.tags]
-    metrics, baseline = (tag_metrics(test.tags, tags, names, seed) for tags in (found, nothing))
-    metrics["shipped_f1"], baseline["shipped_f1"] = raw_text_f1(self.bundle_, test, seed=seed)
+    own = self.parts_.test_groups
+    metrics, baseline = (tag_metrics(test.tags, tags, names, own) for tags in (found, nothing))
+    metrics["shipped_f1"], baseline["shipped_f1"] = raw_text_f1(self.bundle_, test, seed=seed,
+                                                                groups=own)
     report = ScoreReport("tag", names, TAG_METRICS, "tagging nothing", seed=seed)
-    report.set_metrics(metrics, baseline, span_table(span_counts(test.tags, found), seed),
-                       word_table(word_counts(test.tags, found, names), names, seed))
+    report.set_metrics(metrics, baseline, span_table(span_counts(test.tags, found), own),
+                       word_table(word_counts(test.tags, found, names), names, own))
     report.history = self.history_
     return report, found
 

@@ -388,7 +388,7 @@ def measure(self: Distillation) -> list[StudentResult]: # the teacher first
     self.truth = first if self.test_y is None else self.test_y
     turns = time_in_turns(models, self.test_texts[:1000])
     self.results = [StudentResult(
-        name, probs, evaluate(self.truth, probs, seed=self.seed),
+        name, probs, evaluate(self.truth, probs),
         self.compare(probs.argmax(1), first),
         models[name].size_mb, *turns[name], seconds.get(name)) for name, probs in answers.items()]
     return self.results
@@ -501,7 +501,7 @@ def make_report(self: Distillation, student: Student, checks, # of `ship`
     report = ScoreReport("distill", list(self.names), titles, "the majority class", ("log_loss",),
                          seed=self.seed)
     shares = np.tile(self.targets.mean(0), (len(self.truth), 1))
-    report.set_metrics(result.metrics, evaluate(self.truth, shares, seed=self.seed))
+    report.set_metrics(result.metrics, evaluate(self.truth, shares))
     report.headline = why
     report.calibration = {"method": "as the student gives them",
                           "ece": expected_calibration_error(result.probs, self.truth),

@@ -47,6 +47,8 @@ def split_tagged(source: TaggedTexts, # the texts to learn from
             parts.notes.append("fewer than ten documents: their sentences are split one by one")
         return source, parts
     given = [None if table is None else open(table) for table in tables]
+    if group == "document" and any(side and side.documents is None for side in given):
+        group = None # documents are known of the training texts alone
     valid, test = (side and side.to_table() for side in given)
     if valid is None:
         valid = rules.get("valid")
@@ -123,7 +125,7 @@ def word_logits(self: TaggingRows, model, side) -> list: # for each text (words,
 # %% ../../nbs/jobs/02_tagging.ipynb #fb794ea2
 def span_f1(truth, found) -> float: # lists of tags, text by text
     "F1 of whole spans, of all kinds together."
-    return span_metrics(span_counts(truth, found)[""], draws=1)["f1"].value
+    return span_metrics(span_counts(truth, found)[""])["f1"].value
 
 @patch
 def validation_f1(self: TaggingRows, _, predictions) -> float: # as a trainer calls its score
@@ -156,10 +158,10 @@ TAG_METRICS = {
     "word_weighted_f1": "weighted F1 of words"}
 
 def tag_metrics(truth, found, # lists of tags, text by text
-                names, seed=0) -> dict: # name -> Metric
+                names, groups=None) -> dict: # (texts,) of any names; name -> Metric
     "The metrics of spans and of words."
-    spans = span_metrics(span_counts(truth, found)[""], seed=seed)
-    words = word_metrics(word_counts(truth, found, names), seed=seed)
+    spans = span_metrics(span_counts(truth, found)[""], groups)
+    words = word_metrics(word_counts(truth, found, names), groups)
     return {f"entity_{k}": m for k, m in spans.items()} | words
 
 # %% ../../nbs/jobs/02_tagging.ipynb #084ce00a
@@ -168,13 +170,15 @@ def span_offsets(spans): # dicts with start, end, label
     return [(s["start"], s["end"], s["label"]) for s in spans]
 
 def raw_text_f1(tagger, # a `Bundle`
-                tagged: TaggedTexts, n=2000, seed=0) -> tuple: # `Metric` of it, and of no span
+                tagged: TaggedTexts, n=2000, seed=0,
+                groups=None) -> tuple: # (texts,); `Metric` of it, and of no span
     "F1 of the spans of raw texts, each by itself, and of predicting no span at all."
     some = np.sort(np.random.default_rng(seed).permutation(len(tagged))[:n])
     truth = [tagged.spans(i) for i in some]
     found = map(span_offsets, predict(tagger, [tagged.texts[i] for i in some])[0])
     none = [[] for _ in truth]
-    return tuple(span_metrics(offset_counts(truth, spans), seed=seed)["f1"]
+    own = None if groups is None else [groups[i] for i in some]
+    return tuple(span_metrics(offset_counts(truth, spans), own)["f1"]
                  for spans in (list(found), none))
 
 # %% ../../nbs/jobs/02_tagging.ipynb #35eeee4e

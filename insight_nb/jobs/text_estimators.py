@@ -35,8 +35,8 @@ from ..eval.scores import (
     ScoreReport, beats_baseline, best_thresholds, label_metrics, label_table, regression_metrics)
 from .setup import PACKAGES, FineTuningSetup, check_settings
 from .training import (
-    check_shipped, find_copies, fit_or_resume, join_pairs, list_rows, make_trainer, read_valid,
-    share_right, split_given, token_dataset, untrained_probabilities, validation_split)
+    check_shipped, find_copies, fit_or_resume, hint_groups, join_pairs, list_rows, make_trainer,
+    read_valid, share_right, split_given, token_dataset, untrained_probabilities, validation_split)
 from ..models.tasks import (
     ClassificationTask, MultiLabelTask, RegressionTask, class_weights)
 from ..ship.bundle import Bundle, bundle_info, load_bundle, save_bundle
@@ -490,7 +490,8 @@ def truncated(self: TextEstimator, texts, parts) -> np.ndarray: # (rows,) bool
 def evaluate(self: TextEstimator, X=None, y=None, # rows that the model has not seen; None: the
              # test rows of the split that `fit` was given
              untrained=False, # measure the model as it was before training as well
-             source=None # the `Table` that the rows of `fit` are of; None: one is made
+             source=None, # the `Table` that the rows of `fit` are of; None: one is made
+             groups=None # (rows,) of X: rows of a group are not independent
             ) -> Report:
     "The report of a recipe: every number with its interval, and the guard."
     bundle, (texts, y, parts) = self.fitted_bundle(), self.measured_rows(X, y)
@@ -500,12 +501,15 @@ def evaluate(self: TextEstimator, X=None, y=None, # rows that the model has not 
     asked, truth = ([side[i] for i in parts.test] for side in (texts, y))
     logits = bundle_logits(bundle, asked)
     before = self.untrained_probabilities(asked) if untrained else None
-    report = self.measure(truth, logits, before)
+    groups = parts.test_groups if groups is None else check_groups(groups, len(asked))
+    report = self.measure(truth, logits, before, groups)
     if not trained:
         return self.finish_opened(report, asked, logits)
     made, columns = self.table_of(texts, y)
     if source is not None:
         made, columns = source, list(getattr(self, "feature_names_in_", [source.text]))
+    if groups is None and source is not None:
+        report.group_hint = hint_groups(source, parts.test, report.row_losses)
     self.list_rows(report, made, y, parts, logits)
     cut = guard.truncation(self.truncated(texts, parts), self.setup_.length)
     return self.finish(report.add(cut), made, parts, columns, logits)
@@ -586,17 +590,18 @@ def report_seed(self: TextEstimator) -> int: # of the intervals
 
 # %% ../../nbs/jobs/05_text_estimators.ipynb #a5a869f6
 @patch
-def measure(self: TextClassifier, y, logits, untrained=None) -> Report: # answers; (rows, classes)
+def measure(self: TextClassifier, y, logits, # answers; (rows, classes)
+            untrained=None, groups=None) -> Report: # (rows, classes); (rows,) of any names
     "The metrics."
     task, labels = self.bundle_.model.task, self.encode(y)
     report = Report("classify", self.names(), self.report_seed())
     probs = task.postprocess(logits, self.bundle_.info["temperature"])[1]
     counts = getattr(self, "class_count_", np.bincount(labels, minlength=len(self.classes_)))
     learned = np.repeat(np.arange(len(self.classes_)), counts)
-    report.measure(labels, probs, learned, untrained)
+    report.measure(labels, probs, learned, untrained, groups)
     if hasattr(self, "valid_logits_"):
         report.calibration = calibrate(self.valid_logits_, self.valid_labels_, logits, labels)
-    return report.add(guard.beats_majority(labels, probs.argmax(1), learned),
+    return report.add(guard.beats_majority(labels, probs.argmax(1), learned, groups),
                       guard.small_classes(self.names(), counts))
 
 @patch
@@ -718,7 +723,7 @@ def score(self: MultiLabelClassifier, X, y, sample_weight=None) -> float:
 
 # %% ../../nbs/jobs/05_text_estimators.ipynb #44c881b7
 @patch
-def measure(self: MultiLabelClassifier, y, logits, untrained=None) -> ScoreReport:
+def measure(self: MultiLabelClassifier, y, logits, untrained=None, groups=None) -> ScoreReport:
     "The metrics; (rows, labels) logits."
     task, labels, seed = self.bundle_.model.task, self.encode(y), self.report_seed()
     truth = labels > 0
@@ -730,8 +735,9 @@ def measure(self: MultiLabelClassifier, y, logits, untrained=None) -> ScoreRepor
               "subset_accuracy": "share of texts with all labels right"}
     report = ScoreReport("multilabel", self.names(), titles, "giving every text the same labels",
                          seed=seed)
-    report.set_metrics(label_metrics(truth, found, seed), label_metrics(truth, constant, seed),
-                       label_table(truth, found, self.names()))
+    report.set_metrics(*(label_metrics(truth, said, groups) for said in (found, constant)),
+                       label_table(truth, found, self.names(), groups))
+    report.row_losses = (truth != found).any(1)
     return report.add(beats_baseline(report), guard.small_classes(self.names(), counts))
 
 @patch
@@ -779,7 +785,7 @@ def predict(self: TextRegressor, X) -> np.ndarray: # (rows,) float64
 
 # %% ../../nbs/jobs/05_text_estimators.ipynb #75cda30f
 @patch
-def measure(self: TextRegressor, y, logits, untrained=None) -> ScoreReport:
+def measure(self: TextRegressor, y, logits, untrained=None, groups=None) -> ScoreReport:
     "The metrics; (rows, 1) logits."
     task, seed = self.task(), self.report_seed()
     truth, found = regression_targets(y, "y", constant=True), np.array(task.postprocess(logits)[0])
@@ -787,8 +793,9 @@ def measure(self: TextRegressor, y, logits, untrained=None) -> ScoreReport:
               "spearman": "Spearman's correlation"}
     report = ScoreReport("regress", list(task.names), titles, "always saying the mean",
                          ("mae", "rmse"), getattr(self, "name_", ""), seed)
-    report.set_metrics(regression_metrics(truth, found, seed),
-                       regression_metrics(truth, np.full(len(truth), task.mean), seed))
+    report.set_metrics(*(regression_metrics(truth, said, groups)
+                         for said in (found, np.full(len(truth), task.mean))))
+    report.row_losses = np.abs(truth - found)
     if hasattr(self, "parts_"):
         report.add(guard.small_classes(list(task.names), [len(self.parts_.train)]))
     return report.add(beats_baseline(report))

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['MIN_ROWS', 'split_rows', 'read_valid', 'join_pairs', 'copy_counts', 'validation_split', 'find_copies', 'split_given',
-           'token_dataset', 'untrained_probabilities', 'make_trainer', 'fit_or_resume', 'share_right', 'list_rows',
-           'same_answers', 'check_shipped']
+           'token_dataset', 'untrained_probabilities', 'make_trainer', 'fit_or_resume', 'share_right', 'hint_groups',
+           'list_rows', 'same_answers', 'check_shipped']
 
 # %% ../../nbs/jobs/01_training.ipynb #c18ffcbe
 import numpy as np
 import pandas as pd
 
 import insight_nb.eval.guard as guard
-from ..base.core import InputError, shorten
+from ..base.core import InputError, plural, shorten
+from ..base.intervals import find_grouping
 from ..data.dataset import TokenDataset
 from ..data.split import DataSplit, duplicate_groups, split, split_from_tables
 from ..data.table import Table, to_text
@@ -40,7 +41,14 @@ def split_rows(source, # a `Table`: the rows to learn from
     valid, test = (None if table is None else open(table) for table in tables)
     if valid is None:
         valid = rules.get("valid") # a size; 0: no validation rows
-    return split_from_tables(source, valid, test, seed=seed)
+    table, parts = split_from_tables(source, valid, test, seed=seed, group=rules.get("group"))
+    learned = np.concatenate([parts.train, parts.valid])
+    both = {parts.groups[i] for i in learned} & set(parts.test_groups) if parts.groups else ()
+    if both:
+        parts.notes.append(f"{plural(len(both), 'group')} of the test rows, such as "
+                           f"{shorten(min(map(str, both)), 40)!r}, are in training too: the "
+                           "result flatters")
+    return table, parts
 
 # %% ../../nbs/jobs/01_training.ipynb #c955317c
 MIN_ROWS = 40 # from so many on, some are set aside unless told otherwise
@@ -166,6 +174,15 @@ def fit_or_resume(setup: FineTuningSetup, trainer: Trainer): # of `make_trainer`
 def share_right(truth, predictions) -> float: # (rows,) both
     "The accuracy, as a score to choose the best epoch by."
     return float((predictions == truth).mean())
+
+# %% ../../nbs/jobs/01_training.ipynb #27c0e80d
+def hint_groups(source: Table, rows, # positions of the test rows
+                losses) -> str: # (rows,) wrong or right, or how far off
+    "A sentence that names a column by which rows are right or wrong together; or nothing."
+    frame = source.frame.iloc[rows]
+    names = [c for c in frame if c not in (source.text, source.label)
+             and frame[c].dtype.kind != "f"]
+    return find_grouping({c: frame[c].tolist() for c in names}, losses)
 
 # %% ../../nbs/jobs/01_training.ipynb #4ed2f27c
 def list_rows(report, # a `Report`; its `mistakes` and `suspects` are set

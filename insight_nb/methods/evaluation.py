@@ -12,7 +12,7 @@ import gc
 import json
 import threading
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +23,7 @@ from fastcore.basics import patch
 
 # %% ../../nbs/methods/06_evaluation.ipynb #fba2dd79
 from ..base.core import InputError, shorten, hash_texts, atomic_output
-from ..eval.compare import NORMAL, Difference, paired_difference, paired_bootstrap
+from ..eval.compare import Difference, influence_difference, paired_difference
 from ..eval.metrics import Metric, evaluate
 from ..eval.spans import span_counts, span_metrics
 from .classical import BudgetExceeded, Rung
@@ -38,21 +38,23 @@ class Evaluation:
     y: np.ndarray # (rows,) int64
     names: tuple # of the labels
     seed: int = 0
+    groups: list | None = None # (rows,) names: rows of a group are not independent
+    train_groups: list | None = None # (train rows,)
     metric = "accuracy"
 
     def fit(self, rung): rung.fit(self.train, self.train_y, self.names, self.seed)
     def predict_proba(self, rung): return rung.predict_proba(self.texts) # (rows, labels)
     def predict_one(self, rung, i): return rung.predict_proba([self.texts[i]])
     # name -> Metric
-    def measure(self, probs) -> dict: return evaluate(self.y, probs, seed=self.seed)
+    def measure(self, probs) -> dict: return evaluate(self.y, probs, groups=self.groups)
     def compare(self, a, b, level=.95) -> Difference: # answers of two rungs
-        return paired_difference(self.right(a), self.right(b), level)
+        return paired_difference(self.right(a), self.right(b), level, self.groups)
     def right(self, probs): return probs.argmax(1) == self.y # (rows,) bool
     def digest(self):
         return hash_texts([
             *self.names, *self.train, *map(str, self.train_y), None, *self.texts,
             *map(str, self.y),
-            str(self.seed)])
+            str(self.seed), *map(str, self.groups or ())])
     def pack(self, probs): return np.asarray(probs, dtype=np.float32) # answers as an array
     def unpack(self, values): return values.astype(np.float64)
     def __len__(self): return len(self.texts)
@@ -61,12 +63,13 @@ class Evaluation:
 class TagEvaluation(Evaluation):
     "Texts whose words are tagged."
     metric = "entity_f1"
-    def __init__(self, train, test, names, seed=0): # both `TaggedTexts`; of the tags
+    def __init__(self, train, test, names, seed=0, # both `TaggedTexts`; of the tags
+                 groups=None): # (test texts,) of any names, such as documents
         self.train = train
         self.tagged = test
         self.texts = test.texts
         self.names = tuple(names)
-        self.seed = seed
+        self.seed, self.groups, self.train_groups = seed, groups, None
         self.at = {n: i for i, n in enumerate(self.names)}
 
     def fit(self, rung): rung.fit(self.train, self.names, self.seed)
@@ -75,9 +78,10 @@ class TagEvaluation(Evaluation):
     def counts(self, tags): return span_counts(self.tagged.tags, tags)[""]
     def measure(self, tags):
         return {
-            f"entity_{k}": m for k, m in span_metrics(self.counts(tags), seed=self.seed).items()}
+            f"entity_{k}": m for k, m in span_metrics(self.counts(tags), self.groups).items()}
     def digest(self):
-        return hash_texts([*self.names, self.train.digest(), self.tagged.digest(), str(self.seed)])
+        return hash_texts([*self.names, self.train.digest(), self.tagged.digest(), str(self.seed),
+                           *map(str, self.groups or ())])
     def pack(self, tags):
         return np.array([self.at[t] for ts in tags for t in ts], dtype=np.int16)
 
@@ -85,14 +89,15 @@ class TagEvaluation(Evaluation):
 @patch
 def compare(self: TagEvaluation, a, b, level=.95) -> Difference:
     "The difference of two F1 on the same texts."
-    a, b = self.counts(a), self.counts(b)
-    def f1(c): return 2 * c[..., 2] / np.maximum(c[..., 0] + c[..., 1], 1)
+    def parts(c): # F1, and the influence of each text
+        over, under = 2. * c[:, 2], c[:, 0] + c[:, 1]
+        f1 = over.sum() / max(under.sum(), 1)
+        return f1, len(c) * (over - f1 * under) / max(under.sum(), 1)
 
-    d = paired_bootstrap(lambda i: f1(a[i].sum(0)) - f1(b[i].sum(0)),
-                         len(a), seed=self.seed, level=level)
-    least = NORMAL.inv_cdf((1 + level) / 2) * 2**.5 / (a[:, 0].sum() + 2)
-    return replace(d, low=max(-1., min(d.low, d.value - least)),
-                   high=min(1., max(d.high, d.value + least)))
+    a = self.counts(a)
+    (first, influence), (second, less) = parts(a), parts(self.counts(b))
+    size = len(a) / max(a[:, 0].sum(), 1) # of one span
+    return influence_difference(first - second, influence - less, size, self.groups, level)
 
 # %% ../../nbs/methods/06_evaluation.ipynb #b6b69c1c
 @patch
@@ -191,7 +196,7 @@ class ResultCache:
     def rows(self): return self.exam.digest() # of all texts: once
     def path(self, rung, end):
         settings = json.dumps(rung.settings(), sort_keys=True)
-        key = hash_texts(["ladder 1", version("insight_nb"), self.rows, settings])
+        key = hash_texts(["ladder 2", version("insight_nb"), self.rows, settings])
         return Path(self.folder or ".") / f"{key[:24]}.{end}"
 
     def get(self, rung) -> MethodResult | None:

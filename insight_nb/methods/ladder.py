@@ -27,8 +27,10 @@ from ..data.split import duplicate_groups
 from ..data.tags import tag_names
 from ..eval.compare import NORMAL, Difference, holm_correction
 from ..eval.learning_curve import LearningCurve, fit_curve
+from ..eval.metrics import describe_groups
 from ..eval.guard import split_duplicates
 from ..eval.report import Check
+from ..base.intervals import group_codes
 from ..base.figures import (
     BLUE, INK, ORANGE, ReportFigure, figure, figure_svg, escape_label)
 
@@ -293,9 +295,10 @@ def _money(v):
 def _rows(n): return f"{float(f'{n:.2g}'):,.0f}"
 
 @patch
-def _absent(self: Ladder): # what is not known
+def _absent(self: Ladder): # what is not known, and what rests on few groups
     gone = [f"{s.name} ({s.status})" for s in self.steps if s.status != "done"]
-    return f" Not known: {', '.join(gone)}." if gone else ""
+    told = describe_groups(self.best.metrics[self.evaluation.metric]) if self.best else ""
+    return (f" Not known: {', '.join(gone)}." if gone else "") + (f" {told}" if told else "")
 
 # %% ../../nbs/methods/07_ladder.ipynb #f8e3c6df
 @patch
@@ -435,12 +438,14 @@ def check_overlap(train, test) -> Check: # texts
 # %% ../../nbs/methods/07_ladder.ipynb #594b0f79
 def run_ladder(train, test, # (texts, labels) both: lists; or `TaggedTexts` both
                rungs=None, # of `Rung`, cheapest first; None: `default_rungs()`
-               seed=0, **how # fields of `Ladder`
+               seed=0,
+               groups=None, # (test rows,) of any names: rows of a group are not independent
+               **how # fields of `Ladder`
               ) -> Ladder:
     """Run every rung on the same rows. Warns of test rows that are among the training rows; raises
     InputError for labels in test that training lacks."""
     if hasattr(train, "tags"):
-        exam = TagEvaluation(train, test, tag_names(train), seed)
+        exam = TagEvaluation(train, test, tag_names(train), seed, groups)
     else:
         for side, (texts, labels) in (("train", train), ("test", test)):
             if len(texts) != len(labels):
@@ -450,16 +455,19 @@ def run_ladder(train, test, # (texts, labels) both: lists; or `TaggedTexts` both
         labels = LabelEncoder.fit([str(v) for v in train[1]])
         exam = Evaluation(list(train[0]),
                           labels.transform([str(v) for v in train[1]]), list(test[0]),
-                          labels.transform([str(v) for v in test[1]]), labels.names, seed)
+                          labels.transform([str(v) for v in test[1]]), labels.names, seed, groups)
     leak = check_overlap(train.texts if hasattr(train, "tags") else exam.train, exam.texts)
     if not leak.passed:
         warnings.warn(f"don't believe this ladder: {leak.detail}", stacklevel=2)
     return Ladder(exam, default_rungs() if rungs is None else rungs, **how).run()
 
 # %% ../../nbs/methods/07_ladder.ipynb #ab7fb145
-def nested_subsets(y, sizes, seed=0) -> list: # of positions
-    "Growing parts of the rows, each in the next; of each label one row first."
-    order = np.random.default_rng(seed).permutation(len(y))
+def nested_subsets(y, sizes, seed=0,
+                   groups=None) -> list: # (rows,) of any names; of positions
+    "Growing parts of the rows, each in the next, group after group; of each label one row first."
+    codes = np.arange(len(y)) if groups is None else group_codes(groups, len(y))
+    place = np.random.default_rng(seed).permutation(codes.max() + 1)
+    order = place if groups is None else np.argsort(place[codes], kind="stable")
     first = order[np.unique(y[order], return_index=True)[1]]
     order = np.concatenate([np.sort(first), order[~np.isin(order, first)]])
     return [order[:n] for n in sizes]
@@ -482,7 +490,8 @@ def measure_learning_curve(rung: Rung, evaluation: Evaluation, parts=(8, 4, 2, 1
     rung.known = {} # frozen encoders read each text once
     watch.start(time_limit)
     for seed in range(seeds):
-        for n, at in list(zip(sizes, nested_subsets(evaluation.train_y, sizes, seed)))[::-1]:
+        for n, at in list(zip(sizes, nested_subsets(evaluation.train_y, sizes, seed,
+                                                     evaluation.train_groups)))[::-1]:
             one = copy.copy(rung)
             texts = [evaluation.train[i] for i in at]
             one.fit(texts, evaluation.train_y[at], evaluation.names, seed)

@@ -28,13 +28,14 @@ from torch import nn
 
 from ..base.core import (
     InputError, ReportTable, ScratchFolder, atomic_output, escape_markdown, format_cell,
-    format_interval, optional_import, package_versions, plural, shorten)
+    format_interval, format_number, optional_import, package_versions, plural, shorten)
 from ..base.iob import split_words
 from ..data.labels import LabelEncoder
 from ..data.table import Table
 from ..data.targets import (
     binarize_labels, find_separator, parse_label_sets, regression_targets)
-from ..eval.metrics import bootstrap_mean, softmax
+from ..base.intervals import mean_interval
+from ..eval.metrics import softmax
 from ..models.adapters import merge_adapter
 from ..models.backbone import backbone_license
 from ..models.native import head_names, save_encoder
@@ -100,8 +101,8 @@ def table(self: Certificate) -> ReportTable:
              f"at most {self.limits['largest_difference']:g}"]]
     if m := self.metric:
         gain = format_interval(m["difference"], m["low"], m["high"])
-        rows.append([m["name"], f"{m['before']:.3f} before, {m['after']:.3f} after",
-                     f"difference {gain}"])
+        before, after = (format_number(m[side]) for side in ("before", "after"))
+        rows.append([m["name"], f"{before} before, {after} after", f"difference {gain}"])
     for what, i in (("ms a text, median", 0), ("ms a text, 95th percentile", 1)):
         ms = {side: f"{v[i]:.1f}" for side, v in self.milliseconds.items()}
         others = [f"the bundle: {ms['bundle']}"]
@@ -184,7 +185,11 @@ def compare_metric(task, truth, before, after) -> dict: # labels; probabilities 
         name = "share of rows right"
         scores = [probs.argmax(1) == wanted for probs in (before, after)]
     before, after = (s.astype(float) for s in scores)
-    low, high = bootstrap_mean(after - before)
+    d = after - before
+    far = max(np.abs(d).max(), 0. if task.name == "regress" else 1.)
+    low, high, _ = mean_interval(d, low=-np.inf, high=np.inf, reach=(-far, far))
+    if task.name != "regress":
+        low, high = max(low, -1.), min(high, 1.)
     return {"name": name, "before": float(before.mean()), "after": float(after.mean()),
             "difference": float((after - before).mean()), "low": low, "high": high}
 

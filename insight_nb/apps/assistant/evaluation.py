@@ -16,11 +16,11 @@ import insight_nb.eval.guard as guard
 from .assistant import Assistant
 from .out_of_scope import (
     IntentClassifier, left_out_scores, oos_auroc, out_of_scope_metrics, plot_accuracy_coverage,
-    proportion_metric, selective_accuracy, threshold_at_accuracy)
+    selective_accuracy, threshold_at_accuracy)
 from .retrieval import AnswerIndex
 from ...base.core import InputError, ReportTable, package_versions, shorten
 from ...data.labels import LabelEncoder
-from ...eval.metrics import Metric
+from ...eval.metrics import Metric, proportion_metric
 from ...eval.report import Check
 from ...eval.scores import ScoreReport, beats_baseline
 from ...train.trainer import peak_memory_mb
@@ -84,13 +84,15 @@ SCOPE_TITLES = {
 class AssistantReport(ScoreReport):
     "Intents, out-of-scope texts and answers of an assistant, on the test rows."
     def __init__(self, reader: IntentClassifier, # fitted
-                 questions: IntentRows, seed=0):
+                 questions: IntentRows, seed=0,
+                 groups=None): # (test rows,) of any names, such as who asked
         self.reader, self.questions = reader, questions
         self.most_frequent = int(questions.class_sizes.argmax())
         name = shorten(questions.names[self.most_frequent], 30)
         super().__init__("assistant", questions.names, SCOPE_TITLES,
                          f"always “{name}”, never turned away", seed=seed)
         self.scores = reader.score_texts(questions.texts["test"])
+        self.groups = groups
         self.correct = self.scores["logits"].argmax(1) == questions.y["test"]
         self.results, self.scope_source, self.query_source, self.answer_index = {}, "", None, None
 
@@ -104,7 +106,8 @@ def measure_scope(self: AssistantReport, others=None, # texts that are out of sc
     if others:
         scores = self.reader.score_texts(others)
         self.scope_source = f"{len(others):,} texts of {name}"
-    self.results |= out_of_scope_metrics(detector, self.scores, self.correct, scores)
+    self.results |= out_of_scope_metrics(detector, self.scores, self.correct, scores,
+                                         self.groups)
     if others:
         return
     if len(left_out[1]) == 0:
@@ -199,7 +202,7 @@ def exact_metric(value, n) -> Metric: # of n rows
 def baseline_results(self: AssistantReport) -> dict: # name -> Metric
     "The metrics of an assistant that always names the most frequent intent."
     n = len(self.correct)
-    accuracy = proportion_metric(self.questions.y["test"] == self.most_frequent)
+    accuracy = proportion_metric(self.questions.y["test"] == self.most_frequent, self.groups)
     found = {"in_scope_accuracy": accuracy, "oos_auroc": exact_metric(.5, n),
              "oos_recall": exact_metric(0., n), "in_scope_rejected": exact_metric(0., n),
              "accuracy_of_answers": accuracy}

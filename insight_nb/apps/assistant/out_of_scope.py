@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SCORE_CHOICES', 'energy', 'knn_similarity', 'scope_scores', 'OutOfScopeDetector', 'threshold_at_coverage',
-           'threshold_costs', 'threshold_at_min_cost', 'proportion_metric', 'oos_auroc', 'out_of_scope_metrics',
-           'threshold_at_accuracy', 'selective_accuracy', 'plot_accuracy_coverage', 'IntentClassifier',
-           'IntentPrediction', 'left_out_scores', 'clarify_threshold_at_accuracy']
+           'threshold_costs', 'threshold_at_min_cost', 'oos_auroc', 'out_of_scope_metrics', 'threshold_at_accuracy',
+           'selective_accuracy', 'plot_accuracy_coverage', 'IntentClassifier', 'IntentPrediction', 'left_out_scores',
+           'clarify_threshold_at_accuracy']
 
 # %% ../../../nbs/apps/assistant/00_out_of_scope.ipynb #1ba9e65e
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ...base.core import ReportTable, InputError, plural
-from ...eval.metrics import WILSON, Metric, softmax, wilson_interval
+from ...eval.metrics import Metric, proportion_metric, softmax, wilson_interval
 from ...eval.scores import auroc
 from ...methods.classical import fit_linear
 from ...methods.fewshot import Contrastive, stratified_holdout
@@ -132,12 +132,6 @@ def threshold_at_min_cost(score, correct, # the arguments of `threshold_costs`
         score, correct, error_cost, handover_cost, out_of_scope, out_of_scope_share)
     return float(thresholds[cost.argmin()])
 
-# %% ../../../nbs/apps/assistant/00_out_of_scope.ipynb #c9dda36d
-def proportion_metric(hits) -> Metric: # (rows,) bool
-    "Return the share of rows that are true, with Wilson's interval."
-    k, n = int(np.sum(hits)), len(hits)
-    return Metric(k / n if n else np.nan, *map(float, wilson_interval(k, n)), n, WILSON)
-
 # %% ../../../nbs/apps/assistant/00_out_of_scope.ipynb #37eba6ae
 def oos_auroc(in_scope, out_of_scope) -> Metric: # (rows,) and (other rows,) scores
     """Return the area under the ROC curve: the probability that an in-scope text scores higher than
@@ -149,15 +143,17 @@ def oos_auroc(in_scope, out_of_scope) -> Metric: # (rows,) and (other rows,) sco
 def out_of_scope_metrics(detector: OutOfScopeDetector,
                          scores: dict, # of in-scope test rows
                          correct, # (rows,) whether their label is right
-                         out_of_scope: dict | None = None # scores of out-of-scope rows
+                         out_of_scope: dict | None = None, # scores of out-of-scope rows
+                         groups=None # (rows,) of any names: they are not independent
                         ) -> dict: # name -> Metric
     "Return how the detector does on test rows."
     accepted, correct = detector.accepts(scores), np.asarray(correct, bool)
     out = {
-        "in_scope_accuracy": proportion_metric(correct),
-        "in_scope_rejected": proportion_metric(~accepted),
-        "accuracy_of_answers": proportion_metric(correct[accepted]),
-        "in_scope_answered_right": proportion_metric(correct & accepted)}
+        "in_scope_accuracy": proportion_metric(correct, groups),
+        "in_scope_rejected": proportion_metric(~accepted, groups),
+        "accuracy_of_answers": proportion_metric(
+            correct[accepted], None if groups is None else np.asarray(groups)[accepted]),
+        "in_scope_answered_right": proportion_metric(correct & accepted, groups)}
     if out_of_scope is None:
         return out
     outside, inside = detector.decision_function(out_of_scope), detector.decision_function(scores)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BM25_WEIGHTS', 'bm25_tokenize', 'pool_by_answer', 'SearchResult', 'AnswerIndex', 'reciprocal_rank_fusion',
-           'mean_metric', 'answer_ranks', 'Reranker']
+           'answer_ranks', 'Reranker']
 
 # %% ../../../nbs/apps/assistant/01_retrieval.ipynb #8783d254
 import re
@@ -18,9 +18,8 @@ from ...base.core import InputError, optional_import, plural
 from ...base.tensors import choose_device
 from ...data.table import invalid_text_reason
 from ...eval.compare import Difference, paired_difference
-from ...eval.metrics import BOOTSTRAP, Metric, bootstrap_mean
+from ...eval.metrics import mean_metric, proportion_metric
 from ...methods.prompt import open_model
-from .out_of_scope import proportion_metric
 from ...models.backbone import fetch_model
 
 # %% ../../../nbs/apps/assistant/01_retrieval.ipynb #5d0c602e
@@ -166,12 +165,6 @@ def reciprocal_rank_fusion(*lists, # (queries, answers) scores each
         return 1 + np.argsort(np.argsort(-s, axis=1, kind="stable"), axis=1)
     return sum(1 / (k + rank(s)) for s in lists)
 
-# %% ../../../nbs/apps/assistant/01_retrieval.ipynb #658b8465
-def mean_metric(values) -> Metric: # (rows,)
-    "A mean with its bootstrap interval."
-    return Metric(float(np.mean(values)), *map(float, bootstrap_mean(values)), len(values),
-                  BOOTSTRAP)
-
 # %% ../../../nbs/apps/assistant/01_retrieval.ipynb #c535bf09
 BM25_WEIGHTS = (0., .05, .1, .2, .4, np.inf) # of BM25; infinity: BM25 alone
 
@@ -205,13 +198,15 @@ def tune_weight(self: AnswerIndex, queries, y_true) -> dict:
 # %% ../../../nbs/apps/assistant/01_retrieval.ipynb #abfae2a7
 @patch
 # name -> Metric; first places less those of the encoder alone
-def evaluate(self: AnswerIndex, queries, y_true) -> tuple[dict, Difference]:
+def evaluate(self: AnswerIndex, queries, y_true,
+             groups=None) -> tuple[dict, Difference]: # (queries,) of any names, such as who asked
     "Recall at 1 and 5, mean reciprocal rank, and the paired gain over the encoder alone."
     x, y_true = self.embed(list(queries)), np.asarray(y_true)
     ours, dense = (answer_ranks(self.score_answers(queries, x, w), y_true) for w in (None, 0.))
     return {
-        "recall_at_1": proportion_metric(ours == 1), "recall_at_5": proportion_metric(ours <= 5),
-        "mrr": mean_metric(1 / ours)}, paired_difference(ours == 1, dense == 1)
+        "recall_at_1": proportion_metric(ours == 1, groups),
+        "recall_at_5": proportion_metric(ours <= 5, groups), "mrr": mean_metric(1 / ours, groups)
+    }, paired_difference(ours == 1, dense == 1, groups=groups)
 
 # %% ../../../nbs/apps/assistant/01_retrieval.ipynb #88e5980b
 class Reranker:

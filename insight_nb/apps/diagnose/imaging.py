@@ -23,13 +23,13 @@ import insight_nb.eval.guard as guard
 from .diagnose import (
     ImageDataset, ImageTrainer, diagnostic_metrics, diagnostic_table, digits, group_folds,
     group_leakage, group_table, images_table, leakage_difference, mean_over_groups,
-    plot_risk_coverage, sensitivity_specificity, share_with_interval)
+    plot_risk_coverage, sensitivity_specificity)
 from ...base.core import (
     atomic_output, InputError, package_versions, plural, ReportTable, shorten, suggest)
 from ...base.files import check_free_columns
 from ...data.labels import LabelEncoder, check_labels
 from ...data.table import stratified_sample
-from ...eval.metrics import Metric, softmax
+from ...eval.metrics import Metric, proportion_metric, softmax
 from ...eval.report import Check, Report
 from .images import (
     Images, UnreadableImage, image_grid, list_images, read_image, read_images)
@@ -205,11 +205,11 @@ def set_results(self: DiagnosisReport, y, probs, train_y, # as of `measure`
           thresholds, specificity=.95,
           groups=None): # (rows,): intervals of accuracy and rates are over these
     "`measure`, with the rates of each class, AUROC and abstention. Returns the report."
-    self.measure(y, probs, train_y)
+    self.measure(y, probs, train_y, groups=groups)
     shares = np.bincount(train_y, minlength=len(self.names)) / len(train_y)
-    self.metrics |= diagnostic_metrics(y, probs, self.names, thresholds, self.seed, groups)
+    self.metrics |= diagnostic_metrics(y, probs, self.names, thresholds, groups)
     self.baseline |= diagnostic_metrics(y, np.broadcast_to(shares, probs.shape), self.names,
-                                        list(shares), self.seed, groups)
+                                        list(shares), groups)
     asked = (f"The thresholds were set on validation rows so that {specificity:.0%} of those "
              "without the class stay below; the specificity that came out on the test rows "
              "stands beside.")
@@ -254,7 +254,7 @@ def _fold_grid(found, names):
         *(found["shuffled"][f"{k}[{n}]"] for k in ("sensitivity", "specificity"))] for n in names]
     return ReportTable([
         "class", "sensitivity, by group", "specificity, by group", "sensitivity, shuffled",
-        "specificity, shuffled"], rows, "With 95 % Wilson intervals over groups")
+        "specificity, shuffled"], rows, "With 95 % intervals over groups")
 
 # %% ../../../nbs/apps/diagnose/03_imaging.ipynb #32a21c5e
 @patch
@@ -267,7 +267,7 @@ def note_folds(self: DiagnosisReport, y, logits: dict, # "grouped", "shuffled" -
         k: sensitivity_specificity(y, logits[k].argmax(1), self.names, groups) for k in rights}
     for k, right in rights.items():
         self.metrics[f"accuracy_{k}"] = replace(
-            m := share_with_interval(right, groups), method=f"{m.method}, {folds} folds")
+            m := proportion_metric(right, groups), method=f"{m.method}, {folds} folds")
     return rights
 
 # %% ../../../nbs/apps/diagnose/03_imaging.ipynb #a3c42ec2
@@ -285,10 +285,11 @@ def compare_splits(self: DiagnosisReport, y, # (rows,) class ids
             f"{plural(len(y), 'image')}. No group was named: if a patient has several images, "
             "this is too good."]))
         return None
-    gap = leakage_difference(right["grouped"], right["shuffled"])
+    gap = leakage_difference(right["grouped"], right["shuffled"], groups)
     self.metrics |= {
         "accuracy_over_groups": mean_over_groups(right["grouped"], groups),
-        "leak_gap": Metric(gap.value, gap.low, gap.high, gap.n, gap.method)}
+        "leak_gap": Metric(gap.value, gap.low, gap.high, gap.n, gap.method, gap.groups,
+                           gap.n / gap.effect)}
     self.headline = (f"In {folds} folds of unseen {shorten(group, 30)}s it is right on "
                      f"{right['grouped'].mean():.1%} of {plural(len(y), 'image')}; a shuffled "
                      f"split would have said {right['shuffled'].mean():.1%}.")

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from scipy.special import betainc, xlogy
 
 from ...base.core import InputError, suggest
-from ...eval.metrics import Metric, wilson_interval
+from ...eval.metrics import Metric, mean_metric, wilson_interval
 
 # %% ../../../nbs/apps/monitor/00_control_charts.ipynb #5ed77b98
 def binomial_tail(x, n, p): # arrays that broadcast
@@ -275,9 +275,7 @@ def mean_delay(delays) -> Metric: # (runs,) from `full_detection_delays`
         return Metric(np.inf, np.nan, np.inf, len(delays),
                       f"{np.isinf(delays).mean():.0%} of the runs unseen in {HORIZON:,} buckets")
     delays = np.minimum(delays, HORIZON)
-    half = 1.96 * delays.std() / np.sqrt(len(delays))
-    return Metric(float(delays.mean()), float(delays.mean() - half),
-                  float(delays.mean() + half), len(delays), "normal 95 %")
+    return mean_metric(delays, low=0, high=np.inf)
 
 def format_delay(delay, digits=1) -> str: # of a mean or a quantile
     "`7.3`, or `more than 1,500`."

@@ -26,7 +26,8 @@ from .recommender import (
     Hybrid, ItemCatalog, Recommender, cold_start_ndcg, tune_ridge)
 from ...base.core import InputError, ReportTable, package_versions, plural, shorten, suggest
 from ...base.tensors import module_device
-from ...eval.metrics import BOOTSTRAP, Metric, bootstrap, bootstrap_mean
+from ...base.intervals import ratio_interval
+from ...eval.metrics import make_metric, mean_metric
 from ...eval.report import Check
 from ...eval.scores import ScoreReport, best_thresholds
 
@@ -64,16 +65,16 @@ class RankingReport(ScoreReport):
         # the better one on these very users: the benefit of the doubt is the baseline's
         against = max(BASELINES, key=lambda name: rankings[name].ndcg.mean())
         super().__init__("recommend", [], RANKING_METRIC_NAMES, against, seed=seed)
-        gains = {name: ndcg_gain(self.ranking, rankings[name], seed) for name in BASELINES}
+        gains = {name: ndcg_gain(self.ranking, rankings[name]) for name in BASELINES}
         self.paired_gain = gains[against]
-        metrics = {name: ranking_metrics(ranking, seed) for name, ranking in rankings.items()}
+        metrics = {name: ranking_metrics(ranking) for name, ranking in rankings.items()}
         self.set_metrics(metrics["hybrid"], metrics[against])
         self.headline = " ".join(f"Against {name} the gain in NDCG@10 is {gain}."
                                  for name, gain in gains.items())
         self.lead_sections = [
             (
                 "Beside what needs no model",
-                [self.ranking.protocol + ".", ranking_table(rankings, seed)])]
+                [self.ranking.protocol + ".", ranking_table(rankings)])]
         self.extra = {
             "protocol": self.ranking.protocol, "beside": metrics,
             "paired_gain": {against: self.paired_gain}}
@@ -97,8 +98,7 @@ def measure_new_items(self: RankingReport, interactions: Interactions, history, 
     self.extra["new_items"] = {}
     for name, x in (("by text and categories", own), ("by features that say nothing", blind)):
         ndcg = cold_start_ndcg(visits, hidden, x, [ridge])[0]
-        interval = map(float, bootstrap_mean(ndcg, seed=self.seed))
-        self.extra["new_items"][name] = Metric(float(ndcg.mean()), *interval, len(ndcg), BOOTSTRAP)
+        self.extra["new_items"][name] = mean_metric(ndcg)
     return ReportTable(["items that nobody met", "NDCG@10"], list(self.extra["new_items"].items()),
                        f"{hidden.sum()} hidden items, ranked among themselves")
 
@@ -146,19 +146,14 @@ class PurchaseModel:
     probabilities: np.ndarray # (pairs,) out of fold
 
 def purchase_metrics(y, predicted, # (pairs,) bool
-                     users, # (pairs,)
-                     seed=0) -> dict: # name -> Metric
+                     users) -> dict: # (pairs,); name -> Metric
     "Precision, recall and base rate, with intervals over users."
     at = np.unique(users, return_inverse=True)[1]
     weights = y & predicted, predicted, y, np.ones(len(y))
     hits, found, there, n = (np.bincount(at, weight) for weight in weights)
     ratios = {"precision": (hits, found), "recall": (hits, there), "base_rate": (there, n)}
-    metrics = {}
-    for name, (a, b) in ratios.items():
-        def ratio(i, a=a, b=b): return a[i].sum() / max(b[i].sum(), 1)
-        value, interval = ratio(np.arange(len(n))), bootstrap(ratio, len(n), seed=seed)
-        metrics[name] = Metric(float(value), *map(float, interval), len(n), BOOTSTRAP)
-    return metrics
+    return {name: make_metric(a.sum() / b.sum() if b.any() else np.nan, ratio_interval(a, b),
+                              len(n)) for name, (a, b) in ratios.items()}
 
 # %% ../../../nbs/apps/recommend/03_evaluation.ipynb #980be5f4
 def fit_purchase_model(x, y, users, n_splits=5, seed=0) -> PurchaseModel: # as of `candidate_pairs`
@@ -179,7 +174,7 @@ def fit_purchase_model(x, y, users, n_splits=5, seed=0) -> PurchaseModel: # as o
         predicted[test] = p[test] >= best_thresholds(y[train, None], train_p)[0]
     model.fit(x, y)
     weights = dict(zip(PAIR_FEATURES, map(float, model[-1].coef_[0])))
-    return PurchaseModel(weights, purchase_metrics(y, predicted, users, seed), p)
+    return PurchaseModel(weights, purchase_metrics(y, predicted, users), p)
 
 # %% ../../../nbs/apps/recommend/03_evaluation.ipynb #d20767e8
 @patch

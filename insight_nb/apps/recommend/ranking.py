@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...base.core import ReportTable
-from ...eval.metrics import BOOTSTRAP, Metric, bootstrap_mean
+from ...base.intervals import score_interval
+from ...eval.metrics import Metric, mean_metric
 
 # %% ../../../nbs/apps/recommend/00_ranking.ipynb #8c25047b
 def top_items(scores, # (users, items); -inf: not to be listed
@@ -65,32 +66,29 @@ def catalog_coverage(ranking: Ranking) -> Metric:
     alone = ((often[ranking.top] == 1) & (ranking.top >= 0)).sum(1) / ranking.n_items
     n = len(ranking.users)
     value = count_listed_items(ranking) / ranking.n_items
-    half = 1.96 * float(np.sqrt((n - 1) / n * ((alone - alone.mean())**2).sum()))
-    return Metric(value, max(value - half, 0.), min(value + half, 1.), n, "jackknife 95 %")
+    spread = (n - 1) / n * ((alone - alone.mean())**2).sum() + (alone.max() or 1 / n)**2
+    ends = score_interval(value, float(spread), n - 1, at=(value * n + 1) / (n + 2))
+    return Metric(value, *ends, n, "jackknife, score 95 %")
 
 # %% ../../../nbs/apps/recommend/00_ranking.ipynb #a25d9162
-def ranking_metrics(ranking: Ranking, seed=0) -> dict: # name -> Metric
+def ranking_metrics(ranking: Ranking) -> dict: # name -> Metric
     "NDCG, recall, hit rate, coverage and novelty, each with its interval over users."
-    k, n = ranking.k, len(ranking.users)
+    k = ranking.k
     out = {
-        f"{name}_at_{k}": Metric(
-            float(v.mean()), *np.clip(bootstrap_mean(v, seed=seed), 0, 1).tolist(), n, BOOTSTRAP)
+        f"{name}_at_{k}": mean_metric(v)
         for name, v in (
             ("ndcg", ranking.ndcg), ("recall", ranking.recall), ("hit_rate", ranking.hit))}
     out[f"coverage_at_{k}"] = catalog_coverage(ranking)
-    return out | {
-        f"novelty_at_{k}": Metric(
-            float(ranking.novelty.mean()),
-            *map(float, bootstrap_mean(ranking.novelty, seed=seed)),
-            n, BOOTSTRAP)}
+    return out | {f"novelty_at_{k}": mean_metric(ranking.novelty, high=np.inf)}
 
 # %% ../../../nbs/apps/recommend/00_ranking.ipynb #0156ce6a
-def ndcg_gain(first: Ranking, second: Ranking, seed=0) -> Metric: # both on the same users
+def ndcg_gain(first: Ranking, second: Ranking) -> Metric: # both on the same users
     "Mean difference in NDCG, first minus second, paired by user."
     if not np.array_equal(first.users, second.users):
         raise ValueError("the two rankings have different users: compare rankings of one split")
     d = first.ndcg - second.ndcg
-    return Metric(float(d.mean()), *map(float, bootstrap_mean(d, seed=seed)), len(d), BOOTSTRAP)
+    far = np.abs(d).max() or 1. # the largest difference stands for what one user can bring
+    return mean_metric(d, low=-1, reach=(-far, far))
 
 # %% ../../../nbs/apps/recommend/00_ranking.ipynb #a5a76ef7
 def ranking_table(rankings: dict, # name -> Ranking, the first is compared with all others
@@ -98,10 +96,10 @@ def ranking_table(rankings: dict, # name -> Ranking, the first is compared with 
     "Rankings beside each other, and the paired gain of the first."
     first, rows = next(iter(rankings.values())), []
     for name, r in rankings.items():
-        m = ranking_metrics(r, seed)
+        m = ranking_metrics(r)
         rows.append([
             name, *list(m.values())[:4], f"{count_listed_items(r):,}",
-            m[list(m)[4]].value, "" if r is first else ndcg_gain(first, r, seed)])
+            m[list(m)[4]].value, "" if r is first else ndcg_gain(first, r)])
     k = first.k
     head = [
         "", f"NDCG@{k}", f"Recall@{k}", "hit rate", f"coverage@{k}", "items listed",

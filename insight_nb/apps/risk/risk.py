@@ -25,7 +25,7 @@ from insight_nb.data.arrays import (
     to_days, to_numbers, infer_kind, convert_numeric_columns, read_numbers, to_missing,
     to_categories)
 from ...data.sources import open_frame
-from ...eval.metrics import Metric, bootstrap_mean
+from ...eval.metrics import mean_metric
 from ...eval.report import Check
 from insight_nb.apps.risk.risk_metrics import (
     amount_metrics, amount_slices, amount_slices_table, auroc_with_interval, plot_cost,
@@ -387,6 +387,8 @@ def measure(self: RiskJob) -> dict: # name -> Metric
     # with time the oldest are never tested
     self.rows = np.flatnonzero(np.isfinite(self.answers[0].p))
     self.y = self.table.target[self.rows]
+    names = self.table.sides.get("group")
+    self.groups = None if names is None else list(names[self.rows])
     self.p = np.stack([a.p[self.rows] for a in self.answers])
     if self.table.outcome:
         self.ends = None
@@ -408,8 +410,8 @@ def _nothing(self: RiskJob):
 @patch
 def _scores(self: RiskJob, p, ends):
     if self.table.outcome:
-        return outcome_metrics(self.y, p, self.seed)
-    return amount_metrics(self.y, p, ends, self.seed)
+        return outcome_metrics(self.y, p, groups=self.groups)
+    return amount_metrics(self.y, p, ends, self.groups)
 
 # %% ../../../nbs/apps/risk/06_risk.ipynb #f62967be
 def comparison_models(table: RiskTable, monotone, seed=0) -> dict: # name -> estimator
@@ -445,8 +447,7 @@ def compare(self: RiskJob, others: dict) -> ReportTable: # name -> estimator
         p = a.p[self.rows]
         m = self._scores(p, None if self.table.outcome else a.ends[self.rows])
         d = (p - self.y)**2 - own
-        gap = Metric(
-            float(d.mean()), *map(float, bootstrap_mean(d, seed=self.seed)), len(d), "bootstrap")
+        gap = mean_metric(d, self.groups, -np.inf, np.inf)
         shown = [
             m[k]
             for k in (("auc", "brier", "ece") if self.table.outcome else ("r2", "rmse", "coverage"))
@@ -498,7 +499,7 @@ def report(self: RiskJob, final: TableEstimator, # fitted on all rows
 @patch
 def _outcome_blocks(self: RiskJob, r):
     t = cost_threshold(self.missed, self.false)
-    d = decision_metrics(self.y, self.p, self.missed, self.false, self.seed)
+    d = decision_metrics(self.y, self.p, self.missed, self.false, self.groups)
     r.extra["decision"] = {
         "threshold": t, "cost_missed": self.missed, "cost_false": self.false, **d}
     r.calibration = {
@@ -529,7 +530,7 @@ def _slices(self: RiskJob, r):
     if self.table.outcome:
         found = outcome_slices(self.y, self.p, by, cost_threshold(self.missed, self.false))
     else:
-        found = amount_slices(self.y, self.p, by, seed=self.seed)
+        found = amount_slices(self.y, self.p, by)
     r.extra["slices"] = found
     if self.table.outcome:
         return slices_table(found)

@@ -12,11 +12,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from ...base.core import ReportTable, InputError, shorten, plural, format_interval
+from ...base.core import (
+    InputError, ReportTable, format_interval, format_number, plural, shorten)
+from ...base.intervals import bounded_interval, group_codes
+from ...eval.compare import NORMAL
 from ...eval.metrics import (
-    BOOTSTRAP, WILSON, Metric, bootstrap, bootstrap_mean, wilson_interval)
+    WILSON, Metric, make_metric, mean_metric, wilson_interval)
 from ...eval.report import reliability_table
-from ...eval.scores import auroc_metric, placement_values
+from ...eval.scores import auroc_metric, function_metric, placement_values, squares_interval
 from ...base.figures import BLUE, INK, ORANGE, ReportFigure, figure, figure_svg
 
 # %% ../../../nbs/apps/risk/02_risk_metrics.ipynb #de6778cd
@@ -29,12 +32,14 @@ def _rows(y, p): # (rows,) and (shuffles, rows) or (rows,)
     return y, p
 
 # %% ../../../nbs/apps/risk/02_risk_metrics.ipynb #7223996e
-def auroc_with_interval(y, p) -> Metric: # (rows,), and (rows,) or (shuffles, rows)
+def auroc_with_interval(y, p, # (rows,), and (rows,) or (shuffles, rows)
+                        groups=None) -> Metric: # (rows,) of any names
     "Area under the ROC curve, over shuffles on average. Raises InputError with one class."
     y, p = _rows(y, p)
     if len(np.unique(y)) < 2:
         raise InputError(f"all {plural(len(y), 'row')} have the same outcome: an AUC needs both.")
-    return auroc_metric(y == 1, np.mean([placement_values(y == 1, q) for q in p], 0))
+    return auroc_metric(y == 1, np.mean([placement_values(y == 1, q) for q in p], 0),
+                        groups)
 
 # %% ../../../nbs/apps/risk/02_risk_metrics.ipynb #02816e2e
 # (3, bins): rows, sum of risks, events; of (rows,) each
@@ -48,30 +53,33 @@ def _losses(y, p): # (shuffles, rows), the same clipping as scikit-learn
     p = np.clip(p, np.finfo(float).eps, 1 - np.finfo(float).eps)
     return -(y * np.log(p) + (1 - y) * np.log(1 - p))
 
-def _mean(values, seed, n=None):
-    return Metric(float(np.mean(values)), *map(float, bootstrap_mean(values, seed=seed)), n
-                  or len(values), BOOTSTRAP)
+def _loss(values, groups=None, usual=1.): # a mean of numbers from 0; what a row usually loses
+    return mean_metric(values, groups, high=np.inf, reach=(0, values.max() or usual))
 
 # %% ../../../nbs/apps/risk/02_risk_metrics.ipynb #1e99715e
 def outcome_metrics(y, # (rows,) 1 for the event
                     p, # (shuffles, rows) risks
-                    seed=0, bins=10) -> dict: # auc, brier, log_loss, ece -> Metric
-    "How good risks are; means over the shuffles, intervals over rows."
+                    bins=10,
+                    groups=None) -> dict: # (rows,) of any names; auc, brier, log_loss, ece
+    "How good risks are; means over the shuffles, intervals over rows, or groups."
     y, p = _rows(y, p)
-    at = np.clip(np.ceil(p * bins).astype(int) - 1, 0,
-                 bins - 1) + bins * np.arange(len(p))[:, None]
-
-    def gap(i):
-        return np.abs(
-            np.bincount(at[:, i].ravel(),
-                        (p - y)[:, i].ravel(), minlength=bins *
-                        len(p))).sum() / len(p) / len(i)
-    low, high = bootstrap(gap, len(y), n_resamples=1000 if p.size < 200_000 else 200, seed=seed)
+    square, codes = ((p - y)**2).mean(0), group_codes(groups, len(y))
     return {
-        "auc": auroc_with_interval(y, p), "brier": _mean(((p - y) ** 2).mean(0), seed),
-        "log_loss": _mean(_losses(y, p).mean(0), seed),
-        "ece": Metric(
-            float(gap(np.arange(len(y)))), float(max(low, 0)), float(high), len(y), BOOTSTRAP)}
+        "auc": auroc_with_interval(y, p, codes),
+        "brier": mean_metric(square, codes, reach=(0, max(square.max(), .25))),
+        "log_loss": _loss(_losses(y, p).mean(0), codes, np.log(2)),
+        "ece": _calibration_error(y, p, bins, codes)}
+
+def _calibration_error(y, p, bins, codes):
+    off, (s, n) = p - y, p.shape
+    at = np.clip(np.ceil(p * bins).astype(int) - 1, 0, bins - 1) + bins * np.arange(s)[:, None]
+    sums, squares = (np.bincount(at.ravel(), v.ravel(), minlength=bins * s) for v in (off, off**2))
+    value = float(np.abs(sums).sum() / s / n)
+    low, high, effect = bounded_interval(value, (np.sign(sums)[at] * off).mean(0) - value, codes)
+    spread = np.sqrt(effect * squares)[squares > 0] # of each sum; its size is too large by chance
+    z = np.abs(sums)[squares > 0] / spread
+    bias = (spread * [2 * NORMAL.pdf(v) - 2 * v * NORMAL.cdf(-v) for v in z]).sum() / s / n
+    return make_metric(value, (max(low - bias, 0.), high, effect), n, codes)
 
 # %% ../../../nbs/apps/risk/02_risk_metrics.ipynb #46f56887
 # (rows,) and (shuffles, rows); rows as of `eval.calibrate.reliability`
@@ -122,7 +130,8 @@ def cost_threshold(false_negative_cost, false_positive_cost) -> float:
 
 # %% ../../../nbs/apps/risk/02_risk_metrics.ipynb #48831a68
 # sensitivity, false_alarms, cost, saved -> Metric
-def decision_metrics(y, p, false_negative_cost=1., false_positive_cost=1., seed=0) -> dict:
+def decision_metrics(y, p, false_negative_cost=1., false_positive_cost=1.,
+                     groups=None) -> dict: # (rows,) of any names
     """Acting from the cost threshold on. `cost` is per row, `saved` against the cheaper of never
     and always acting."""
     y, p = _rows(y, p)
@@ -130,14 +139,18 @@ def decision_metrics(y, p, false_negative_cost=1., false_positive_cost=1., seed=
     cost = false_negative_cost * y * (1 - act) + false_positive_cost * (1 - y) * act
     idle = min((false_negative_cost * y, false_positive_cost * (1 - y)), key=np.mean)
 
+    codes = group_codes(groups, len(y))
     def share(side):
-        return Metric(float(act[side].mean()),
-                      *map(float, wilson_interval(act[side].sum(), int(side.sum()))),
-                      int(side.sum()), WILSON)
+        if codes is not None or not side.any():
+            return mean_metric(act[side], None if codes is None else codes[side])
+        ends = wilson_interval(act[side].sum(), int(side.sum()))
+        return make_metric(act[side].mean(), ends, int(side.sum()), method=WILSON)
 
+    most = max(false_negative_cost, false_positive_cost)
     return {
-        "sensitivity": share(y == 1), "false_alarms": share(y == 0), "cost": _mean(cost, seed),
-        "saved": _mean(idle - cost, seed)}
+        "sensitivity": share(y == 1), "false_alarms": share(y == 0),
+        "cost": mean_metric(cost, codes, high=most, reach=(0, cost.max() or most)),
+        "saved": mean_metric(idle - cost, codes, -most, most, (-most, most))}
 
 # %% ../../../nbs/apps/risk/02_risk_metrics.ipynb #6ac04141
 def plot_cost(y, p, false_negative_cost, false_positive_cost, seed=0) -> ReportFigure:
@@ -163,31 +176,28 @@ def plot_cost(y, p, false_negative_cost, false_positive_cost, seed=0) -> ReportF
     for s in fig.legend(loc="outside upper left", ncols=2, frameon=False).get_texts():
         s.set_color(INK)
     cost = rows[:, np.abs(at - t).argmin()].mean()
-    title = f"At the threshold {t:.3f} a row costs {cost:.3f}"
+    title = f"At the threshold {t:.3f} a row costs {format_number(cost)}"
     return ReportFigure(title, figure_svg(fig, title), None)
 
 # %% ../../../nbs/apps/risk/02_risk_metrics.ipynb #75402052
 def amount_metrics(y, # (rows,)
                    p, # (shuffles, rows) predictions
                    prediction_intervals=None, # (shuffles, rows, 2) of 95 % prediction intervals
-                   seed=0) -> dict: # r2, rmse, mae, and with ends coverage and width -> Metric
-    "How good predicted numbers are; means over the shuffles, intervals over rows."
+                   groups=None # (rows,) of any names
+                  ) -> dict: # r2, rmse, mae, and with ends coverage and width -> Metric
+    "How good predicted numbers are; means over the shuffles, intervals over rows, or groups."
     y, p = _rows(y, p)
-    square = ((p - y)**2).mean(0)
-    stats = {
-        "r2": lambda i: 1 - square[i].sum() / max(((y[i] - y[i].mean())**2).sum(), 1e-300),
-        "rmse": lambda i: square[i].mean()**.5}
-    out = {
-        k: Metric(float(f(np.arange(len(y)))),
-                  *map(float, bootstrap(f, len(y), seed=seed)), len(y),
-                  BOOTSTRAP) for k, f in stats.items()}
-    out["mae"] = _mean(np.abs(p - y).mean(0), seed)
+    codes, usual = group_codes(groups, len(y)), y.std() or 1.
+    square, share = squares_interval((((p - y) / usual)**2).mean(0)**.5, y / usual, codes)
+    out = {"r2": function_metric(share, lambda v: 1 - v),
+           "rmse": function_metric(square, lambda v: v**.5 * usual),
+           "mae": _loss(np.abs(p - y).mean(0), codes, usual)}
     if prediction_intervals is None:
         return out
     low, high = np.moveaxis(np.asarray(prediction_intervals, float).reshape(*p.shape, 2), -1, 0)
     return out | {
-        "coverage": _mean(((low <= y) & (y <= high)).mean(0), seed), "width": _mean(
-            (high - low).mean(0), seed)}
+        "coverage": mean_metric(((low <= y) & (y <= high)).mean(0), codes),
+        "width": _loss((high - low).mean(0), codes, usual)}
 
 # %% ../../../nbs/apps/risk/02_risk_metrics.ipynb #fc9beb02
 # a of n less b of m: (difference, low, high); NaN where there are no rows
@@ -260,8 +270,8 @@ def slices_table(found: dict, column="", max_rows=12) -> ReportTable: # of `outc
         f"all groups together in 95 % of cases{more}")
 
 # %% ../../../nbs/apps/risk/02_risk_metrics.ipynb #7715d9be
-def amount_slices(y, p, group, level=.95, seed=0) -> dict: # group -> rows, bias, mae -> Metric
-    """Mean error (prediction less truth) and mean absolute error of each group; bootstrap intervals
+def amount_slices(y, p, group, level=.95) -> dict: # group -> rows, bias, mae -> Metric
+    """Mean error (prediction less truth) and mean absolute error of each group; intervals
     for all groups together."""
     (y, p), group = _rows(y, p), np.array([str(g) for g in group], dtype=object)
     names, n = np.unique(group, return_counts=True)
@@ -269,8 +279,8 @@ def amount_slices(y, p, group, level=.95, seed=0) -> dict: # group -> rows, bias
     off = (p - y)
 
     def mean(v):
-        return Metric(float(v.mean()), *map(float, bootstrap_mean(v, seed=seed, level=wide)),
-                      len(v), BOOTSTRAP)
+        low = 0. if v.min() >= 0 else -np.inf
+        return mean_metric(v, low=low, high=np.inf, level=wide)
 
     return {
         names[i]: {

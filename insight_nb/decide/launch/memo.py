@@ -299,8 +299,8 @@ def _metric(e, name, where):
         raise InputError(
             f"{where}: {name} is {v[0]:g} from {v[1]:g} to {v[2]:g}, which is no share of right "
             "cases: name one by 'metric' in the assumptions.")
-    return Metric(*map(float, v), int(m.get("n") or 0),
-                  str(m.get("method", "")))
+    return Metric(*map(float, v), int(m.get("n") or 0), str(m.get("method", "")), m.get("groups"),
+                  m.get("effective_rows"))
 
 # %% ../../../nbs/decide/launch/04_memo.ipynb #4ffd3781
 def _metric_name(e, metric, table, where):
@@ -346,7 +346,9 @@ def _evidence(e, where, metric):
         _scores(curves.get(method) or {}), out
         and Metric(1 - out.value, 1 - out.high, 1 - out.low, out.n, out.method), {
             "sha256": data.get("sha256", ""), "curves": sorted(set(curves) - {method}),
-            "groups": (data.get("groups") or {}).get("test")})
+            # that the interval does not know of
+            "groups": None if quality and quality.groups else (data.get("groups") or {}).get(
+                "test")})
 
 # %% ../../../nbs/decide/launch/04_memo.ipynb #39e4f46e
 def _verdict(v):

@@ -229,7 +229,8 @@ class Policy:
 
 # %% ../../../nbs/decide/launch/00_policy.ipynb #e2a28bb3
 def _metric(value, drawn, n):
-    return Metric(float(value), *map(float, np.nanquantile(drawn, [.025, .975])), n,
+    low, high = np.nanquantile(drawn, [.025, .975])
+    return Metric(float(value), float(min(low, value)), float(max(high, value)), n,
                   f"bootstrap 95 %, {len(drawn):,} draws")
 
 def _policy(payoffs, t, low, high, near, draws=1000, seed=0, note=""):
