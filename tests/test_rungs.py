@@ -12,7 +12,6 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 
 from insight_nb import load
 from insight_nb.base.core import InputError
-from insight_nb.cli import main
 from insight_nb.jobs.rungs import load_rung, save_rung
 from insight_nb.methods.classical import Tfidf
 from insight_nb.methods.frozen import LinearProbe, StaticEmbeddings

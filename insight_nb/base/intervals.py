@@ -107,6 +107,7 @@ def influence_variance(influence, # (rows,): the metric is moved by their mean
     groups = n if codes is None else int(codes.max()) + 1
     return variance, groups - 1, effect
 
+# %% ../../nbs/base/11_intervals.ipynb #7d7068ca
 def influence_interval(value, influence, extra, low=0., high=1., at=None, codes=None,
                        level=.95) -> tuple: # low, high, design effect
     "The interval of any metric; arguments as of `influence_variance` and `score_interval`."
@@ -120,6 +121,7 @@ def _reach(v, low, high): # where the two made-up rows lie
     far = v.std() or abs(v.mean()) / len(v)**.5
     return v.mean() - far, v.mean() + far
 
+# %% ../../nbs/base/11_intervals.ipynb #1e4cdb75
 def mean_interval(values, groups=None, # (rows,); (rows,) of any names
                   low=0., high=1., # the range of a value; infinite: it has no end there
                   reach=None, # two values that a row may have; None: the ends of the range
@@ -198,6 +200,7 @@ def draw_rows(rng, n, codes=None): # rows; (rows,) of `group_codes`
     rows = np.repeat(start[drawn] - np.cumsum(size[drawn]) + size[drawn], size[drawn])
     return order[rows + np.arange(len(rows))]
 
+# %% ../../nbs/base/11_intervals.ipynb #fbfcfd09
 def bootstrap(stat, # called with row positions, returns a number
               n, # rows
               n_resamples=1000, # resamples

@@ -232,7 +232,8 @@ def _tagged(sentences, tags, docs, name, notes, rows, dropped=None):
     if repaired:
         notes = [*notes, f"{plural(repaired, 'tag')} that continued nothing now begin a span"]
     if hidden := sum(map(is_invisible, chain.from_iterable(sentences))):
-        notes = [*notes, f"{plural(hidden, 'word')} without a visible letter, each kept in its place"]
+        what = plural(hidden, "word")
+        notes = [*notes, f"{what} without a visible letter, each kept in its place"]
     texts, words = zip(*map(join_words, sentences))
     return TaggedTexts(list(texts), list(words), tags, docs, name, notes, False, np.array(rows),
                        dropped or {})

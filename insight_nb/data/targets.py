@@ -36,6 +36,7 @@ def _bare(v) -> tuple: # a cell -> (digits and their separators, whether it is a
     s = f"-{s[1:-1]}" if s.startswith("(") and s.endswith(")") else s
     return s.removesuffix("%"), s.endswith("%")
 
+# %% ../../nbs/data/10_targets.ipynb #d2896ad7
 def _reading(mark) -> tuple: # the decimal mark -> a pattern of numbers, and how to read one
     group = "[,']" if mark == "." else "[.']"
     whole = rf"(?:\d{{1,3}}(?:{group}\d{{3}})+|\d+)"
@@ -48,8 +49,8 @@ _POINT, _COMMA = _reading("."), _reading(",")
 
 def parse_numbers(values, # (rows,) cells
                   name="the column") -> tuple: # (rows,) float64, NaN for no number; a note or None
-    """Numbers as people write them, by one rule for all cells. Raises InputError where two rules fit
-    that differ, and for percentages among other numbers."""
+    """Numbers as people write them, by one rule for all cells. Raises InputError where two rules
+    fit that differ, and for percentages among other numbers."""
     if np.asarray(values).dtype.kind in "iuf":
         return np.asarray(values, dtype=float), None
     cells, percent = zip(*map(_bare, values)) if len(values) else ((), ())
@@ -195,7 +196,8 @@ def join_indicators(frame, # a column of 0 and 1 for each label
 
 # %% ../../nbs/data/10_targets.ipynb #6f210f2e
 def open_label_sets(source, # whatever `open_frame` opens
-                    text="text", label="label", # names of the columns; several, with commas: of 0 and 1
+                    # names of the columns; several labels, with commas: columns of 0 and 1
+                    text="text", label="label",
                     separator=None # between two labels of a cell; None: as of `find_separator`
                    ) -> tuple[Table, str]: # the table, and the separator
     """Read texts with several labels each. The label column of the table holds them in order, one
@@ -417,6 +419,7 @@ def label_rows(y) -> list: # of lists of labels, or of zeros and ones
         rows.append([plain_label(c, i) for c in cells])
     return rows
 
+# %% ../../nbs/data/10_targets.ipynb #9f078f16
 def is_indicator(rows) -> bool: # of `label_rows`
     "Whether rows are zeros and ones, all as wide."
     wide = {len(row) for row in rows}

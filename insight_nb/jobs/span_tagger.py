@@ -230,6 +230,7 @@ def predict(self: SpanTagger, X) -> list: # as the `y` of `fit`: for each text s
     return [["O" if invalid_text_reason(w) else next(tags) for w in words]
             for words, tags in zip(rows, found)]
 
+# %% ../../nbs/jobs/06_span_tagger.ipynb #97d10214
 @patch
 def score(self: SpanTagger, X, y) -> float:
     "F1 of whole spans."

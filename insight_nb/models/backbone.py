@@ -166,8 +166,8 @@ def load_encoder(name_or_path, # folder or hub id
             f"{name_or_path} lacks {len(missing)} weights of the encoder, {missing[0]} first: it "
             f"is not a whole encoder of type {encoder.config.model_type}.")
     if kind := _other_kind(encoder.config):
-        raise InputError(f"{name_or_path} is {kind} ({encoder.config.model_type}): choose an encoder, "
-                         "whose tokens see both sides.")
+        raise InputError(f"{name_or_path} is {kind} ({encoder.config.model_type}): choose an "
+                         "encoder, whose tokens see both sides.")
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None
     return encoder
@@ -281,9 +281,9 @@ def check_sentence_encoder(where, # a folder, or a hub id
     if prompts.get("default_prompt_name"):
         said = said or f"puts the prompt {prompts['default_prompt_name']!r} before each text"
     if said:
-        raise InputError(f"{where} {said}, and here the mean of the tokens is taken: choose another "
-                         "backbone, or train a copy of the folder without modules.json as a plain "
-                         "encoder.")
+        raise InputError(f"{where} {said}, and here the mean of the tokens is taken: choose "
+                         "another backbone, or train a copy of the folder without modules.json "
+                         "as a plain encoder.")
 
 # %% ../../nbs/models/00_backbone.ipynb #83ddfed7
 def load_backbone(name=None, # None for the embedded one, a folder, or a hub id

@@ -169,7 +169,8 @@ def _with_answers(good, faults, answers, sure, probs, names):
         out[good] = values
         return out
 
-    found = {"prediction": spread(answers, None, object), "probability": spread(sure, np.nan, float)}
+    found = {"prediction": spread(answers, None, object),
+             "probability": spread(sure, np.nan, float)}
     for i, n in enumerate(names):
         found[f"probability_{n}"] = spread(probs[:, i], np.nan, float)
     return found | {"error": [f or "" for f in faults]}

@@ -78,6 +78,7 @@ def hash_rows(dataset) -> str | None: # a `TokenDataset`
         found.update(b"none" if a is None else np.ascontiguousarray(a))
     return found.hexdigest()[:16]
 
+# %% ../../nbs/train/04_checkpoint.ipynb #5c07c27d
 @patch
 def computed_on(self: Trainer) -> str:
     "Kind of device, and precision."

@@ -114,6 +114,7 @@ def on_train_begin(self: WeightPenalty, trainer):
             scale = None if scale is None else scale.to(p.device)
             self.held.append((p, there.to(p.device), scale))
 
+# %% ../../nbs/train/06_update.ipynb #9a37e6c7
 @patch
 @torch.no_grad()
 def on_backward_end(self: WeightPenalty, trainer):
@@ -194,6 +195,7 @@ class UpdateTask(ClassificationTask):
             raise InputError(f"penalty is {strength:g}: it must be above 0, or be left out.")
         self.strength, self.softness = float(strength), float(temperature)
 
+# %% ../../nbs/train/06_update.ipynb #b6b2d638
 @patch
 def divergence(self: UpdateTask, logits, old): # (rows, labels), (rows, old labels) -> (rows,)
     "How far the answers among the old labels are from the old model's; 0 where that is NaN."
@@ -211,6 +213,7 @@ def loss(self: UpdateTask, logits, labels, weights=None): # (rows, labels), `lab
     each = class_loss(logits, ids, self.focal, self.smoothing)
     return weighted_mean(each + self.strength * self.divergence(logits, labels[:, 1:]), w)
 
+# %% ../../nbs/train/06_update.ipynb #c9bcef13
 @patch
 def constant_loss(self: UpdateTask, labels) -> float: # of `labels_and_logits`
     "The loss of saying the shares of the labels, whatever the text."
