@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CURVE_RUNGS', 'TextComparison', 'read_descriptions', 'curve_blocks', 'curve_evidence', 'length_groups',
-           'TagComparison']
+           'why_not_kept', 'TagComparison']
 
 # %% ../../nbs/jobs/11_comparison.ipynb #23a69b08
 import shutil
@@ -278,6 +278,15 @@ def same_answers(self: TextComparison, bundle, answers) -> Check: # as they were
                  f"{same:.1%} of {len(got)} answers are the same, probabilities differ by at most "
                  f"{far:.1g} (the ladder may compute in 16 bits)")
 
+# %% ../../nbs/jobs/11_comparison.ipynb #67492b58
+def why_not_kept(rung, shown, kept) -> str: # a rung, its `MethodResult`, where it should lie
+    "Why there is no bundle of a rung."
+    if not can_save(rung):
+        return f"{shown.name} asks a model that can't be put into a bundle"
+    if "not kept" in shown.why:
+        return f"{shown.name}: {shown.why}"
+    return f"what {shown.name} learned does not lie in {kept} any more: run the ladder again"
+
 # %% ../../nbs/jobs/11_comparison.ipynb #f18817c6
 @patch
 def ship(self: TextComparison, ladder, shown, # the `MethodResult` to ship
@@ -286,7 +295,7 @@ def ship(self: TextComparison, ladder, shown, # the `MethodResult` to ship
     rung = next(r for r in ladder.rungs if r.name == shown.name)
     kept = ladder.cache.path(rung, "kept")
     if not kept.is_dir():
-        why = f"{shown.name} asks a model that can't be put into a bundle"
+        why = why_not_kept(rung, shown, kept)
         return None, [Check("reload_equal", None, why), *(
             Check(name, None, "there is no bundle") for name in ("label_order", "row_order"))]
     with atomic_output(folder, force=True) as temp:

@@ -194,14 +194,25 @@ def bucket_start(self: Stream, at): # seconds each
         return local.normalize()
     return local.normalize() - pd.to_timedelta(local.weekday, unit="D")
 
+# %% ../../../nbs/apps/monitor/01_stream.ipynb #a69ec6ba
+@patch
+def _no_column(self: Stream, name, what, column, rows): # of `StreamColumns`; dicts
+    "The error for a column that is not there, with the one that was meant."
+    row = rows[0] if rows else {}
+    dates = [c for c, v in row.items() if not isinstance(v, (int, float))
+             and parse_timestamp(v, self.tz) is not None]
+    meant = suggest(column, row)
+    if what == "date" and dates and "Did you mean" not in meant:
+        meant = f" Did you mean {dates[0]!r}?"
+    return InputError(f"{shorten(name, 80)} has no column {column!r}.{meant}")
+
 # %% ../../../nbs/apps/monitor/01_stream.ipynb #8dcc410c
 @patch
 def _cells(self: Stream, frame, name):
     wanted = {k: c for k, c in vars(self.columns).items() if c is not None}
-    gone = [c for c in wanted.values() if c not in frame.columns]
-    if gone:
-        raise InputError(
-            f"{shorten(name, 80)} has no column {gone[0]!r}.{suggest(gone[0], frame.columns)}")
+    for what, column in wanted.items():
+        if column not in frame.columns:
+            raise self._no_column(name, what, column, frame.head(1).to_dict("records"))
     return [
         dict(zip(wanted, row))
         for row in zip(*(frame[c].tolist() for c in wanted.values()))]
@@ -347,6 +358,10 @@ def follow(self: Stream, path) -> Counter:
         if _json_lines(block[end:])[0]:
             end = len(block)
         rows, broken = _json_lines(block[:end])
+        for what, column in wanted.items():
+            needed = not start or what in ("text", "date")
+            if rows and needed and not any(column in row for row in rows):
+                raise self._no_column(path.name, what, column, rows)
         found = self._write([{k: row.get(c) for k, c in wanted.items()}
                              for row in rows], path.name, broken)
         f.seek(max(0, start + end - 1024))
