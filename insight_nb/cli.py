@@ -161,7 +161,7 @@ def read_recipe(path # of a notebook
     "The title and the parameters of a recipe. Raises `InputError` when the file is no recipe."
     try:
         cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f"{path} is not a notebook: its JSON can't be read.") from None
     except OSError as e:
         raise InputError(f"{path} can't be read: {e.strerror}.") from None
@@ -200,7 +200,7 @@ def _left_by_run(out) -> set | None: # names; None: this is no run
         return {
             *_LEFT, *json.loads(Path(out, "notebook.ipynb").read_text(
                 encoding="utf-8"))["metadata"]["insight_nb"].get("left", ())}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 def check_output_dir(out, # the folder asked for
@@ -443,7 +443,7 @@ def summary(out # the folder of a run
     lines += [("measured", f"against {against}, not labels")] if against != "labels" else []
     lines += [("groups", told)] if (told := _group_line(e)) else []
     lines += [("guard", _guard_line(e["guard"]))] if e.get("guard") else []
-    lines += [("cost", _cost_line(e["cost"]))] if e.get("cost") else []
+    lines += [("cost", _cost_line(e))] if e.get("cost") else []
     lines += [("decision", format_cell(json.loads(decision.read_text(
         encoding="utf-8"))["said"]))] if decision.exists() else []
     lines += [(Path(name).stem, f"{out}/{name}")
@@ -460,9 +460,11 @@ def _guard_line(guard):
     return f"{asked - len(failed)} of {asked} checks passed" + (
         f"; FAILED: {', '.join(failed)}" if failed else "")
 
-def _cost_line(cost):
+def _cost_line(e):
+    from insight_nb.eval.report import UNITS # not before a run is over
+    cost, unit = e["cost"], UNITS.get(e.get("task"), "text")
     units = {
-        "train_seconds": "{:.0f} s training", "predict_ms_per_text": "{:.1f} ms per text",
+        "train_seconds": "{:.0f} s training", "predict_ms_per_text": f"{{:.1f}} ms per {unit}",
         "peak_memory_mb": "{:,.0f} MB", "device": "{}"}
     return ", ".join(
         form.format(cost[k]) for k, form in units.items()

@@ -258,7 +258,7 @@ def _list(value, where, what):
         import json
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = None
     if not isinstance(value, (list, tuple)):
         raise InputError(f"{where}{what} is not a list.")

@@ -131,7 +131,7 @@ def _names(v, separator, where):
     if isinstance(v, str) and v.lstrip()[:1] == "[":
         try:
             v = json.loads(v)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise InputError(f"{where}{shorten(v, 40)!r} is not a list in JSON.") from None
     if isinstance(v, str):
         v = v.split(separator)
@@ -225,7 +225,7 @@ def split_label_sets(table: Table, label="label") -> list: # of lists of names, 
 def _is_list(v):
     try:
         return isinstance(json.loads(v), list)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 # %% ../../nbs/data/10_targets.ipynb #48853523

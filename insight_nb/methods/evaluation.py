@@ -213,7 +213,8 @@ class ResultCache:
             return
         with atomic_output(self.path(rung, "npz"), force=True, file=True) as f:
             np.savez_compressed(f, answers=self.exam.pack(step.predictions))
-        facts = {k: getattr(step, k) for k in ("name", "needs", "settings", "status", "why", "cost")}
+        names = ("name", "needs", "settings", "status", "why", "cost")
+        facts = {k: getattr(step, k) for k in names}
         facts["metrics"] = {k: asdict(m) for k, m in step.metrics.items()}
         text = json.dumps(facts | {"kept": _file_hashes(self.path(rung, "kept"))})
         sealed = [hash_file(self.path(rung, "npz")), hash_texts([text]), text]

@@ -159,7 +159,7 @@ def _is_adapter(v):
 _FIELDS = { # of a bundle for texts
     "labels": lambda v: isinstance(v, list) and v and all(isinstance(w, str) for w in v),
     "max_length": lambda v: type(v) is int and v > 0,
-    "temperature": lambda v: _is_number(v) and v > 0,
+    "temperature": lambda v: _is_number(v) and 0 < v < float("inf"),
     "backbone": _is_backbone, "adapter": _is_adapter,
     "settings": lambda v: v is None or isinstance(v, dict)}
 
@@ -306,7 +306,7 @@ def run_evidence(path) -> dict: # of a bundle; empty: there is none
         found = json.loads(file.read_text(encoding="utf-8"))
         model, data = found["model"], found["data"]
         known = (found["task"], data["labels"], model["identity"], model["max_length"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
     own = (info["task"], info["labels"], info["backbone"]["identity"], info["max_length"])
     return found if known == own else {}

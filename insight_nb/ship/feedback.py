@@ -365,7 +365,7 @@ def _cell(task, cell, whole=False): # of a table -> as of JSON; are labels whole
     if isinstance(cell, str) and task in ("multilabel", "tag"):
         try:
             return json.loads(cell)
-        except ValueError:
+        except (ValueError, RecursionError):
             return [part.strip() for part in cell.split(";") if part.strip()]
     if task == "regress":
         try:

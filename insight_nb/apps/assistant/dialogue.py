@@ -102,7 +102,7 @@ def read_flows(source) -> dict:
     if isinstance(source, (str, Path)):
         try:
             source = json.loads(Path(source).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as e:
+        except (OSError, ValueError, RecursionError) as e:
             raise InputError(
                 f"{source} can't be read as flows ({type(e).__name__}): name a JSON file."
             ) from None

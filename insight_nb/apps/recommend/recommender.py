@@ -444,7 +444,7 @@ def _history(cell): # -> names; raises InputError
     if isinstance(cell, str) and cell.strip().startswith("["):
         try:
             return list(json.loads(cell))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise InputError(f"{shorten(cell, 40)} is no list in JSON") from None
     if isinstance(cell, (list, tuple, np.ndarray)):
         return list(cell)

@@ -123,7 +123,11 @@ def read_yaml(path) -> dict: # key -> (line, value)
     a name twice."""
     yaml, where = optional_import("yaml", "decide"), Path(path).name
     try:
-        loader = yaml.SafeLoader(Path(path).read_text(encoding="utf-8-sig"))
+        text = Path(path).read_text(encoding="utf-8-sig")
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)):
+            raise InputError(f"{where} has an alias (*name), which is not read: write its value "
+                             "out.") # some lines of aliases fill any memory
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
             raise InputError(

@@ -392,7 +392,7 @@ def reliability_from_evidence(evidence) -> list[dict]:
     if not isinstance(evidence, dict):
         try:
             evidence = json.loads(Path(evidence).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as e:
+        except (OSError, ValueError, RecursionError) as e:
             raise InputError(
                 f"{shorten(evidence, 200)} can't be read as an evidence.json: "
                 f"{shorten(e, 100)}. Name the file that a run left.") from None
