@@ -595,7 +595,9 @@ def _check(args):
             temp = stack.enter_context(atomic_output(args.json, args.force, file=True))
         else:
             temp = None
-        found = audit(open_table(args.table, text=args.text, label=label))
+        table = open_table(args.table, text=args.text, label=label)
+        found = audit(table)
+        found.warnings += _unreadable(args.backbone, table.texts)
         if temp:
             temp.write_text(
                 json.dumps(found.to_dict(), ensure_ascii=False, indent=1, allow_nan=False) + "\n",
@@ -603,6 +605,16 @@ def _check(args):
     print(found)
     if found.problems:
         raise InputError(found.problems[0])
+
+def _unreadable(backbone, texts): # warnings
+    if backbone == "none":
+        return []
+    from insight_nb.data.tokens import check_tokenizer_coverage
+    from insight_nb.jobs.training import READS_MANY
+    from insight_nb.models.backbone import fetch_model, load_tokenizer
+    name, _, tokenizer = fetch_model(backbone, load_tokenizer)
+    said = check_tokenizer_coverage(texts, tokenizer)
+    return [] if said["fits"] else [f"{name}: {said['detail']}. One for most languages: {READS_MANY}"]
 
 def _samples(args):
     from insight_nb.data.samples import samples
@@ -805,6 +817,9 @@ def _check_arguments(p):
                    help="the column that holds the text; default: text")
     p.add_argument("--label", default="label", metavar="COL",
                    help="the column that holds the label, or none; default: label")
+    p.add_argument("--backbone", metavar="NAME",
+                   help="an encoder that is to read the texts, a folder or hub id, or none; "
+                        "default: the embedded one")
     p.add_argument("--json", metavar="FILE", help="write the report as JSON too")
     p.add_argument("--force", action="store_true", help="replace FILE")
 

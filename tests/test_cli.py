@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from conftest import refused, rows_of, write_csv
 from insight_nb import cli
+from insight_nb.cli import main
 from insight_nb.base.files import read_chunks, read_frame
 
 
@@ -521,3 +522,16 @@ def test_a_bundle_from_the_future_and_half_a_bundle(ends, trained):
 def test_samples_lists_them(ends, capsys):
     assert cli.main(["samples"]) == 0
     assert "tweets" in capsys.readouterr().out
+
+
+def test_the_first_minute_of_a_chinese_user(ends, capsys):
+    said = ["房间很好，早餐不错", "服务太差，房间很脏"]
+    rows = [{"text": f"{said[i % 2]}，第{i}次", "label": "好差"[i % 2]} for i in range(60)]
+    write_csv("zh.csv", rows)
+    assert main(["check", "zh.csv"]) == 0
+    assert "was not made for the language of these texts" in capsys.readouterr().out
+    assert main(["check", "zh.csv", "--backbone", "none"]) == 0
+    assert "was not made" not in capsys.readouterr().out
+    refused(ends("run", "classify", "-p", "table", "zh.csv"), "can't read these texts",
+            "-p backbone intfloat/multilingual-e5-small", "TF-IDF + linear reads letters",
+            "-p anyway true")

@@ -81,6 +81,7 @@ def row_order(rows_in, # (rows,) row ids that were asked
 # %% ../../nbs/eval/05_guard.ipynb #a64347c3
 def loss_fell(losses) -> Check: # (steps or epochs,) training losses in order
     "The training loss is finite and lower at the end than at the start."
+    from scipy.stats import kendalltau
     v = np.asarray(losses, float)
     if not np.isfinite(v).all():
         return Check(
@@ -92,13 +93,16 @@ def loss_fell(losses) -> Check: # (steps or epochs,) training losses in order
     m = max(1, len(v) // 5)
     first, last = v[:m], v[-m:]
     noise = 2 * ((first.var() + last.var()) / m)**.5 if m > 1 else 0
-    if first.mean() - last.mean() > noise:
-        return Check("loss_fell", True,
-                     f"the loss fell from {first.mean():.3f} to {last.mean():.3f}")
-    return Check(
-        "loss_fell", False,
-        f"the loss went from {first.mean():.3f} to {last.mean():.3f}: nothing was learned; try "
-        "another learning rate, or look at the labels")
+    said = f"from {first.mean():.3f} to {last.mean():.3f}"
+    trend = kendalltau(range(len(v)), v, alternative="less").pvalue # of all steps; NaN: all alike
+    if first.mean() - last.mean() > noise or first.mean() > last.mean() and trend < .01:
+        return Check("loss_fell", True, f"the loss fell {said}")
+    if first.mean() > last.mean():
+        return Check("loss_fell", False,
+                     f"the loss went {said} in {len(v):,} steps, which may be its noise "
+                     f"({noise:.3f}); take more epochs, or a higher learning rate")
+    return Check("loss_fell", False, f"the loss rose {said} in {len(v):,} steps; take a lower "
+                                     "learning rate, or look at the labels")
 
 # %% ../../nbs/eval/05_guard.ipynb #27f4796f
 def beats_majority(y_true, # (rows,) true class ids of the test rows

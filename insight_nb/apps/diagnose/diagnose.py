@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['WRITERS', 'digits', 'images_table', 'sensitivity_specificity', 'threshold_at_specificity', 'rates_at_threshold',
-           'mean_auroc', 'diagnostic_metrics', 'class_thresholds_at', 'diagnostic_table', 'risk_coverage',
-           'abstain_table', 'plot_risk_coverage', 'TrainingPlan', 'make_plan', 'ImageDataset', 'ImageTrainer',
-           'group_folds', 'leakage_difference', 'group_leakage', 'mean_over_groups', 'group_table']
+           'mean_auroc', 'diagnostic_metrics', 'negatives_needed', 'class_thresholds_at', 'diagnostic_table',
+           'risk_coverage', 'abstain_table', 'plot_risk_coverage', 'TrainingPlan', 'make_plan', 'ImageDataset',
+           'ImageTrainer', 'group_folds', 'leakage_difference', 'group_leakage', 'mean_over_groups', 'group_table']
 
 # %% ../../../nbs/apps/diagnose/02_diagnose.ipynb #b7a15bdd
 import copy
@@ -124,15 +124,19 @@ def diagnostic_metrics(y, probs, # (rows,) class ids; (rows, classes) of the tes
            # (rows,), for the intervals of accuracy and rates; returns name -> Metric
            groups=None) -> dict:
     """Accuracy and the others of `evaluate`, AUROC, the rates of each class, and those at its
-    threshold."""
+    threshold, where that is finite."""
     y, p = np.asarray(y), probs.argmax(1)
     out = evaluate(y, probs, groups=groups) | {
         "auroc": mean_auroc(y, probs, groups)} | sensitivity_specificity(y, p, names, groups)
     for i, n in enumerate(names):
-        out |= {f"auroc[{n}]": auroc(
-            y == i, probs[:, i], groups)} | ({} if thresholds is None else rates_at_threshold(
-                y == i, probs[:, i], thresholds[i], n, groups))
+        out[f"auroc[{n}]"] = auroc(y == i, probs[:, i], groups)
+        if thresholds is not None and np.isfinite(thresholds[i]):
+            out |= rates_at_threshold(y == i, probs[:, i], thresholds[i], n, groups)
     return out
+
+def negatives_needed(specificity) -> int:
+    "How many validation rows without a class a finite threshold takes."
+    return int(np.ceil(specificity / (1 - specificity) - 1e-9))
 
 def class_thresholds_at(y, probs, specificity=.95) -> list: # (classes,), from validation rows
     "The threshold of each class against all others."
@@ -145,10 +149,10 @@ def diagnostic_table(metrics: dict, names) -> ReportTable:
     "The rates of each class, as answered and at its threshold."
     kinds = [
         k for k in ("sensitivity", "specificity", "auroc", "sensitivity_at_threshold",
-                    "specificity_at_threshold") if f"{k}[{names[0]}]" in metrics]
+                    "specificity_at_threshold") if any(f"{k}[{n}]" in metrics for n in names)]
     rows = [[
         shorten(n, 40), f"{metrics[f'sensitivity[{n}]'].n:,}",
-        *(metrics[f"{k}[{n}]"] for k in kinds)] for n in names]
+        *(metrics.get(f"{k}[{n}]", "–") for k in kinds)] for n in names]
     by = " over groups" if metrics[f"sensitivity[{names[0]}]"].groups else ""
     return ReportTable(
         ["class", "rows", *(k.replace("_", " ").replace("auroc", "AUROC") for k in kinds)], rows,

@@ -23,7 +23,7 @@ import insight_nb.eval.guard as guard
 from .diagnose import (
     ImageDataset, ImageTrainer, diagnostic_metrics, diagnostic_table, digits, group_folds,
     group_leakage, group_table, images_table, leakage_difference, mean_over_groups,
-    plot_risk_coverage, sensitivity_specificity)
+    negatives_needed, plot_risk_coverage, sensitivity_specificity)
 from ...base.core import (
     atomic_output, InputError, package_versions, plural, ReportTable, shorten, suggest)
 from ...base.files import check_free_columns
@@ -208,15 +208,16 @@ def set_results(self: DiagnosisReport, y, probs, train_y, # as of `measure`
     self.measure(y, probs, train_y, groups=groups)
     shares = np.bincount(train_y, minlength=len(self.names)) / len(train_y)
     self.metrics |= diagnostic_metrics(y, probs, self.names, thresholds, groups)
+    constant = np.where(np.isfinite(thresholds), shares, np.inf)
     self.baseline |= diagnostic_metrics(y, np.broadcast_to(shares, probs.shape), self.names,
-                                        list(shares), groups)
+                                        constant, groups)
     asked = (f"The thresholds were set on validation rows so that {specificity:.0%} of those "
              "without the class stay below; the specificity that came out on the test rows "
              "stands beside.")
     never = [shorten(n, 30) for n, t in zip(self.names, thresholds) if np.isinf(t)]
     if never:
-        asked += (f" Too few validation rows for that are without {', '.join(never)}: there the "
-                  "threshold is infinite and nobody is called.")
+        asked += (f" Too few validation rows for that are without {', '.join(never)}: "
+                  f"{negatives_needed(specificity):,} would do. There the numbers are left out.")
     self.clinical += [("Sensitivity and specificity",
                        [diagnostic_table(self.metrics, self.names), asked]),
                       ("Leaving some to a person", [plot_risk_coverage(y, probs)])]
