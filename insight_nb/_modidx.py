@@ -1619,6 +1619,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'insight_nb.cli._run': ('cli.html#_run', 'insight_nb/cli.py'),
                                 'insight_nb.cli._run_arguments': ('cli.html#_run_arguments', 'insight_nb/cli.py'),
                                 'insight_nb.cli._run_help': ('cli.html#_run_help', 'insight_nb/cli.py'),
+                                'insight_nb.cli._safe_path': ('cli.html#_safe_path', 'insight_nb/cli.py'),
                                 'insight_nb.cli._samples': ('cli.html#_samples', 'insight_nb/cli.py'),
                                 'insight_nb.cli._say': ('cli.html#_say', 'insight_nb/cli.py'),
                                 'insight_nb.cli._say_formulas': ('cli.html#_say_formulas', 'insight_nb/cli.py'),

@@ -237,7 +237,7 @@ def _environment():
     """For the kernel: no debugger notice, this Python's own kernel, no questions, no modules of the
     current folder, no warnings, a line for each epoch unless CI wants quiet."""
     os.environ |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "JUPYTER_PREFER_ENV_PATH": "1",
-                   "INSIGHT_NB_UNATTENDED": "1", "PYTHONSAFEPATH": "1"}
+                   "INSIGHT_NB_UNATTENDED": "1"}
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     if not os.environ.get("CI"):
         os.environ.setdefault("INSIGHT_NB_PROGRESS", "lines")
@@ -296,6 +296,17 @@ class _Shown:
     def write(self, text): return self.stream.write(printable(text, "\n\r\t"))
     def flush(self): self.stream.flush()
 
+@contextlib.contextmanager
+def _safe_path(): # for the kernel, which inherits it: nothing is imported from the current folder
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["PYTHONSAFEPATH"]
+        if before is not None:
+            os.environ["PYTHONSAFEPATH"] = before
+
 def _papermill(path, notebook, given):
     import nbformat
     import papermill
@@ -305,7 +316,7 @@ def _papermill(path, notebook, given):
     how = {"kernel_name": "python3", "language": "python", "progress_bar": False,
            "stdout_file": _Shown(sys.stdout), "stderr_file": _Shown(sys.stderr),
            "extra_arguments": ["--log-level=CRITICAL", "--InteractiveShellApp.ignore_cwd=True"]}
-    with _signals_reach_training() as terminated:
+    with _signals_reach_training() as terminated, _safe_path():
         try:
             papermill.execute_notebook(nbformat.read(path, as_version=4), name, given, **how)
         except Exception:

@@ -514,5 +514,5 @@ def test_several_labels_have_the_probability_that_a_table_has(tmp_path):
     texts = ["late", "很好", "a parcel"]
     table = predict_frame(bundle, pd.DataFrame({"text": texts}))
     rows = answer_rows(bundle, texts)
-    assert [json.loads(p) for p in table["prediction"]] == [r["prediction"] for r in rows]
+    assert table["prediction"].tolist() == [r["prediction"] for r in rows]
     assert table["probability"].tolist() == pytest.approx([r["probability"] for r in rows])

@@ -81,7 +81,8 @@ def test_two_runs_into_one_folder():
 
 @pytest.mark.parametrize("number", ["SIGKILL", "SIGHUP", "SIGTERM"])
 def test_what_an_ended_run_leaves_is_removed(number, tmp_path):
-    process = start("run", "toy.ipynb", "--out", "a", "-p", "seconds", "60")
+    process = start("run", "toy.ipynb", "--out", "a", "-p", "seconds", "60",
+                    preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))
     wait_for("started")
     process.send_signal(getattr(signal, number))
     status = process.wait(60)
