@@ -625,7 +625,9 @@ def _unreadable(backbone, texts): # warnings
     from insight_nb.models.backbone import fetch_model, load_tokenizer
     name, _, tokenizer = fetch_model(backbone, load_tokenizer)
     said = check_tokenizer_coverage(texts, tokenizer)
-    return [] if said["fits"] else [f"{name}: {said['detail']}. One for most languages: {READS_MANY}"]
+    if said["fits"]:
+        return []
+    return [f"{name}: {said['detail']}. One for most languages: {READS_MANY}"]
 
 def _samples(args):
     from insight_nb.data.samples import samples
