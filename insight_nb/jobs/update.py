@@ -98,12 +98,13 @@ def replay_rows(self: UpdateOptions, n_new, n_known) -> int: # new rows that tra
 
 # %% ../../nbs/jobs/09_update.ipynb #d81bf360
 def check_updatable(path) -> dict: # what its bundle.json says
-    "Raises InputError unless a bundle is a classification of single texts."
+    "Raises InputError unless a bundle is whole, and a classification of single texts."
     info = read_info(path)
     if info["task"] != "classify" or info.get("second"):
         kind = "pairs of texts" if info.get("second") else f"the task {info['task']!r}"
         raise InputError(f"{path} is for {kind}: only a classification of single texts can be "
                          "updated. Train anew on all rows with the recipe that made it.")
+    check_files(path, info["files"])
     return info
 
 # %% ../../nbs/jobs/09_update.ipynb #e23af0e8

@@ -173,7 +173,7 @@ def check_known(frame, known): # of `mark_rows`, rows that train; labels of the 
             "old would be forgotten. Is it the right table? If so, give old rows as well.")
 
 # %% ../../nbs/jobs/08_update_rows.ipynb #747f0539
-_NEEDED = {"train": ("train on", "table"), "test": ("test", "old_test or test"),
+_NEEDED = {"train": ("train on", "table"), "test": ("test", "old, old_test or test"),
            "valid": ("validate", "old rows or valid")}
 
 def check_sides(frame, sides): # of `mark_rows`; (rows,) of `drop_copies`

@@ -729,7 +729,7 @@ def open_socket(host, port) -> socket.socket: # bound
     except (OSError, OverflowError) as e:
         made.close()
         raise InputError(
-            f"{host}:{port} can't be used ({e}): choose another --port or --host.") from None
+            f"{host}:{port} can't be used ({getattr(e, 'strerror', None) or e}): choose another --port or --host.") from None
     return made
 
 def read_token(given: str | None = None) -> str | None: # None: no token
