@@ -89,13 +89,8 @@ def test_a_folder_with_bad_files_among_the_good():
         and any("stretched" in n for n in e["data"]["notes"])
         and any("upright" in n for n in e["data"]["notes"])
     )
-    for kind in (
-        "sensitivity",
-        "specificity",
-        "auroc",
-        "sensitivity_at_threshold",
-        "specificity_at_threshold",
-    ):
+    assert not any("at_threshold" in name for name in e["metrics"])  # too few rows to promise it
+    for kind in ("sensitivity", "specificity", "auroc"):
         for name in CLASSES:
             assert (
                 e["metrics"][f"{kind}[{name}]"]["low"]
