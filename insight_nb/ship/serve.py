@@ -728,8 +728,9 @@ def open_socket(host, port) -> socket.socket: # bound
         made.listen(2048)
     except (OSError, OverflowError) as e:
         made.close()
+        why = getattr(e, "strerror", None) or e
         raise InputError(
-            f"{host}:{port} can't be used ({getattr(e, 'strerror', None) or e}): choose another --port or --host.") from None
+            f"{host}:{port} can't be used ({why}): choose another --port or --host.") from None
     return made
 
 def read_token(given: str | None = None) -> str | None: # None: no token
