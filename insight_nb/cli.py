@@ -234,8 +234,8 @@ _DISK = ("No space left on device", "Disk quota exceeded", "Read-only file syste
          "File too large")
 
 def _environment():
-    """For the kernel: no debugger notice, this Python's own kernel, no questions, no modules of the
-    current folder, no warnings, a line for each epoch unless CI wants quiet."""
+    """For the kernel: no debugger notice, this Python's own kernel, no questions, no warnings, a
+    line for each epoch unless CI wants quiet."""
     os.environ |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "JUPYTER_PREFER_ENV_PATH": "1",
                    "INSIGHT_NB_UNATTENDED": "1"}
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
@@ -557,17 +557,17 @@ def _predict(args):
         if not args.out:
             return _show(out)
     print(f"{plural(found['rows'], 'row')}, {found['errors']} of them with an error, in {args.out}")
-    _say_formulas(args, found["formulas"])
+    _say_formulas(found["formulas"])
 
-def _say_formulas(args, n):
-    if n and Path(args.out).suffix in (".csv", ".tsv") and not args.spreadsheet:
+def _say_formulas(n):
+    if n:
         _say(f"{plural(n, 'cell')} begin as a formula does, and a spreadsheet may run them: "
              "--spreadsheet makes them harmless.")
 
 # %% ../nbs/90_cli.ipynb #32f46f37
 def _predict_rows(args, chunks): # with a bundle of an application
     import pandas as pd
-    from insight_nb.base.tables import count_formulas, write_frame
+    from insight_nb.base.tables import write_frame
     from insight_nb.jobs.loading import predict_rows
     how = {}
     if args.text != "text":
@@ -579,12 +579,12 @@ def _predict_rows(args, chunks): # with a bundle of an application
     found = predict_rows(args.bundle, pd.concat(list(chunks)), args.device, **how)
     with ScratchFolder() as folder:
         out = args.out or Path(folder, "predictions.csv")
-        write_frame(found, out, args.force, args.spreadsheet)
+        formulas = write_frame(found, out, args.force, args.spreadsheet)
         if not args.out:
             return _show(out)
     failed = int((found[f"{args.prefix}error"].fillna("") != "").sum())
     print(f"{plural(len(found), 'row')}, {failed} of them with an error, in {args.out}")
-    _say_formulas(args, count_formulas(found))
+    _say_formulas(formulas)
 
 def _show(file):
     with open(file, encoding="utf-8-sig", newline="") as f: # the mark at its start is for Excel

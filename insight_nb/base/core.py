@@ -6,7 +6,7 @@
 __all__ = ['InputError', 'suggest', 'optional_import', 'package_versions', 'ReportTable', 'format_number', 'printable',
            'format_cell', 'shorten', 'display_width', 'plural', 'escape_markdown', 'format_values', 'format_interval',
            'lock_path', 'remove_leftovers', 'atomic_output', 'ScratchFolder', 'handle_signals', 'hash_file',
-           'hash_texts']
+           'hash_folder', 'hash_texts']
 
 # %% ../../nbs/base/01_core.ipynb #37eaf095
 import difflib
@@ -399,6 +399,11 @@ def hash_file(path) -> str:
     "The sha256 of a file, in hexadecimal."
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+def hash_folder(folder) -> dict: # name, with the folders below -> sha256
+    "The sha256 of each file in a folder; nothing where there is none."
+    files = sorted(p for p in Path(folder).rglob("*") if p.is_file())
+    return {p.relative_to(folder).as_posix(): hash_file(p) for p in files}
 
 # %% ../../nbs/base/01_core.ipynb #0f26ad02
 def hash_texts(texts) -> str:

@@ -88,13 +88,13 @@ def _to_json(frame, **kw):
                          double_precision=15, **kw)
 
 @contextmanager
-def _write_lines(path, mark=False):
+def _write_lines(path):
     with _text_file(path) as f:
         yield lambda frame: len(frame) and f.write(_to_json(frame, lines=True))
 
 # %% ../../nbs/base/07_tables.ipynb #3bc8de4f
 @contextmanager
-def _write_json(path, mark=False):
+def _write_json(path):
     with _text_file(path) as f:
         between = chain("[", repeat(","))
         yield lambda frame: len(frame) and f.write(next(between) + _to_json(frame)[1:-1])
@@ -120,7 +120,7 @@ def _shown(v):
 
 # %% ../../nbs/base/07_tables.ipynb #8680c346
 @contextmanager
-def _write_excel(path, mark=False):
+def _write_excel(path):
     frames = []
     def write(frame):
         _check_sheet(frame, sum(map(len, frames)), path.name)
@@ -177,7 +177,7 @@ def widen(self: _Parquet, schema):
 
 # %% ../../nbs/base/07_tables.ipynb #4e439cba
 @contextmanager
-def _write_parquet(path, mark=False):
+def _write_parquet(path):
     file = _Parquet(path)
     try:
         yield file.write
@@ -210,16 +210,19 @@ def frame_writer(path, # .csv, .tsv, .json, .jsonl (each also with .gz), .parque
     that can't be written."""
     path, columns = Path(path), []
     suffix = _format(path)
-    flat, defuse = suffix in (".csv", ".tsv", ".xlsx"), spreadsheet and suffix in (".csv", ".tsv")
+    sheet, flat = suffix in (".csv", ".tsv"), suffix in (".csv", ".tsv", ".xlsx")
+    defuse, how = sheet and spreadsheet, {"mark": mark or spreadsheet} if sheet else {}
     def add(frame):
         if not columns:
             columns.append(list(frame.columns))
         if list(frame.columns) != columns[0]:
             raise ValueError(
                 f"a piece has the columns {list(frame.columns)}, the first had {columns[0]}")
+        if sheet and not defuse:
+            add.formulas += count_formulas(frame)
         write(_as_written(frame.reset_index(drop=True), flat, defuse))
-    with (atomic_output(path, force, file=True) as temp,
-          _WRITERS[suffix](temp, mark or defuse) as write):
+    add.formulas = 0 # cells that a spreadsheet would run as they are written
+    with atomic_output(path, force, file=True) as temp, _WRITERS[suffix](temp, **how) as write:
         yield add
         if not columns:
             raise ValueError(f"no frame was written to {path.name}")
@@ -228,7 +231,9 @@ def frame_writer(path, # .csv, .tsv, .json, .jsonl (each also with .gz), .parque
 def write_frame(frame: pd.DataFrame, # what to write; the index is left out
                 path, # as for `frame_writer`
                 force=False, # replace what is there
-                spreadsheet=False): # as for `frame_writer`
+                spreadsheet=False # as for `frame_writer`
+               ) -> int: # cells that a spreadsheet would run as they are written
     "Write a table completely or not at all. Raises `InputError` as `frame_writer` does."
     with frame_writer(path, force, spreadsheet) as write:
         write(frame)
+    return write.formulas

@@ -55,16 +55,16 @@ def parse_numbers(values, # (rows,) cells
         return np.asarray(values, dtype=float), None
     cells, percent = zip(*map(_bare, values)) if len(values) else ((), ())
     fits = [[bool(p.fullmatch(c)) for c in cells] for p, _ in (_POINT, _COMMA)]
-    both = [c for c in cells if _POINT[0].fullmatch(c) and _COMMA[0].fullmatch(c)]
     comma = sum(fits[1]) > sum(fits[0])
     sure = .9 * len(cells) # or else these are words, with a number here and there
     if sum(fits[0]) == sum(fits[1]) >= sure:
-        unsure = next((c for c in both if "," in c and _POINT[1](c) != _COMMA[1](c)), None)
+        both = (c for c, *fit in zip(cells, *fits) if all(fit) and "," in c)
+        unsure = next((c for c in both if _POINT[1](c) != _COMMA[1](c)), None)
         if unsure:
             raise InputError(f"{name} holds {unsure!r}, which may be {_POINT[1](unsure):g} or "
                              f"{_COMMA[1](unsure):g}, and no other cell tells: write it without "
                              "a separator of thousands, or with a decimal point.")
-    (pattern, read), ok = (_COMMA, fits[1]) if comma else (_POINT, fits[0])
+    (_, read), ok = (_COMMA, fits[1]) if comma else (_POINT, fits[0])
     if 0 < sum(percent) < sum(ok) and sum(ok) >= sure:
         raise InputError(f"{name} holds percentages and other numbers: write all in one way.")
     found = np.array([read(c) if good else math.nan for c, good in zip(cells, ok)])

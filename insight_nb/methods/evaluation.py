@@ -27,7 +27,7 @@ from fastcore.basics import patch
 
 # %% ../../nbs/methods/06_evaluation.ipynb #fba2dd79
 from ..base.core import (
-    InputError, atomic_output, hash_file, hash_texts, lock_path, shorten)
+    InputError, atomic_output, hash_file, hash_folder, hash_texts, lock_path, shorten)
 from ..eval.compare import Difference, influence_difference, paired_difference
 from ..eval.metrics import Metric, evaluate
 from ..eval.spans import span_counts, span_metrics
@@ -216,14 +216,10 @@ class ResultCache:
         names = ("name", "needs", "settings", "status", "why", "cost")
         facts = {k: getattr(step, k) for k in names}
         facts["metrics"] = {k: asdict(m) for k, m in step.metrics.items()}
-        text = json.dumps(facts | {"kept": _file_hashes(self.path(rung, "kept"))})
+        text = json.dumps(facts | {"kept": hash_folder(self.path(rung, "kept"))})
         sealed = [hash_file(self.path(rung, "npz")), hash_texts([text]), text]
         with atomic_output(self.path(rung, "json"), force=True, file=True) as f:
             f.write_text(json.dumps(sealed), encoding="utf-8")
-
-def _file_hashes(folder) -> dict: # name -> sha256; empty where there is no folder
-    files = sorted(f for f in folder.rglob("*") if f.is_file())
-    return {str(f.relative_to(folder)): hash_file(f) for f in files}
 
 # %% ../../nbs/methods/06_evaluation.ipynb #98030167
 @patch
@@ -232,7 +228,7 @@ def read(self: ResultCache, rung) -> MethodResult:
     answers, facts, text = json.loads(self.path(rung, "json").read_text(encoding="utf-8"))
     found = json.loads(text)
     now = [hash_file(self.path(rung, "npz")), hash_texts([text]),
-           _file_hashes(self.path(rung, "kept"))]
+           hash_folder(self.path(rung, "kept"))]
     if now != [answers, facts, found.pop("kept")]:
         raise ValueError("what is there is not what was written")
     with np.load(self.path(rung, "npz"), allow_pickle=False) as f:

@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file
 
 from ..base.tensors import choose_device, module_device
-from ..base.core import atomic_output, hash_file, InputError, package_versions, shorten
+from ..base.core import (
+    atomic_output, hash_file, hash_folder, InputError, package_versions, shorten)
 from ..data.labels import LabelEncoder
 from ..models.adapters import Adapter, switch_adapter
 from ..models.backbone import empty_backbone, load_backbone, locate_model
@@ -105,9 +106,9 @@ def write_manifest(folder, # that holds all other files
                 info: dict # what `bundle.json` is to say
                ) -> dict: # with the hashes and the seal
     "Write `bundle.json` into a folder."
-    own = Path(folder) / "bundle.json" # of an earlier time
-    files = sorted(p for p in Path(folder).rglob("*") if p.is_file() and p != own)
-    info = info | {"files": {p.relative_to(folder).as_posix(): hash_file(p) for p in files}}
+    own, files = Path(folder) / "bundle.json", hash_folder(folder)
+    files.pop(own.name, None) # of an earlier time
+    info = info | {"files": files}
     info = json.loads(json.dumps(info), parse_constant=lambda _: None) # JSON has no NaN
     info["seal"] = _seal(info)
     own.write_text(

@@ -23,7 +23,7 @@ from ..data.tags import make_tag_windows, without_tags
 from ..data.targets import tokenize_pairs
 from ..data.windows import window_dataset
 from ..base.files import TableChunks, check_free_columns, read_chunks
-from ..base.tables import count_formulas, frame_writer
+from ..base.tables import frame_writer
 from .bundle import Bundle, load_bundle
 from ..base.tensors import choose_device
 from ..base.iob import tags_to_spans, word_to_char_spans, split_words
@@ -233,7 +233,7 @@ def predict_file(bundle,
                 ) -> dict:
     """Predict a table into a file, which is written completely or not at all. Raises InputError as
     `read_chunks`, `predict_frame` and `frame_writer` do."""
-    began, done, errors, formulas = time.perf_counter(), 0, 0, 0
+    began, done, errors = time.perf_counter(), 0, 0
     chunks = source if isinstance(source, TableChunks) else read_chunks(source, 20_000)
     with frame_writer(out, mark=chunks.mark, **output) as write:
         if callable(bundle):
@@ -246,11 +246,10 @@ def predict_file(bundle,
             write(answered)
             done += len(frame)
             errors += int((answered[f"{prefix}error"] != "").sum())
-            formulas += count_formulas(answered)
             if on_progress:
                 on_progress(done, chunks.rows, answered)
     return {
-        "rows": done, "errors": errors, "formulas": formulas, "agreement": agreed,
+        "rows": done, "errors": errors, "formulas": write.formulas, "agreement": agreed,
         "seconds": time.perf_counter() - began, "device": bundle.device.type,
         "precision": bundle.precision}
 
