@@ -76,9 +76,13 @@ def _times(column):
 @contextmanager
 def _write_csv(path, mark=False, sep=","):
     with _text_file(path, "utf-8-sig" if mark else "utf-8") as f:
-        header = chain([True], repeat(False))
+        header, lines = chain([True], repeat(False)), _Lines(f)
         yield lambda frame: _each(frame, _times, frame.columns).to_csv(
-            f, index=False, sep=sep, header=next(header))
+            lines, index=False, sep=sep, header=next(header), lineterminator="\r\n")
+
+class _Lines: # Python's csv quotes a text that holds what ends a line: so both marks end one
+    def __init__(self, file): self.file = file
+    def write(self, row): return self.file.write(row.removesuffix("\r\n") + "\n")
 
 def _write_tsv(path, mark=False): return _write_csv(path, mark, "\t")
 
