@@ -11,18 +11,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import LABELS, SECTIONS, in_process, refused, rows_of
-from insight_nb.apps.monitor.monitor import Monitor, annotate
+from insight_nb.apps.monitor.baseline import Baseline, bucket_calendar, draw_counts, fit_baseline
+from insight_nb.apps.monitor.monitor import Alert, Monitor, annotate
 from insight_nb.apps.monitor.stream import StreamColumns, Stream, simulate_stream
 from insight_nb.apps.monitor.control_charts import (
-    Baseline,
     ControlChart,
     summarize_delay,
-    draw_counts,
     find_first_alarms,
-    fit_baseline,
     arl_interval,
     binomial_tail,
 )
+from insight_nb.eval.metrics import Metric
 from insight_nb.ship.bundle import load_bundle
 from notebooks import NBS
 
@@ -316,6 +315,96 @@ def test_a_constant_opinion_and_empty_days():
         )
     )
     assert [a.name for a in Monitor(s).find_alerts()] == []
+
+
+# Weekdays and holidays
+
+
+def shop(days=150, seed=0, holidays=(), surge=0.0):
+    "A stream in which a third complain at weekends, a fifth else, and everybody on holidays."
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i, day in enumerate(pd.date_range("2026-03-02", periods=days)):
+        share = 0.35 if day.weekday() > 4 else 0.2
+        share = 0.95 if i in holidays else share + surge * (i >= days - 20)
+        said = np.where(rng.random(80) < share, "bad", "good")
+        rows += [(f"{day:%Y-%m-%d}", f"text {i} {k}", o, "Easter" if i in holidays else "no")
+                 for k, o in enumerate(said)]
+    return pd.DataFrame(rows, columns=["date", "text", "o", "off"])
+
+
+def watched(frame, **settings):
+    stream = Stream(columns=StreamColumns(opinion="o", holiday="off"), now=NOW)
+    stream.add(frame)
+    return Monitor(stream, watch=["bad"], drift=False, **settings)
+
+
+def test_a_weekend_is_no_surge():
+    quiet = watched(shop())
+    assert quiet.find_alerts() == []
+    usual = quiet.series[0].find_alarms().usual
+    assert abs(usual[5] - 0.35) < 0.06 and abs(usual[0] - 0.2) < 0.06
+    found = watched(shop(surge=0.15)).find_alerts()
+    assert len(found) == 1 and found[0].raised >= "2026-07-09"
+    # measured against what is usual for those days, not for the mean of all
+    assert found[0].rise.low < 0.15 < found[0].rise.high
+
+
+def test_holidays_are_set_aside_until_there_are_enough():
+    few, many = [20, 100, 101], [*range(9, 60, 10), 100, 101]
+    monitor = watched(shop(holidays=few))
+    assert monitor.unwatched.sum() == 3 and monitor.find_alerts() == []
+    assert "3 holiday days not watched" in monitor.series_table().caption
+    monitor = watched(shop(holidays=many))
+    assert not monitor.unwatched.any() and monitor.find_alerts() == []
+    usual = monitor.series[0].find_alarms().usual
+    assert usual[100] > 0.85 and usual[99] < 0.4
+    unmarked = watched(shop(holidays=few).assign(off=None))
+    assert any(a.raised == "2026-06-10" for a in unmarked.find_alerts())
+
+
+def test_hours_have_hours_and_weekdays():
+    hours = pd.date_range("2026-03-02", periods=24 * 28, freq="h")
+    night = np.where(hours.hour < 6, 0.4, 0.1)
+    n = np.full(len(hours), 30)
+    x = draw_counts(np.random.default_rng(0), n, night, 0.0, n.shape)
+    learned = fit_baseline(x, n, bucket_calendar(hours, "hour"), "hour")
+    assert set(learned.effects) == {"hour", "weekday"} and learned.phi(30) < 1.3
+    usual = 1 / (1 + np.exp(-learned.usual_log_odds(learned.calendar)))
+    assert np.abs(usual - night).max() < 0.08
+
+
+def test_a_store_from_before_holidays_is_read_on(tmp_path):
+    old = Stream(tmp_path / "old.sqlite", StreamColumns(opinion="o"), now=NOW)
+    old.add(shop(40).drop(columns="off"))
+    for table in ("texts", "waiting"):
+        old.db.execute(f"alter table {table} drop column holiday")
+    old.db.close()
+    again = Stream(tmp_path / "old.sqlite", StreamColumns(opinion="o", holiday="off"), now=NOW)
+    again.add(shop(41, holidays=[40]))
+    frame = again.to_frame()
+    assert len(frame) == 41 * 80 and set(frame.holiday.dropna()) == {"Easter"}
+
+
+@pytest.mark.parametrize("cell", ["no", "", None, 0, "0", False, "否", float("nan"), "False"])
+def test_what_is_no_holiday(cell):
+    stream = Stream(columns=StreamColumns(holiday="off"), now=NOW)
+    stream.add(pd.DataFrame({"text": ["a"], "date": ["2026-03-02"], "off": [cell]}, dtype=object))
+    assert stream.to_frame().holiday.tolist() == [None]
+
+
+@pytest.mark.parametrize("cell", ["yes", 1, True, "春节", "Christmas"])
+def test_what_is_a_holiday(cell):
+    stream = Stream(columns=StreamColumns(holiday="off"), now=NOW)
+    stream.add(pd.DataFrame({"text": ["a"], "date": ["2026-03-02"], "off": [cell]}, dtype=object))
+    assert stream.to_frame().holiday.tolist() == [str(cell)]
+
+
+def test_a_fall_is_called_a_fall():
+    def share(v): return Metric(v, v - 0.02, v + 0.02, 100, "test")
+    alert = Alert("x", "a", "b", "c", share(0.18), share(0.2), share(-0.03), 7,
+                  (share(5.0), 9.0), 50.0, (0.9, 0.5), False, [], [], pd.DataFrame())
+    assert alert.sentences()[0].startswith("x: 3.0 [1.0, 5.0] points below the usual 20.0 %")
 
 
 # Acceptance
