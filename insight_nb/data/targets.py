@@ -254,10 +254,10 @@ def open_pairs(source, # whatever `open_frame` opens
     """Read pairs of texts. Raises InputError for a missing column; rows with one side missing are
     dropped and counted."""
     frame, name, notes = open_frame(source)
-    for c in (text, second):
-        if c not in frame.columns:
-            raise InputError(
-                f"{name} has no column {c!r} for one text of the pair.{suggest(c, frame.columns)}")
+    for c, what in ((text, "one text of the pair"), (second, "one text of the pair"),
+                    (label, "the labels")):
+        if c is not None and c not in frame.columns:
+            raise InputError(f"{name} has no column {c!r} for {what}.{suggest(c, frame.columns)}")
     if text == second:
         raise InputError(
             f"{name}: column {text!r} is named for both texts of the pair. Name two columns.")

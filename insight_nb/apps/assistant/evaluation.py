@@ -18,7 +18,7 @@ from .out_of_scope import (
     IntentClassifier, left_out_scores, oos_auroc, out_of_scope_metrics, plot_accuracy_coverage,
     selective_accuracy, threshold_at_accuracy)
 from .retrieval import AnswerIndex
-from ...base.core import InputError, ReportTable, package_versions, shorten
+from ...base.core import InputError, ReportTable, package_versions, shorten, suggest
 from ...data.labels import LabelEncoder
 from ...eval.metrics import Metric, proportion_metric
 from ...eval.report import Check
@@ -31,7 +31,8 @@ def answered_rows(source, # a `Table` with the questions
                  ) -> np.ndarray: # (rows,) bool
     "Which rows have an answer. Raises InputError if there is no such column, or no answer."
     if column not in source.frame.columns:
-        raise InputError(f"{source.name} has no column {column!r} for the answer.")
+        raise InputError(f"{source.name} has no column {column!r} for the "
+                         f"answer.{suggest(column, source.frame.columns)}")
     cells = source.frame[column]
     answered = (cells.notna() & (cells.astype(str).str.strip() != "")).to_numpy()
     if not answered.any():
