@@ -38,9 +38,8 @@ LOANS = pd.DataFrame(
         "sex": ["a", "b"] * (N // 2),
     }
 )
-WORDS = pd.DataFrame(
-    {"words": [["Ann", "left"]] * N, "tags": [["B-PER", "O"]] * N, "team": range(N), "day": range(N)}
-)
+WORDS = pd.DataFrame({"words": [["Ann", "left"]] * N, "tags": [["B-PER", "O"]] * N})
+WORDS = WORDS.assign(team=range(N), day=range(N))
 PATHS = pd.DataFrame({"file": ["a.png"] * N, "label": ["a", "b"] * (N // 2), "team": range(N)})
 TEXT, SPLIT = {"text": "text", "label": "label"}, {"group": "team", "time": "day"}
 COLUMNS = {  # recipe -> its table, and the parameters that name a column of it

@@ -693,6 +693,7 @@ def tune(self: MultiLabelClassifier, logits, labels) -> float:
     "Choose the thresholds."
     task = self.trainer_.model.task
     task.thresholds = best_thresholds(labels > 0, task.postprocess(logits)[1])
+    self.threshold_rows_ = (labels > 0).sum(0)
     return 1.
 
 # %% ../../nbs/jobs/05_text_estimators.ipynb #e17dfa50
@@ -738,7 +739,19 @@ def measure(self: MultiLabelClassifier, y, logits, untrained=None, groups=None) 
     report.set_metrics(*(label_metrics(truth, said, groups) for said in (found, constant)),
                        label_table(truth, found, self.names(), groups))
     report.row_losses = (truth != found).any(1)
+    if told := self.few_threshold_rows():
+        report.blocks.append(told)
     return report.add(beats_baseline(report), guard.small_classes(self.names(), counts))
+
+@patch
+def few_threshold_rows(self: MultiLabelClassifier, fewest=5) -> str:
+    "A sentence on the thresholds that few rows decided; empty where there is none."
+    seen = getattr(self, "threshold_rows_", [])
+    few = [shorten(name, 30) for name, n in zip(self.names(), seen) if n < fewest]
+    if not few:
+        return ""
+    return (f"The thresholds of {plural(len(few), 'label')} rest on fewer than {fewest} "
+            f"validation rows each, such as {few[0]}: more of them would make these surer.")
 
 @patch
 def list_rows(self: MultiLabelClassifier, report, source, y, parts, logits): pass

@@ -18,11 +18,11 @@ from .out_of_scope import (
     IntentClassifier, left_out_scores, oos_auroc, out_of_scope_metrics, plot_accuracy_coverage,
     selective_accuracy, threshold_at_accuracy)
 from .retrieval import AnswerIndex
-from ...base.core import InputError, ReportTable, package_versions, shorten, suggest
+from ...base.core import InputError, ReportTable, package_versions, plural, shorten, suggest
 from ...data.labels import LabelEncoder
 from ...eval.metrics import Metric, proportion_metric
 from ...eval.report import Check
-from ...eval.scores import ScoreReport, beats_baseline
+from ...eval.scores import ScoreReport, beats_baseline, rows_needed
 from ...train.trainer import peak_memory_mb
 
 # %% ../../../nbs/apps/assistant/04_evaluation.ipynb #e8fa23c1
@@ -212,18 +212,26 @@ def baseline_results(self: AssistantReport) -> dict: # name -> Metric
     return found
 
 @patch
+def promise_accuracy(self: AssistantReport, score, # (rows,), of test rows
+                     share=.95): # of the answers that must be right
+    "(metrics, a table or a sentence) of asking only so that a share of the answers is right."
+    held = validation_scores(self.reader)
+    if len(held[0]) < rows_needed(share):
+        return {}, (f"{plural(len(held[0]), 'validation row')} can't promise that {share:.0%} of "
+                    f"the answers are right: {rows_needed(share)} would do.")
+    safe = selective_accuracy(score, self.correct, threshold_at_accuracy(*held, share))
+    head = [f"asked so that {share:.0%} of the answers are right, by the validation rows",
+            "on the test rows"]
+    return ({"coverage_at_95": safe["coverage"], "accuracy_at_95": safe["accuracy_of_answers"]},
+            ReportTable(head, [[name.replace("_", " "), value] for name, value in safe.items()]))
+
+@patch
 def set_results(self: AssistantReport):
     "All that was measured, with the accuracy over the coverage. Returns the report."
     score = self.reader.detector.decision_function(self.scores)
-    safe = selective_accuracy(score, self.correct,
-                              threshold_at_accuracy(*validation_scores(self.reader)))
-    metrics = self.results | {"coverage_at_95": safe["coverage"],
-                              "accuracy_at_95": safe["accuracy_of_answers"]}
+    safe, told = self.promise_accuracy(score)
     curve = [plot_accuracy_coverage(score, self.correct)] if len(score) >= 50 else []
-    head = ["asked so that 95 % of the answers are right, by the validation rows",
-            "on the test rows"]
-    rows = [[name.replace("_", " "), value] for name, value in safe.items()]
-    return self.set_metrics(metrics, self.baseline_results(), *curve, ReportTable(head, rows))
+    return self.set_metrics(self.results | safe, self.baseline_results(), *curve, told)
 
 # %% ../../../nbs/apps/assistant/04_evaluation.ipynb #08c35e70
 @patch
@@ -236,9 +244,12 @@ def check_assistant(self: AssistantReport, opened: Assistant, # from its folder
     "Add the checks of the guard."
     reader, names = self.reader, list(self.names)
     rejected = self.metrics["in_scope_rejected"]
-    as_asked = None
+    as_asked, n_valid, more = None, len(self.questions.texts["valid"]), ""
     if rejection_rate is not None:
         as_asked = bool(rejected.low <= rejection_rate <= rejected.high)
+        if n_valid < rows_needed(1 - rejection_rate):
+            as_asked = False
+            more = f": too few, since a promise takes {rows_needed(1 - rejection_rate)}"
     log = opened.transcript
     self.add(
         guard.reload_equal(reader.score_texts(texts)["logits"],
@@ -248,7 +259,7 @@ def check_assistant(self: AssistantReport, opened: Assistant, # from its folder
         beats_baseline(self), guard.small_classes(names, self.questions.class_sizes),
         Check("threshold_unseen", as_asked,
               f"{rejected} of the test rows in scope are turned away; {target}, by "
-              f"{len(self.questions.texts['valid']):,} validation rows and nothing else"),
+              f"{n_valid:,} validation rows and nothing else{more}"),
         Check("replay",
               log.replay(conversation, opened.dialogue) == opened.get_state(conversation),
               "a conversation played again from its log ends in the same state"))

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['WRITERS', 'digits', 'images_table', 'sensitivity_specificity', 'threshold_at_specificity', 'rates_at_threshold',
-           'mean_auroc', 'diagnostic_metrics', 'negatives_needed', 'class_thresholds_at', 'diagnostic_table',
-           'risk_coverage', 'abstain_table', 'plot_risk_coverage', 'TrainingPlan', 'make_plan', 'ImageDataset',
-           'ImageTrainer', 'group_folds', 'leakage_difference', 'group_leakage', 'mean_over_groups', 'group_table']
+           'mean_auroc', 'diagnostic_metrics', 'class_thresholds_at', 'diagnostic_table', 'risk_coverage',
+           'abstain_table', 'plot_risk_coverage', 'TrainingPlan', 'make_plan', 'ImageDataset', 'ImageTrainer',
+           'group_folds', 'leakage_difference', 'group_leakage', 'mean_over_groups', 'group_table']
 
 # %% ../../../nbs/apps/diagnose/02_diagnose.ipynb #b7a15bdd
 import copy
@@ -133,10 +133,6 @@ def diagnostic_metrics(y, probs, # (rows,) class ids; (rows, classes) of the tes
         if thresholds is not None and np.isfinite(thresholds[i]):
             out |= rates_at_threshold(y == i, probs[:, i], thresholds[i], n, groups)
     return out
-
-def negatives_needed(specificity) -> int:
-    "How many validation rows without a class a finite threshold takes."
-    return int(np.ceil(specificity / (1 - specificity) - 1e-9))
 
 def class_thresholds_at(y, probs, specificity=.95) -> list: # (classes,), from validation rows
     "The threshold of each class against all others."

@@ -23,7 +23,7 @@ import insight_nb.eval.guard as guard
 from .diagnose import (
     ImageDataset, ImageTrainer, diagnostic_metrics, diagnostic_table, digits, group_folds,
     group_leakage, group_table, images_table, leakage_difference, mean_over_groups,
-    negatives_needed, plot_risk_coverage, sensitivity_specificity)
+    plot_risk_coverage, sensitivity_specificity)
 from ...base.core import (
     atomic_output, InputError, package_versions, plural, ReportTable, shorten, suggest)
 from ...base.files import check_free_columns
@@ -31,6 +31,7 @@ from ...data.labels import LabelEncoder, check_labels
 from ...data.table import stratified_sample
 from ...eval.metrics import Metric, proportion_metric, softmax
 from ...eval.report import Check, Report
+from ...eval.scores import rows_needed
 from .images import (
     Images, UnreadableImage, image_grid, list_images, read_image, read_images)
 from ...models.backbone import count_parameters
@@ -217,7 +218,7 @@ def set_results(self: DiagnosisReport, y, probs, train_y, # as of `measure`
     never = [shorten(n, 30) for n, t in zip(self.names, thresholds) if np.isinf(t)]
     if never:
         asked += (f" Too few validation rows for that are without {', '.join(never)}: "
-                  f"{negatives_needed(specificity):,} would do. There the numbers are left out.")
+                  f"{rows_needed(specificity):,} would do. There the numbers are left out.")
     self.clinical += [("Sensitivity and specificity",
                        [diagnostic_table(self.metrics, self.names), asked]),
                       ("Leaving some to a person", [plot_risk_coverage(y, probs)])]
