@@ -89,12 +89,13 @@ class OutOfScopeDetector:
 # %% ../../../nbs/apps/assistant/00_out_of_scope.ipynb #cb911bf2
 def threshold_at_coverage(score, # (rows,), of in-scope validation rows
                           rejection_rate=.05): # share of them that may be rejected
-    """Return the threshold that rejects this share of the in-scope rows. Raises InputError for a
-    share outside 0 to 1."""
+    """Return the threshold that rejects a new in-scope row with this chance (an order statistic;
+    the lowest score where there are too few rows). Raises InputError for a share outside 0 to 1."""
     if not 0 <= rejection_rate < 1:
         raise InputError(f"a share of {rejection_rate} can't be rejected: give a number from 0 to "
                          "below 1.")
-    return float(np.quantile(score, rejection_rate))
+    rank = int(rejection_rate * (len(score) + 1) + 1e-9)
+    return float(np.sort(np.asarray(score, float))[max(rank, 1) - 1])
 
 # %% ../../../nbs/apps/assistant/00_out_of_scope.ipynb #e74b1358
 def threshold_costs(score, correct, # (rows,), in scope: the score; whether the label is right
