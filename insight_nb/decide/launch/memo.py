@@ -99,9 +99,8 @@ def parse_assumption(name, v, where) -> AssumedValue:
     if not shape:
         raise InputError(
             f"{where}: {name} has {shorten(', '.join(map(str, v)), 80) or 'nothing'}: give a "
-            "number, or low "
-            "and high (1 in 10 lies below, 1 in 10 above), least, likeliest and most, mean and "
-            "sd, or value; and a source beside it.")
+            "number, or low and high (1 in 10 lies below, 1 in 10 above), least, likeliest and "
+            "most, mean and sd, or value; and a source beside it.")
     try:
         found = _SHAPES[shape](*(_number(v[k], k) for k in shape))
     except InputError as e:
@@ -155,7 +154,8 @@ def read_yaml(path) -> dict: # key -> (line, value)
         ) from None
     except InputError:
         raise
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as e:
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError,
+            ArithmeticError, RecursionError) as e: # as its constructors raise
         raise InputError(
             f"{where} is no "
             f"YAML{f', line {m.line + 1}' if (m := getattr(e, 'problem_mark', None)) else ''}: "
@@ -329,9 +329,9 @@ def _metric_name(e, metric, table, where):
             f"{where}: {name} is no share of right cases: name one that is, such as accuracy.")
     if not name and not (table and task == "risk"):
         raise InputError(
-            f"{where} is of a {task} run, whose metrics ({', '.join(list(e['metrics'])[:6])}) are "
-            "no share of right cases: give evidence of classify, ladder, pair, assistant, "
-            "diagnose or risk, or name such a metric by 'metric' in the assumptions.")
+            f"{where} is of a {shorten(task, 40)} run, whose metrics "
+            f"({shorten(', '.join(list(e['metrics'])[:6]), 200)}) are no share of right cases: "
+            "give evidence of classify, ladder, pair, assistant, diagnose or risk, or name such a metric by 'metric' in the assumptions.")
     return name
 
 # %% ../../../nbs/decide/launch/04_memo.ipynb #2f9c6426
