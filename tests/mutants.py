@@ -8,8 +8,9 @@ of N places, drawn by a hash of the seed and the cell: an edit elsewhere changes
 
     make mutants       or: python tests/mutants.py --sample 300 --seed 1 --workers 2 --only eval
 
-Results are kept in build/mutants.json: a run that was cut off goes on, and a notebook that changed
-is tried again. A mutant that survives is read: an assertion is missing, or it changes nothing.
+Results are kept in build/mutants-SEED.json: a run that was cut off goes on, and a notebook that
+changed is tried again. A mutant that survives is read: an assertion is missing, or it changes
+nothing. The table, and what was read, is nbs/benchmarks/mutants.
 """
 
 import argparse
@@ -23,9 +24,9 @@ import re
 import resource
 import shutil
 import signal
-import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -36,11 +37,11 @@ from libcst.metadata import MetadataWrapper, PositionProvider
 from mutmut.mutation.mutators import mutation_operators
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "build" / "mutants.json"
+RESULTS = ROOT / "build" / "mutants-{}.json"
 FOLDERS = ("base", "data", "eval", "decide")
 HEAVY = ("torch", "transformers", "pandas", "pyarrow.parquet", "sklearn.linear_model", "openpyxl",
          "scipy.stats", "matplotlib.pyplot", "statsforecast.models", "pmdarima", "datasets")
-MEMORY = 6 * 2**30  # bytes more than the parent has
+MEMORY = 6 * 2**30  # bytes that a child may have more than its parent
 QUIET = {"IN_TEST": "1", "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "HF_HUB_OFFLINE": "1",
          "INSIGHT_NB_PROGRESS": "quiet"}
 
@@ -53,7 +54,7 @@ class Mutant:
     cell: int
     line: int
     operator: str
-    before: str  # the lines that differ
+    before: str  # the lines that differ, and after
     after: str
     source: str  # of the whole cell, changed
 
@@ -117,13 +118,10 @@ def changed_code(module, changes, rank):
             continue
 
 
-def read(notebook):
-    return json.loads((ROOT / notebook).read_text(encoding="utf-8"))["cells"]
-
-
 def code_cells(notebook):
     "(index, source, stored outputs) of the cells that CI runs."
-    for i, cell in enumerate(read(notebook)):
+    cells = json.loads((ROOT / notebook).read_text(encoding="utf-8"))["cells"]
+    for i, cell in enumerate(cells):
         source = "".join(cell["source"])
         if cell["cell_type"] == "code" and not re.search(r"^#\|\s*slow", source, re.M):
             yield i, source, [plain(o) for o in cell["outputs"]]
@@ -161,7 +159,7 @@ def sample(n, seed, only=""):
 
 def plain(output):
     "What of an output is compared: text, and pictures by their hash."
-    text = {"stream": "".join(output.get("text", []))}
+    text = {"stream": "".join(output.get("text", ""))}
     for kind, value in output.get("data", {}).items():
         value = "".join(value) if isinstance(value, list) else str(value)
         picture = kind.startswith("image/") and not kind.endswith("svg+xml")
@@ -169,7 +167,7 @@ def plain(output):
     return {k: v for k, v in text.items() if v}
 
 
-def difference(cell, outputs, stored):
+def difference(outputs, stored):
     if outputs == stored:
         return ""
     texts = [[{k: v for k, v in o.items() if not k.startswith("image/")} for o in side]
@@ -193,7 +191,7 @@ def run_cells(pipe, notebook, changed, scratch, skip):
             kind = "assertion" if isinstance(shell.exc, AssertionError) else "error"
             pipe.send((kind, i, f"{type(shell.exc).__name__}: {shell.exc}"[:200]))
             os._exit(0)
-        kind = i not in skip and difference(i, outputs, stored)
+        kind = i not in skip and difference(outputs, stored)
         if kind and changed:
             pipe.send((kind, i, str(outputs)[:200]))
             os._exit(0)
@@ -230,10 +228,8 @@ class Runs:
                 result = pipe.recv()
             elif sentinel in done:
                 result = ("died", None, f"exit status {child.exitcode}")
-            try:
+            with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             child.join()
             shutil.rmtree(scratch, ignore_errors=True)
             del self.running[sentinel]
@@ -248,9 +244,9 @@ class Runs:
             yield from self.ended()
 
 
-def run(n=300, seed=1, workers=2, only="", results=RESULTS):
+def run(n, seed, workers, only):
     "Tries the sample's mutants; returns their records, those of an earlier run with them."
-    places, mutants = sample(n, seed, only)
+    results, (places, mutants) = Path(str(RESULTS).format(seed)), sample(n, seed, only)
     old = json.loads(results.read_text())["mutants"] if results.is_file() else {}
     state = {m.notebook: digest(*(source for _, source, _ in code_cells(m.notebook)))
              for m in mutants}
@@ -278,7 +274,7 @@ def run(n=300, seed=1, workers=2, only="", results=RESULTS):
         del known[key]["source"]
         results.parent.mkdir(exist_ok=True)
         kept = {k: v for k, v in old.items() if k not in known} if only else {}
-        document = {"places": places, "n": n, "seed": seed, "mutants": kept | known}
+        document = {"places": places, "mutants": kept | known}
         results.write_text(json.dumps(document, indent=1, ensure_ascii=False))
         print(f"{i}/{len(jobs)} {key} {result} {seconds:.1f} s {mutant.module}", flush=True)
     return list(known.values())
@@ -286,9 +282,8 @@ def run(n=300, seed=1, workers=2, only="", results=RESULTS):
 
 def main():
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--sample", type=int, default=300)
-    options.add_argument("--seed", type=int, default=1)
-    options.add_argument("--workers", type=int, default=2)
+    for name, value in (("sample", 300), ("seed", 1), ("workers", 2)):
+        options.add_argument(f"--{name}", type=int, default=value)
     options.add_argument("--only", default="", help="modules that begin so, such as eval.metrics")
     given = options.parse_args()
     os.environ.update(QUIET)
@@ -301,4 +296,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -60,8 +60,8 @@ def few(n):
 ODD = ["", " ", "=1+1", "'", '"', '""', ",", ";", "\t", "|", "\n", "\r", "\r\n", "\\", "\\n",
        "a\nb", ' "x" ', "NA", "nan", "null", "None", "TRUE", "1", "1.0", "007", "1e5", "-3", "@a",
        "#N/A", "2020-01-01", "很好", "房间，干净", "👍🏽", "é", "e\u0301", "\u200b", "\xa0",
-       "\u2028", "\x85", "\x0b", "\x1c", "\x7f", "\ufeff", "\ufffe", "\uffff", "_x000D_", "<b>&amp;</b>",
-       "[1]", "{}", "x" * 300, "PAR1", "%PDF-1", "ARROW1", "NULL", "#", "=\"a\"", "\x1b[31m"]
+       "\u2028", "\x85", "\x0b", "\x1c", "\x7f", "\ufeff", "\ufffe", "\uffff", "_x000D_",
+       "<b>&amp;</b>", "[1]", "{}", "x" * 300, "PAR1", "%PDF-1", "ARROW1", "#", "\x1b[31m"]
 CHARS = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
 TEXT = st.one_of(st.sampled_from(ODD), st.text(CHARS, max_size=12), st.text("\"',;\t\r\n a=|"))
 NAME = TEXT.map(str.strip).filter(lambda s: s and s[0] != "\ufeff" and "_x000D_" not in s)

@@ -120,19 +120,6 @@ def _entries(node, where): # of a mapping -> key -> (line, node)
             _entries(v, where)
     return out
 
-def _check_tokens(tokens, where): # some lines of aliases fill any memory, nested ones take hours
-    depth = 0
-    for token in tokens:
-        kind = type(token).__name__
-        if kind == "AliasToken":
-            raise InputError(f"{where} has an alias (*name), which is not read: write its value "
-                             "out.")
-        depth += (kind.endswith(("SequenceStartToken", "MappingStartToken"))
-                  - kind.endswith(("SequenceEndToken", "MappingEndToken", "BlockEndToken")))
-        if depth > 20:
-            raise InputError(f"{where}, line {token.start_mark.line + 1} is nested more than 20 "
-                             "deep: write names with values.")
-
 def read_yaml(path) -> dict: # key -> (line, value)
     """The entries of a YAML file. Raises InputError for what is no list of names and values, or has
     a name twice."""
@@ -162,6 +149,19 @@ def read_yaml(path) -> dict: # key -> (line, value)
             f"{shorten(getattr(e, 'problem', None) or e, 100)}.") from None
 
 # %% ../../../nbs/decide/launch/04_memo.ipynb #ea49799c
+def _check_tokens(tokens, where): # some lines of aliases fill any memory, nested ones take hours
+    depth = 0
+    for token in tokens:
+        kind = type(token).__name__
+        if kind == "AliasToken":
+            raise InputError(f"{where} has an alias (*name), which is not read: write its value "
+                             "out.")
+        depth += (kind.endswith(("SequenceStartToken", "MappingStartToken"))
+                  - kind.endswith(("SequenceEndToken", "MappingEndToken", "BlockEndToken")))
+        if depth > 20:
+            raise InputError(f"{where}, line {token.start_mark.line + 1} is nested more than 20 "
+                             "deep: write names with values.")
+
 @dataclass(frozen=True)
 class Assumptions:
     "What nobody measured here."
@@ -331,7 +331,8 @@ def _metric_name(e, metric, table, where):
         raise InputError(
             f"{where} is of a {shorten(task, 40)} run, whose metrics "
             f"({shorten(', '.join(list(e['metrics'])[:6]), 200)}) are no share of right cases: "
-            "give evidence of classify, ladder, pair, assistant, diagnose or risk, or name such a metric by 'metric' in the assumptions.")
+            "give evidence of classify, ladder, pair, assistant, diagnose or risk, or name such a "
+            "metric by 'metric' in the assumptions.")
     return name
 
 # %% ../../../nbs/decide/launch/04_memo.ipynb #2f9c6426
