@@ -4,7 +4,7 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export UV_COMPILE_BYTECODE ?= 1
 FILES = git ls-files -co --exclude-standard -- nbs insight_nb README.md | sort | xargs sha256sum
 
-.PHONY: help demo test lab slow docs export check colab pandas3 clean
+.PHONY: help demo test lab slow mutants docs export check colab pandas3 clean
 help:               ## this list
 	@sed -n 's/^\([a-z0-9]*\):.*## /make \1	/p' Makefile
 
@@ -28,6 +28,9 @@ test: .venv/ok      ## install, then every notebook (but for cells marked slow),
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 slow: .venv/ok      ## the slow cells and the lessons too (recipes and benchmarks are run on their own)
 	$(BIN)/nbdev-test --timing --flags slow --skip-folder-re '^([_.]|recipes|benchmarks)'
+mutants: .venv/ok   ## on demand: 300 small changes to base, data, eval and decide; does each notebook notice?
+	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[mutants]'
+	nice $(BIN)/python tests/mutants.py
 
 docs: .venv/ok      ## the site, from the notebooks as they are stored: build/site/index.html
 	$(BIN)/python tests/site.py

@@ -16,7 +16,7 @@ import urllib.error
 import urllib.request
 import warnings
 from collections import Counter
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from .text import find_encoding, open_bytes, iter_bytes
 
 # %% ../../nbs/base/04_files.ipynb #454e12fc
 def _delimiter(line, tsv=False):
-    bare = re.sub(r'"[^"]*"', "", line)
+    bare = re.sub(r'"[^"]*("|$)', "", line) # the last one may be closed on a later line
     return max("\t,;|" if tsv else ",\t;|", key=bare.count)
 
 def _lines(path, how):
@@ -262,19 +262,26 @@ def _read_parquet(path, sheet, rows):
     return [], frames
 
 # %% ../../nbs/base/04_files.ipynb #16313edc
-def _workbook(path):
-    import openpyxl
+@contextmanager
+def _sound(path): # rows are read one by one, so that a fault may show late
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return openpyxl.load_workbook(
-                io.BytesIO(b"".join(iter_bytes(path))), read_only=True, data_only=True)
+        yield
     except Exception:
         raise InputError(
             f"{path.name} is not a sound .xlsx workbook: save it again as .xlsx, "
             "without a password, or as CSV.") from None
 
+def _workbook(path):
+    import openpyxl
+    with _sound(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return openpyxl.load_workbook(
+            io.BytesIO(b"".join(iter_bytes(path))), read_only=True, data_only=True)
+
 # %% ../../nbs/base/04_files.ipynb #9f72d042
+def _typed(v): # Excel writes a carriage return so, since XML has none
+    return v.replace("_x000D_", "\r") if isinstance(v, str) else v
+
 def _read_excel(path, sheet, rows):
     book = _workbook(path)
     names = [s.title for s in book.worksheets]
@@ -282,8 +289,9 @@ def _read_excel(path, sheet, rows):
         sheet = names[sheet]
     if sheet not in names:
         raise InputError(f"{path.name} has no sheet {sheet!r}.{suggest(sheet, names)}")
-    book[sheet].reset_dimensions()
-    lines = [list(r) for r in book[sheet].iter_rows(values_only=True)]
+    with _sound(path):
+        book[sheet].reset_dimensions()
+        lines = [[_typed(v) for v in r] for r in book[sheet].iter_rows(values_only=True)]
     while lines and all(v is None for v in lines[-1]):
         lines.pop()
     n = max((len(r) - next((i for i, v in enumerate(reversed(r)) if v is not None), len(r))

@@ -76,9 +76,18 @@ def _times(column):
 @contextmanager
 def _write_csv(path, mark=False, sep=","):
     with _text_file(path, "utf-8-sig" if mark else "utf-8") as f:
-        header, lines = chain([True], repeat(False)), _Lines(f)
-        yield lambda frame: _each(frame, _times, frame.columns).to_csv(
-            lines, index=False, sep=sep, header=next(header), lineterminator="\r\n")
+        first, lines = chain([True], repeat(False)), _Lines(f)
+        def write(frame):
+            if next(first):
+                f.write(sep.join(map(_quoted, frame.columns)) + "\n")
+            _each(frame, _times, frame.columns).to_csv(
+                lines, index=False, sep=sep, header=False, lineterminator="\r\n")
+        yield write
+
+def _quoted(name): # whoever guesses the delimiter counts marks outside of quotation marks
+    if re.search('[,;|\t\r\n"]', str(name)) or not str(name):
+        return '"' + str(name).replace('"', '""') + '"'
+    return str(name)
 
 class _Lines: # Python's csv quotes a text that holds what ends a line: so both marks end one
     def __init__(self, file): self.file = file
@@ -119,17 +128,21 @@ def _check_sheet(frame, at, name):
                 "cell. Write .csv or .parquet.")
 
 # %% ../../nbs/base/07_tables.ipynb #a2fb3435
-def _shown(v):
-    return re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f]", "\ufffd", v) if isinstance(v, str) else v
+_NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
+
+def _shown(v): # a carriage return as Excel writes it
+    return _NOT_IN_XML.sub("\ufffd", v).replace("\r", "_x000D_") if isinstance(v, str) else v
 
 # %% ../../nbs/base/07_tables.ipynb #8680c346
 @contextmanager
 def _write_excel(path):
     frames = []
     def write(frame):
-        _check_sheet(frame, sum(map(len, frames)), path.name)
         # of one type, so that no piece changes another's
-        frames.append(frame.astype(object).map(_shown).astype(object))
+        frame = frame.astype(object).map(_shown).astype(object)
+        frame = frame.set_axis([_shown(c) for c in frame.columns], axis=1)
+        _check_sheet(frame, sum(map(len, frames)), path.name)
+        frames.append(frame)
     yield write
     with pd.ExcelWriter(path, engine="openpyxl") as book:
         pd.concat(frames).to_excel(book, index=False)

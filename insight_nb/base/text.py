@@ -39,10 +39,11 @@ def iter_bytes(path, # a Path
 # %% ../../nbs/base/02_text.ipynb #c3c3a7ea
 _MAGIC = {
     b"PK\x03\x04": "an Excel workbook or a zip archive: name it .xlsx, or unpack it",
-    b"PAR1": "a Parquet file: name it .parquet",
+    b"PAR1\x15": "a Parquet file: name it .parquet",
     b"\xd0\xcf\x11\xe0": "an old or encrypted Excel workbook: save it as .xlsx without a password",
-    b"%PDF": "a PDF", b"\x89PNG": "an image", b"\xff\xd8\xff": "an image",
-    b"SQLite format 3": "a database", b"ARROW1": "an Arrow file: load it and give the table"}
+    b"%PDF-1.": "a PDF", b"%PDF-2.": "a PDF", b"\x89PNG": "an image", b"\xff\xd8\xff": "an image",
+    b"SQLite format 3\x00": "a database",
+    b"ARROW1\x00": "an Arrow file: load it and give the table"}
 
 # %% ../../nbs/base/02_text.ipynb #79f073d2
 def _refuse_binary(head, name):

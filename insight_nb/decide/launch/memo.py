@@ -78,11 +78,13 @@ def _number(v, what): # True is no number, nor is a date
         raise InputError(f"{what} is {shorten(v, 40)}: give a number.")
     try:
         out = float(v)
+    except OverflowError: # a whole number of 309 digits
+        out = np.inf
     except ValueError:
         raise InputError(
             f"{what} is {shorten(v, 40)!r}: give a number, without commas or units.") from None
     if not np.isfinite(out):
-        raise InputError(f"{what} is {v}: give a finite number.")
+        raise InputError(f"{what} is {shorten(v, 40)}: give a finite number.")
     return out
 
 # %% ../../../nbs/decide/launch/04_memo.ipynb #d20e548b
@@ -96,9 +98,9 @@ def parse_assumption(name, v, where) -> AssumedValue:
     shape = next((s for s in _SHAPES if set(s) == set(v)), None)
     if not shape:
         raise InputError(
-            f"{where}: {name} has {', '.join(map(str, v)) or 'nothing'}: give a number, or low "
-            "and high (1 in 10 lies below, 1 in 10 above), least, likeliest and most, mean and "
-            "sd, or value; and a source beside it.")
+            f"{where}: {name} has {shorten(', '.join(map(str, v)), 80) or 'nothing'}: give a "
+            "number, or low and high (1 in 10 lies below, 1 in 10 above), least, likeliest and "
+            "most, mean and sd, or value; and a source beside it.")
     try:
         found = _SHAPES[shape](*(_number(v[k], k) for k in shape))
     except InputError as e:
@@ -124,9 +126,7 @@ def read_yaml(path) -> dict: # key -> (line, value)
     yaml, where = optional_import("yaml", "decide"), Path(path).name
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)):
-            raise InputError(f"{where} has an alias (*name), which is not read: write its value "
-                             "out.") # some lines of aliases fill any memory
+        _check_tokens(yaml.scan(text, yaml.SafeLoader), where)
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
@@ -141,13 +141,27 @@ def read_yaml(path) -> dict: # key -> (line, value)
         ) from None
     except InputError:
         raise
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as e:
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError,
+            ArithmeticError, RecursionError) as e: # as its constructors raise
         raise InputError(
             f"{where} is no "
             f"YAML{f', line {m.line + 1}' if (m := getattr(e, 'problem_mark', None)) else ''}: "
             f"{shorten(getattr(e, 'problem', None) or e, 100)}.") from None
 
 # %% ../../../nbs/decide/launch/04_memo.ipynb #ea49799c
+def _check_tokens(tokens, where): # some lines of aliases fill any memory, nested ones take hours
+    depth = 0
+    for token in tokens:
+        kind = type(token).__name__
+        if kind == "AliasToken":
+            raise InputError(f"{where} has an alias (*name), which is not read: write its value "
+                             "out.")
+        depth += (kind.endswith(("SequenceStartToken", "MappingStartToken"))
+                  - kind.endswith(("SequenceEndToken", "MappingEndToken", "BlockEndToken")))
+        if depth > 20:
+            raise InputError(f"{where}, line {token.start_mark.line + 1} is nested more than 20 "
+                             "deep: write names with values.")
+
 @dataclass(frozen=True)
 class Assumptions:
     "What nobody measured here."
@@ -315,9 +329,10 @@ def _metric_name(e, metric, table, where):
             f"{where}: {name} is no share of right cases: name one that is, such as accuracy.")
     if not name and not (table and task == "risk"):
         raise InputError(
-            f"{where} is of a {task} run, whose metrics ({', '.join(list(e['metrics'])[:6])}) are "
-            "no share of right cases: give evidence of classify, ladder, pair, assistant, "
-            "diagnose or risk, or name such a metric by 'metric' in the assumptions.")
+            f"{where} is of a {shorten(task, 40)} run, whose metrics "
+            f"({shorten(', '.join(list(e['metrics'])[:6]), 200)}) are no share of right cases: "
+            "give evidence of classify, ladder, pair, assistant, diagnose or risk, or name such a "
+            "metric by 'metric' in the assumptions.")
     return name
 
 # %% ../../../nbs/decide/launch/04_memo.ipynb #2f9c6426
@@ -328,7 +343,7 @@ def read_evidence(path, metric=None) -> Evidence: # the name of a metric; None: 
         return _evidence(e, where, metric)
     except InputError:
         raise
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as x:
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, ArithmeticError) as x:
         raise InputError(
             f"{where} is not as a run leaves it ({type(x).__name__}: {shorten(x, 60)}): "
             "name the evidence.json of a run, unchanged.") from None

@@ -407,16 +407,20 @@ def reliability_from_evidence(evidence) -> list[dict]:
         "probabilities.")
 
 # %% ../../../nbs/decide/launch/00_policy.ipynb #ea69257e
+_OF_BIN = "low_edge", "high_edge", "rows", "accuracy", "confidence"
+
 def _of_table(table): # -> tally at the edges
     try:
-        low, high, rows, share = np.array(
-            [[r["low_edge"], r["high_edge"], r["rows"], r["accuracy"]] for r in table], float).T
+        found = np.array([[r[k] for k in _OF_BIN] for r in table])
     except (KeyError, TypeError, ValueError):
+        found = np.empty(0)
+    if found.ndim != 2 or found.dtype.kind not in "iuf":
         raise InputError(
-            "a row of the reliability table lacks low_edge, high_edge, rows or "
-            "accuracy: take the table as a run left it.") from None
-    if not ((rows > 0) & (share >= 0) & (share <= 1) &
-            (low < high)).all() or (np.diff(low) <= 0).any():
+            "a row of the reliability table lacks low_edge, high_edge, rows, accuracy or "
+            "confidence, or one is no number: take the table as a run left it.")
+    low, high, rows, share, _ = found.T
+    if not ((rows > 0) & (share >= 0) & (share <= 1) & (low < high)).all() or (
+            np.diff(low) <= 0).any() or not np.isfinite(found).all():
         raise InputError(
             "the reliability table is broken: bins rise, rows are above 0, and accuracy is from "
             "0 to 1.")

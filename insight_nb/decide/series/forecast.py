@@ -93,7 +93,7 @@ def forecasts(y, # (periods,) float
         optional_import("statsforecast.models", "decide")
     try:
         made = {m: _model(m, y, season, h) for m in models}
-    except (ValueError, ArithmeticError, np.linalg.LinAlgError) as e:
+    except Exception as e: # the library raises a plain Exception, too
         raise InputError(
             f"{plural(len(y), 'period')} of history can't be fitted ({shorten(e, 80)}): "
             "give more of them, or a shorter season.") from None
