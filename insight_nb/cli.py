@@ -442,6 +442,7 @@ def summary(out # the folder of a run
     lines = []
     if e.get("metrics"):
         other = "majority" if "accuracy" in e["metrics"] else "knowing nothing"
+        other = e.get("baseline_title") or other
         lines.append(("", f"value [95 % interval]   {other}"))
     for name in [m for m in e.get("metrics", {}) if m != "log_loss"]:
         m = e["metrics"][name]

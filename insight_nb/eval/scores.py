@@ -214,7 +214,7 @@ class ScoreReport(Report):
                  seed=0):
         super().__init__(task, names, seed)
         self.metric_titles = dict(shown)
-        self.baseline_title = against
+        self.baseline_title = self.extra["baseline_title"] = against
         self.smaller_is_better = set(smaller)
         self.unit = unit
         self.blocks = []

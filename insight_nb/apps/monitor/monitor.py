@@ -167,7 +167,8 @@ def _panels():
 def _shares(ax, series, at, usual, hot):
     n, p = series.n[at], usual[at]
     share = np.divide(series.x[at], n, out=np.full(len(at), np.nan), where=n > 0)
-    half = 1.96 * np.sqrt(p * (1 - p) * series.phi[at] / np.maximum(n, 1))
+    half = np.full(len(at), np.nan) # no band where there is no text
+    half[n > 0] = 1.96 * np.sqrt(p * (1 - p) * series.phi[at] / np.maximum(n, 1))[n > 0]
     ax.fill_between(at, 100 * np.clip(p - half, 0, 1),
                     100 * np.clip(p + half, 0, 1), color=INK, alpha=.1, lw=0)
     ax.plot(at, 100 * p, color=INK, lw=1, ls="--")

@@ -75,7 +75,7 @@ class RankingReport(ScoreReport):
             (
                 "Beside what needs no model",
                 [self.ranking.protocol + ".", ranking_table(rankings)])]
-        self.extra = {
+        self.extra |= {
             "protocol": self.ranking.protocol, "beside": metrics,
             "paired_gain": {against: self.paired_gain}}
     @property
