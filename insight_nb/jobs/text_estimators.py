@@ -34,9 +34,10 @@ from ..eval.report import GUARD, Check, Report
 from ..eval.scores import (
     ScoreReport, beats_baseline, best_thresholds, label_metrics, label_table, regression_metrics)
 from .setup import PACKAGES, FineTuningSetup, check_settings
-from .training import (
+from insight_nb.jobs.training import (
     check_shipped, find_copies, fit_or_resume, hint_groups, join_pairs, list_rows, make_trainer,
-    read_valid, share_right, split_given, token_dataset, untrained_probabilities, validation_split)
+    read_valid, score_again, share_right, split_given, token_dataset, untrained_probabilities,
+    validation_split)
 from ..models.tasks import (
     ClassificationTask, MultiLabelTask, RegressionTask, class_weights)
 from ..ship.bundle import Bundle, bundle_info, load_bundle, save_bundle
@@ -285,7 +286,11 @@ def train(self: TextEstimator, texts, y, weights, options):
         learning_rate=self.learning_rate, **given)
     self.run_trainer(options)
     self.texts_, self.y_ = texts, y
-    temperature = self.tune(predict_logits(model, valid), valid.labels) if len(valid) else 1.
+    temperature = 1.
+    if len(valid):
+        logits = predict_logits(model, valid)
+        setup.kept = score_again(self.trainer_, logits)
+        temperature = self.tune(logits, valid.labels)
     info = self.facts() | bundle_info(model, setup.length, temperature)
     self.bundle_ = Bundle(optimize_for_inference(model.eval()), info)
 
