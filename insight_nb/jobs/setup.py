@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SETTINGS', 'PACKAGES', 'check_parameters', 'FineTuningSetup', 'check_settings', 'bits', 'fingerprint',
-           'differing_weights', 'split_checks']
+           'differing_weights', 'only_red', 'split_checks']
 
 # %% ../../nbs/jobs/00_setup.ipynb #a06903c0
 from pathlib import Path
@@ -177,6 +177,10 @@ def differing_weights(model, opened) -> list: # of names that both have
             if name in known and known[name].shape == p.shape
             and not torch.equal(bits(known[name]), bits(p.to(known[name].device)))]
 
+def only_red(*checks) -> list: # `Check` each
+    "Those that failed: some lines are written only then."
+    return [c for c in checks if c.passed is False]
+
 def split_checks(parts) -> list: # of `split`; `Check` each
     "Whether the rule of a split was kept: by groups, or by time."
     learned = np.concatenate([parts.train, parts.valid])
@@ -204,7 +208,7 @@ def checks(self: FineTuningSetup, trainer, bundle, # after training; written and
             guard.ranks_moved(self.before[1], now and now.ranks()),
             guard.reload_equal(want, got, other=differing_weights(model, bundle.model)),
             guard.language(language), *split_checks(parts),
-            *([guard.best_kept(*self.kept)] if self.kept else [])]
+            *only_red(*([guard.best_kept(*self.kept)] if self.kept else []))]
 
 # %% ../../nbs/jobs/00_setup.ipynb #6a02c081
 PACKAGES = ("insight_nb", "torch", "transformers", "accelerate", "tokenizers", "numpy",

@@ -33,7 +33,7 @@ from ..eval.calibrate import calibrate, fit_temperature
 from ..eval.report import GUARD, Check, Report
 from ..eval.scores import (
     ScoreReport, beats_baseline, best_thresholds, label_metrics, label_table, regression_metrics)
-from .setup import PACKAGES, FineTuningSetup, check_settings
+from .setup import PACKAGES, FineTuningSetup, check_settings, only_red
 from insight_nb.jobs.training import (
     check_shipped, find_copies, fit_or_resume, hint_groups, join_pairs, list_rows, make_trainer,
     read_valid, score_again, share_right, split_given, token_dataset, untrained_probabilities,
@@ -593,6 +593,15 @@ def untrained_probabilities(self: TextEstimator, texts) -> np.ndarray: # (rows, 
 def report_seed(self: TextEstimator) -> int: # of the intervals
     return self.setup_.seed if hasattr(self, "setup_") else 0
 
+# %% ../../nbs/jobs/05_text_estimators.ipynb #2363fc14
+@patch
+def check_temperature(self: TextClassifier, of_valid) -> Check: # temperature of the validation rows
+    "The temperature that is shipped is that of the validation rows."
+    used = self.bundle_.info["temperature"]
+    return Check("threshold_unseen", bool(np.isclose(used, of_valid, rtol=.02)),
+                 f"the temperature is {used:.3f}; of the validation rows it is {of_valid:.3f}: it "
+                 "was chosen on other rows")
+
 # %% ../../nbs/jobs/05_text_estimators.ipynb #a5a869f6
 @patch
 def measure(self: TextClassifier, y, logits, # answers; (rows, classes)
@@ -606,6 +615,7 @@ def measure(self: TextClassifier, y, logits, # answers; (rows, classes)
     report.measure(labels, probs, learned, untrained, groups)
     if hasattr(self, "valid_logits_"):
         report.calibration = calibrate(self.valid_logits_, self.valid_labels_, logits, labels)
+        report.add(*only_red(self.check_temperature(report.calibration["temperature"])))
     return report.add(guard.beats_majority(labels, probs.argmax(1), learned, groups),
                       guard.small_classes(self.names(), counts))
 

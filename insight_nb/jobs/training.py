@@ -26,7 +26,7 @@ from ..data.tokens import check_tokenizer_coverage
 from ..data.windows import WindowDataset, text_dataset
 from ..eval.errors import confident_mistakes, find_label_issues, label_issues
 from ..eval.report import Check
-from .setup import FineTuningSetup
+from .setup import FineTuningSetup, only_red
 from ..methods.classical import Tfidf
 from ..ship.bundle import load_bundle
 from ..ship.predict import bundle_logits, predict_frame
@@ -318,26 +318,34 @@ def rows_in_training(setup, trainer) -> np.ndarray: # (held-out rows,) bool
 def learned_names(trainer, source, parts) -> tuple: # (training rows,) names each, or nothing
     "The names of the training rows in the table, and those that were learned for them."
     task, ids = trainer.model.task, trainer.train_dataset.labels
-    if task.name != "classify" or len(ids) != len(parts.train) or source.label is None:
+    if task.name not in ("classify", "multilabel") or len(ids) != len(parts.train) or (
+            source.label is None):
         return (), ()
-    given = [str(source.labels[i]) for i in parts.train]
-    if not set(given) <= set(task.names): # written otherwise: not comparable
+    given = source.frame[source.label].iloc[parts.train].astype(str).tolist()
+    if task.name == "multilabel": # a name to a line
+        learned = [[name for name, yes in zip(task.names, row) if yes] for row in ids]
+        cells = [[name for name in cell.split("\n") if name] for cell in given]
+        given, learned = (["\n".join(sorted(c)) for c in rows] for rows in (cells, learned))
+    else:
+        learned, cells = [task.names[i] for i in ids], [[cell] for cell in given]
+    if not {name for cell in cells for name in cell} <= set(task.names): # written otherwise
         return (), ()
-    return given, [task.names[i] for i in ids]
+    return given, learned
 
 def check_learned(setup, trainer, source, parts) -> list: # after `setup.texts` is set; `Check` each
     "Whether what was trained on is what the table says."
     task, y = trainer.model.task, trainer.train_dataset.labels
     found = [guard.split_duplicates(parts.duplicates, rows_in_training(setup, trainer))]
     given, learned = learned_names(trainer, source, parts)
-    if given:
+    if list(given) != list(learned):
         found.append(guard.label_order(task.names, task.names, task.names, task.names, given,
                                        learned))
     if task.name == "regress":
         mean, spread = float(y.mean(dtype=float)), float(y.std(dtype=float))
-        found.append(Check("fitted_inside", abs(mean) < .01 and abs(spread - 1) < .01,
-                           f"the training targets have mean {mean:.3f} and spread {spread:.3f} as "
-                           "the loss sees them: 0 and 1, where they alone were used for it"))
+        found += only_red(Check(
+            "fitted_inside", abs(mean) < .01 and abs(spread - 1) < .01,
+            f"the training targets have mean {mean:.3f} and spread {spread:.3f} as the loss sees "
+            "them, and not 0 and 1: other rows were used to standardize them"))
     return found
 
 # %% ../../nbs/jobs/01_training.ipynb #3c7ba37e
