@@ -6,7 +6,7 @@ from insight_nb.data import split as splits
 from insight_nb.jobs import setup, text_estimators, training
 from insight_nb.models import backbone, heads, tasks
 from insight_nb.ship import bundle, predict
-from insight_nb.train import inference, optim, trainer
+from insight_nb.train import optim, trainer
 
 FAULTS = []
 

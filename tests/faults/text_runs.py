@@ -116,7 +116,8 @@ def long_rows(n=240, seed=0):
 def tagged(n=160, seed=0):
     "Sentences with names of people and places, as lists of spans; some ends are wrong."
     draw, made = random.Random(seed), []
-    kinds = {"PER": ["Anna Berg", "Li Wei", "Omar Said", "Eva"], "LOC": ["Rome", "New York", "Oslo"]}
+    kinds = {"PER": ["Anna Berg", "Li Wei", "Omar Said", "Eva"],
+             "LOC": ["Rome", "New York", "Oslo"]}
     for i in range(n):
         text, spans = " ".join(draw.choices(FILL, k=draw.randint(2, 5))), []
         for kind in draw.sample(list(kinds), draw.randint(1, 2)):
