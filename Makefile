@@ -28,7 +28,7 @@ test: .venv/ok      ## install, then every notebook (but for cells marked slow),
 	$(BIN)/python -m pytest -q
 slow: .venv/ok      ## the slow cells and the lessons too (recipes and benchmarks are run on their own)
 	$(BIN)/nbdev-test --timing --flags slow --skip-folder-re '^([_.]|recipes|benchmarks)'
-faults: .venv/ok    ## on demand: faults planted into runs, each of which must be seen (six minutes)
+faults: .venv/ok    ## on demand: faults planted into runs, each of which must be seen (some minutes)
 	$(BIN)/python -m pytest -q -m slow tests/faults
 
 docs: .venv/ok      ## the site, from the notebooks as they are stored: build/site/index.html

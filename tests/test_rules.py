@@ -278,9 +278,11 @@ def test_imports_run_one_way():
 
 
 def test_folders_are_small():
-    "A folder is read in one sitting: at most 16 notebooks, and nbs/ holds at most 16 entries."
+    """A folder is read in one sitting: at most 16 notebooks, and nbs/ holds at most 16 entries.
+    Benchmarks are run one by one: at most 20."""
     sizes = Counter(nb.path.parent for nb in every())
-    assert {str(p): n for p, n in sizes.items() if n > 16} == {}
+    most = {NBS / "benchmarks": 20}
+    assert {str(p): n for p, n in sizes.items() if n > most.get(p, 16)} == {}
     assert len([p for p in NBS.iterdir() if p.name[0] not in "._"]) <= 16
 
 

@@ -394,7 +394,7 @@ def split(table: Table, # rows of text, with labels or without
     found = _finish(table, ids, names, parts, n_train, seed, keep_duplicates, notes)
     found.groups = _column(table, group) if group else None
     found.times = _times(_column(table, time), time) if time else None
-    found.rule = "group" if group else "time" if time else "label"
+    found.rule = ("group" if group else "") or ("time" if time else "label")
     return found
 
 # %% ../../nbs/data/01_split.ipynb #05dbefdd

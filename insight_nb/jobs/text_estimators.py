@@ -593,7 +593,7 @@ def untrained_probabilities(self: TextEstimator, texts) -> np.ndarray: # (rows, 
 def report_seed(self: TextEstimator) -> int: # of the intervals
     return self.setup_.seed if hasattr(self, "setup_") else 0
 
-# %% ../../nbs/jobs/05_text_estimators.ipynb #2363fc14
+# %% ../../nbs/jobs/05_text_estimators.ipynb #a5a869f6
 @patch
 def check_temperature(self: TextClassifier, of_valid) -> Check: # temperature of the validation rows
     "The temperature that is shipped is that of the validation rows."
@@ -602,7 +602,6 @@ def check_temperature(self: TextClassifier, of_valid) -> Check: # temperature of
                  f"the temperature is {used:.3f}; of the validation rows it is {of_valid:.3f}: it "
                  "was chosen on other rows")
 
-# %% ../../nbs/jobs/05_text_estimators.ipynb #a5a869f6
 @patch
 def measure(self: TextClassifier, y, logits, # answers; (rows, classes)
             untrained=None, groups=None) -> Report: # (rows, classes); (rows,) of any names

@@ -7,7 +7,7 @@ __all__ = ['READS_MANY', 'MIN_ROWS', 'split_rows', 'check_readable', 'letters_se
            'copy_counts', 'validation_split', 'find_copies', 'split_given', 'token_dataset', 'untrained_probabilities',
            'make_trainer', 'fit_or_resume', 'share_right', 'score_again', 'hint_groups', 'list_rows', 'same_answers',
            'read_columns', 'training_logits', 'ask_alone', 'whole_rows', 'rows_in_training', 'learned_names',
-           'check_learned', 'check_shipped']
+           'check_training_rows', 'check_shipped']
 
 # %% ../../nbs/jobs/01_training.ipynb #c18ffcbe
 import numpy as np
@@ -332,7 +332,8 @@ def learned_names(trainer, source, parts) -> tuple: # (training rows,) names eac
         return (), ()
     return given, learned
 
-def check_learned(setup, trainer, source, parts) -> list: # after `setup.texts` is set; `Check` each
+def check_training_rows(setup, # whose `texts` are set
+                        trainer, source, parts) -> list: # of `Check`
     "Whether what was trained on is what the table says."
     task, y = trainer.model.task, trainer.train_dataset.labels
     found = [guard.split_duplicates(parts.duplicates, rows_in_training(setup, trainer))]
@@ -372,6 +373,6 @@ def check_shipped(setup: FineTuningSetup, trainer, folder, # of the bundle
         got = got[:len(want)]
     checks = setup.checks(trainer, bundle, task.names, task.names if numbers else found, want,
                           got, parts, setup.language)
-    checks += check_learned(setup, trainer, source, parts)
+    checks += check_training_rows(setup, trainer, source, parts)
     own = same_answers(task, answers, wanted, temperature)
     return bundle, [*checks, guard.row_order(asked.index, answers.index, own)]

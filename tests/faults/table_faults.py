@@ -356,8 +356,8 @@ def _(patch):
     around(patch, value, "npv", lambda old, rate, flows: old(rate, flows) / (1 + np.mean(rate)))
 
 
-@fault("red evidence", "the run behind the evidence had a red line", "decide", "error",
-       "reload_equal")
+@fault("red evidence", "the run behind the evidence had a red line", "decide",
+       "guard: decision", "reload_equal: all the same")
 def _(patch):
     around(patch, memo, "_evidence", lambda old, e, *a: old(e | {"guard": [
         line | {"passed": False} for line in e["guard"]]}, *a))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from harness import Outcome, ask, error_of, guard_lines, run_recipe, write_table
+from harness import Found, Outcome, ask, error_of, guard_lines, run_recipe, write_table
 from insight_nb.apps.monitor.stream import simulate_stream
 from insight_nb.decide.series.forecast import backtest_forecasts
 from insight_nb.decide.series.series import Series
@@ -112,7 +112,7 @@ def run_table(kind, folder: Path) -> list:
         return [error_of(e)]
     if kind == "decide":
         failed = outcome.names["decision"].failed
-        outcome.found += [error_of(ValueError(line)) for line in failed]
+        outcome.found += [Found("guard: decision", line) for line in failed]
     else:
         outcome.found += guard_lines(outcome.report)
     ask([c for c in CHECKS if kind.startswith(c.__name__.split("_")[0])], outcome)
