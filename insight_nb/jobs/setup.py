@@ -199,7 +199,9 @@ def checks(self: FineTuningSetup, trainer, bundle, # after training; written and
            language) -> list: # of `check_tokenizer_coverage`; `Check` each
     "Weights, label order, loss, duplicates, adapters, the reloaded bundle, the language."
     model, now = trainer.model, self.adapter
-    moved = [name for name, (p, known) in self.frozen.items() if fingerprint(p) != known]
+    merged = now is not None and now.merged # into the weights below it, after training
+    moved = [name for name, (p, known) in self.frozen.items()
+             if not merged and fingerprint(p) != known]
     return [guard.weights_finite(model.named_parameters(), "float32"),
             guard.label_order(names, model.task.names, bundle.info["labels"], columns),
             guard.loss_fell(trainer.state.losses),

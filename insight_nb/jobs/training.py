@@ -318,8 +318,9 @@ def rows_in_training(setup, trainer) -> np.ndarray: # (held-out rows,) bool
 def learned_names(trainer, source, parts) -> tuple: # (training rows,) names each, or nothing
     "The names of the training rows in the table, and those that were learned for them."
     task, ids = trainer.model.task, trainer.train_dataset.labels
-    if task.name not in ("classify", "multilabel") or len(ids) != len(parts.train) or (
-            source.label is None):
+    # other dimensions: soft labels of a teacher
+    known = ids.ndim == {"classify": 1, "multilabel": 2}.get(task.name)
+    if not known or len(ids) != len(parts.train) or source.label is None:
         return (), ()
     given = source.frame[source.label].iloc[parts.train].astype(str).tolist()
     if task.name == "multilabel": # a name to a line
