@@ -4,7 +4,7 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export UV_COMPILE_BYTECODE ?= 1
 FILES = git ls-files -co --exclude-standard -- nbs insight_nb README.md | sort | xargs sha256sum
 
-.PHONY: help demo test lab slow mutants docs export check colab pandas3 clean
+.PHONY: help demo test lab slow faults mutants docs export check colab pandas3 clean
 help:               ## this list
 	@sed -n 's/^\([a-z0-9]*\):.*## /make \1	/p' Makefile
 
@@ -18,16 +18,18 @@ demo: .venv/ok      ## install, then the main job on a real sample: a report and
 	$(BIN)/insight-nb run classify --out runs/demo --force
 
 # The same threads, backend and network everywhere, so that outputs are the same everywhere.
-test slow: export OMP_NUM_THREADS ?= 2
-test slow: export MPLBACKEND := agg
-test slow: export HF_HUB_OFFLINE := 1
-test slow: export INSIGHT_NB_PROGRESS := quiet
+test slow faults: export OMP_NUM_THREADS ?= 2
+test slow faults: export MPLBACKEND := agg
+test slow faults: export HF_HUB_OFFLINE := 1
+test slow faults: export INSIGHT_NB_PROGRESS := quiet
 test: .venv/ok      ## install, then every notebook (but for cells marked slow), then the rules of the whole and the recipes on small tables
 	$(BIN)/nbdev-test --timing $(SAVE) --skip-folder-re '^([_.]|recipes|benchmarks|lessons)'
 	$(if $(SAVE),$(BIN)/nbdev-clean)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 slow: .venv/ok      ## the slow cells and the lessons too (recipes and benchmarks are run on their own)
 	$(BIN)/nbdev-test --timing --flags slow --skip-folder-re '^([_.]|recipes|benchmarks)'
+faults: .venv/ok    ## on demand: faults planted into runs, each of which must be seen (some minutes)
+	$(BIN)/python -m pytest -q -m slow tests/faults
 mutants: .venv/ok   ## on demand: 300 small changes to base, data, eval and decide; does each notebook notice?
 	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[mutants]'
 	nice $(BIN)/python tests/mutants.py

@@ -116,7 +116,7 @@ def code():
         for i, cell in enumerate(nb.cells):
             if cell.kind == "code":
                 yield f"{nb.path.relative_to(NBS)}[{i}]", cell.source
-    for path in [*sorted((ROOT / "tests").glob("*.py")), ROOT / "setup.py"]:
+    for path in [*sorted((ROOT / "tests").rglob("*.py")), ROOT / "setup.py"]:
         yield path.name, path.read_text(encoding="utf-8")
 
 

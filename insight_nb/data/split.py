@@ -292,6 +292,8 @@ class DataSplit:
     # conflicting_labels: numbers of rows (of texts for conflicting_labels)
     duplicates: dict
     groups: list | None = None # (all rows,) names of the column `group`, where it was given
+    times: np.ndarray | None = None # (all rows,) of the column `time`, where it was given
+    rule: str = "label" # by which the sides were made: label, group, time or given
 
     @property
     def test_groups(self): # (test rows,); None: each row on its own
@@ -391,6 +393,8 @@ def split(table: Table, # rows of text, with labels or without
         parts = _by_label(ids, names, n_test, n_valid, rng, notes)
     found = _finish(table, ids, names, parts, n_train, seed, keep_duplicates, notes)
     found.groups = _column(table, group) if group else None
+    found.times = _times(_column(table, time), time) if time else None
+    found.rule = ("group" if group else "") or ("time" if time else "label")
     return found
 
 # %% ../../nbs/data/01_split.ipynb #05dbefdd
@@ -466,5 +470,5 @@ def split_from_tables(train: Table, # rows to learn from
     if isinstance(test, Table):
         parts[2] = at[-1]
     found = _finish(table, ids, names, parts, None, seed, keep_duplicates, notes)
-    found.groups = of_group
+    found.groups, found.rule = of_group, "given"
     return table, found

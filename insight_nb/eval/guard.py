@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['weights_finite', 'label_order', 'row_order', 'loss_fell', 'beats_majority', 'truncation', 'split_duplicates',
-           'small_classes', 'adapters_changed', 'ranks_moved', 'reload_equal', 'language']
+           'small_classes', 'adapters_changed', 'ranks_moved', 'reload_equal', 'language', 'groups_apart',
+           'times_in_order', 'best_kept']
 
 # %% ../../nbs/eval/05_guard.ipynb #14c0702f
 import numpy as np
@@ -38,8 +39,16 @@ def weights_finite(named, # (name, tensor) pairs, as of `model.named_parameters(
 
 # %% ../../nbs/eval/05_guard.ipynb #73a04d62
 # four lists of label names
-def label_order(data_names, head_names, bundle_names, prediction_names) -> Check:
+def label_order(data_names, head_names, bundle_names, prediction_names,
+                # (rows,) names that the training rows have, and names that were learned for them
+                given=(), learned=()) -> Check:
     "The labels stand in one order in data, head, bundle and predictions."
+    off = np.flatnonzero([str(a) != str(b) for a, b in zip(given, learned)])
+    if len(off):
+        a, b = (repr(shorten(str(names[off[0]]), 30)) for names in (given, learned))
+        return Check("label_order", False,
+                     f"{len(off):,} of {len(given):,} training rows were learned under another "
+                     f"name: row {off[0]} is {a} in the data, and {b} was learned")
     places = dict(data=data_names, head=head_names, bundle=bundle_names,
                   predictions=prediction_names)
     first = [str(n) for n in data_names]
@@ -136,11 +145,17 @@ def truncation(truncated, # (rows,) bool: was the row cut?
 
 # %% ../../nbs/eval/05_guard.ipynb #182db9b8
 # exact_across, near_across, removed_from_train, removed_from_valid and, if known, left_across
-def split_duplicates(counts) -> Check:
+def split_duplicates(counts,
+                     shared=()) -> Check: # (held-out rows,) bool: were they trained on?
     "No row of one side of the split has a duplicate on another."
     found = counts["exact_across"] + counts["near_across"]
     removed = counts["removed_from_train"] + counts["removed_from_valid"]
     left = counts.get("left_across", max(found - removed, 0))
+    seen = int(np.sum(shared))
+    if seen > .05 * len(shared) and not left: # a few texts have the same tokens by chance
+        return Check("split_duplicates", False,
+                     f"{seen:,} of {len(shared):,} validation and test rows are, token for token, "
+                     "among the rows that were trained on: the result is too good")
     detail = (f"{counts['exact_across']:,} exact and {counts['near_across']:,} near duplicates "
               f"across the split were found, {removed:,} rows were removed")
     return Check(
@@ -170,8 +185,13 @@ def _array(t):
 
 # %% ../../nbs/eval/05_guard.ipynb #01ffa90d
 def adapters_changed(before, # name -> tensor, copied before training; None without adapters
-                     after) -> Check:
-    "Every adapter weight changed in training."
+                     after,
+                     moved=()) -> Check: # names of frozen weights that are not as they were
+    "Every adapter weight changed in training, and no weight that was frozen."
+    if len(moved):
+        return Check("adapters_changed", False,
+                     f"{len(moved)} weights that were to stay as they are have changed, "
+                     f"{moved[0]} first: what is measured is not the method that was asked for")
     if before is None or after is None:
         return Check("adapters_changed", None, "no adapters")
     same = [name for name in before if np.array_equal(_array(before[name]), _array(after[name]))]
@@ -198,9 +218,14 @@ def ranks_moved(before, # name of the layer -> rank at the start; None without A
 # %% ../../nbs/eval/05_guard.ipynb #7b422e38
 def reload_equal(before, # (rows, classes) logits of the model in memory
                  after, # (rows, classes) logits of the reloaded bundle
-                 tolerance=1e-3) -> Check: # of a logit
+                 tolerance=1e-3, # of a logit
+                 other=()) -> Check: # names of weights that are not, to the bit, those in memory
     "A reloaded bundle gives the same logits on the same rows."
     a, b = _array(before), _array(after)
+    if len(other):
+        return Check("reload_equal", False,
+                     f"{len(other)} weights of the bundle are not those in memory, {other[0]} "
+                     "first: they were cut, or saved before training ended")
     if a.shape != b.shape:
         return Check("reload_equal", False,
                      f"logits of shape {a.shape} before and {b.shape} after reloading")
@@ -214,3 +239,38 @@ def reload_equal(before, # (rows, classes) logits of the model in memory
 def language(fit) -> Check: # as of `check_tokenizer_coverage`: `fits`, `detail`
     "The encoder was made for the language of the texts."
     return Check("language", fit["fits"], fit["detail"])
+
+# %% ../../nbs/eval/05_guard.ipynb #1f336c99
+def groups_apart(groups, # (all rows,) names
+                 learned, asked) -> Check: # positions of the rows
+    "No group has rows on both sides."
+    def names(rows): return {groups[i] for i in rows if groups[i] is not None
+                             and groups[i] == groups[i]}
+
+    both = names(learned) & names(asked)
+    if not both:
+        return Check("group_leak", True, f"no group of the {len(names(asked)):,} in the test is in "
+                                         "training too")
+    return Check("group_leak", False,
+                 f"{len(both):,} groups, such as {shorten(min(map(str, both)), 40)!r}, are in "
+                 "training and in the test: the result is too good")
+
+# %% ../../nbs/eval/05_guard.ipynb #0edbc7e0
+def times_in_order(times, # (all rows,) that can be compared
+                   learned, asked) -> Check: # positions of the rows
+    "No row to learn from is newer than the oldest that is asked."
+    times = np.asarray(times)
+    later = int((times[learned] > times[asked].min()).sum()) if len(asked) else 0
+    if not later:
+        return Check("time_leak", True, "no row to learn from is later than what is asked")
+    return Check("time_leak", False,
+                 f"{later:,} of {len(learned):,} rows to learn from are later than the oldest test "
+                 "row: the result is too good")
+
+# %% ../../nbs/eval/05_guard.ipynb #ee471e50
+def best_kept(best, # score of the best epoch, larger is better
+              now, # of the weights that are kept
+              rows) -> Check: # of validation
+    "The weights that are kept have the score of the best epoch."
+    found = f"the best epoch has {best:.4f} on {rows:,} validation rows, the kept weights {now:.4f}"
+    return Check("best_kept", now >= best - max(.02 * max(abs(best), 1), 2 / rows), found)

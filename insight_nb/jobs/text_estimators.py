@@ -33,10 +33,11 @@ from ..eval.calibrate import calibrate, fit_temperature
 from ..eval.report import GUARD, Check, Report
 from ..eval.scores import (
     ScoreReport, beats_baseline, best_thresholds, label_metrics, label_table, regression_metrics)
-from .setup import PACKAGES, FineTuningSetup, check_settings
-from .training import (
+from .setup import PACKAGES, FineTuningSetup, check_settings, only_red
+from insight_nb.jobs.training import (
     check_shipped, find_copies, fit_or_resume, hint_groups, join_pairs, list_rows, make_trainer,
-    read_valid, share_right, split_given, token_dataset, untrained_probabilities, validation_split)
+    read_valid, score_again, share_right, split_given, token_dataset, untrained_probabilities,
+    validation_split)
 from ..models.tasks import (
     ClassificationTask, MultiLabelTask, RegressionTask, class_weights)
 from ..ship.bundle import Bundle, bundle_info, load_bundle, save_bundle
@@ -285,7 +286,11 @@ def train(self: TextEstimator, texts, y, weights, options):
         learning_rate=self.learning_rate, **given)
     self.run_trainer(options)
     self.texts_, self.y_ = texts, y
-    temperature = self.tune(predict_logits(model, valid), valid.labels) if len(valid) else 1.
+    temperature = 1.
+    if len(valid):
+        logits = predict_logits(model, valid)
+        setup.kept = score_again(self.trainer_, logits)
+        temperature = self.tune(logits, valid.labels)
     info = self.facts() | bundle_info(model, setup.length, temperature)
     self.bundle_ = Bundle(optimize_for_inference(model.eval()), info)
 
@@ -590,6 +595,14 @@ def report_seed(self: TextEstimator) -> int: # of the intervals
 
 # %% ../../nbs/jobs/05_text_estimators.ipynb #a5a869f6
 @patch
+def check_temperature(self: TextClassifier, of_valid) -> Check: # temperature of the validation rows
+    "The temperature that is shipped is that of the validation rows."
+    used = self.bundle_.info["temperature"]
+    return Check("threshold_unseen", bool(np.isclose(used, of_valid, rtol=.02)),
+                 f"the temperature is {used:.3f}; of the validation rows it is {of_valid:.3f}: it "
+                 "was chosen on other rows")
+
+@patch
 def measure(self: TextClassifier, y, logits, # answers; (rows, classes)
             untrained=None, groups=None) -> Report: # (rows, classes); (rows,) of any names
     "The metrics."
@@ -601,6 +614,7 @@ def measure(self: TextClassifier, y, logits, # answers; (rows, classes)
     report.measure(labels, probs, learned, untrained, groups)
     if hasattr(self, "valid_logits_"):
         report.calibration = calibrate(self.valid_logits_, self.valid_labels_, logits, labels)
+        report.add(*only_red(self.check_temperature(report.calibration["temperature"])))
     return report.add(guard.beats_majority(labels, probs.argmax(1), learned, groups),
                       guard.small_classes(self.names(), counts))
 

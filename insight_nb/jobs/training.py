@@ -5,11 +5,14 @@
 # %% auto #0
 __all__ = ['READS_MANY', 'MIN_ROWS', 'split_rows', 'check_readable', 'letters_sentence', 'read_valid', 'join_pairs',
            'copy_counts', 'validation_split', 'find_copies', 'split_given', 'token_dataset', 'untrained_probabilities',
-           'make_trainer', 'fit_or_resume', 'share_right', 'hint_groups', 'list_rows', 'same_answers', 'check_shipped']
+           'make_trainer', 'fit_or_resume', 'share_right', 'score_again', 'hint_groups', 'list_rows', 'same_answers',
+           'read_columns', 'training_logits', 'ask_alone', 'whole_rows', 'rows_in_training', 'learned_names',
+           'check_training_rows', 'check_shipped']
 
 # %% ../../nbs/jobs/01_training.ipynb #c18ffcbe
 import numpy as np
 import pandas as pd
+import torch
 
 import insight_nb.eval.guard as guard
 from ..base.core import InputError, plural, shorten
@@ -20,9 +23,10 @@ from ..data.split import DataSplit, duplicate_groups, split, split_from_tables
 from ..data.table import Table, to_text
 from ..data.targets import tokenize_pairs
 from ..data.tokens import check_tokenizer_coverage
-from ..data.windows import text_dataset
+from ..data.windows import WindowDataset, text_dataset
 from ..eval.errors import confident_mistakes, find_label_issues, label_issues
-from .setup import FineTuningSetup
+from ..eval.report import Check
+from .setup import FineTuningSetup, only_red
 from ..methods.classical import Tfidf
 from ..ship.bundle import load_bundle
 from ..ship.predict import bundle_logits, predict_frame
@@ -206,6 +210,19 @@ def share_right(truth, predictions) -> float: # (rows,) both
     "The accuracy, as a score to choose the best epoch by."
     return float((predictions == truth).mean())
 
+# %% ../../nbs/jobs/01_training.ipynb #b30eba29
+def score_again(trainer, logits) -> tuple | None: # (valid rows, outputs); best, now, rows
+    "The best score on the validation rows, and that of the weights that are in the model now."
+    best, rows, task = trainer.state.best, trainer.valid_dataset, trainer.model.task
+    if best is None or rows is None:
+        return None
+    logits = torch.from_numpy(logits)
+    if trainer.score_fn:
+        now = trainer.score_fn(rows.labels, task.predictions(logits))
+    else:
+        now = -float(task.loss(logits, torch.from_numpy(rows.labels))[0])
+    return float(best.score), float(now), len(rows.labels)
+
 # %% ../../nbs/jobs/01_training.ipynb #27c0e80d
 def hint_groups(source: Table, rows, # positions of the test rows
                 losses) -> str: # (rows,) wrong or right, or how far off
@@ -244,11 +261,94 @@ def same_answers(task, answers, # a frame, as of `predict_frame`
         return np.isclose(got, np.array(predictions), atol=1e-3 * task.scale)
     got = answers.reindex(columns=[f"probability_{n}" for n in task.names]).to_numpy()
     same = np.isclose(got, wanted, atol=1e-3).all(1)
+    if task.name == "multilabel" and "prediction" in answers: # but for those at a threshold
+        clear = (np.abs(wanted - task.thresholds) > 1e-3).all(1)
+        named = [tuple(a) == tuple(b) for a, b in zip(answers["prediction"], predictions)]
+        same &= np.array(named, bool) | ~clear
     if task.name == "classify": # the label that was named is one of the most probable
         place = {name: i for i, name in enumerate(task.names)}
         named = wanted[np.arange(len(wanted)), [place[p] for p in answers["prediction"]]]
         same &= named > wanted.max(1) - 1e-3
     return same
+
+# %% ../../nbs/jobs/01_training.ipynb #821ec8fa
+def read_columns(source, columns, rows) -> list: # a `Table`, one or two columns; str, or pairs
+    "The texts of some rows, as they are asked."
+    if len(columns) == 2:
+        frame = source.frame.iloc[rows]
+        return list(zip(*(map(to_text, frame[c]) for c in columns)))
+    return [source.texts[i] for i in rows]
+
+def training_logits(trainer, n) -> np.ndarray: # training rows of the split; (up to 32, outputs)
+    "The logits of the first rows that were trained on, as the trainer has them."
+    rows = trainer.train_dataset
+    some = np.arange(min(32, n) if len(rows) == n else 0)
+    found = predict_logits(trainer.model, rows.select(some)) if len(some) else None
+    return np.zeros((0, trainer.model.head.linear.out_features)) if found is None else found
+
+def ask_alone(bundle, texts, n=8) -> np.ndarray: # (rows, outputs)
+    "The logits of texts; the `n` shortest are asked one by one, without padding."
+    found = bundle_logits(bundle, texts)
+    for i in np.argsort([len(str(text)) for text in texts], kind="stable")[:n]:
+        found[i] = bundle_logits(bundle, [texts[i]])[0]
+    return found
+
+# %% ../../nbs/jobs/01_training.ipynb #09afef88
+def whole_rows(rows: TokenDataset, unknown=None) -> list: # bytes of each row that was not cut
+    "The tokens of each row, where they tell one text from another."
+    tokens, found = rows.tokens, []
+    for i in np.flatnonzero(~tokens.truncated):
+        ids = np.asarray(tokens[i], np.int32)
+        if unknown is None or unknown not in ids:
+            found.append(ids.tobytes())
+    return found
+
+def rows_in_training(setup, trainer) -> np.ndarray: # (held-out rows,) bool
+    "Which validation rows, and test rows that were asked, are among those that were trained on."
+    tokenizer = setup.encoder.tokenizer
+    windows = isinstance(trainer.train_dataset, WindowDataset)
+    asked = [token_dataset(setup.texts, tokenizer, setup.length, windows=windows)[0]]
+    if trainer.valid_dataset is not None:
+        asked.append(trainer.valid_dataset)
+    learned = set(whole_rows(trainer.train_dataset, tokenizer.unk_token_id))
+    held_out = [row for rows in asked for row in whole_rows(rows, tokenizer.unk_token_id)]
+    return np.array([row in learned for row in held_out], dtype=bool)
+
+# %% ../../nbs/jobs/01_training.ipynb #03cb8023
+def learned_names(trainer, source, parts) -> tuple: # (training rows,) names each, or nothing
+    "The names of the training rows in the table, and those that were learned for them."
+    task, ids = trainer.model.task, trainer.train_dataset.labels
+    # other dimensions: soft labels of a teacher
+    known = ids.ndim == {"classify": 1, "multilabel": 2}.get(task.name)
+    if not known or len(ids) != len(parts.train) or source.label is None:
+        return (), ()
+    given = source.frame[source.label].iloc[parts.train].astype(str).tolist()
+    if task.name == "multilabel": # a name to a line
+        learned = [[name for name, yes in zip(task.names, row) if yes] for row in ids]
+        cells = [[name for name in cell.split("\n") if name] for cell in given]
+        given, learned = (["\n".join(sorted(c)) for c in rows] for rows in (cells, learned))
+    else:
+        learned, cells = [task.names[i] for i in ids], [[cell] for cell in given]
+    if not {name for cell in cells for name in cell} <= set(task.names): # written otherwise
+        return (), ()
+    return given, learned
+
+def check_training_rows(setup, # whose `texts` are set
+                        trainer, source, parts) -> list: # of `Check`
+    "Whether what was trained on is what the table says."
+    task, y = trainer.model.task, trainer.train_dataset.labels
+    found = [guard.split_duplicates(parts.duplicates, rows_in_training(setup, trainer))]
+    given, learned = learned_names(trainer, source, parts)
+    if list(given) != list(learned):
+        found.append(guard.label_order(task.names, task.names, task.names, task.names, given,
+                                       learned))
+    if task.name == "regress":
+        mean, spread = float(y.mean(dtype=float)), float(y.std(dtype=float))
+        found += only_red(Check(
+            "fitted_inside", abs(mean) < .01 and abs(spread - 1) < .01,
+            f"the training targets have mean {mean:.3f} and spread {spread:.3f} as the loss sees "
+            "them, and not 0 and 1: other rows were used to standardize them"))
+    return found
 
 # %% ../../nbs/jobs/01_training.ipynb #3c7ba37e
 def check_shipped(setup: FineTuningSetup, trainer, folder, # of the bundle
@@ -264,13 +364,16 @@ def check_shipped(setup: FineTuningSetup, trainer, folder, # of the bundle
     numbers = task.name == "regress"
     names = columns[0] if len(columns) == 1 else list(columns)
     answers = predict_frame(bundle, asked, names, probabilities=not numbers)
-    if len(columns) == 2:
-        setup.texts = list(zip(*(map(to_text, asked[c]) for c in columns)))
-    else:
-        setup.texts = [source.texts[i] for i in at]
+    setup.texts = read_columns(source, columns, at)
     prefix = "probability_"
     found = [c.removeprefix(prefix) for c in answers.columns if c.startswith(prefix)]
-    checks = setup.checks(trainer, bundle, task.names, task.names if numbers else found, wanted,
-                          bundle_logits(bundle, setup.texts), parts, setup.language)
+    learned = read_columns(source, columns, parts.train[:32])
+    want = np.concatenate([wanted, training_logits(trainer, len(parts.train))])
+    got = np.concatenate([ask_alone(bundle, setup.texts), bundle_logits(bundle, learned)])
+    if len(want) < len(got): # other rows were learned than those of the split
+        got = got[:len(want)]
+    checks = setup.checks(trainer, bundle, task.names, task.names if numbers else found, want,
+                          got, parts, setup.language)
+    checks += check_training_rows(setup, trainer, source, parts)
     own = same_answers(task, answers, wanted, temperature)
     return bundle, [*checks, guard.row_order(asked.index, answers.index, own)]

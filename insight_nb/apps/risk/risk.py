@@ -552,12 +552,15 @@ def checks(self: RiskJob, final, bundle: RiskBundle, sample: pd.DataFrame) -> li
         pd.util.hash_pandas_object(t.frame.astype(str).assign(_=t.target),
                                    index=False).duplicated().sum())
     said = {
-        "group": ("group_leak", "in each of {} no group is on both sides"),
-        "time": ("time_leak", "in each of {} the training rows are older than the test rows")}
-    where = [
-        Check(name, self._apart(side),
-              text.format(plural(sum(map(len, self.splits)), "fold")))
-        for side, (name, text) in said.items() if side in t.sides]
+        "group": ("group_leak", "in each of {} no group is on both sides",
+                  "of {} some have a group on both sides: the result is too good"),
+        "time": ("time_leak", "in each of {} the training rows are older than the test rows",
+                 "of {} some learn from rows as late as the test rows: the result is too good")}
+    where, folds = [], plural(sum(map(len, self.splits)), "fold")
+    for side, (name, good, bad) in said.items():
+        if side in t.sides:
+            apart = self._apart(side)
+            where.append(Check(name, apart, (good if apart else bad).format(folds)))
     return [
         guard.weights_finite(final.model_.named_parameters(), "float64"),
         guard.label_order(t.names, t.names, bundle.info["labels"], t.names),
