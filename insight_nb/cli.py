@@ -441,8 +441,7 @@ def summary(out # the folder of a run
     decision = Path(out, "decision.json")
     lines = []
     if e.get("metrics"):
-        other = "majority" if "accuracy" in e["metrics"] else "knowing nothing"
-        other = e.get("baseline_title") or other
+        other = e.get("baseline_title") or "majority"
         lines.append(("", f"value [95 % interval]   {other}"))
     for name in [m for m in e.get("metrics", {}) if m != "log_loss"]:
         m = e["metrics"][name]

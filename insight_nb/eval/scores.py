@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DELONG', 'squares_interval', 'function_metric', 'regression_metrics', 'mean_f1', 'label_metrics', 'best_thresholds',
-           'rows_needed', 'label_table', 'placement_values', 'auroc_influence', 'auroc_metric', 'auroc', 'ScoreReport',
-           'beats_baseline', 'bundle_matches_report']
+           'validation_rows_needed', 'label_table', 'placement_values', 'auroc_influence', 'auroc_metric', 'auroc',
+           'ScoreReport', 'beats_baseline', 'bundle_matches_report']
 
 # %% ../../nbs/eval/07_scores.ipynb #8ddef98c
 from dataclasses import replace
@@ -144,7 +144,7 @@ def best_thresholds(y_true, # (rows, labels) bool, of the validation rows
         out[j] = (s[k] + (s[k + 1] if k + 1 < len(s) else 0)) / 2
     return out
 
-def rows_needed(share) -> int: # from 0 to below 1
+def validation_rows_needed(share) -> int: # from 0 to below 1
     "How many validation rows it takes before a threshold can promise a share of them."
     return int(np.ceil(share / (1 - share) - 1e-9))
 

@@ -22,7 +22,7 @@ from ...base.core import InputError, ReportTable, package_versions, plural, shor
 from ...data.labels import LabelEncoder
 from ...eval.metrics import Metric, proportion_metric
 from ...eval.report import Check
-from ...eval.scores import ScoreReport, beats_baseline, rows_needed
+from ...eval.scores import ScoreReport, beats_baseline, validation_rows_needed
 from ...train.trainer import peak_memory_mb
 
 # %% ../../../nbs/apps/assistant/04_evaluation.ipynb #e8fa23c1
@@ -247,9 +247,9 @@ def check_assistant(self: AssistantReport, opened: Assistant, # from its folder
     as_asked, n_valid, more = None, len(self.questions.texts["valid"]), ""
     if rejection_rate is not None:
         as_asked = bool(rejected.low <= rejection_rate <= rejected.high)
-        if n_valid < rows_needed(1 - rejection_rate):
+        if n_valid < validation_rows_needed(1 - rejection_rate):
             as_asked = False
-            more = f": too few, since a promise takes {rows_needed(1 - rejection_rate)}"
+            more = f": too few, since a promise takes {validation_rows_needed(1 - rejection_rate)}"
     log = opened.transcript
     self.add(
         guard.reload_equal(reader.score_texts(texts)["logits"],

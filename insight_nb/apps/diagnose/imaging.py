@@ -31,7 +31,7 @@ from ...data.labels import LabelEncoder, check_labels
 from ...data.table import stratified_sample
 from ...eval.metrics import Metric, proportion_metric, softmax
 from ...eval.report import Check, Report
-from ...eval.scores import rows_needed
+from ...eval.scores import validation_rows_needed
 from .images import (
     Images, UnreadableImage, image_grid, list_images, read_image, read_images)
 from ...models.backbone import count_parameters
@@ -218,7 +218,8 @@ def set_results(self: DiagnosisReport, y, probs, train_y, # as of `measure`
     never = [shorten(n, 30) for n, t in zip(self.names, thresholds) if np.isinf(t)]
     if never:
         asked += (f" Too few validation rows for that are without {', '.join(never)}: "
-                  f"{rows_needed(specificity):,} would do. There the numbers are left out.")
+                  f"{validation_rows_needed(specificity):,} would do. There the numbers are left "
+                  "out.")
     self.clinical += [("Sensitivity and specificity",
                        [diagnostic_table(self.metrics, self.names), asked]),
                       ("Leaving some to a person", [plot_risk_coverage(y, probs)])]
