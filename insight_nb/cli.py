@@ -23,6 +23,7 @@ import re
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import tokenize
 import urllib.parse
@@ -307,6 +308,16 @@ def _safe_path(): # for the kernel, which inherits it: nothing is imported from 
         if before is not None:
             os.environ["PYTHONSAFEPATH"] = before
 
+@contextlib.contextmanager
+def _own_temp(): # the kernel's address is written there: it goes, however this process ends
+    before = tempfile.tempdir
+    with ScratchFolder() as folder:
+        tempfile.tempdir = str(folder)
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
+
 def _papermill(path, notebook, given):
     import nbformat
     import papermill
@@ -316,7 +327,7 @@ def _papermill(path, notebook, given):
     how = {"kernel_name": "python3", "language": "python", "progress_bar": False,
            "stdout_file": _Shown(sys.stdout), "stderr_file": _Shown(sys.stderr),
            "extra_arguments": ["--log-level=CRITICAL", "--InteractiveShellApp.ignore_cwd=True"]}
-    with _signals_reach_training() as terminated, _safe_path():
+    with _signals_reach_training() as terminated, _safe_path(), _own_temp():
         try:
             papermill.execute_notebook(nbformat.read(path, as_version=4), name, given, **how)
         except Exception:

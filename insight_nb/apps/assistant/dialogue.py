@@ -11,6 +11,7 @@ import json
 import re
 import sqlite3
 import threading
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -386,20 +387,30 @@ class Transcript:
                 f"{path} can't be used as a log ({e}): name a new file, or one that an "
                 "assistant wrote.") from None
 
+    @contextmanager
+    def transaction(self): # yields the database
+        "All that is written in this block stays, or nothing of it. Raises InputError."
+        try:
+            with self.lock, self.db:
+                yield self.db
+        except sqlite3.Error as e:
+            raise InputError(f"{self.path} can't be used as a log ({e}): is the disk full, or does "
+                             "another program use it?") from None
+
     def execute(self, words, values=()):
-        with self.lock, self.db:
-            return self.db.execute(words, values).fetchall()
+        with self.transaction() as db:
+            return db.execute(words, values).fetchall()
 
 # %% ../../../nbs/apps/assistant/02_dialogue.ipynb #207511af
 @patch
 # the number of the turn, from 0
 def add(self: Transcript, conversation, parsed: ParsedTurn, action: DialogueAction) -> int:
     "Keep a turn."
-    with self.lock, self.db:
-        turn = self.db.execute(
+    with self.transaction() as db:
+        turn = db.execute(
             "select coalesce(max(turn) + 1, 0) from turns where conversation = ?",
             (conversation,)).fetchone()[0]
-        self.db.execute("insert into turns(conversation, turn, heard, act) values (?, ?, ?, ?)",
+        db.execute("insert into turns(conversation, turn, heard, act) values (?, ?, ?, ?)",
                         (conversation, turn, _json(parsed), _json(action)))
     return turn
 
