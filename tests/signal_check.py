@@ -26,7 +26,7 @@ from insight_nb.base.core import hash_folder
 
 OPTIONS = {
     "classify": {"rows": 150, "epochs": 1, "max_length": 32},
-    "ladder": {"rows": 300, "rungs": "majority,tfidf,probe"},
+    "ladder": {"rows": 300, "rungs": "majority,TF-IDF + linear,frozen + linear"},
     "tag": {"rows": 100, "epochs": 1}, "regress": {"rows": 100, "epochs": 1},
     "multilabel": {"rows": 100, "epochs": 1}, "pair": {"rows": 100, "epochs": 1},
     "assistant": {"rows": 200}, "diagnose": {"rows": 200, "epochs": 1, "folds": 0},
