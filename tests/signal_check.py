@@ -81,7 +81,7 @@ def state(out, old, began):
     "Whether a folder is the old run, or the new one; else what is wrong with it."
     if hash_folder(out) == old:
         return "old"
-    files = [p for p in out.rglob("*") if p.is_file()]
+    files = [p for p in out.glob("*") if p.is_file()]  # a bundle from a cache keeps its times
     if not files or any(p.stat().st_mtime < began for p in files):
         return "A MIXTURE" if files else "NOTHING"
     told = json.loads((out / "notebook.ipynb").read_text())["metadata"]["insight_nb"]["left"]
