@@ -4604,6 +4604,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'insight_nb/models/backbone.py'),
                                             'insight_nb.models.backbone._cached': ( 'models/backbone.html#_cached',
                                                                                     'insight_nb/models/backbone.py'),
+                                            'insight_nb.models.backbone._check_kernels': ( 'models/backbone.html#_check_kernels',
+                                                                                           'insight_nb/models/backbone.py'),
                                             'insight_nb.models.backbone._from_hub': ( 'models/backbone.html#_from_hub',
                                                                                       'insight_nb/models/backbone.py'),
                                             'insight_nb.models.backbone._front_matter': ( 'models/backbone.html#_front_matter',

@@ -243,7 +243,7 @@ def _open_parquet(path, f):
     whole = f if isinstance(f, io.BufferedReader) else io.BytesIO(b"".join(iter_bytes(path)))
     data = pq.ParquetFile(whole, buffer_size=1 << 20)
     cells, size = data.metadata.num_rows * data.metadata.num_columns, path.stat().st_size
-    if cells > _MOST_CELLS and cells > 1000 * size:
+    if cells > _MOST_CELLS and cells > 100 * size:
         raise InputError(f"{path.name} has {size / 1e6:,.1f} MB and asks for {cells:,} cells, as no "
                          "table does: save it as CSV.")
     said = (data.schema_arrow.metadata or {}).get(b"huggingface")

@@ -150,13 +150,22 @@ def _other_kind(config): # of a model that is no encoder, or None
     if config.model_type in decoders - encoders or getattr(config, "is_decoder", False):
         return "a decoder"
 
+def _check_kernels(config): # names with a slash are programs that transformers would fetch
+    for name in ("_attn_implementation", "_experts_implementation"):
+        if "/" in str(getattr(config, name, "")):
+            raise InputError(f"config.json names a program from the hub, "
+                             f"{str(getattr(config, name))[:60]!r}, which is not run here: take it "
+                             "out.")
+
 def load_encoder(name_or_path, # folder or hub id
                  **kwargs # passed to from_pretrained: local_files_only, revision
                 ) -> nn.Module:
     """An encoder in 32 bits, from safetensors, with no code from elsewhere; every weight comes from
     the file or InputError is raised."""
-    from transformers import AutoModel
+    from transformers import AutoConfig, AutoModel
     _quiet()
+    where = {k: v for k, v in kwargs.items() if k != "attn_implementation"}
+    _check_kernels(AutoConfig.from_pretrained(name_or_path, trust_remote_code=False, **where))
     encoder, info = AutoModel.from_pretrained(
         name_or_path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
         output_loading_info=True, **kwargs)
@@ -328,6 +337,7 @@ def empty_backbone(folder, # holds config.json and the tokenizer's files
     from transformers import AutoConfig, AutoModel
     _quiet()
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    _check_kernels(config)
     check_config_size(config, AutoModel, Path(folder, "model.safetensors"))
     encoder = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
     if getattr(encoder, "pooler", None) is not None:

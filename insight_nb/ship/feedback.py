@@ -71,6 +71,8 @@ def check_correction(task, # of the bundle that answered
     return spans
 
 # %% ../../nbs/ship/03_feedback.ipynb #3eeac1c6
+# they are run by whoever writes or reads the file
+_PROGRAMS = "type in ('trigger', 'view') or sql like 'create virtual%'"
 _TABLES = """
 create table if not exists answers(
     id text primary key, at real, model text, version text, task text, texts text, digest text,
@@ -105,7 +107,11 @@ def _open(self: FeedbackStore):
     try:
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
         self.db = sqlite3.connect(self.path, timeout=10, check_same_thread=False)
+        self.db.execute("pragma trusted_schema = off")
         self.db.execute("pragma journal_mode = wal")
+        if self.db.execute(f"select 1 from sqlite_master where {_PROGRAMS}").fetchone():
+            raise InputError(f"{self.path} holds triggers, views or the like, which no store of "
+                             "answers has: don't use it.")
         self.db.executescript(_TABLES)
         self.db.execute("insert or ignore into facts values ('key', ?)",
                         (secrets.token_hex(16),))

@@ -370,12 +370,18 @@ def correct_form(self: Dialogue, state, parsed):
     return None
 
 # %% ../../../nbs/apps/assistant/02_dialogue.ipynb #f94a7ac3
+# they are run by whoever writes or reads the file
+_PROGRAMS = "type in ('trigger', 'view') or sql like 'create virtual%'"
+
 class Transcript:
     "Turns of all conversations in a file. Raises InputError for a file that is no such log."
     def __init__(self, path=":memory:"): # of a file, which is made when it isn't there
         self.path, self.lock = str(path), threading.Lock()
         try:
             self.db = sqlite3.connect(self.path, check_same_thread=False)
+            self.db.execute("pragma trusted_schema = off")
+            if self.db.execute(f"select 1 from sqlite_master where {_PROGRAMS}").fetchone():
+                raise sqlite3.DatabaseError("it holds triggers, views or the like")
             self.db.executescript(
                 "create table if not exists turns(conversation text, turn integer, heard text, "
                 "act text, at text default current_timestamp, primary key(conversation, "
