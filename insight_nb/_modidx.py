@@ -1435,6 +1435,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'insight_nb.base.files._begins_with_mark': ( 'base/files.html#_begins_with_mark',
                                                                                     'insight_nb/base/files.py'),
                                        'insight_nb.base.files._cells': ('base/files.html#_cells', 'insight_nb/base/files.py'),
+                                       'insight_nb.base.files._check_cells': ('base/files.html#_check_cells', 'insight_nb/base/files.py'),
                                        'insight_nb.base.files._check_unpacked': ( 'base/files.html#_check_unpacked',
                                                                                   'insight_nb/base/files.py'),
                                        'insight_nb.base.files._checked': ('base/files.html#_checked', 'insight_nb/base/files.py'),

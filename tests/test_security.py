@@ -183,6 +183,7 @@ def in_tokenizer(**more):
     return change
 
 
+@pytest.mark.slow
 def test_a_pattern_of_a_tokenizer_that_never_ends(forge):
     split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated",
              "invert": False}
@@ -204,21 +205,16 @@ def test_options_of_a_vectorizer(change, forge):
         first["how"] = change(first["how"])
         (folder / "learned.json").write_text(json.dumps(facts))
     bad = forge("words", edit)
-    if "input" in str(change(dict())):
-        assert "no method of the ladder" in one_line(load, bad)
-    else:
-        with pytest.raises(InputError):
-            load(bad).predict(["a" * 60 + "!"])
+    assert "no method of the ladder" in one_line(load, bad)
 
 
 def test_nothing_unpickles():
-    words = r"\bpickle\b|joblib|torch\.load\(|allow_pickle=True|\beval\(|\bexec\(|os\.system"
+    words = (r"\bpickle\b|joblib|torch\.load\(|allow_pickle=True|(?<![\w.])(?:eval|exec)\("
+             r"|os\.system|shell=True|trust_remote_code=True|weights_only=False")
     for file in PACKAGE.rglob("*.py"):
         lines = file.read_text(encoding="utf-8").splitlines()
         for line in lines:
-            code = line.split("#")[0]
-            if re.search(words, code) and not re.search(r"model\.eval\(\)|\w\.eval\(", code):
-                raise AssertionError(f"{file.name}: {line}")
+            assert not re.search(words, line.split("#")[0]), (file.name, line)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pkl"])
@@ -244,29 +240,35 @@ SHEETS = {
     "deep": ("<a>" * 200_000, "")}
 
 
-@pytest.mark.parametrize("name", SHEETS)
-def test_workbooks(name, tmp_path):
-    rows, head = SHEETS[name]
-    pd.DataFrame({"text": ["a"]}).to_excel(tmp_path / "sound.xlsx", index=False)
-    with zipfile.ZipFile("sound.xlsx") as old, zipfile.ZipFile(
-            "t.xlsx", "w", zipfile.ZIP_DEFLATED) as new:
-        for file in old.namelist():
-            sheet = START.format(head) + rows + "</sheetData></worksheet>"
-            new.writestr(file, sheet if file.endswith("sheet1.xml") else old.read(file))
-    assert Path("t.xlsx").stat().st_size < 1_000_000
-    program = ("import sys, resource\n"
-               "from insight_nb.base.core import InputError\n"
-               "from insight_nb.base.files import read_frame\n"
-               "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-               "try:\n    print(read_frame('t.xlsx')[0])\n"
-               "except InputError as e:\n    print('refused:', e)\n"
-               "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n")
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
-                          timeout=60)
-    said, memory = done.stdout.rstrip().rsplit("\n", 1)
-    assert done.returncode == 0 and int(memory) < 500_000, (memory, done.stderr[-300:])
-    assert said.startswith("refused: t.xlsx ") and said.count("\n") == 0
-    assert "root:" not in said
+ASK = """import glob, resource
+from insight_nb.base.core import InputError
+from insight_nb.base.files import read_frame
+for file in sorted(glob.glob("*.xlsx")):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        said = read_frame(file)[0]
+    except InputError as e:
+        said = e
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, said)
+"""
+
+
+def test_workbooks(tmp_path):
+    sound = tmp_path / "sound"
+    pd.DataFrame({"text": ["a"]}).to_excel(sound, index=False, engine="openpyxl")
+    for name, (rows, head) in SHEETS.items():
+        with zipfile.ZipFile(sound) as old, zipfile.ZipFile(
+                f"{name}.xlsx", "w", zipfile.ZIP_DEFLATED) as new:
+            for file in old.namelist():
+                sheet = START.format(head) + rows + "</sheetData></worksheet>"
+                new.writestr(file, sheet if file.endswith("sheet1.xml") else old.read(file))
+        assert Path(f"{name}.xlsx").stat().st_size < 1_000_000
+    done = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True, timeout=60)
+    lines = done.stdout.splitlines()
+    assert (done.returncode, len(lines), done.stderr) == (0, len(SHEETS), "")
+    for name, line in zip(sorted(SHEETS), lines):
+        memory, said = line.split(" ", 1)
+        assert said.startswith(f"{name}.xlsx ") and int(memory) < 300_000, line  # kB
 
 
 def test_formulas_come_back_as_they_came(tmp_path):

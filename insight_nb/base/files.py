@@ -215,7 +215,13 @@ def _from_arrow(data):
     return frame.set_axis(data.column_names, axis=1)
 
 # %% ../../nbs/base/04_files.ipynb #42b5a745
-_MOST_CELLS = 100_000_000 # of a small file
+_MOST_CELLS = 10_000_000 # of a small file
+
+def _check_cells(cells, path): # nearly all of them are empty, or the same
+    size = path.stat().st_size
+    if cells > _MOST_CELLS and cells > 100 * size:
+        raise InputError(f"{path.name} has {size / 1e6:,.1f} MB and asks for {cells:,} cells, as no "
+                         "table does: save it as CSV.")
 
 def _class_names(features) -> dict: # of the `datasets` library, as JSON; column -> names
     found = {}
@@ -242,10 +248,7 @@ def _open_parquet(path, f):
     import pyarrow.parquet as pq
     whole = f if isinstance(f, io.BufferedReader) else io.BytesIO(b"".join(iter_bytes(path)))
     data = pq.ParquetFile(whole, buffer_size=1 << 20)
-    cells, size = data.metadata.num_rows * data.metadata.num_columns, path.stat().st_size
-    if cells > _MOST_CELLS and cells > 100 * size:
-        raise InputError(f"{path.name} has {size / 1e6:,.1f} MB and asks for {cells:,} cells, as no "
-                         "table does: save it as CSV.")
+    _check_cells(data.metadata.num_rows * data.metadata.num_columns, path)
     said = (data.schema_arrow.metadata or {}).get(b"huggingface")
     with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return data, _class_names(json.loads(said)["info"]["features"])
@@ -294,16 +297,18 @@ def _workbook(path):
             "without a password, or as CSV.") from None
 
 # %% ../../nbs/base/04_files.ipynb #9f72d042
-def _sheet_lines(sheet, name): # each without the empty cells at its end
+def _sheet_lines(sheet, path): # each without the empty cells at its end
     sheet.reset_dimensions()
-    lines = []
+    lines, cells = [], 0
     for row in sheet.iter_rows(values_only=True):
         row = list(row)
         while row and row[-1] is None:
             row.pop()
         lines.append(row)
+        cells += len(row)
+        _check_cells(cells, path)
         if len(lines) > 1_048_576: # what a worksheet holds
-            raise InputError(f"{name} names a row that no worksheet has: save it again.")
+            raise InputError(f"{path.name} names a row that no worksheet has: save it again.")
     while lines and not lines[-1]:
         lines.pop()
     return lines
@@ -315,11 +320,9 @@ def _read_excel(path, sheet, rows):
         sheet = names[sheet]
     if sheet not in names:
         raise InputError(f"{path.name} has no sheet {sheet!r}.{suggest(sheet, names)}")
-    lines = _sheet_lines(book[sheet], path.name)
+    lines = _sheet_lines(book[sheet], path)
     n = max(map(len, lines), default=0)
-    if n * len(lines) > _MOST_CELLS:
-        raise InputError(f"{path.name} asks for {len(lines):,} rows of {n:,} cells, and nearly all "
-                         "are empty: save it as CSV.")
+    _check_cells(n * len(lines), path)
     lines = [(r + [None] * n)[:n] for r in lines] or [[]]
     frame = _frame(["" if c is None else c for c in lines[0]],
                    list(zip(*lines[1:])) or [[]] * n)

@@ -74,9 +74,11 @@ def unpack_vectorizer(arrays, facts): # as of `pack_vectorizer` -> as of `fit_ve
     from sklearn.pipeline import make_union
     parts = []
     for i, part in enumerate(facts):
-        if part["how"]["token_pattern"] not in _PATTERNS or set(part["how"]) != _HOW:
-            raise ValueError("no vectorizer of `fit_vectorizer`") # a pattern may never end
-        how = part["how"] | {"ngram_range": tuple(part["how"]["ngram_range"])}
+        given = part["how"]
+        if (set(given) != _HOW or given["token_pattern"] not in _PATTERNS # others may never end
+            or given["analyzer"] not in ("word", "char", "char_wb")):
+            raise ValueError("no vectorizer of `fit_vectorizer`")
+        how = given | {"ngram_range": tuple(given["ngram_range"])}
         made = TfidfVectorizer(vocabulary=part["words"], dtype=np.float32, **how)
         made.idf_ = arrays[f"idf{i}"]
         parts.append(made)

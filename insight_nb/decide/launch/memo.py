@@ -124,9 +124,16 @@ def read_yaml(path) -> dict: # key -> (line, value)
     yaml, where = optional_import("yaml", "decide"), Path(path).name
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)):
-            raise InputError(f"{where} has an alias (*name), which is not read: write its value "
-                             "out.") # some lines of aliases fill any memory
+        depth = 0
+        for token in yaml.scan(text, yaml.SafeLoader):
+            name = type(token).__name__
+            if name == "AliasToken": # some lines of aliases fill any memory
+                raise InputError(f"{where} has an alias (*name), which is not read: write its "
+                                 "value out.")
+            depth += name.endswith("StartToken") - name.endswith("EndToken")
+            if depth > 50: # and some brackets take minutes
+                raise InputError(f"{where} is nested {depth} levels deep: a value here has three "
+                                 "at most.")
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
