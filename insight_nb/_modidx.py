@@ -5041,6 +5041,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'insight_nb/ship/feedback.py'),
                                           'insight_nb.ship.feedback.FeedbackStore.import_table': ( 'ship/feedback.html#feedbackstore.import_table',
                                                                                                    'insight_nb/ship/feedback.py'),
+                                          'insight_nb.ship.feedback.FeedbackStore.parse': ( 'ship/feedback.html#feedbackstore.parse',
+                                                                                            'insight_nb/ship/feedback.py'),
                                           'insight_nb.ship.feedback.FeedbackStore.purge': ( 'ship/feedback.html#feedbackstore.purge',
                                                                                             'insight_nb/ship/feedback.py'),
                                           'insight_nb.ship.feedback.FeedbackStore.read': ( 'ship/feedback.html#feedbackstore.read',

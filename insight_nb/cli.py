@@ -233,6 +233,7 @@ def _say(text): print("insight-nb:", format_cell(text), file=sys.stderr)
 # the user's to mend, whoever says it
 _DISK = ("No space left on device", "Disk quota exceeded", "Read-only file system",
          "File too large")
+_NO_TEMP = "No usable temporary directory" # as Python says it to whatever asks for one
 
 def _environment():
     """For the kernel: no debugger notice, this Python's own kernel, no questions, no warnings, a
@@ -572,7 +573,7 @@ def _predict(args):
 
 def _say_formulas(n):
     if n:
-        _say(f"{plural(n, 'cell')} begin as a formula does, and a spreadsheet may run them: "
+        _say(f"{plural(n, 'cell')} begin{'s' if n == 1 else ''} as a formula does, and a spreadsheet may run them: "
              "--spreadsheet makes them harmless.")
 
 # %% ../nbs/90_cli.ipynb #32f46f37
@@ -944,5 +945,7 @@ def main(argv=None # the arguments; None: those of the process
         return 1
     except Exception as e:
         status, text = 1, _unexpected(e)
+        if isinstance(e, OSError) and any(d in str(e) for d in (*_DISK, _NO_TEMP)):
+            status, text = 2, f"{e}. Make room, or set TMPDIR to a folder with room."
     _say(text)
     return status

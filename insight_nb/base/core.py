@@ -381,16 +381,21 @@ def _keep_elsewhere(new, path):
 
 # %% ../../nbs/base/01_core.ipynb #5515ddd3
 class ScratchFolder:
-    "A temporary folder that goes away with this object, or after a `with` block that yields it."
+    """A temporary folder that goes away with this object, or after a `with` block that yields it.
+    Raises `InputError` where there can be none."""
     def __init__(self):
-        home = Path(tempfile.gettempdir())
-        remove_leftovers(home)
         stack = ExitStack()
         # closed at the end of the process at the latest
         self.close = weakref.finalize(self, stack.close)
-        name = home / f"scratch-{os.getpid()}-{id(self):x}"
-        stack.enter_context(lock_path(name))
-        self.path = Path(tempfile.mkdtemp(prefix=_temp_prefix(name), dir=home))
+        try:
+            home = Path(tempfile.gettempdir())
+            remove_leftovers(home)
+            name = home / f"scratch-{os.getpid()}-{id(self):x}"
+            stack.enter_context(lock_path(name))
+            self.path = Path(tempfile.mkdtemp(prefix=_temp_prefix(name), dir=home))
+        except OSError as e:
+            raise InputError(f"no temporary folder can be made: {e.strerror or e}. Set TMPDIR to a "
+                             "folder with room.") from None
         stack.callback(shutil.rmtree, self.path, ignore_errors=True)
 
     def __enter__(self): return self.path
