@@ -23,6 +23,7 @@ import re
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import tokenize
 import urllib.parse
@@ -232,6 +233,7 @@ def _say(text): print("insight-nb:", format_cell(text), file=sys.stderr)
 # the user's to mend, whoever says it
 _DISK = ("No space left on device", "Disk quota exceeded", "Read-only file system",
          "File too large")
+_NO_TEMP = "No usable temporary directory" # as Python says it to whatever asks for one
 
 def _environment():
     """For the kernel: no debugger notice, this Python's own kernel, no questions, no warnings, a
@@ -307,6 +309,16 @@ def _safe_path(): # for the kernel, which inherits it: nothing is imported from 
         if before is not None:
             os.environ["PYTHONSAFEPATH"] = before
 
+@contextlib.contextmanager
+def _own_temp(): # the kernel's address is written there: it goes, however this process ends
+    before = tempfile.tempdir
+    with ScratchFolder() as folder:
+        tempfile.tempdir = str(folder)
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
+
 def _papermill(path, notebook, given):
     import nbformat
     import papermill
@@ -316,7 +328,7 @@ def _papermill(path, notebook, given):
     how = {"kernel_name": "python3", "language": "python", "progress_bar": False,
            "stdout_file": _Shown(sys.stdout), "stderr_file": _Shown(sys.stderr),
            "extra_arguments": ["--log-level=CRITICAL", "--InteractiveShellApp.ignore_cwd=True"]}
-    with _signals_reach_training() as terminated, _safe_path():
+    with _signals_reach_training() as terminated, _safe_path(), _own_temp():
         try:
             papermill.execute_notebook(nbformat.read(path, as_version=4), name, given, **how)
         except Exception:
@@ -561,7 +573,7 @@ def _predict(args):
 
 def _say_formulas(n):
     if n:
-        _say(f"{plural(n, 'cell')} begin as a formula does, and a spreadsheet may run them: "
+        _say(f"{plural(n, 'cell')} begin{'s' if n == 1 else ''} as a formula does, and a spreadsheet may run them: "
              "--spreadsheet makes them harmless.")
 
 # %% ../nbs/90_cli.ipynb #32f46f37
@@ -933,5 +945,7 @@ def main(argv=None # the arguments; None: those of the process
         return 1
     except Exception as e:
         status, text = 1, _unexpected(e)
+        if isinstance(e, OSError) and any(d in str(e) for d in (*_DISK, _NO_TEMP)):
+            status, text = 2, f"{e}. Make room, or set TMPDIR to a folder with room."
     _say(text)
     return status

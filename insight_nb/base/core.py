@@ -281,7 +281,7 @@ def remove_leftovers(folder):
         with suppress(InputError, OSError):
             with lock_path(Path(folder, found[1]), wait=0):
                 if not left.endswith("_lock"):
-                    shutil.rmtree(Path(folder, left), ignore_errors=True)
+                    _remove(Path(folder, left), ())
 
 # %% ../../nbs/base/01_core.ipynb #6a5cdbc9
 @contextmanager
@@ -306,18 +306,26 @@ def atomic_output(path, # the final name, of a file or a folder
             temp = Path(tempfile.mkdtemp(prefix=_temp_prefix(path), dir=path.parent))
             yield temp / path.name
             _replace(temp / path.name, path, temp / ".replaced", force)
-    except OSError as e:
-        if temp and e.errno not in _USERS:
+    except Exception as e:
+        number = _error_number(e)
+        if number is None or temp and number not in _USERS:
             raise
         raise InputError(
-            f"{shorten(path, 200)} can't be written: {e.strerror or e}. Choose another "
+            f"{shorten(path, 200)} can't be written: {os.strerror(number)}. Choose another "
             "place; nothing was left there.") from None
     finally:
         _remove(temp, made)
 
 # %% ../../nbs/base/01_core.ipynb #c73eea64
 # faults of the place, not of the program
-_USERS = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.ENAMETOOLONG, errno.EFBIG}
+_USERS = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.ENAMETOOLONG, errno.EFBIG,
+          errno.EPERM, errno.EBUSY}
+
+def _error_number(e): # of the system; a library in another language has it in its text alone
+    if isinstance(e, OSError):
+        return e.errno
+    found = None if isinstance(e, InputError) else re.search(r"\(os error (\d+)\)", str(e))
+    return found and int(found[1])
 
 def _check_free(path, force):
     if os.path.lexists(path) and not force:
@@ -330,9 +338,16 @@ def _write_through(file): # or else a name could outlive its content when the po
     finally:
         os.close(handle)
 
+def _settle(temp): # finish what was cut off between the two renames of `_replace`
+    for new in temp.iterdir() if os.path.lexists(temp / ".replaced") else ():
+        if new.name != ".replaced" and not os.path.lexists(temp.with_name(new.name)):
+            os.replace(new, temp.with_name(new.name))
+
 def _remove(temp, made): # a temporary folder or None, and folders that were made for it
-    if temp:
-        shutil.rmtree(temp, ignore_errors=True)
+    with suppress(OSError):
+        if temp:
+            _settle(temp)
+            shutil.rmtree(temp, ignore_errors=True)
     for p in made: # a folder that holds something stays
         with suppress(OSError):
             p.rmdir()
@@ -367,16 +382,21 @@ def _keep_elsewhere(new, path):
 
 # %% ../../nbs/base/01_core.ipynb #5515ddd3
 class ScratchFolder:
-    "A temporary folder that goes away with this object, or after a `with` block that yields it."
+    """A temporary folder that goes away with this object, or after a `with` block that yields it.
+    Raises `InputError` where there can be none."""
     def __init__(self):
-        home = Path(tempfile.gettempdir())
-        remove_leftovers(home)
         stack = ExitStack()
         # closed at the end of the process at the latest
         self.close = weakref.finalize(self, stack.close)
-        name = home / f"scratch-{os.getpid()}-{id(self):x}"
-        stack.enter_context(lock_path(name))
-        self.path = Path(tempfile.mkdtemp(prefix=_temp_prefix(name), dir=home))
+        try:
+            home = Path(tempfile.gettempdir())
+            remove_leftovers(home)
+            name = home / f"scratch-{os.getpid()}-{id(self):x}"
+            stack.enter_context(lock_path(name))
+            self.path = Path(tempfile.mkdtemp(prefix=_temp_prefix(name), dir=home))
+        except OSError as e:
+            raise InputError(f"no temporary folder can be made: {e.strerror or e}. Set TMPDIR to a "
+                             "folder with room.") from None
         stack.callback(shutil.rmtree, self.path, ignore_errors=True)
 
     def __enter__(self): return self.path

@@ -15,6 +15,7 @@ import re
 import urllib.error
 import urllib.request
 import warnings
+import zipfile
 from collections import Counter
 from contextlib import contextmanager, suppress
 from itertools import chain, islice
@@ -214,6 +215,14 @@ def _from_arrow(data):
     return frame.set_axis(data.column_names, axis=1)
 
 # %% ../../nbs/base/04_files.ipynb #42b5a745
+_MOST_CELLS = 10_000_000 # of a small file
+
+def _check_cells(cells, path): # nearly all of them are empty, or the same
+    size = path.stat().st_size
+    if cells > _MOST_CELLS and cells > 100 * size:
+        raise InputError(f"{path.name} has {size / 1e6:,.1f} MB and asks for {cells:,} cells, as no "
+                         "table does: save it as CSV.")
+
 def _class_names(features) -> dict: # of the `datasets` library, as JSON; column -> names
     found = {}
     for column, f in (features or {}).items():
@@ -239,6 +248,7 @@ def _open_parquet(path, f):
     import pyarrow.parquet as pq
     whole = f if isinstance(f, io.BufferedReader) else io.BytesIO(b"".join(iter_bytes(path)))
     data = pq.ParquetFile(whole, buffer_size=1 << 20)
+    _check_cells(data.metadata.num_rows * data.metadata.num_columns, path)
     said = (data.schema_arrow.metadata or {}).get(b"huggingface")
     with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return data, _class_names(json.loads(said)["info"]["features"])
@@ -262,10 +272,21 @@ def _read_parquet(path, sheet, rows):
     return [], frames
 
 # %% ../../nbs/base/04_files.ipynb #16313edc
+def _check_unpacked(packed, path): # what a zip archive says of each file is all that is read of it
+    with zipfile.ZipFile(packed) as z:
+        size = sum(part.file_size for part in z.infolist())
+    if size > _MOST_UNPACKED and size > _MOST_TIMES * path.stat().st_size:
+        raise InputError(f"{path.name} has {path.stat().st_size / 1e6:,.1f} MB and unpacks to "
+                         f"{size / 1e6:,.0f} MB, as no table does: save it as CSV.")
+
+_MOST_UNPACKED, _MOST_TIMES = 50_000_000, 100
+
 @contextmanager
 def _sound(path): # rows are read one by one, so that a fault may show late
     try:
         yield
+    except InputError:
+        raise
     except Exception:
         raise InputError(
             f"{path.name} is not a sound .xlsx workbook: save it again as .xlsx, "
@@ -275,12 +296,29 @@ def _workbook(path):
     import openpyxl
     with _sound(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return openpyxl.load_workbook(
-            io.BytesIO(b"".join(iter_bytes(path))), read_only=True, data_only=True)
+        packed = io.BytesIO(b"".join(iter_bytes(path)))
+        _check_unpacked(packed, path)
+        return openpyxl.load_workbook(packed, read_only=True, data_only=True)
 
 # %% ../../nbs/base/04_files.ipynb #9f72d042
 def _typed(v): # Excel writes a carriage return so, since XML has none
     return v.replace("_x000D_", "\r") if isinstance(v, str) else v
+
+def _sheet_lines(sheet, path): # each without the empty cells at its end
+    sheet.reset_dimensions()
+    lines, cells = [], 0
+    for row in sheet.iter_rows(values_only=True):
+        row = [_typed(v) for v in row]
+        while row and row[-1] is None:
+            row.pop()
+        lines.append(row)
+        cells += len(row)
+        _check_cells(cells, path)
+        if len(lines) > 1_048_576: # what a worksheet holds
+            raise InputError(f"{path.name} names a row that no worksheet has: save it again.")
+    while lines and not lines[-1]:
+        lines.pop()
+    return lines
 
 def _read_excel(path, sheet, rows):
     book = _workbook(path)
@@ -290,12 +328,9 @@ def _read_excel(path, sheet, rows):
     if sheet not in names:
         raise InputError(f"{path.name} has no sheet {sheet!r}.{suggest(sheet, names)}")
     with _sound(path):
-        book[sheet].reset_dimensions()
-        lines = [[_typed(v) for v in r] for r in book[sheet].iter_rows(values_only=True)]
-    while lines and all(v is None for v in lines[-1]):
-        lines.pop()
-    n = max((len(r) - next((i for i, v in enumerate(reversed(r)) if v is not None), len(r))
-             for r in lines), default=0)
+        lines = _sheet_lines(book[sheet], path)
+    n = max(map(len, lines), default=0)
+    _check_cells(n * len(lines), path)
     lines = [(r + [None] * n)[:n] for r in lines] or [[]]
     frame = _frame(["" if c is None else c for c in lines[0]],
                    list(zip(*lines[1:])) or [[]] * n)

@@ -144,12 +144,14 @@ def _write_excel(path):
         _check_sheet(frame, sum(map(len, frames)), path.name)
         frames.append(frame)
     yield write
-    with pd.ExcelWriter(path, engine="openpyxl") as book:
+    whole = io.BytesIO() # a file that can't be closed on a full disk would be closed once more
+    with pd.ExcelWriter(whole, engine="openpyxl") as book:
         pd.concat(frames).to_excel(book, index=False)
         for row in book.book.active.iter_rows():
             for at in row:
                 if at.data_type == "f":
                     at.data_type = "s" # text, whatever it begins with
+    path.write_bytes(whole.getbuffer())
 
 # %% ../../nbs/base/07_tables.ipynb #11909c99
 class _Parquet:

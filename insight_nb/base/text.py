@@ -9,6 +9,7 @@ __all__ = ['open_bytes', 'iter_bytes', 'find_encoding', 'clean_text', 'is_number
 # %% ../../nbs/base/02_text.ipynb #16c0d309
 import codecs
 import gzip
+import os
 import re
 import unicodedata
 import zlib
@@ -17,11 +18,26 @@ from itertools import chain
 from .core import InputError
 
 # %% ../../nbs/base/02_text.ipynb #f64d89d6
+_MOST_UNPACKED, _MOST_TIMES = 100_000_000, 500 # bytes; of the size of the file
+
+class _Unpacked(gzip.GzipFile):
+    def __init__(self, path):
+        super().__init__(path, "rb")
+        self.most = max(_MOST_UNPACKED, _MOST_TIMES * os.path.getsize(path))
+    def read(self, size=-1): return self.checked(super().read(size))
+    def read1(self, size=-1): return self.checked(super().read1(size))
+    def checked(self, piece):
+        if self.tell() > self.most:
+            raise InputError(f"{os.path.basename(self.name)} unpacks to more than {_MOST_TIMES} "
+                             "times its size, as no table does: unpack it, and look.")
+        return piece
+
 def open_bytes(path):
-    "A file opened for reading bytes, unpacked where it is gzip."
+    """A file opened for reading bytes, unpacked where it is gzip. Raises `InputError` where that
+    would fill the memory."""
     with open(path, "rb") as f:
         packed = f.read(2) == b"\x1f\x8b"
-    return gzip.open(path) if packed else open(path, "rb")
+    return _Unpacked(path) if packed else open(path, "rb")
 
 # %% ../../nbs/base/02_text.ipynb #60c14583
 def iter_bytes(path, # a Path

@@ -9,7 +9,7 @@ __all__ = ['LOADERS', 'ANSWERS', 'load', 'open_bundle', 'predict_rows']
 import inspect
 from importlib import import_module
 
-from ..base.core import InputError
+from ..base.core import InputError, shorten
 from .rungs import load_rung
 from ..ship.bundle import load_bundle, read_info
 
@@ -43,6 +43,12 @@ def load(path, # the folder of a bundle
                          "again.") from None
     except FileNotFoundError as e:
         raise InputError(f"{path} is damaged, or not whole: {e}. Copy the bundle again.") from None
+    except InputError:
+        raise
+    except Exception as e: # whatever a library does with files that somebody made up
+        why = shorten(f"{type(e).__name__}: {e}", 150)
+        raise InputError(f"{path} can't be opened: its files don't fit together ({why}). Copy the "
+                         "bundle again.") from None
 
 def _find(module, name): return getattr(import_module(f"insight_nb.{module}"), name)
 

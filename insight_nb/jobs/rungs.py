@@ -64,13 +64,21 @@ def pack_vectorizer(union) -> tuple: # of `fit_vectorizer` -> arrays, facts
     return arrays, facts
 
 # %% ../../nbs/jobs/03_rungs.ipynb #eb26e2f9
+# what `pack_vectorizer` writes: no other option, since one of them opens files
+_HOW = {"analyzer", "ngram_range", "token_pattern", "sublinear_tf", "lowercase"}
+_PATTERNS = (r"(?u)\b\w+\b", r"(?u)\b\w\w+\b") # ours, and that of scikit-learn
+
 def unpack_vectorizer(arrays, facts): # as of `pack_vectorizer` -> as of `fit_vectorizer`
     "TF-IDF with these words."
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.pipeline import make_union
     parts = []
     for i, part in enumerate(facts):
-        how = part["how"] | {"ngram_range": tuple(part["how"]["ngram_range"])}
+        given = part["how"]
+        if (set(given) != _HOW or given["token_pattern"] not in _PATTERNS # others may never end
+            or given["analyzer"] not in ("word", "char", "char_wb")):
+            raise ValueError("no vectorizer of `fit_vectorizer`")
+        how = given | {"ngram_range": tuple(given["ngram_range"])}
         made = TfidfVectorizer(vocabulary=part["words"], dtype=np.float32, **how)
         made.idf_ = arrays[f"idf{i}"]
         parts.append(made)
@@ -268,7 +276,9 @@ def load_rung(path, # the folder
     check_files(path, info["files"])
     try:
         return RungBundle(_restore(path, info, choose_device(device)), info)
-    except (KeyError, TypeError, ValueError):
+    except InputError:
+        raise
+    except Exception: # whatever a library does with files that somebody made up
         raise InputError(f"{path} holds no method of the ladder that is known here: open it with "
                          "insight_nb.load, or update insight_nb.") from None
 

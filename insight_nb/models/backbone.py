@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PACKED_ATTENTION', 'EMBEDDED', 'EMBEDDED_SHA256', 'Backbone', 'count_parameters', 'freeze', 'embedded_folder',
            'weights_hash', 'locate_model', 'load_encoder', 'load_tokenizer', 'max_input_length', 'backbone_license',
-           'fetch_model', 'check_sentence_encoder', 'load_backbone', 'empty_backbone']
+           'fetch_model', 'check_sentence_encoder', 'load_backbone', 'check_config_size', 'empty_backbone']
 
 # %% ../../nbs/models/00_backbone.ipynb #5a32205f
 import importlib.util
@@ -150,13 +150,22 @@ def _other_kind(config): # of a model that is no encoder, or None
     if config.model_type in decoders - encoders or getattr(config, "is_decoder", False):
         return "a decoder"
 
+def _check_kernels(config): # names with a slash are programs that transformers would fetch
+    for name in ("_attn_implementation", "_experts_implementation"):
+        if "/" in str(getattr(config, name, "")):
+            raise InputError(f"config.json names a program from the hub, "
+                             f"{str(getattr(config, name))[:60]!r}, which is not run here: take it "
+                             "out.")
+
 def load_encoder(name_or_path, # folder or hub id
                  **kwargs # passed to from_pretrained: local_files_only, revision
                 ) -> nn.Module:
     """An encoder in 32 bits, from safetensors, with no code from elsewhere; every weight comes from
     the file or InputError is raised."""
-    from transformers import AutoModel
+    from transformers import AutoConfig, AutoModel
     _quiet()
+    where = {k: v for k, v in kwargs.items() if k != "attn_implementation"}
+    _check_kernels(AutoConfig.from_pretrained(name_or_path, trust_remote_code=False, **where))
     encoder, info = AutoModel.from_pretrained(
         name_or_path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
         output_loading_info=True, **kwargs)
@@ -304,12 +313,32 @@ def load_backbone(name=None, # None for the embedded one, a folder, or a hub id
                     max_length=max_input_length(encoder.config, tokenizer))
 
 # %% ../../nbs/models/00_backbone.ipynb #faf2369c
+_MOST_LAYERS = 1000
+
+def check_config_size(config, # of transformers
+                      kind, # what is made of it: of transformers' Auto classes
+                      weights): # a file or None: it bounds what may be made
+    "Raises InputError where a config.json tells of a larger network than its weights fill."
+    layers = getattr(config, "num_hidden_layers", 0)
+    if isinstance(layers, int) and layers > _MOST_LAYERS:
+        raise InputError(f"config.json has {layers:,} layers: give the model as it was saved.")
+    if weights and weights.is_file():
+        with torch.device("meta"): # without memory
+            made = kind.from_config(config, trust_remote_code=False)
+        need, there = 2 * count_parameters(made)[0], weights.stat().st_size
+        if need > 1.1 * there + 10_000_000: # a pooler is not saved
+            raise InputError(f"config.json asks for {need / 1e6:,.0f} MB of weights, and "
+                             f"{weights.name} has {there / 1e6:,.0f} MB: give the model as it was "
+                             "saved.")
+
 def empty_backbone(folder, # holds config.json and the tokenizer's files
                    name, identity="", max_length=512) -> Backbone:
     "A backbone with its architecture but untrained weights, ready to load a state dict into."
     from transformers import AutoConfig, AutoModel
     _quiet()
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    _check_kernels(config)
+    check_config_size(config, AutoModel, Path(folder, "model.safetensors"))
     encoder = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None

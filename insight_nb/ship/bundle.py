@@ -12,7 +12,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file
 
 from ..base.tensors import choose_device, module_device
@@ -198,9 +197,22 @@ def _names(folder): # of the files in a folder, below it too; hidden ones are a 
         if not p.is_dir() and not any(part.startswith(".") for part in name.parts):
             yield name.as_posix()
 
+_MAX_HEADER = 10_000_000 # bytes: some hundred times what the largest models have
+
+def _check_header(file): # of safetensors: names of tensors, that are all read before anything else
+    with open(file, "rb") as f:
+        size = int.from_bytes(f.read(8), "little")
+    if size > _MAX_HEADER:
+        raise InputError(f"{file} begins with a list of {size:,} bytes, which no model needs: "
+                         "don't use this bundle.")
+
 def check_files(path, files: dict): # name, with folders where it lies in any -> sha256
     "Raise InputError unless every file of a bundle is there and unchanged, and no other."
     path = Path(path)
+    link = next((p for p in sorted(path.rglob("*")) if p.is_symlink() and not p.is_file()), None)
+    if link:
+        raise InputError(f"{link} is a link to a folder, or to nothing: copy the bundle with its "
+                         "files in place of links.")
     more = [name for name in _names(path) if name not in files and name != "bundle.json"]
     if more:
         raise InputError(
@@ -217,6 +229,8 @@ def check_files(path, files: dict): # name, with folders where it lies in any ->
         if hash_file(f) != expected:
             raise InputError(
                 f"{f} is damaged or was changed: its sha256 does not match. Copy the bundle again.")
+        if f.suffix == ".safetensors":
+            _check_header(f)
 
 # %% ../../nbs/ship/00_bundle.ipynb #09c92836
 def load_whole(path, info, task) -> Model: # as of `load_adapter`
@@ -293,8 +307,10 @@ def load_bundle(path, # the folder
             model = load_adapter(path, info, task, backbone)
         else:
             model = load_whole(path, info, task)
-    except (RuntimeError, TypeError, FileNotFoundError, SafetensorError) as e:
-        why = shorten(str(e).splitlines()[-1].strip(), 100)
+    except InputError:
+        raise
+    except Exception as e: # whatever a library does with files that somebody made up
+        why = shorten(([type(e).__name__] + str(e).strip().splitlines())[-1].strip(), 100)
         raise InputError(f"the weights of {path} don't fit what its bundle.json says ({why}): save "
                          "it again.") from None
     return Bundle(optimize_for_inference(model.eval()).to(device), info, precision)

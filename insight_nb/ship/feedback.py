@@ -71,6 +71,8 @@ def check_correction(task, # of the bundle that answered
     return spans
 
 # %% ../../nbs/ship/03_feedback.ipynb #3eeac1c6
+# they are run by whoever writes or reads the file
+_PROGRAMS = "type in ('trigger', 'view') or sql like 'create virtual%'"
 _TABLES = """
 create table if not exists answers(
     id text primary key, at real, model text, version text, task text, texts text, digest text,
@@ -105,7 +107,11 @@ def _open(self: FeedbackStore):
     try:
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
         self.db = sqlite3.connect(self.path, timeout=10, check_same_thread=False)
+        self.db.execute("pragma trusted_schema = off")
         self.db.execute("pragma journal_mode = wal")
+        if self.db.execute(f"select 1 from sqlite_master where {_PROGRAMS}").fetchone():
+            raise InputError(f"{self.path} holds triggers, views or the like, which no store of "
+                             "answers has: don't use it.")
         self.db.executescript(_TABLES)
         self.db.execute("insert or ignore into facts values ('key', ?)",
                         (secrets.token_hex(16),))
@@ -135,6 +141,15 @@ def read(self: FeedbackStore, words, values=()) -> list: # of tuples
             return self.db.execute(words, values).fetchall()
     except sqlite3.Error as e:
         raise InputError(f"{self.path} can't be read ({e}): is it still there?") from None
+
+@patch
+def parse(self: FeedbackStore, cell): # JSON
+    "What a cell of the file says. Raises InputError where it is damaged."
+    try:
+        return json.loads(cell)
+    except (ValueError, TypeError, RecursionError):
+        raise InputError(f"{self.path} is damaged: {shorten(cell, 40)!r} is not what was "
+                         "written. Go on with a copy of it, or a new file.") from None
 
 @patch
 def digest(self: FeedbackStore, texts) -> str: # a text, or a pair of texts
@@ -212,8 +227,8 @@ def correct(self: FeedbackStore, key=None, # id of an answer; None: the latest o
     if texts is not None and self.digest(texts) != digest:
         raise InputError(f"the answer {key} is to another text")
     if label is None:
-        label = json.loads(answer)
-    told = json.loads(kept) if kept else _listed(texts or ())
+        label = self.parse(answer)
+    told = self.parse(kept) if kept else _listed(texts or ())
     label = check_correction(task, label, len(told[0]) if told else 10**9)
     with self.writing() as db:
         db.execute("insert into corrections values (?, ?, ?, ?)",
@@ -236,7 +251,7 @@ def frame(self: FeedbackStore) -> pd.DataFrame: # the newest answer last
              "label", "source"]
     found = pd.DataFrame(rows, columns=names)
     for name in ("texts", "answer", "label"):
-        found[name] = [None if cell is None else json.loads(cell) for cell in found[name]]
+        found[name] = [None if cell is None else self.parse(cell) for cell in found[name]]
     return found
 
 @patch
@@ -426,7 +441,7 @@ def import_table(self: FeedbackStore, frame, # with a column id or text, and one
 
 def _answered_labels(store): # a set of str
     found = store.read("select distinct answer from answers where task = 'classify'")
-    return {json.loads(answer) for answer, in found}
+    return {store.parse(answer) for answer, in found}
 
 # %% ../../nbs/ship/03_feedback.ipynb #6197a7c5
 @patch

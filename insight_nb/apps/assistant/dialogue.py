@@ -11,6 +11,7 @@ import json
 import re
 import sqlite3
 import threading
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -369,12 +370,18 @@ def correct_form(self: Dialogue, state, parsed):
     return None
 
 # %% ../../../nbs/apps/assistant/02_dialogue.ipynb #f94a7ac3
+# they are run by whoever writes or reads the file
+_PROGRAMS = "type in ('trigger', 'view') or sql like 'create virtual%'"
+
 class Transcript:
     "Turns of all conversations in a file. Raises InputError for a file that is no such log."
     def __init__(self, path=":memory:"): # of a file, which is made when it isn't there
         self.path, self.lock = str(path), threading.Lock()
         try:
             self.db = sqlite3.connect(self.path, check_same_thread=False)
+            self.db.execute("pragma trusted_schema = off")
+            if self.db.execute(f"select 1 from sqlite_master where {_PROGRAMS}").fetchone():
+                raise sqlite3.DatabaseError("it holds triggers, views or the like")
             self.db.executescript(
                 "create table if not exists turns(conversation text, turn integer, heard text, "
                 "act text, at text default current_timestamp, primary key(conversation, "
@@ -386,20 +393,30 @@ class Transcript:
                 f"{path} can't be used as a log ({e}): name a new file, or one that an "
                 "assistant wrote.") from None
 
+    @contextmanager
+    def transaction(self): # yields the database
+        "All that is written in this block stays, or nothing of it. Raises InputError."
+        try:
+            with self.lock, self.db:
+                yield self.db
+        except sqlite3.Error as e:
+            raise InputError(f"{self.path} can't be used as a log ({e}): is the disk full, or does "
+                             "another program use it?") from None
+
     def execute(self, words, values=()):
-        with self.lock, self.db:
-            return self.db.execute(words, values).fetchall()
+        with self.transaction() as db:
+            return db.execute(words, values).fetchall()
 
 # %% ../../../nbs/apps/assistant/02_dialogue.ipynb #207511af
 @patch
 # the number of the turn, from 0
 def add(self: Transcript, conversation, parsed: ParsedTurn, action: DialogueAction) -> int:
     "Keep a turn."
-    with self.lock, self.db:
-        turn = self.db.execute(
+    with self.transaction() as db:
+        turn = db.execute(
             "select coalesce(max(turn) + 1, 0) from turns where conversation = ?",
             (conversation,)).fetchone()[0]
-        self.db.execute("insert into turns(conversation, turn, heard, act) values (?, ?, ?, ?)",
+        db.execute("insert into turns(conversation, turn, heard, act) values (?, ?, ?, ?)",
                         (conversation, turn, _json(parsed), _json(action)))
     return turn
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...base.core import InputError, shorten
-from ...models.backbone import fetch_model, locate_model
+from ...models.backbone import check_config_size, fetch_model, locate_model
 from ...base.tensors import Batch, choose_device, module_device
 
 # %% ../../../nbs/apps/diagnose/01_vision.ipynb #057128aa
@@ -195,9 +195,12 @@ def empty_vision(info: dict, # of a bundle: backbone and shown
     if not (Path(folder) / "config.json").is_file():
         return small_vision(shown)
     from transformers import AutoConfig, AutoModelForImageClassification
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    places = [Path(folder, "model.safetensors"), Path(folder).parent / "model.safetensors"]
+    weights = next(filter(Path.is_file, places), None) # of all parts, beside the folder
+    check_config_size(config, AutoModelForImageClassification, weights)
     model = AutoModelForImageClassification.from_config(
-        AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False),
-        dtype=torch.float32, trust_remote_code=False)
+        config, dtype=torch.float32, trust_remote_code=False)
     return Vision(model, shown, pop_classifier(model, b["name"]), b["name"], b["identity"])
 
 # %% ../../../nbs/apps/diagnose/01_vision.ipynb #f19d4c27
