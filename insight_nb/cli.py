@@ -911,12 +911,14 @@ def _progress(every=30):
             f"{plural(math.ceil((now - began) / done * (rows - done) / 60), 'minute')} left")
     return tell
 
-def _unexpected(e):
+def _unexpected(e): # (status, what to say)
+    if isinstance(e, OSError) and any(d in str(e) for d in (*_DISK, _NO_TEMP)):
+        return 2, f"{e}. Make room, or set TMPDIR to a folder with room."
     last = e.__traceback__
     while last.tb_next:
         last = last.tb_next
-    return (f"{type(e).__name__}: {e} ({Path(last.tb_frame.f_code.co_filename).name}, line "
-            f"{last.tb_lineno})")
+    return 1, (f"{type(e).__name__}: {e} ({Path(last.tb_frame.f_code.co_filename).name}, line "
+               f"{last.tb_lineno})")
 
 # %% ../nbs/90_cli.ipynb #e44bf6da
 def main(argv=None # the arguments; None: those of the process
@@ -944,8 +946,6 @@ def main(argv=None # the arguments; None: those of the process
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except Exception as e:
-        status, text = 1, _unexpected(e)
-        if isinstance(e, OSError) and any(d in str(e) for d in (*_DISK, _NO_TEMP)):
-            status, text = 2, f"{e}. Make room, or set TMPDIR to a folder with room."
+        status, text = _unexpected(e)
     _say(text)
     return status
