@@ -2349,6 +2349,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                      'insight_nb/decide/launch/memo.py'),
                                                'insight_nb.decide.launch.memo._by_threshold': ( 'decide/launch/memo.html#_by_threshold',
                                                                                                 'insight_nb/decide/launch/memo.py'),
+                                               'insight_nb.decide.launch.memo._check_tokens': ( 'decide/launch/memo.html#_check_tokens',
+                                                                                                'insight_nb/decide/launch/memo.py'),
                                                'insight_nb.decide.launch.memo._checked_table': ( 'decide/launch/memo.html#_checked_table',
                                                                                                  'insight_nb/decide/launch/memo.py'),
                                                'insight_nb.decide.launch.memo._entries': ( 'decide/launch/memo.html#_entries',

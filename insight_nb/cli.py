@@ -573,7 +573,8 @@ def _predict(args):
 
 def _say_formulas(n):
     if n:
-        _say(f"{plural(n, 'cell')} begin{'s' if n == 1 else ''} as a formula does, and a spreadsheet may run them: "
+        begin = "begins" if n == 1 else "begin"
+        _say(f"{plural(n, 'cell')} {begin} as a formula does, and a spreadsheet may run them: "
              "--spreadsheet makes them harmless.")
 
 # %% ../nbs/90_cli.ipynb #32f46f37

@@ -147,6 +147,8 @@ def read(self: FeedbackStore, words, values=()) -> list: # of tuples
     except sqlite3.Error as e:
         raise InputError(f"{self.path} can't be read ({e}): is it still there?") from None
 
+
+# %% ../../nbs/ship/03_feedback.ipynb #d6c0787f
 @patch
 def parse(self: FeedbackStore, cell): # JSON
     "What a cell of the file says. Raises InputError where it is damaged."

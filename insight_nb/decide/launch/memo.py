@@ -118,22 +118,26 @@ def _entries(node, where): # of a mapping -> key -> (line, node)
             _entries(v, where)
     return out
 
+
+# %% ../../../nbs/decide/launch/04_memo.ipynb #6ba90e9b
+def _check_tokens(tokens, where): # of YAML: what would take all memory or time
+    depth = 0
+    for kind in (type(token).__name__ for token in tokens):
+        if kind == "AliasToken":
+            raise InputError(f"{where} has an alias (*name), which is not read: write its value "
+                             "out.")
+        depth += kind.endswith("StartToken") - kind.endswith("EndToken")
+        if depth > 50:
+            raise InputError(f"{where} is nested {depth} levels deep: a value here has three at "
+                             "most.")
+
 def read_yaml(path) -> dict: # key -> (line, value)
     """The entries of a YAML file. Raises InputError for what is no list of names and values, or has
     a name twice."""
     yaml, where = optional_import("yaml", "decide"), Path(path).name
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-        depth = 0
-        for token in yaml.scan(text, yaml.SafeLoader):
-            name = type(token).__name__
-            if name == "AliasToken": # some lines of aliases fill any memory
-                raise InputError(f"{where} has an alias (*name), which is not read: write its "
-                                 "value out.")
-            depth += name.endswith("StartToken") - name.endswith("EndToken")
-            if depth > 50: # and some brackets take minutes
-                raise InputError(f"{where} is nested {depth} levels deep: a value here has three "
-                                 "at most.")
+        _check_tokens(yaml.scan(text, yaml.SafeLoader), where)
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
