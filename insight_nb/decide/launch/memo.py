@@ -118,19 +118,6 @@ def _entries(node, where): # of a mapping -> key -> (line, node)
             _entries(v, where)
     return out
 
-
-# %% ../../../nbs/decide/launch/04_memo.ipynb #6ba90e9b
-def _check_tokens(tokens, where): # of YAML: what would take all memory or time
-    depth = 0
-    for kind in (type(token).__name__ for token in tokens):
-        if kind == "AliasToken":
-            raise InputError(f"{where} has an alias (*name), which is not read: write its value "
-                             "out.")
-        depth += kind.endswith("StartToken") - kind.endswith("EndToken")
-        if depth > 50:
-            raise InputError(f"{where} is nested {depth} levels deep: a value here has three at "
-                             "most.")
-
 def read_yaml(path) -> dict: # key -> (line, value)
     """The entries of a YAML file. Raises InputError for what is no list of names and values, or has
     a name twice."""
@@ -159,6 +146,17 @@ def read_yaml(path) -> dict: # key -> (line, value)
             f"{shorten(getattr(e, 'problem', None) or e, 100)}.") from None
 
 # %% ../../../nbs/decide/launch/04_memo.ipynb #ea49799c
+def _check_tokens(tokens, where): # of YAML: what would take all memory or time
+    depth = 0
+    for kind in (type(token).__name__ for token in tokens):
+        if kind == "AliasToken":
+            raise InputError(f"{where} has an alias (*name), which is not read: write its value "
+                             "out.")
+        depth += kind.endswith("StartToken") - kind.endswith("EndToken")
+        if depth > 50:
+            raise InputError(f"{where} is nested {depth} levels deep: a value here has three at "
+                             "most.")
+
 @dataclass(frozen=True)
 class Assumptions:
     "What nobody measured here."
