@@ -309,15 +309,24 @@ def _safe_path(): # for the kernel, which inherits it: nothing is imported from 
         if before is not None:
             os.environ["PYTHONSAFEPATH"] = before
 
+_HOMES = ("IPYTHONDIR", "MPLCONFIGDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR")
+
 @contextlib.contextmanager
 def _own_temp(): # the kernel's address is written there: it goes, however this process ends
-    before = tempfile.tempdir
+    before = tempfile.tempdir, {name: os.environ.get(name) for name in _HOMES}
     with ScratchFolder() as folder:
         tempfile.tempdir = str(folder)
+        if not os.access(Path.home(), os.W_OK): # a home that is none
+            for name in _HOMES:
+                (folder / name).mkdir()
+                os.environ.setdefault(name, str(folder / name))
         try:
             yield
         finally:
-            tempfile.tempdir = before
+            tempfile.tempdir = before[0]
+            for name in _HOMES:
+                os.environ.pop(name, None)
+            os.environ.update({k: v for k, v in before[1].items() if v is not None})
 
 def _papermill(path, notebook, given):
     import nbformat
@@ -388,7 +397,8 @@ def _execute(path, temp, out, given):
     ran = _renamed(nbformat.read(notebook, as_version=4), str(temp), str(out.absolute()))
     ran.metadata.insight_nb = {"recipe": path.stem, "left": sorted(os.listdir(temp))}
     nbformat.write(ran, notebook)
-    NotebookNotary().sign(ran) # the user ran it, so Jupyter may show its figures
+    with contextlib.suppress(OSError): # of a home that can't be written
+        NotebookNotary().sign(ran) # the user ran it, so Jupyter may show its figures
 
 # %% ../nbs/90_cli.ipynb #aa6a835e
 def resume_parameters(known, out, resume, force=False) -> dict: # of a recipe; a folder; bools
