@@ -309,6 +309,24 @@ def _safe_path(): # for the kernel, which inherits it: nothing is imported from 
         if before is not None:
             os.environ["PYTHONSAFEPATH"] = before
 
+def _papermill(path, notebook, given):
+    import nbformat
+    import papermill
+    _environment()
+    logging.getLogger("papermill").setLevel(logging.CRITICAL) # what matters comes as an exception
+    name = str(notebook).replace("{", "{{").replace("}", "}}")
+    how = {"kernel_name": "python3", "language": "python", "progress_bar": False,
+           "stdout_file": _Shown(sys.stdout), "stderr_file": _Shown(sys.stderr),
+           "extra_arguments": ["--log-level=CRITICAL", "--InteractiveShellApp.ignore_cwd=True"]}
+    with _signals_reach_training() as terminated, _safe_path(), _own_temp():
+        try:
+            papermill.execute_notebook(nbformat.read(path, as_version=4), name, given, **how)
+        except Exception:
+            if terminated: # the kernel has saved what there was, and is gone
+                raise SystemExit(143) from None
+            raise
+
+# %% ../nbs/90_cli.ipynb #6330a3db
 _HOMES = ("IPYTHONDIR", "MPLCONFIGDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR")
 
 @contextlib.contextmanager
@@ -328,24 +346,6 @@ def _own_temp(): # the kernel's address is written there: it goes, however this 
                 os.environ.pop(name, None)
             os.environ.update({k: v for k, v in before[1].items() if v is not None})
 
-def _papermill(path, notebook, given):
-    import nbformat
-    import papermill
-    _environment()
-    logging.getLogger("papermill").setLevel(logging.CRITICAL) # what matters comes as an exception
-    name = str(notebook).replace("{", "{{").replace("}", "}}")
-    how = {"kernel_name": "python3", "language": "python", "progress_bar": False,
-           "stdout_file": _Shown(sys.stdout), "stderr_file": _Shown(sys.stderr),
-           "extra_arguments": ["--log-level=CRITICAL", "--InteractiveShellApp.ignore_cwd=True"]}
-    with _signals_reach_training() as terminated, _safe_path(), _own_temp():
-        try:
-            papermill.execute_notebook(nbformat.read(path, as_version=4), name, given, **how)
-        except Exception:
-            if terminated: # the kernel has saved what there was, and is gone
-                raise SystemExit(143) from None
-            raise
-
-# %% ../nbs/90_cli.ipynb #6330a3db
 def _stopped(error):
     "What the user should hear about an error from papermill: an exception to raise."
     name = getattr(error, "ename", type(error).__name__)
