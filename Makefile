@@ -4,7 +4,7 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export UV_COMPILE_BYTECODE ?= 1
 FILES = git ls-files -co --exclude-standard -- nbs insight_nb README.md | sort | xargs sha256sum
 
-.PHONY: help demo test lab slow faults mutants docs export check colab pandas3 clean
+.PHONY: help demo test lab slow faults mutants kills world audit docs export check colab pandas3 clean
 help:               ## this list
 	@sed -n 's/^\([a-z0-9]*\):.*## /make \1	/p' Makefile
 
@@ -52,5 +52,14 @@ colab:              ## on demand: the versions of Google Colab, in an environmen
 	$(PYTHON) tests/environments.py colab
 pandas3:            ## on demand: the notebooks of base and data with pandas 3
 	$(PYTHON) tests/environments.py pandas3
+kills: .venv/ok     ## on demand, an hour: signals at random moments of every recipe, and runs that are taken up again
+	$(BIN)/python tests/signal_check.py
+	$(BIN)/python tests/kill_check.py
+world: .venv/ok     ## on demand, a quarter of an hour: small disks, odd surroundings, markup in every field of every recipe
+	$(BIN)/python -m pytest -q -m slow tests/test_disk.py tests/test_surroundings.py tests/test_security.py tests/test_markup.py
+audit: .venv/ok     ## on demand: known holes of the installed packages (asks pypi.org), and what bandit finds in the package
+	$(BIN)/uv tool run bandit -q -c pyproject.toml -r insight_nb
+	$(BIN)/uv pip list --python $(BIN)/python --exclude-editable --format freeze | sed 's/+cpu//' > .venv/installed.txt
+	$(BIN)/uv tool run pip-audit --progress-spinner off --no-deps --disable-pip -r .venv/installed.txt
 clean:              ## remove what was installed and built
 	rm -rf .venv build dist *.egg-info

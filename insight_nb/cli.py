@@ -309,16 +309,6 @@ def _safe_path(): # for the kernel, which inherits it: nothing is imported from 
         if before is not None:
             os.environ["PYTHONSAFEPATH"] = before
 
-@contextlib.contextmanager
-def _own_temp(): # the kernel's address is written there: it goes, however this process ends
-    before = tempfile.tempdir
-    with ScratchFolder() as folder:
-        tempfile.tempdir = str(folder)
-        try:
-            yield
-        finally:
-            tempfile.tempdir = before
-
 def _papermill(path, notebook, given):
     import nbformat
     import papermill
@@ -337,6 +327,25 @@ def _papermill(path, notebook, given):
             raise
 
 # %% ../nbs/90_cli.ipynb #6330a3db
+_HOMES = ("IPYTHONDIR", "MPLCONFIGDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR")
+
+@contextlib.contextmanager
+def _own_temp(): # the kernel's address is written there: it goes, however this process ends
+    before = tempfile.tempdir, {name: os.environ.get(name) for name in _HOMES}
+    with ScratchFolder() as folder:
+        tempfile.tempdir = str(folder)
+        if not os.access(Path.home(), os.W_OK): # a home that is none
+            for name in _HOMES:
+                (folder / name).mkdir()
+                os.environ.setdefault(name, str(folder / name))
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before[0]
+            for name in _HOMES:
+                os.environ.pop(name, None)
+            os.environ.update({k: v for k, v in before[1].items() if v is not None})
+
 def _stopped(error):
     "What the user should hear about an error from papermill: an exception to raise."
     name = getattr(error, "ename", type(error).__name__)
@@ -388,7 +397,8 @@ def _execute(path, temp, out, given):
     ran = _renamed(nbformat.read(notebook, as_version=4), str(temp), str(out.absolute()))
     ran.metadata.insight_nb = {"recipe": path.stem, "left": sorted(os.listdir(temp))}
     nbformat.write(ran, notebook)
-    NotebookNotary().sign(ran) # the user ran it, so Jupyter may show its figures
+    with contextlib.suppress(OSError): # of a home that can't be written
+        NotebookNotary().sign(ran) # the user ran it, so Jupyter may show its figures
 
 # %% ../nbs/90_cli.ipynb #aa6a835e
 def resume_parameters(known, out, resume, force=False) -> dict: # of a recipe; a folder; bools
@@ -573,7 +583,8 @@ def _predict(args):
 
 def _say_formulas(n):
     if n:
-        _say(f"{plural(n, 'cell')} begin{'s' if n == 1 else ''} as a formula does, and a spreadsheet may run them: "
+        begin = "begins" if n == 1 else "begin"
+        _say(f"{plural(n, 'cell')} {begin} as a formula does, and a spreadsheet may run them: "
              "--spreadsheet makes them harmless.")
 
 # %% ../nbs/90_cli.ipynb #32f46f37
@@ -911,12 +922,14 @@ def _progress(every=30):
             f"{plural(math.ceil((now - began) / done * (rows - done) / 60), 'minute')} left")
     return tell
 
-def _unexpected(e):
+def _unexpected(e): # (status, what to say)
+    if isinstance(e, OSError) and any(d in str(e) for d in (*_DISK, _NO_TEMP)):
+        return 2, f"{e}. Make room, or set TMPDIR to a folder with room."
     last = e.__traceback__
     while last.tb_next:
         last = last.tb_next
-    return (f"{type(e).__name__}: {e} ({Path(last.tb_frame.f_code.co_filename).name}, line "
-            f"{last.tb_lineno})")
+    return 1, (f"{type(e).__name__}: {e} ({Path(last.tb_frame.f_code.co_filename).name}, line "
+               f"{last.tb_lineno})")
 
 # %% ../nbs/90_cli.ipynb #e44bf6da
 def main(argv=None # the arguments; None: those of the process
@@ -944,8 +957,6 @@ def main(argv=None # the arguments; None: those of the process
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except Exception as e:
-        status, text = 1, _unexpected(e)
-        if isinstance(e, OSError) and any(d in str(e) for d in (*_DISK, _NO_TEMP)):
-            status, text = 2, f"{e}. Make room, or set TMPDIR to a folder with room."
+        status, text = _unexpected(e)
     _say(text)
     return status

@@ -122,9 +122,10 @@ def check(recipe, times, home):
         shutil.rmtree(home / f"next-{i}", ignore_errors=True)
         faults = [] if found in ("old", "new") else [found]
         faults += [f"still running: {p}" for p in alive]
-        faults += [f"status {status}: {said[-300:]}"] * (status not in ENDS[number] | {0})
-        faults += ["a traceback"] * ("Traceback" in said)
-        faults += [f"the next run: {said_after[-300:]}"] * (after.returncode != 0)
+        if status not in ENDS[number] | {0} or "Traceback" in said:
+            faults.append(f"status {status}: {said[-300:]}")
+        if after.returncode:
+            faults.append(f"the next run: {said_after[-300:]}")
         faults += [f"left: {n}" for n in leftovers(home, before)]
         became.append(found)
         good += not faults

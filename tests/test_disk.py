@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from insight_nb.apps.risk.risk_bundle import load_risk, save_risk
 from insight_nb.base.core import InputError, hash_folder
 from insight_nb.base.files import read_frame
 from insight_nb.base.tables import write_frame
+from insight_nb.cli import recipes
 from insight_nb.data.samples import synthetic
 from insight_nb.data.tokens import tokenize
 from insight_nb.jobs.rungs import load_rung, save_rung
@@ -221,6 +223,13 @@ def test_a_store_keeps_all_of_a_call_or_nothing(keep, file, table):
             assert db.execute("pragma integrity_check").fetchone() == ("ok",)
         db.close()
     keep(500)
+
+
+def test_recipes_keep_nothing_in_the_temporary_folder():
+    "But where nobody said where the results go: what a killed run leaves there, nobody removes."
+    for path in recipes().values():
+        made = re.findall(r".*(?:mkdtemp|TemporaryDirectory|mkstemp).*", path.read_text("utf-8"))
+        assert [line for line in made if "out or tempfile.mkdtemp()" not in line] == [], path
 
 
 def can_mount():

@@ -1,4 +1,4 @@
-"""Files as an attacker makes them: one line, nothing written elsewhere, nothing run, little memory."""
+"""Files as an attacker makes them: one line, nothing run or written elsewhere, little memory."""
 
 import base64
 import json
@@ -324,7 +324,8 @@ def test_a_store_with_programs(program, tmp_path):
     assert "triggers, views" in one_line(FeedbackStore, tmp_path / "a.db")
 
 
-@pytest.mark.parametrize("label", ["../../evil", "/tmp/evil", "a/b", "..", "con", "x\x00y", "é" * 300])
+@pytest.mark.parametrize("label", ["../../evil", "/tmp/evil", "a/b", "..", "con", "x\x00y",
+                                   "é" * 300])
 def test_labels_are_no_file_names(label, tmp_path):
     "A bundle is written with labels of any kind, and nothing beside it."
     folder = tmp_path / "deep" / "er"

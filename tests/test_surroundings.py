@@ -27,7 +27,7 @@ WORLDS = {
     "Kathmandu": {"TZ": "Asia/Kathmandu"}, "no zone": {"TZ": ":/nonexistent"},
     "64 threads": {"OMP_NUM_THREADS": "64", "MKL_NUM_THREADS": "64"},
     "no home": {"HOME": "/dev/null/x", "XDG_CACHE_HOME": "/dev/null/x", "INSIGHT_NB_CACHE": "",
-                "MPLCONFIGDIR": "/dev/null/x", "HF_HOME": "/dev/null/x"}}
+                "HF_HOME": "/dev/null/x"}}
 
 
 @pytest.fixture
@@ -67,6 +67,12 @@ def test_a_training_in_every_world(world, tmp_path):
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
     weights = [Path(out, "bundle", "head.safetensors").read_bytes() for out in "ab"]
     assert weights[0] == weights[1] or "OMP_NUM_THREADS" in world
+
+
+def test_a_run_without_a_home():
+    done = subprocess.run([COMMAND, "run", "decide", "--out", "d"], capture_output=True, text=True,
+                          env=os.environ | WORLDS["no home"], timeout=120)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
 
 
 @pytest.mark.parametrize("out", ["/dev/null/x", "t.csv/x", "/proc/x", "/sys/x"])

@@ -220,8 +220,8 @@ _MOST_CELLS = 10_000_000 # of a small file
 def _check_cells(cells, path): # nearly all of them are empty, or the same
     size = path.stat().st_size
     if cells > _MOST_CELLS and cells > 100 * size:
-        raise InputError(f"{path.name} has {size / 1e6:,.1f} MB and asks for {cells:,} cells, as no "
-                         "table does: save it as CSV.")
+        raise InputError(f"{path.name} has {size / 1e6:,.1f} MB and asks for {cells:,} cells, "
+                         "as no table does: save it as CSV.")
 
 def _class_names(features) -> dict: # of the `datasets` library, as JSON; column -> names
     found = {}

@@ -356,14 +356,16 @@ def _run_in_batches(call, bundle: Bundle, tokenizer, texts) -> np.ndarray: # (ro
     return np.array(rows)
 
 # %% ../../nbs/ship/02_export.ipynb #54d23f0d
+_OWN = {"local_files_only": True, "trust_remote_code": False} # files written here
+
 def _transformers_runner(folder, bundle: Bundle):
     "A function from texts to probabilities, by the classes of transformers."
     from transformers import (
         AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer)
     tags = bundle.info["task"] == "tag"
     kind = AutoModelForTokenClassification if tags else AutoModelForSequenceClassification
-    model = kind.from_pretrained(folder, local_files_only=True).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model = kind.from_pretrained(folder, **_OWN).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, **_OWN)
 
     def call(inputs):
         with torch.no_grad():
@@ -449,7 +451,7 @@ def onnx_runner(folder, bundle: Bundle, file="model.onnx"): # of the export; the
     "A function from texts to probabilities, by ONNX Runtime on a CPU."
     import onnxruntime
     from transformers import AutoTokenizer
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **_OWN)
     session = onnxruntime.InferenceSession(
         str(Path(folder, file)), providers=["CPUExecutionProvider"])
     names = {i.name for i in session.get_inputs()}
@@ -473,8 +475,8 @@ def vectors_runner(folder, bundle: Bundle):
         from sentence_transformers import SentenceTransformer
         opened = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
         return lambda texts: opened.encode(texts, show_progress_bar=False)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, **_OWN)
+    model = AutoModel.from_pretrained(folder, **_OWN).eval()
 
     def run(texts):
         inputs = tokenizer(texts, truncation=True, max_length=bundle.info["max_length"],

@@ -104,6 +104,7 @@ class FeedbackStore:
 # %% ../../nbs/ship/03_feedback.ipynb #4024516e
 @patch
 def _open(self: FeedbackStore):
+    self.db = None
     try:
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
         self.db = sqlite3.connect(self.path, timeout=10, check_same_thread=False)
@@ -117,7 +118,11 @@ def _open(self: FeedbackStore):
                         (secrets.token_hex(16),))
         self.db.commit()
         self.key = self.db.execute("select value from facts where name = 'key'").fetchone()[0]
-    except (OSError, sqlite3.Error) as e:
+    except (OSError, sqlite3.Error, InputError) as e:
+        if self.db: # or else it would keep others out
+            self.db.close()
+        if isinstance(e, InputError):
+            raise
         raise InputError(f"{self.path} can't be used to keep answers ({e}): name a new file, or "
                          "one that a service has written.") from None
 
@@ -142,6 +147,8 @@ def read(self: FeedbackStore, words, values=()) -> list: # of tuples
     except sqlite3.Error as e:
         raise InputError(f"{self.path} can't be read ({e}): is it still there?") from None
 
+
+# %% ../../nbs/ship/03_feedback.ipynb #d6c0787f
 @patch
 def parse(self: FeedbackStore, cell): # JSON
     "What a cell of the file says. Raises InputError where it is damaged."
