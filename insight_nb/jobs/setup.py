@@ -177,6 +177,7 @@ def differing_weights(model, opened) -> list: # of names that both have
             if name in known and known[name].shape == p.shape
             and not torch.equal(bits(known[name]), bits(p.to(known[name].device)))]
 
+# %% ../../nbs/jobs/00_setup.ipynb #a1205f19
 def only_red(*checks) -> list: # `Check` each
     "Those that failed: some lines are written only then."
     return [c for c in checks if c.passed is False]

@@ -279,6 +279,7 @@ def read_columns(source, columns, rows) -> list: # a `Table`, one or two columns
         return list(zip(*(map(to_text, frame[c]) for c in columns)))
     return [source.texts[i] for i in rows]
 
+# %% ../../nbs/jobs/01_training.ipynb #5cc6c06c
 def training_logits(trainer, n) -> np.ndarray: # training rows of the split; (up to 32, outputs)
     "The logits of the first rows that were trained on, as the trainer has them."
     rows = trainer.train_dataset
@@ -303,6 +304,7 @@ def whole_rows(rows: TokenDataset, unknown=None) -> list: # bytes of each row th
             found.append(ids.tobytes())
     return found
 
+# %% ../../nbs/jobs/01_training.ipynb #dd0f4195
 def rows_in_training(setup, trainer) -> np.ndarray: # (held-out rows,) bool
     "Which validation rows, and test rows that were asked, are among those that were trained on."
     tokenizer = setup.encoder.tokenizer

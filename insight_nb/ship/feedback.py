@@ -158,6 +158,7 @@ def parse(self: FeedbackStore, cell): # JSON
         raise InputError(f"{self.path} is damaged: {shorten(cell, 40)!r} is not what was "
                          "written. Go on with a copy of it, or a new file.") from None
 
+# %% ../../nbs/ship/03_feedback.ipynb #ce326435
 @patch
 def digest(self: FeedbackStore, texts) -> str: # a text, or a pair of texts
     "A keyed hash."

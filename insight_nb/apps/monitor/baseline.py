@@ -126,6 +126,7 @@ class _Design:
             at += LEVELS[k]
         self.Z = np.concatenate(parts, 1) # (buckets, columns)
 
+# %% ../../../nbs/apps/monitor/00_baseline.ipynb #31af5e02
 def _penalty(design, b, score, weight): # 1 / variance of each column; nothing holds the first
     out = np.full(len(b), 1e-9)
     for at in design.columns.values():
@@ -274,6 +275,7 @@ def draw_buckets(self: Baseline, rng, shape): # texts and usual log-odds, (bucke
     "Buckets of the baseline, in random order."
     return self._draw(rng, shape)[1:]
 
+# %% ../../../nbs/apps/monitor/00_baseline.ipynb #ddbeb5c7
 @patch
 # counts, texts and usual log-odds, (buckets, runs) each
 def draw_quiet(self: Baseline, rng, shape):
