@@ -135,7 +135,6 @@ class ParsedTurn:
     answer: str = "" # of the table of questions and answers, where one is near enough
     language: str = "en" # or zh
 
-# %% ../../../nbs/apps/assistant/02_dialogue.ipynb #f89fbb76
 @dataclass(frozen=True)
 class DialogueState:
     "Where a conversation is."
@@ -259,7 +258,6 @@ def hand_over(self: Dialogue, state, parsed):
     return replace(state, is_handed_over=True, n_misses=0), DialogueAction(
         "handover", self.reply_template(parsed, "handover"), detail={"transcript": lines})
 
-# %% ../../../nbs/apps/assistant/02_dialogue.ipynb #6015fe48
 @patch
 def fall_back(self: Dialogue, state, parsed):
     "Nothing is known: the table of answers, then a shrug, then a person."
@@ -422,7 +420,6 @@ def add(self: Transcript, conversation, parsed: ParsedTurn, action: DialogueActi
                         (conversation, turn, _json(parsed), _json(action)))
     return turn
 
-# %% ../../../nbs/apps/assistant/02_dialogue.ipynb #56226aad
 def _json(thing):
     return json.dumps(asdict(thing), ensure_ascii=False).encode("utf-8", "replace").decode()
 
@@ -442,7 +439,6 @@ def parsed_turns(self: Transcript, conversation) -> list: # of `ParsedTurn`
         for h, in self.execute("select heard from turns where conversation = ? order by turn", (
             conversation,))]
 
-# %% ../../../nbs/apps/assistant/02_dialogue.ipynb #ca31a51e
 @patch
 def replay(self: Transcript, conversation, dialogue: Dialogue) -> DialogueState:
     "The state of a conversation, from its beginning."
