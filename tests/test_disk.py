@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from insight_nb.apps.assistant.dialogue import Transcript
+from insight_nb.apps.monitor.stream import Stream
 from insight_nb.apps.risk.estimators import RiskClassifier
 from insight_nb.apps.risk.risk_bundle import load_risk, save_risk
 from insight_nb.base.core import InputError, hash_folder
@@ -205,13 +206,19 @@ def keep_answers(n):
 
 
 def keep_turns(n):
-    with Transcript("turns.db").transaction() as db:
+    with Transcript("turns.db").db.transaction() as db:
         for i in range(n):
             db.execute("insert into notes values (?, ?, ?, ?)", ("ann", i, "x" * 3000, "user"))
 
 
+def keep_texts(n):
+    texts = [f"{n} {i} " + "很好 " * 300 for i in range(n)]
+    Stream("texts.db").add(pd.DataFrame({"text": texts, "date": "2026-09-01"}))
+
+
 @pytest.mark.parametrize("keep, file, table", [
-    (keep_answers, "answers.db", "answers"), (keep_turns, "turns.db", "notes")])
+    (keep_answers, "answers.db", "answers"), (keep_turns, "turns.db", "notes"),
+    (keep_texts, "texts.db", "texts")])
 def test_a_store_keeps_all_of_a_call_or_nothing(keep, file, table):
     import sqlite3
     keep(3)

@@ -68,7 +68,7 @@ BAD = {
     "all unknown": (["import", "answers.db", "strange.csv"], "no row of the table could be used"),
     "nothing to draw": (["sample", "answers.db"], "0 answers with a text to draw from"),
     "no days": (["purge", "answers.db", "--days", "nan"], "days is nan"),
-    "no store": (["show", "texts.csv"], "can't be used to keep answers"),
+    "no store": (["show", "texts.csv"], "can't be opened to keep answers"),
     "no such command": (["shwo", "answers.db"], "Did you mean 'show'?"),
 }
 
@@ -101,7 +101,7 @@ def test_a_store_that_fails_costs_no_answer(bundle, tmp_path):
     from insight_nb.jobs.loading import open_bundle
     service = Service([bundle], options, "cpu", open_bundle)
     with TestClient(make_app(service)) as client:
-        service.store.db.execute("drop table answers")
+        service.store.db.connection.execute("drop table answers")
         reply = client.post("/predict", json={"texts": TEXTS})
         assert reply.status_code == 200 and "id" not in reply.json()["predictions"][0]
         assert "insight_nb_not_kept_total 6.0" in client.get("/metrics").text

@@ -342,7 +342,7 @@ def watched(frame, **settings):
 def test_a_weekend_is_no_surge():
     quiet = watched(shop())
     assert quiet.find_alerts() == []
-    usual = quiet.series[0].find_alarms().usual
+    usual = quiet.series[0].alarms.usual
     assert abs(usual[5] - 0.35) < 0.06 and abs(usual[0] - 0.2) < 0.06
     found = watched(shop(surge=0.15)).find_alerts()
     assert len(found) == 1 and found[0].raised >= "2026-07-09"
@@ -357,7 +357,7 @@ def test_holidays_are_set_aside_until_there_are_enough():
     assert "3 holiday days not watched" in monitor.series_table().caption
     monitor = watched(shop(holidays=many))
     assert not monitor.unwatched.any() and monitor.find_alerts() == []
-    usual = monitor.series[0].find_alarms().usual
+    usual = monitor.series[0].alarms.usual
     assert usual[100] > 0.85 and usual[99] < 0.4
     unmarked = watched(shop(holidays=few).assign(off=None))
     assert any(a.raised == "2026-06-10" for a in unmarked.find_alerts())
@@ -378,7 +378,7 @@ def test_a_store_from_before_holidays_is_read_on(tmp_path):
     old = Stream(tmp_path / "old.sqlite", StreamColumns(opinion="o"), now=NOW)
     old.add(shop(40).drop(columns="off"))
     for table in ("texts", "waiting"):
-        old.db.execute(f"alter table {table} drop column holiday")
+        old.db.connection.execute(f"alter table {table} drop column holiday")
     old.db.close()
     again = Stream(tmp_path / "old.sqlite", StreamColumns(opinion="o", holiday="off"), now=NOW)
     again.add(shop(41, holidays=[40]))

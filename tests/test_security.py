@@ -18,6 +18,8 @@ import pandas as pd
 import pytest
 from conftest import refused
 from insight_nb import load
+from insight_nb.apps.assistant.dialogue import Transcript
+from insight_nb.apps.monitor.stream import Stream
 from insight_nb.apps.risk.estimators import RiskClassifier
 from insight_nb.apps.risk.risk_bundle import save_risk
 from insight_nb.base.core import InputError
@@ -315,13 +317,17 @@ STORES = [
 
 @pytest.mark.parametrize("program", STORES)
 def test_a_store_with_programs(program, tmp_path):
-    FeedbackStore(tmp_path / "a.db").db.close()
-    with sqlite3.connect(tmp_path / "a.db") as db:
-        if "view" in program:
-            db.execute("drop table corrections")
-        db.execute(program)
-    db.close()
-    assert "triggers, views" in one_line(FeedbackStore, tmp_path / "a.db")
+    for store in (FeedbackStore, Transcript, Stream):
+        path = tmp_path / f"{store.__name__}.db"
+        store(path).db.close()
+        with sqlite3.connect(path) as db:
+            for table in ("answers", "corrections"):
+                db.execute(f"create table if not exists {table}(n integer)")
+            if "view" in program:
+                db.execute("drop table corrections")
+            db.execute(program)
+        db.close()
+        assert "triggers, views" in one_line(store, path)
 
 
 @pytest.mark.parametrize("label", ["../../evil", "/tmp/evil", "a/b", "..", "con", "x\x00y",

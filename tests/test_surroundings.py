@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from insight_nb.apps.assistant.dialogue import DialogueAction, ParsedTurn, Transcript
 from insight_nb.apps.monitor.stream import Stream
 from insight_nb.base.core import InputError, ScratchFolder, atomic_output, lock_path
 from insight_nb.cli import main
@@ -105,7 +106,7 @@ def test_no_temporary_folder(bundle):
 def test_a_clock_that_was_set_back(tmp_path, monkeypatch):
     now = time.time()
     FeedbackStore("a.db").add(Answered("m", "v", "classify"), ["a", "b"], [("x", .5)] * 2)
-    with Stream("s.db", now=now).transaction():
+    with Stream("s.db", now=now).db.transaction():
         pass
     with atomic_output(tmp_path / "a.txt") as f:
         f.write_text("new")
@@ -170,16 +171,52 @@ def answers(path):
         return len(store.frame())
 
 
-def test_a_damaged_store():
+def texts(path):
+    stream = Stream(path)
+    try:
+        stream.add(pd.DataFrame({"text": ["新"], "date": ["2026-09-02"]}))
+        return len(stream.to_frame()), stream.rejected(), stream.counts()
+    finally:
+        stream.db.close()
+
+
+def turns(path):
+    log = Transcript(path)
+    try:
+        log.add("bob", ParsedTurn("好"), DialogueAction("answer", "yes"))
+        return len(log.to_frame())
+    finally:
+        log.db.close()
+
+
+def fill(path, use):
+    if use is answers:
+        with FeedbackStore(path) as store:
+            store.add(Answered("m", "v", "classify"), ["很好 " * 50] * 60, [("x", .5)] * 60)
+    elif use is texts:
+        stream = Stream(path)
+        rows = [f"{i} " + "很好 " * 50 for i in range(60)]
+        stream.add(pd.DataFrame({"text": rows, "date": "2026-09-01"}))
+        stream.db.close()
+    else:
+        log = Transcript(path)
+        for _ in range(60):
+            log.add("ann", ParsedTurn("很好 " * 50), DialogueAction("answer", "yes"))
+        log.db.close()
+
+
+@pytest.mark.parametrize("use", [answers, texts, turns])
+def test_a_damaged_store(use):
     "It opens, or one line says why not: never a traceback."
-    with FeedbackStore("a.db") as store:
-        store.add(Answered("m", "v", "classify"), ["很好 " * 50] * 60, [("x", .5)] * 60)
+    fill("a.db", use)
     sound, refused = Path("a.db").read_bytes(), 0
     for how in ("half", "empty", "other", *range(6)):
+        for left in Path().glob("a.db-*"):
+            left.unlink()
         Path("a.db").write_bytes(sound)
         damage("a.db", how)
         try:
-            answers("a.db")
+            use("a.db")
         except InputError as e:
             assert "a.db" in str(e) and "\n" not in str(e)
             refused += 1

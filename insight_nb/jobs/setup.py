@@ -203,15 +203,17 @@ def checks(self: FineTuningSetup, trainer, bundle, # after training; written and
     merged = now is not None and now.merged # into the weights below it, after training
     moved = [name for name, (p, known) in self.frozen.items()
              if not merged and fingerprint(p) != known]
-    return [guard.weights_finite(model.named_parameters(), "float32"),
-            guard.label_order(names, model.task.names, bundle.info["labels"], columns),
-            guard.loss_fell(trainer.state.losses),
-            guard.split_duplicates(parts.duplicates),
-            guard.adapters_changed(self.before[0], now and now.snapshot(), moved),
-            guard.ranks_moved(self.before[1], now and now.ranks()),
-            guard.reload_equal(want, got, other=differing_weights(model, bundle.model)),
-            guard.language(language), *split_checks(parts),
-            *only_red(*([guard.best_kept(*self.kept)] if self.kept else []))]
+    found = [guard.weights_finite(model.named_parameters(), "float32"),
+             guard.label_order(names, model.task.names, bundle.info["labels"], columns),
+             guard.loss_fell(trainer.state.losses),
+             guard.split_duplicates(parts.duplicates),
+             guard.adapters_changed(self.before[0], now and now.snapshot(), moved),
+             guard.ranks_moved(self.before[1], now and now.ranks()),
+             guard.reload_equal(want, got, other=differing_weights(model, bundle.model)),
+             guard.language(language), *split_checks(parts)]
+    if self.kept:
+        found += only_red(guard.best_kept(*self.kept))
+    return found
 
 # %% ../../nbs/jobs/00_setup.ipynb #6a02c081
 PACKAGES = ("insight_nb", "torch", "transformers", "accelerate", "tokenizers", "numpy",

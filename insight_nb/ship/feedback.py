@@ -8,13 +8,9 @@ __all__ = ['check_correction', 'FeedbackStore', 'bundle_version', 'bundle_name',
 # %% ../../nbs/ship/03_feedback.ipynb #dee1e0eb
 import hashlib
 import json
-import os
 import re
 import secrets
-import sqlite3
-import threading
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +19,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..base.core import InputError, plural, shorten, suggest
+from ..base.databases import Database
 from ..data.table import invalid_text_reason, to_text
 from ..eval.metrics import WILSON, Metric, wilson_interval
 
@@ -71,9 +68,8 @@ def check_correction(task, # of the bundle that answered
     return spans
 
 # %% ../../nbs/ship/03_feedback.ipynb #3eeac1c6
-# they are run by whoever writes or reads the file
-_PROGRAMS = "type in ('trigger', 'view') or sql like 'create virtual%'"
 _TABLES = """
+pragma journal_mode = wal;
 create table if not exists answers(
     id text primary key, at real, model text, version text, task text, texts text, digest text,
     answer text, probability real, chance real);
@@ -82,6 +78,7 @@ create table if not exists facts(name text primary key, value text);
 create index if not exists by_digest on answers(digest, at);
 create index if not exists by_answer on corrections(id, at);
 """
+_KEY = "insert or ignore into facts values ('key', '{}');"
 
 def _listed(texts): # a text, or a pair of texts
     return [texts] if isinstance(texts, str) else list(texts)
@@ -95,68 +92,12 @@ class FeedbackStore:
         if not 0 <= review <= 1:
             raise InputError(f"review is {review}: give a share from 0 to 1.")
         self.path, self.keep_texts, self.review = Path(path), keep_texts, review
-        self.lock, self.random = threading.Lock(), secrets.SystemRandom()
-        self._open()
+        self.random = secrets.SystemRandom()
+        self.db = Database(path, "answers", _TABLES + _KEY.format(secrets.token_hex(16)))
+        self.key = str(self.db.read("select value from facts where name = 'key'")[0][0])
 
     def __enter__(self): return self
     def __exit__(self, *_): self.db.close()
-
-# %% ../../nbs/ship/03_feedback.ipynb #4024516e
-@patch
-def _open(self: FeedbackStore):
-    self.db = None
-    try:
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
-        self.db = sqlite3.connect(self.path, timeout=10, check_same_thread=False)
-        self.db.execute("pragma trusted_schema = off")
-        self.db.execute("pragma journal_mode = wal")
-        if self.db.execute(f"select 1 from sqlite_master where {_PROGRAMS}").fetchone():
-            raise InputError(f"{self.path} holds triggers, views or the like, which no store of "
-                             "answers has: don't use it.")
-        self.db.executescript(_TABLES)
-        self.db.execute("insert or ignore into facts values ('key', ?)",
-                        (secrets.token_hex(16),))
-        self.db.commit()
-        self.key = self.db.execute("select value from facts where name = 'key'").fetchone()[0]
-    except (OSError, sqlite3.Error, InputError) as e:
-        if self.db: # or else it would keep others out
-            self.db.close()
-        if isinstance(e, InputError):
-            raise
-        raise InputError(f"{self.path} can't be used to keep answers ({e}): name a new file, or "
-                         "one that a service has written.") from None
-
-@patch
-@contextmanager
-def writing(self: FeedbackStore): # yields the database
-    "All that is written in this block stays, or nothing of it. Raises InputError."
-    with self.lock:
-        try:
-            with self.db:
-                yield self.db
-        except sqlite3.Error as e:
-            raise InputError(f"{self.path} can't be written ({e}): is the disk full, or does "
-                             "another program use it?") from None
-
-@patch
-def read(self: FeedbackStore, words, values=()) -> list: # of tuples
-    "What a query finds. Raises InputError."
-    try:
-        with self.lock:
-            return self.db.execute(words, values).fetchall()
-    except sqlite3.Error as e:
-        raise InputError(f"{self.path} can't be read ({e}): is it still there?") from None
-
-
-# %% ../../nbs/ship/03_feedback.ipynb #d6c0787f
-@patch
-def parse(self: FeedbackStore, cell): # JSON
-    "What a cell of the file says. Raises InputError where it is damaged."
-    try:
-        return json.loads(cell)
-    except (ValueError, TypeError, RecursionError):
-        raise InputError(f"{self.path} is damaged: {shorten(cell, 40)!r} is not what was "
-                         "written. Go on with a copy of it, or a new file.") from None
 
 # %% ../../nbs/ship/03_feedback.ipynb #ce326435
 @patch
@@ -200,8 +141,8 @@ def add(self: FeedbackStore, by: Answered, rows, # texts, or pairs of texts
                      json.dumps(answer, ensure_ascii=False), probability,
                      self.review if chosen else None))
         notes.append({"id": key, "review": chosen})
-    with self.writing() as db:
-        db.executemany(f"insert into answers values ({', '.join('?' * 10)})", made)
+    with self.db.transaction() as sql:
+        sql.executemany(f"insert into answers values ({', '.join('?' * 10)})", made)
     return notes
 
 # %% ../../nbs/ship/03_feedback.ipynb #00c66608
@@ -210,8 +151,8 @@ def _find(store, key, texts): # the row of an answer
         where, value = "id = ?", str(key)
     else:
         where, value = "digest = ?", store.digest(texts)
-    found = store.read(f"select id, task, texts, digest, answer from answers where {where} "
-                       "order by at desc, rowid desc limit 1", (value,))
+    found = store.db.read(f"select id, task, texts, digest, answer from answers where {where} "
+                          "order by at desc, rowid desc limit 1", (value,))
     if not found:
         what = f"the id {shorten(key, 30)!r}" if key is not None else "this text"
         raise InputError(f"no answer has {what}: it was never asked here, or is deleted")
@@ -221,7 +162,8 @@ def _find(store, key, texts): # the row of an answer
 def answered(self: FeedbackStore, key) -> Answered: # the id of an answer
     "Who gave an answer. Raises InputError."
     _find(self, key, None)
-    return Answered(*self.read("select model, version, task from answers where id = ?", (key,))[0])
+    rows = self.db.read("select model, version, task from answers where id = ?", (key,))
+    return Answered(*rows[0])
 
 @patch
 def correct(self: FeedbackStore, key=None, # id of an answer; None: the latest one to these texts
@@ -235,15 +177,15 @@ def correct(self: FeedbackStore, key=None, # id of an answer; None: the latest o
     if texts is not None and self.digest(texts) != digest:
         raise InputError(f"the answer {key} is to another text")
     if label is None:
-        label = self.parse(answer)
-    told = self.parse(kept) if kept else _listed(texts or ())
+        label = self.db.parse(answer)
+    told = self.db.parse(kept) if kept else _listed(texts or ())
     label = check_correction(task, label, len(told[0]) if told else 10**9)
-    with self.writing() as db:
-        db.execute("insert into corrections values (?, ?, ?, ?)",
-                   (key, time.time(), json.dumps(label, ensure_ascii=False), source))
+    with self.db.transaction() as sql:
+        sql.execute("insert into corrections values (?, ?, ?, ?)",
+                    (key, time.time(), json.dumps(label, ensure_ascii=False), source))
         if texts is not None and kept is None: # brought by the one who wants it to be learned
-            db.execute("update answers set texts = ? where id = ?",
-                       (json.dumps(told, ensure_ascii=False), key))
+            sql.execute("update answers set texts = ? where id = ?",
+                        (json.dumps(told, ensure_ascii=False), key))
     return key
 
 # %% ../../nbs/ship/03_feedback.ipynb #0aac109f
@@ -251,7 +193,7 @@ def correct(self: FeedbackStore, key=None, # id of an answer; None: the latest o
 def frame(self: FeedbackStore) -> pd.DataFrame: # the newest answer last
     "All answers with the last correction: id, at, model, version, task, texts, answer, label ..."
     last = ("select id, label, source, max(rowid) from corrections group by id")
-    rows = self.read(
+    rows = self.db.read(
         "select a.id, a.at, a.model, a.version, a.task, a.texts, a.answer, a.probability, "
         "a.chance, c.label, c.source from answers a "
         f"left join ({last}) c on a.id = c.id order by a.rowid")
@@ -259,7 +201,7 @@ def frame(self: FeedbackStore) -> pd.DataFrame: # the newest answer last
              "label", "source"]
     found = pd.DataFrame(rows, columns=names)
     for name in ("texts", "answer", "label"):
-        found[name] = [None if cell is None else self.parse(cell) for cell in found[name]]
+        found[name] = [None if cell is None else self.db.parse(cell) for cell in found[name]]
     return found
 
 @patch
@@ -334,9 +276,9 @@ def draw(self: FeedbackStore, pool, # rows of `frame` that were not drawn yet
     "Draw answers at random, and note with what chance."
     at = sorted(self.random.sample(range(len(pool)), min(n, len(pool))))
     chosen = pool.iloc[at]
-    with self.writing() as db:
-        db.executemany("update answers set chance = ? where id = ?",
-                       [(len(at) / len(pool), key) for key in chosen["id"]])
+    with self.db.transaction() as sql:
+        sql.executemany("update answers set chance = ? where id = ?",
+                        [(len(at) / len(pool), key) for key in chosen["id"]])
     return chosen
 
 @patch
@@ -448,8 +390,8 @@ def import_table(self: FeedbackStore, frame, # with a column id or text, and one
     return done
 
 def _answered_labels(store): # a set of str
-    found = store.read("select distinct answer from answers where task = 'classify'")
-    return {store.parse(answer) for answer, in found}
+    found = store.db.read("select distinct answer from answers where task = 'classify'")
+    return {store.db.parse(answer) for answer, in found}
 
 # %% ../../nbs/ship/03_feedback.ipynb #6197a7c5
 @patch
@@ -457,13 +399,11 @@ def purge(self: FeedbackStore, days) -> int: # answers that are gone
     "Delete what is older, and give the space back."
     if not days >= 0:
         raise InputError(f"days is {days}: give a number from 0.")
-    with self.writing() as db:
-        db.execute("create temp table old as select id from answers where at < ?",
-                   (time.time() - 86_400 * days,))
-        db.execute("delete from corrections where id in (select id from old)")
-        gone = db.execute("delete from answers where id in (select id from old)").rowcount
-        db.execute("drop table old")
-    with self.lock:
-        self.db.execute("pragma wal_checkpoint(truncate)")
-        self.db.execute("vacuum")
+    with self.db.transaction() as sql:
+        sql.execute("create temp table old as select id from answers where at < ?",
+                    (time.time() - 86_400 * days,))
+        sql.execute("delete from corrections where id in (select id from old)")
+        gone = sql.execute("delete from answers where id in (select id from old)").rowcount
+        sql.execute("drop table old")
+    self.db.shrink()
     return gone

@@ -9,9 +9,6 @@ __all__ = ['MAX_CHARS', 'REPLY_TEMPLATES', 'COMMAND_WORDS', 'CONFIRMATION_WORDS'
 # %% ../../../nbs/apps/assistant/02_dialogue.ipynb #3ea44738
 import json
 import re
-import sqlite3
-import threading
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -19,6 +16,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ...base.core import InputError, shorten, suggest
+from ...base.databases import Database
 
 # %% ../../../nbs/apps/assistant/02_dialogue.ipynb #d93dad11
 MAX_CHARS = 2000 # characters of a text that are looked at
@@ -370,54 +368,29 @@ def correct_form(self: Dialogue, state, parsed):
     return None
 
 # %% ../../../nbs/apps/assistant/02_dialogue.ipynb #f94a7ac3
-# they are run by whoever writes or reads the file
-_PROGRAMS = "type in ('trigger', 'view') or sql like 'create virtual%'"
+_TABLES = """
+create table if not exists turns(conversation text, turn integer, heard text, act text,
+    at text default current_timestamp, primary key(conversation, turn));
+create table if not exists notes(conversation text, turn integer, label text, by text);
+"""
 
 class Transcript:
     "Turns of all conversations in a file. Raises InputError for a file that is no such log."
     def __init__(self, path=":memory:"): # of a file, which is made when it isn't there
-        self.path, self.lock = str(path), threading.Lock()
-        try:
-            self.db = sqlite3.connect(self.path, check_same_thread=False)
-            self.db.execute("pragma trusted_schema = off")
-            if self.db.execute(f"select 1 from sqlite_master where {_PROGRAMS}").fetchone():
-                raise sqlite3.DatabaseError("it holds triggers, views or the like")
-            self.db.executescript(
-                "create table if not exists turns(conversation text, turn integer, heard text, "
-                "act text, at text default current_timestamp, primary key(conversation, "
-                "turn));create table if not exists notes(conversation text, turn integer, label "
-                "text, by text)")
-            self.db.execute("select conversation, turn, heard, act from turns limit 1")
-        except sqlite3.Error as e:
-            raise InputError(
-                f"{path} can't be used as a log ({e}): name a new file, or one that an "
-                "assistant wrote.") from None
-
-    @contextmanager
-    def transaction(self): # yields the database
-        "All that is written in this block stays, or nothing of it. Raises InputError."
-        try:
-            with self.lock, self.db:
-                yield self.db
-        except sqlite3.Error as e:
-            raise InputError(f"{self.path} can't be used as a log ({e}): is the disk full, or does "
-                             "another program use it?") from None
-
-    def execute(self, words, values=()):
-        with self.transaction() as db:
-            return db.execute(words, values).fetchall()
+        self.db = Database(path, "conversations", _TABLES)
+        self.db.read("select conversation, turn, heard, act from turns limit 1")
 
 # %% ../../../nbs/apps/assistant/02_dialogue.ipynb #207511af
 @patch
 # the number of the turn, from 0
 def add(self: Transcript, conversation, parsed: ParsedTurn, action: DialogueAction) -> int:
     "Keep a turn."
-    with self.transaction() as db:
-        turn = db.execute(
+    with self.db.transaction() as sql:
+        turn = sql.execute(
             "select coalesce(max(turn) + 1, 0) from turns where conversation = ?",
             (conversation,)).fetchone()[0]
-        db.execute("insert into turns(conversation, turn, heard, act) values (?, ?, ?, ?)",
-                        (conversation, turn, _json(parsed), _json(action)))
+        sql.execute("insert into turns(conversation, turn, heard, act) values (?, ?, ?, ?)",
+                    (conversation, turn, _json(parsed), _json(action)))
     return turn
 
 def _json(thing):
@@ -427,16 +400,17 @@ def _json(thing):
 # what the text meant, and who says so: user or colleague
 def add_correction(self: Transcript, conversation, turn, label, by):
     "Keep what a turn should have been read as."
-    self.execute(
-        "insert into notes values (?, ?, ?, ?)", (conversation, int(turn), str(label), str(by)))
+    with self.db.transaction() as sql:
+        sql.execute("insert into notes values (?, ?, ?, ?)",
+                    (conversation, int(turn), str(label), str(by)))
 
 # %% ../../../nbs/apps/assistant/02_dialogue.ipynb #3525cd4a
 @patch
 def parsed_turns(self: Transcript, conversation) -> list: # of `ParsedTurn`
     "What was heard in a conversation, in order."
     return [
-        ParsedTurn(**json.loads(h))
-        for h, in self.execute("select heard from turns where conversation = ? order by turn", (
+        ParsedTurn(**self.db.parse(h))
+        for h, in self.db.read("select heard from turns where conversation = ? order by turn", (
             conversation,))]
 
 @patch
@@ -452,12 +426,12 @@ def replay(self: Transcript, conversation, dialogue: Dialogue) -> DialogueState:
 # text, label (empty where nobody said), by, read_as, probability, act, conversation, turn
 def to_frame(self: Transcript) -> pd.DataFrame:
     "All texts as rows to label, those that went wrong first."
-    notes = {(c, t): (label, by) for c, t, label, by in self.execute(
+    notes = {(c, t): (label, by) for c, t, label, by in self.db.read(
                  "select conversation, turn, label, by from notes order by rowid")}
     out = []
-    for c, t, h, a in self.execute(
+    for c, t, h, a in self.db.read(
             "select conversation, turn, heard, act from turns order by conversation, turn"):
-        h, a, (label, by) = json.loads(h), json.loads(a), notes.get((c, t), ("", ""))
+        h, a, (label, by) = self.db.parse(h), self.db.parse(a), notes.get((c, t), ("", ""))
         out.append(
             dict(text=h["text"], label=label, by=by, read_as=h["label"] if h["known"] else "",
                  probability=h["probability"], act=a["kind"], conversation=c, turn=t))

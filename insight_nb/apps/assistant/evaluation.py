@@ -247,9 +247,9 @@ def check_assistant(self: AssistantReport, opened: Assistant, # from its folder
     as_asked, n_valid, more = None, len(self.questions.texts["valid"]), ""
     if rejection_rate is not None:
         as_asked = bool(rejected.low <= rejection_rate <= rejected.high)
-        if n_valid < validation_rows_needed(1 - rejection_rate):
-            as_asked = False
-            more = f": too few, since a promise takes {validation_rows_needed(1 - rejection_rate)}"
+        needed = validation_rows_needed(1 - rejection_rate)
+        if n_valid < needed:
+            as_asked, more = False, f": too few, since a promise takes {needed}"
     log = opened.transcript
     self.add(
         guard.reload_equal(reader.score_texts(texts)["logits"],

@@ -236,9 +236,10 @@ def _next_alarm(self: ControlChart, x, n, log_odds, quiet, at):
     b, at_all = self.baseline, np.r_[quiet, at:len(x)]
     usual = b.follow(x[at_all], n[at_all], log_odds[at_all])[len(quiet):]
     x, n, log_odds = x[at:], n[at:], log_odds[at:]
-    hit = np.flatnonzero(self.statistic(x, n, usual) > self.limit)
+    s = self.statistic(x, n, usual)
+    hit = np.flatnonzero(s > self.limit)
     if not len(hit):
-        return self.statistic(x, n, usual), usual, None
+        return s, usual, None
     first = int(hit[0])
     held = logit(usual[first]) - log_odds[first]
     usual[first:] = expit(log_odds[first:] + held)

@@ -9,6 +9,7 @@ __all__ = ['DRIFT_SERIES', 'annotate', 'count_series', 'flag_drift', 'MonitoredS
 # %% ../../../nbs/apps/monitor/03_monitor.ipynb #17471205
 import html
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -31,9 +32,8 @@ from insight_nb.eval.prevalence import (
 
 # %% ../../../nbs/apps/monitor/03_monitor.ipynb #83228ce0
 def _same_bundle(stream, what, name):
-    was = stream.db.execute("select value from settings where name = ?",
-                            [f"bundle {what}"]).fetchone()
-    if was and was[0] != name:
+    was = stream.db.read("select value from settings where name = ?", [f"bundle {what}"])
+    if was and was[0][0] != name:
         raise InputError(
             f"the {what}s of this stream are from another bundle: two on one stream would look "
             "like a change of opinion. Start a new store for the new bundle.")
@@ -50,10 +50,10 @@ def annotate(stream: Stream, bundle, column="opinion") -> int:
             "bundle of classify.")
     _same_bundle(stream, column, name :=
                  f"{bundle.info.get('seal') or ''} {' '.join(bundle.info['labels'])}")
-    rows = stream.db.execute(
-        f"select key, text from texts where {column} is null order by at, key").fetchall()
+    rows = stream.db.read(
+        f"select key, text from texts where {column} is null order by at, key")
     answers, probs = predict(bundle, [t for _, t in rows])
-    with stream.transaction() as db:
+    with stream.db.transaction() as db:
         db.executemany(
             f"update texts set {column} = ?, probability = ? where key = ?",
             [(a, float(p.max()), k)
@@ -133,17 +133,18 @@ class MonitoredSeries:
     calendar: Calendar # of all buckets
     @property
     def name(self): return f"{self.topic}: {self.opinion}" if self.topic else self.opinion
+    @cached_property
+    def alarms(self): return _find_alarms(self)
     @property
     def phi(self): return self.control_chart.baseline.phi(self.n)
 
 # %% ../../../nbs/apps/monitor/03_monitor.ipynb #8f7abcdc
-@patch
-def find_alarms(self: MonitoredSeries) -> Alarms: # the statistic in units of its limit
+def _find_alarms(series) -> Alarms: # of a `MonitoredSeries`; the statistic in units of its limit
     "The chart over all buckets; it begins anew after the baseline, where no alarm is looked for."
-    b, chart = self.n_baseline, self.control_chart
-    seen = chart.find_alarms(self.x[b:], self.n[b:], self.calendar.take(slice(b, None)))
-    usual = expit(chart.baseline.usual_log_odds(self.calendar.take(slice(b))))
-    before = chart.statistic(self.x[:b], self.n[:b], usual)
+    b, chart = series.n_baseline, series.control_chart
+    seen = chart.find_alarms(series.x[b:], series.n[b:], series.calendar.take(slice(b, None)))
+    usual = expit(chart.baseline.usual_log_odds(series.calendar.take(slice(b))))
+    before = chart.statistic(series.x[:b], series.n[:b], usual)
     return Alarms(np.concatenate([before, seen.statistic]) / chart.limit,
                   [tuple(v + b for v in f) for f in seen.found],
                   np.concatenate([usual, seen.usual]))
@@ -190,7 +191,7 @@ def _signal(ax, at, signal):
 def plot(self: MonitoredSeries, names, # of the buckets
             last=None) -> ReportFigure: # buckets to show; None: all
     "The chart with its limit."
-    alarms = self.find_alarms()
+    alarms = self.alarms
     signal, found = alarms.statistic, alarms.found
     at = np.arange(len(self.x))[-(last or len(self.x)):]
     hot = np.isin(at, [i for _, a, b in found for i in range(a, b)])
@@ -295,6 +296,7 @@ def _series(self: Monitor, found):
     if asked.drift:
         marked = flag_drift(self.frame, (self.frame.bucket
                                          < self.bucket_index[self.n_baseline]).to_numpy())
+        self.unlike = marked.index[marked.unlike] # texts that the drift's series counts
         found = found | {
             ("", DRIFT_SERIES): _tally(
                 marked.unlike, pd.Series(True, marked.index), marked.bucket, self.bucket_index)}
@@ -363,7 +365,7 @@ def _worth(series, at): # counts and texts, as many as they are worth
 
 def _usual_worth(series, at): # what is usual for these buckets, known as well as the baseline
     n, b = series.n[at], series.control_chart.baseline
-    p = float((n * series.find_alarms().usual[at]).sum() / max(n.sum(), 1e-9))
+    p = float((n * series.alarms.usual[at]).sum() / max(n.sum(), 1e-9))
     return p * b.effective_size, b.effective_size
 
 # %% ../../../nbs/apps/monitor/03_monitor.ipynb #bcc19108
@@ -399,9 +401,7 @@ def get_texts(self: Monitor, series: MonitoredSeries, start, end): # positions o
     f = self.frame[(self.frame.bucket >= self.bucket_index[start])
                    & (self.frame.bucket <= self.bucket_index[end - 1])]
     if series.opinion == DRIFT_SERIES:
-        marked = flag_drift(self.frame, (self.frame.bucket
-                                         < self.bucket_index[self.n_baseline]).to_numpy())
-        return f[f.index.isin(marked.index[marked.unlike])]
+        return f[f.index.isin(self.unlike)]
     return f[(f.opinion == series.opinion) & ((f.topic == series.topic) if series.topic else True)]
 
 # %% ../../../nbs/apps/monitor/03_monitor.ipynb #db4918d0
@@ -409,12 +409,12 @@ def get_texts(self: Monitor, series: MonitoredSeries, start, end): # positions o
 def find_alerts(self: Monitor, max_texts=50) -> list: # texts to label
     "What was raised, the newest first."
     odd = {
-        i for s in self.series if s.opinion == DRIFT_SERIES for a, _, b in s.find_alarms().found
+        i for s in self.series if s.opinion == DRIFT_SERIES for a, _, b in s.alarms.found
         for i in range(a, b)}
     made = [(f[1],
              self._alert(s, *f,
                          bool(odd & set(range(f[0], f[2]))) and s.opinion != DRIFT_SERIES,
-                         max_texts)) for s in self.series for f in s.find_alarms().found]
+                         max_texts)) for s in self.series for f in s.alarms.found]
     return [a for _, a in sorted(made, key=lambda v: -v[0])]
 
 # %% ../../../nbs/apps/monitor/03_monitor.ipynb #c62115f6
@@ -545,7 +545,7 @@ def series_table(self: Monitor) -> ReportTable:
         f"{100 * s.control_chart.baseline.p:.1f}", s.control_chart.baseline.rho,
         s.control_chart.limit,
         format_delay(self._needed(s)[0].value),
-        len(s.find_alarms().found)] for s in self.series]
+        len(s.alarms.found)] for s in self.series]
     return ReportTable(
         [
             "watched", f"texts a {self.stream.freq}", "usual, %", "correlation", "limit",

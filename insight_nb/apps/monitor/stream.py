@@ -9,10 +9,8 @@ __all__ = ['StreamColumns', 'Stream', 'strip_html', 'parse_feed', 'simulate_stre
 import calendar
 import json
 import re
-import sqlite3
 import time
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
@@ -24,6 +22,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ...base.core import InputError, shorten, optional_import, plural, suggest, hash_texts
+from ...base.databases import Database
 from ...base.times import parse_timestamp
 from ...data.samples import synthetic
 from ...data.sources import open_frame
@@ -86,35 +85,11 @@ class Stream:
 # %% ../../../nbs/apps/monitor/02_stream.ipynb #96e09cfe
 @patch
 def _open(self: Stream):
-    try:
-        self.db = sqlite3.connect(self.path, timeout=10, isolation_level=None)
-        self.db.executescript(_TABLES)
-        for table in ("texts", "waiting"): # of a store that was made before there were holidays
-            known = [row[1] for row in self.db.execute(f"pragma table_info({table})")]
-            if "holiday" not in known:
-                self.db.execute(f"alter table {table} add column holiday text")
-    except sqlite3.Error as e:
-        raise InputError(
-            f"{shorten(self.path, 200)} can't be opened as the store of a stream ({e}): "
-            "give the name of a new file, or of one that a stream wrote.") from None
-
-# %% ../../../nbs/apps/monitor/02_stream.ipynb #ed44a3e0
-@patch
-@contextmanager
-def transaction(self: Stream): # yields the database
-    "All that is written in this block stays, or nothing of it."
-    try:
-        self.db.execute("begin immediate")
-    except sqlite3.OperationalError as e:
-        raise InputError(
-            f"{shorten(self.path, 200)} can't be written ({e}): does another program "
-            "use it? Try again.") from None
-    try:
-        yield self.db
-        self.db.execute("commit")
-    except BaseException:
-        self.db.execute("rollback")
-        raise
+    self.db = Database(self.path, "texts", _TABLES)
+    for table in ("texts", "waiting"): # of a store that was made before there were holidays
+        if "holiday" not in [row[1] for row in self.db.read(f"pragma table_info({table})")]:
+            with self.db.transaction() as sql:
+                sql.execute(f"alter table {table} add column holiday text")
 
 # %% ../../../nbs/apps/monitor/02_stream.ipynb #0e9db14b
 _FUTURE, _SKEW = "from the future", 300. # seconds that a clock may be wrong
@@ -232,7 +207,7 @@ def _cells(self: Stream, frame, name):
 @patch
 def _newest(self: Stream):
     "When the newest bucket began that has a text: what is older comes late."
-    at = self.db.execute("select max(at) from texts").fetchone()[0]
+    at = self.db.read("select max(at) from texts")[0][0]
     if at is None:
         return None
     return self.bucket_start([at])[0].tz_localize(
@@ -264,7 +239,8 @@ def _none_usable(self: Stream, rows, source, found):
 @patch
 def _write(self: Stream, rows, source, broken=()): # broken: (reason, text) of what is no row at all
     "One transaction but for its end; the counts."
-    db, due = self.db, self._come_due(self.db)
+    db = self.db.connection
+    due = self._come_due(db)
     newest, found = self._newest(), Counter(read=len(rows) + len(broken))
     for cells in rows:
         found.update(self._keep(db, cells, source, newest))
@@ -285,7 +261,7 @@ def add(self: Stream, frame, source="frame") -> Counter:
     """Take the rows of a frame. Raises InputError where a column is missing, or no row can be used
     and the store is empty; then nothing was written."""
     rows = self._cells(frame, source)
-    with self.transaction():
+    with self.db.transaction():
         return self._write(rows, source)
 
 # %% ../../../nbs/apps/monitor/02_stream.ipynb #15cf1e3a
@@ -293,16 +269,21 @@ def add(self: Stream, frame, source="frame") -> Counter:
 def counts(self: Stream) -> dict:
     "What became of everything that was ever read."
     return dict(
-        self.db.execute(
-            "select what, n from counts where n or what = 'read' order by what = "
-            "'read' desc, what = 'new' desc, what").fetchall())
+        self.db.read("select what, n from counts where n or what = 'read' order by what = "
+                     "'read' desc, what = 'new' desc, what"))
 
 # %% ../../../nbs/apps/monitor/02_stream.ipynb #c8161257
 @patch
 # key, at, text, topic, opinion, probability, truth, source, bucket; oldest first
 def to_frame(self: Stream) -> pd.DataFrame:
-    "All texts that count."
-    found = pd.read_sql_query("select * from texts order by at, key", self.db)
+    "All texts that count. Raises InputError for a damaged store."
+    columns = ("key", "at", "text", "topic", "opinion", "probability", "truth", "source", "holiday")
+    found = pd.DataFrame(
+        self.db.read(f"select {', '.join(columns)} from texts order by at, key"), columns=columns)
+    when = pd.to_numeric(found["at"], errors="coerce")
+    if not when.between(-9e9, 9e9).all(): # years 1684 to 2255
+        raise InputError(f"{shorten(self.path, 200)} is damaged: not every text in it has a date. "
+                         "Go on with a copy of it, or a new file.")
     return found.assign(
         bucket=self.bucket_start(found["at"]) if len(found) else pd.DatetimeIndex([]))
 
@@ -310,8 +291,9 @@ def to_frame(self: Stream) -> pd.DataFrame:
 @patch
 def rejected(self: Stream) -> pd.DataFrame: # reason, text, date, source
     "All texts that were set aside."
-    return pd.read_sql_query(
-        "select reason, text, date, source from aside order by reason, key", self.db)
+    columns = ["reason", "text", "date", "source"]
+    rows = self.db.read(f"select {', '.join(columns)} from aside order by reason, key")
+    return pd.DataFrame(rows, columns=columns)
 
 # %% ../../../nbs/apps/monitor/02_stream.ipynb #0a854b70
 _STEP = {"hour": "h", "day": "D", "week": "W-MON"}
@@ -348,8 +330,8 @@ def _json_lines(block):
 @patch
 def _place(self: Stream, f, source):
     "How far a file was read, if it is the same file."
-    offset, before = self.db.execute("select offset, before from places where source = ?",
-                                     [source]).fetchone() or (0, "")
+    found = self.db.read("select offset, before from places where source = ?", [source])
+    offset, before = found[0] if found else (0, "")
     f.seek(max(0, offset - 1024))
     return offset if hash_texts([f.read(min(offset, 1024)).decode("latin-1")]) == before else 0
 
@@ -361,7 +343,7 @@ def follow(self: Stream, path) -> Counter:
     path, wanted = Path(path), {k: c for k, c in vars(self.columns).items() if c is not None}
     if not path.is_file():
         raise InputError(f"there is no file {shorten(path, 200)} to follow.")
-    with open(path, "rb") as f, self.transaction() as db:
+    with open(path, "rb") as f, self.db.transaction() as db:
         start = self._place(f, str(path.resolve()))
         f.seek(start)
         block = f.read()
@@ -444,7 +426,7 @@ def read_feed(self: Stream, source) -> Counter:
     "Read a feed of RSS or Atom."
     frame, lost = parse_feed(source if isinstance(source, bytes) else _fetch(source))
     name = "feed" if isinstance(source, bytes) else str(source)
-    with self.transaction() as db:
+    with self.db.transaction() as db:
         found = self._write(frame.to_dict("records"), name)
         if lost:
             db.execute(
