@@ -123,9 +123,15 @@ def iter_logits(model: nn.Module, # takes a `Batch`, returns a `ModelOutput`
 # (rows or all tokens, classes) float32, in row order
 def predict_logits(model: nn.Module, dataset: TokenDataset, token_budget=4096, device=None,
                    precision="no") -> np.ndarray:
-    "Return the logits for every row, or every token; the arguments are those of `iter_logits`."
+    """Return the logits for every row, or every token; the arguments are those of `iter_logits`.
+    Raises InputError where a model gives something that is no finite number."""
     out = None
     for rows, logits in iter_logits(model, dataset, token_budget, device, precision):
+        if not logits.isfinite().all():
+            raise InputError(
+                "the model gives values that are no finite numbers, so its weights are damaged, or "
+                "its training went astray, or they don't fit into 16 bits. Load them anew, train "
+                "with a lower learning rate, or choose the precision no.")
         at = dataset.result_positions(rows, logits)
         if out is None:
             out = np.full(
