@@ -3145,6 +3145,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'insight_nb.eval.guard.label_order': ('eval/guard.html#label_order', 'insight_nb/eval/guard.py'),
                                        'insight_nb.eval.guard.language': ('eval/guard.html#language', 'insight_nb/eval/guard.py'),
                                        'insight_nb.eval.guard.loss_fell': ('eval/guard.html#loss_fell', 'insight_nb/eval/guard.py'),
+                                       'insight_nb.eval.guard.not_shown_better': ( 'eval/guard.html#not_shown_better',
+                                                                                   'insight_nb/eval/guard.py'),
                                        'insight_nb.eval.guard.ranks_moved': ('eval/guard.html#ranks_moved', 'insight_nb/eval/guard.py'),
                                        'insight_nb.eval.guard.reload_equal': ('eval/guard.html#reload_equal', 'insight_nb/eval/guard.py'),
                                        'insight_nb.eval.guard.row_order': ('eval/guard.html#row_order', 'insight_nb/eval/guard.py'),

@@ -17,6 +17,7 @@ from ..base.core import (
     ReportTable, format_interval, format_number, format_values, shorten)
 from ..base.intervals import (
     bounded_interval, group_codes, influence_interval, rare_variance, ratio_interval)
+from .guard import not_shown_better
 from .metrics import (
     Metric, make_metric, mean_metric, proportion_metric)
 from .report import GUARD, Check, Report
@@ -331,7 +332,10 @@ def beats_baseline(report: ScoreReport) -> Check:
     (m, b), name, better = report.main_metric, next(iter(
         report.metric_titles.values())), report.beats_baseline
     found = f"{name} {m}, {report.baseline_title} {format_number(b.value)}"
-    return Check("beats_majority", better, found if better else f"{found}: not shown to be better")
+    if not better:
+        smaller = next(iter(report.metric_titles)) in report.smaller_is_better
+        found += f": {not_shown_better(m, b.value, smaller)}"
+    return Check("beats_majority", better, found)
 
 # %% ../../nbs/eval/07_scores.ipynb #2d84d582
 @patch
