@@ -13,6 +13,7 @@ from fastcore.basics import patch
 
 from ..base.core import (
     ReportTable, InputError, format_cell, shorten, escape_markdown, plural, suggest)
+from ..base.text import repair_encoding
 from .labels import LabelEncoder, check_labels
 from .split import table_duplicates
 from .table import Table
@@ -61,8 +62,9 @@ def find_label_conflicts(groups, # (rows,) group ids of equal texts
 _GARBLED = re.compile("[\x80-\x9f\ufffd]|[ÃÂ][^\\w\\s]|â€|ðŸ|锟斤拷|äó")
 
 def is_garbled(text: str) -> bool:
-    "Whether a text has the marks of a wrong encoding."
-    return not text.isascii() and _GARBLED.search(text) is not None
+    "Whether a text has the marks of a wrong encoding, or can be read in a right one."
+    return not text.isascii() and (
+        _GARBLED.search(text) is not None or repair_encoding(text) is not None)
 
 # %% ../../nbs/data/08_audit.ipynb #0aba1584
 class AuditReport:
