@@ -622,14 +622,17 @@ def _show(file):
 # %% ../nbs/90_cli.ipynb #378f9455
 def _check(args):
     from insight_nb.data.audit import audit
-    from insight_nb.data.sources import open_table
+    from insight_nb.data.sources import open_frame
+    from insight_nb.data.table import clean_table
+    if args.undo:
+        return _undo(args)
     label = None if args.label == "none" else args.label
     with contextlib.ExitStack() as stack:
+        temp = None
         if args.json:
             temp = stack.enter_context(atomic_output(args.json, args.force, file=True))
-        else:
-            temp = None
-        table = open_table(args.table, text=args.text, label=label)
+        frame, name, notes = open_frame(args.table, _sheet(args.sheet))
+        table = clean_table(frame, args.text, label, name, notes)
         found = audit(table)
         found.warnings += _unreadable(args.backbone, table.texts)
         if temp:
@@ -637,8 +640,32 @@ def _check(args):
                 json.dumps(found.to_dict(), ensure_ascii=False, indent=1, allow_nan=False) + "\n",
                 encoding="utf-8")
     print(found)
+    if args.fix:
+        _fix(args, frame, table)
     if found.problems:
         raise InputError(found.problems[0])
+
+def _sheet(said): return int(said) if str(said).isdigit() else said
+
+def _fix(args, frame, table):
+    from insight_nb.data.findings import findings_table
+    from insight_nb.data.sources import open_table
+    from insight_nb.jobs.audit import find_all, write_audit
+    from insight_nb.models.backbone import load_backbone
+    test = open_table(args.test, args.text, table.label) if args.test else None
+    found = find_all(table, test, load_backbone(args.backbone) if args.models else None)
+    print(findings_table(found))
+    suffix = Path(args.table).suffix.lower()
+    known = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xlsx")
+    print(write_audit(args.fix, frame, table, found, args.accept,
+                      suffix if suffix in known else ".csv", args.force))
+
+def _undo(args):
+    from insight_nb.base.tables import write_frame
+    from insight_nb.jobs.audit import undo_audit
+    frame = undo_audit(args.table)
+    write_frame(frame, args.undo, args.force)
+    print(f"{plural(len(frame), 'row')}, as they were, in {args.undo}")
 
 def _unreadable(backbone, texts): # warnings
     if backbone == "none":
@@ -751,7 +778,9 @@ _PREDICT = """examples:
 _CHECK = """examples:
   insight-nb check reviews.csv --text review --label stars
   insight-nb check sample:tweets
-  insight-nb check unlabeled.csv --label none --json report.json"""
+  insight-nb check unlabeled.csv --label none --json report.json
+  insight-nb check reviews.csv --fix audit --accept safe     mend what is surely wrong
+  insight-nb check audit --undo reviews.csv --force          and back"""
 _EXPORT = """examples:
   insight-nb export runs/a/bundle --to onnx --out a.onnx.d --table test.csv --label stars
   insight-nb export runs/a/bundle --to transformers --out a-hf --push owner/name"""
@@ -856,8 +885,21 @@ def _check_arguments(p):
     p.add_argument("--backbone", metavar="NAME",
                    help="an encoder that is to read the texts, a folder or hub id, or none; "
                         "default: the embedded one")
+    p.add_argument("--sheet", default=0, metavar="NAME",
+                   help="the sheet of a workbook, by its name or number from 0; default: the first")
     p.add_argument("--json", metavar="FILE", help="write the report as JSON too")
-    p.add_argument("--force", action="store_true", help="replace FILE")
+    p.add_argument("--fix", metavar="FOLDER",
+                   help="write what could be done with which rows, and the table in which what is "
+                        "accepted was done")
+    p.add_argument("--accept", default="none", metavar="WHAT",
+                   help="safe, kinds by commas, or findings.csv with yes and no in the column "
+                        "accept; default: none")
+    p.add_argument("--test", metavar="TABLE", help="find copies of its rows too")
+    p.add_argument("--models", action="store_true",
+                   help="find what takes a model too: wrong labels, texts of another topic")
+    p.add_argument("--undo", metavar="FILE",
+                   help="TABLE is a FOLDER of --fix: write the table as it was")
+    p.add_argument("--force", action="store_true", help="replace FILE or FOLDER")
 
 # %% ../nbs/90_cli.ipynb #83a21f7e
 def _run_arguments(p):

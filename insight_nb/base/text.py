@@ -235,7 +235,8 @@ def _as_utf8(text):
     for encoding in _UTF8_READ_AS:
         with suppress(UnicodeError):
             found = _bytes_of(text, encoding).decode()
-            if len(found) < len(text) and _oddity(found) < .2:
+            alone = re.search(r"(?<![^\x00-\x7f])[\u0370-\u1fff\u2e80-\ud7ff](?![^\x00-\x7f])", found)
+            if len(found) < len(text) and _oddity(found) < .2 and not alone:
                 return found
 
 def _as_east_asia(text):

@@ -55,17 +55,15 @@ def _conflict(group, labels): # -> the label of two thirds of its rows, or None
     return name if 3 * n >= 2 * len(group) else None
 
 def _split_copies(groups, labels):
-    "(later copies, positions that lose a label: their new one, positions of a conflict)"
-    later, outvoted, torn = [], {}, []
+    "Positions of later copies, of those with a label of few, and of those that nobody can settle."
+    later, outvoted, torn = [], [], []
     for group in groups:
-        names = {labels[i] for i in group}
         winner = _conflict(group, labels)
-        if len(names) == 1:
-            later += group[1:].tolist()
-        elif winner is None:
+        if winner is None:
             torn += group.tolist()
         else:
-            outvoted |= {int(i): winner for i in group if labels[i] != winner}
+            later += [i for i in group if labels[i] == winner][1:]
+            outvoted += [i for i in group if labels[i] != winner]
     return later, outvoted, torn
 
 # %% ../../nbs/data/13_findings.ipynb #4c204b96
@@ -81,9 +79,9 @@ def find_copies(table: Table) -> list: # of `Finding`
             f"{name} copies", "drop", rows[later], f"the text is {word} to that of an earlier row "
             "with the same label", "a row fewer to learn from", safe=name == "exact")
         found += _finding(
-            f"{name} copies with other labels", "relabel", rows[list(outvoted)],
+            f"{name} copies with other labels", "drop", rows[outvoted],
             f"two thirds of the rows with {word} texts have another label",
-            "a right label is replaced", new={int(rows[i]): v for i, v in outvoted.items()})
+            "the right label of a text is lost")
         found += _finding(
             f"{name} copies without a majority", "set aside", rows[torn],
             f"rows with {word} texts have several labels, none of them two thirds",
@@ -264,7 +262,7 @@ class Changes:
     reasons: dict # row that went -> [action, kind]
 
 def frame_digest(frame: pd.DataFrame) -> str: # sha256 of its columns and cells
-    def cell(v): return None if invalid_text_reason(v) == "missing text" else str(v)
+    def cell(v): return "" if invalid_text_reason(v) == "missing text" else str(v)
     return hash_texts([str(c) for c in frame.columns] + [
         cell(v) for c in frame.columns for v in frame[c].tolist()])
 

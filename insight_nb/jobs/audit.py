@@ -158,7 +158,7 @@ def find_leaks(table: Table, y, names) -> list: # of `Finding`
 def _telling_words(table, y, names, most, least=20):
     where, found = {}, []
     for i, text in enumerate(table.texts):
-        for word in set(extract_words(text)[:200]):
+        for word in dict.fromkeys(extract_words(text)[:200]):
             where.setdefault(word, []).append(i)
     sizes = np.bincount(y, minlength=len(names))
     for word, at in where.items():
