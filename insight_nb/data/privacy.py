@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'passes_luhn', 'passes_iban', 'passes_chinese_id', 'PersonalData', 'find_personal_data', 'MaskKey',
-           'load_mask_key', 'Masker', 'unmask']
+           'load_mask_key', 'Masker', 'mask', 'unmask']
 
 # %% ../../nbs/data/14_privacy.ipynb #1028378f
 import hashlib
@@ -17,6 +17,8 @@ import string
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from fastcore.basics import patch
 
 from ..base.core import InputError, ReportTable, atomic_output, shorten
 
@@ -155,17 +157,27 @@ def load_mask_key(path) -> MaskKey: # of a file; a new key where there is none
                          "written, or a new one.") from None
 
 # %% ../../nbs/data/14_privacy.ipynb #c910713f
+def _plain(found): return re.sub(r"[\s./()-]", "", found.text).casefold()
+
+def _number_in_text(found): # `PersonalData` of one text -> a name for each
+    seen, names = {}, []
+    for p in found:
+        mine = seen.setdefault(p.kind, {})
+        names.append(f"[{p.kind}_{mine.setdefault(_plain(p), len(mine) + 1)}]")
+    return names
+
 class Masker:
-    "Puts names in the place of personal data, the same for the same value."
-    def __init__(self, key=None, # `MaskKey`; None: one that nobody keeps
+    """Puts names in the place of personal data: `[EMAIL_1]` for the first address of a text, or
+    with a key the same name for a value in all texts."""
+    def __init__(self, key=None, # `MaskKey`; None: names that count within a text
                  tagger=None): # texts -> spans of names, as a bundle's `predict` gives them; None
-        self.key, self.tagger = key or MaskKey(secrets.token_hex(16)), tagger
+        self.key, self.tagger = key, tagger
         self.counts = Counter() # kind -> how many were masked
-        self._names = {(_kind(n), v): n for n, v in self.key.values.items()}
+        self._names = {(_kind(n), v): n for n, v in key.values.items()} if key else {}
 
     def name(self, found: PersonalData) -> str:
-        "The name of a value: always the same with one key."
-        plain = re.sub(r"[\s./()-]", "", found.text).casefold()
+        "The name of a value by the key."
+        plain = _plain(found)
         known = self._names.get((found.kind, plain))
         if known is None:
             words = f"{found.kind} {plain}".encode("utf-8", "replace")
@@ -185,15 +197,7 @@ class Masker:
             yield [PersonalData(s["start"], s["end"], _TAGS[s["label"]], text[s["start"]:s["end"]])
                    for s in spans if s["label"] in _TAGS]
 
-    def __call__(self, texts) -> list: # of str -> the same with names
-        out = []
-        for text, found in zip(texts, self.find(texts)):
-            self.counts.update(p.kind for p in found)
-            for p in reversed(found):
-                text = text[:p.start] + self.name(p) + text[p.end:]
-            out.append(text)
-        return out
-
+# %% ../../nbs/data/14_privacy.ipynb #9cbe9aee
 _TAGS = {"PER": "NAME", "PERSON": "NAME", "LOC": "ADDRESS", "ADDRESS": "ADDRESS", "GPE": "ADDRESS"}
 
 def _kind(name): return name.strip("[]").rsplit("_", 1)[0]
@@ -202,6 +206,22 @@ def _merge(first, more): # what has a form goes before what a model says
     taken = {i for p in first for i in range(p.start, p.end)}
     new = [p for p in more if taken.isdisjoint(range(p.start, p.end))]
     return sorted(first + new, key=lambda p: p.start)
+
+@patch
+def mask(self: Masker, texts) -> tuple: # of str -> the same with names; lists of `PersonalData`
+    "The masked texts, and what was found where."
+    out, places = [], self.find(texts)
+    for text, found in zip(texts, places):
+        self.counts.update(p.kind for p in found)
+        names = [self.name(p) for p in found] if self.key else _number_in_text(found)
+        for p, name in reversed(list(zip(found, names))):
+            text = text[:p.start] + name + text[p.end:]
+        out.append(text)
+    return out, places
+
+def mask(texts) -> list: # of str
+    "The texts with names such as `[EMAIL_1]` for what identifies a person."
+    return Masker().mask(texts)[0]
 
 def unmask(texts, key: MaskKey) -> list: # of str
     "The texts with the values that a key holds."
