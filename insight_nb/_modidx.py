@@ -1638,6 +1638,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'insight_nb/base/tensors.py'),
                                          'insight_nb.base.tensors.choose_device': ( 'base/tensors.html#choose_device',
                                                                                     'insight_nb/base/tensors.py'),
+                                         'insight_nb.base.tensors.eval_mode': ('base/tensors.html#eval_mode', 'insight_nb/base/tensors.py'),
                                          'insight_nb.base.tensors.keep_freed_memory': ( 'base/tensors.html#keep_freed_memory',
                                                                                         'insight_nb/base/tensors.py'),
                                          'insight_nb.base.tensors.module_device': ( 'base/tensors.html#module_device',

@@ -81,6 +81,7 @@ def guard_lines(report) -> list:
 
 def findings(run, plant=None) -> list:  # of RUNS; of a `Fault`
     "What turns red in a run."
+    getattr(run, "prepare", lambda: None)()  # what it begins with is sound
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         patch.setenv("INSIGHT_NB_CACHE", str(Path(folder, "cache")))
         if plant:
