@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import tiny_encoder
 from insight_nb.apps.assistant.dialogue import Transcript
 from insight_nb.apps.monitor.stream import Stream
 from insight_nb.apps.risk.estimators import RiskClassifier
@@ -26,7 +27,6 @@ from insight_nb.data.tokens import tokenize
 from insight_nb.jobs.rungs import load_rung, save_rung
 from insight_nb.methods.classical import Tfidf
 from insight_nb.methods.evaluation import Evaluation, ResultCache, evaluate_method
-from insight_nb.models.backbone import load_backbone
 from insight_nb.models.tasks import ClassificationTask, Model
 from insight_nb.ship.bundle import load_bundle, save_bundle
 from insight_nb.ship.feedback import Answered, FeedbackStore
@@ -37,14 +37,7 @@ ROWS = synthetic(200)
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    "An encoder of some kilobytes, with a whole tokenizer."
-    from transformers import BertConfig, BertModel
-    folder = tmp_path_factory.mktemp("tiny")
-    tokenizer = load_backbone().tokenizer
-    BertModel(BertConfig(vocab_size=tokenizer.vocab_size, hidden_size=8, num_hidden_layers=1,
-                         num_attention_heads=2, intermediate_size=8)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return load_backbone(str(folder))
+    return tiny_encoder(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
