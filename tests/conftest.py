@@ -5,6 +5,7 @@ import os
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 from insight_nb import cli
 from insight_nb.cli import main
@@ -89,6 +90,21 @@ def tiny_encoder(folder):
                          num_attention_heads=2, intermediate_size=8)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return load_backbone(str(folder))
+
+
+def damage(file, how):
+    "Cut it, empty it, replace it, or turn a bit of it."
+    whole = bytearray(Path(file).read_bytes())
+    if how == "half":
+        whole = whole[:len(whole) // 2]
+    elif how == "empty":
+        whole = b""
+    elif how == "other":
+        whole = b"of another version" * 99
+    else:  # a bit, at a place that is drawn
+        at = np.random.default_rng(how).integers(len(whole))
+        whole[at] ^= 1 << how % 8
+    Path(file).write_bytes(whole)
 
 
 @pytest.fixture(scope="session")
