@@ -1,10 +1,9 @@
 """Files that were cut, changed or of another version, and two processes that fill one cache."""
 import hashlib
 import json
-import os
+import multiprocessing
 import shutil
-import subprocess
-import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -13,8 +12,11 @@ import pytest
 from conftest import damage, tiny_encoder
 from insight_nb.base.core import InputError
 from insight_nb.data.dataset import TokenDataset
+from insight_nb.data.samples import synthetic
 from insight_nb.data.tokens import tokenize
-from insight_nb.models.backbone import load_backbone
+from insight_nb.methods.classical import Tfidf
+from insight_nb.methods.evaluation import Evaluation, ResultCache, evaluate_method
+from insight_nb.models.backbone import embedded_folder, load_backbone, load_tokenizer
 from insight_nb.models.tasks import ClassificationTask, Model
 from insight_nb.train.checkpoint import read_checkpoint
 from insight_nb.train.inference import embed
@@ -108,49 +110,50 @@ def test_a_damaged_checkpoint(sound, tmp_path):
     assert not one_line(lambda: read_checkpoint(file), "run.safetensors")
 
 
-FILL = """
-import hashlib, sys, time
-from pathlib import Path
-import numpy as np
-from insight_nb.data.samples import synthetic
-from insight_nb.data.tokens import tokenize
-from insight_nb.methods.classical import Tfidf
-from insight_nb.methods.evaluation import Evaluation, ResultCache, evaluate_method
-from insight_nb.models.backbone import embedded_folder, load_tokenizer
-rows = synthetic(200)
-texts, y = rows["text"].tolist(), (rows["label"] == rows["label"][0]).to_numpy().astype(int)
-evaluation = Evaluation(texts[:100], y[:100], texts[100:], y[100:], ("a", "b"))
-tokenizer = load_tokenizer(embedded_folder(), local_files_only=True)
-found = hashlib.sha256()
-Path(sys.argv[1]).touch()
-while not (Path("one").exists() and Path("two").exists()):
-    time.sleep(.001)
-for i in range(8): # new texts each time: both begin, and one finds what the other has made
-    made = tokenize([f"{t} {i}" for t in texts], tokenizer, 16, cache="tokens")
-    found.update(np.ascontiguousarray(made.input_ids))
-for i in range(3):
-    cache, rung = ResultCache("results", evaluation), Tfidf()
-    cache.start(rung)
-    step = cache.get(rung)
-    if step is None:
-        step = evaluate_method(rung, evaluation)
-        cache.put(rung, step)
-    found.update(np.ascontiguousarray(step.predictions))
-print(found.hexdigest())
-"""
+def fill(name):
+    "Make what another process makes at the same time; a digest of all that came of it."
+    rows, found = synthetic(200), hashlib.sha256()
+    texts, y = rows["text"].tolist(), (rows["label"] == rows["label"][0]).to_numpy().astype(int)
+    evaluation = Evaluation(texts[:100], y[:100], texts[100:], y[100:], ("a", "b"))
+    tokenizer = load_tokenizer(embedded_folder(), local_files_only=True)
+    Path(name).touch()
+    while not (Path("one").exists() and Path("two").exists()):
+        time.sleep(.001)
+    for i in range(6):  # new texts each time: both begin at once
+        made = tokenize([f"{t} {i}" for t in texts], tokenizer, 16, cache="tokens")
+        found.update(np.ascontiguousarray(made.input_ids))
+    for i in range(2):
+        cache, rung = ResultCache(f"results{i}", evaluation), Tfidf()
+        cache.start(rung)
+        if (step := cache.get(rung)) is None:
+            step = evaluate_method(rung, evaluation)
+            cache.put(rung, step)
+        found.update(np.ascontiguousarray(step.predictions))
+    return found.hexdigest()
 
 
-def test_two_processes_fill_one_cache():
+def put_digest(name, queue):
+    try:
+        queue.put(fill(name))
+    except BaseException as e:
+        queue.put(repr(e))
+
+
+def test_two_processes_fill_one_cache(monkeypatch):
     "Both end well with equal results, and nothing half-written stays."
-    def start(name):
-        return subprocess.Popen([sys.executable, "-W", "error::UserWarning", "-c", FILL, name],
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                                env=os.environ | {"OMP_NUM_THREADS": "1"})
-
-    ended = [(p, *p.communicate(timeout=100)) for p in [start("one"), start("two")]]
-    assert [p.returncode for p, *_ in ended] == [0, 0], [e[-800:] for *_, e in ended]
-    assert len({out for _, out, _ in ended}) == 1 and len(ended[0][1].strip()) == 64
-    names = [p.name for folder in ("tokens", "results") for p in Path(folder).rglob("*")]
-    assert len(list(Path("tokens").glob("*.arrow"))) == 8 and any(".npz" in n for n in names)
-    assert not [n for n in names if "insight_nb_" in n or n.endswith((".tmp", ".lock"))], names
-    assert hashlib.sha256().hexdigest() != ended[0][1].strip()
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    fork = multiprocessing.get_context("fork")  # what is imported already need not be again
+    queue = fork.Queue()
+    both = [fork.Process(target=put_digest, args=(name, queue)) for name in ("one", "two")]
+    for process in both:
+        process.start()
+    found = [queue.get(timeout=100) for _ in both]
+    for process in both:
+        process.join(20)
+        assert process.exitcode == 0
+    assert len(found[0]) == 64 and found[0] == found[1], found
+    assert fill("one") == found[0]  # and so says whoever comes later
+    names = [p.name for p in Path().rglob("*") if p.is_file()]
+    assert len([n for n in names if n.endswith(".arrow")]) == 6
+    assert len([n for n in names if n.endswith(".npz")]) == 2, names
+    assert not [n for n in names if "insight_nb_" in n or n.endswith(".tmp")], names

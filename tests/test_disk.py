@@ -27,6 +27,7 @@ from insight_nb.data.tokens import tokenize
 from insight_nb.jobs.rungs import load_rung, save_rung
 from insight_nb.methods.classical import Tfidf
 from insight_nb.methods.evaluation import Evaluation, ResultCache, evaluate_method
+from insight_nb.models.backbone import load_backbone
 from insight_nb.models.tasks import ClassificationTask, Model
 from insight_nb.ship.bundle import load_bundle, save_bundle
 from insight_nb.ship.feedback import Answered, FeedbackStore
@@ -261,3 +262,69 @@ def test_a_run_on_a_small_disk(where, kilobytes, tmp_path):
     assert ("No space left on device" in said) == (done.returncode == 2), said
     assert ("evidence.json" in done.stdout) == (done.returncode == 0), done.stdout
     assert "insight_nb_" not in done.stdout and ".npz" not in done.stdout
+
+
+def fill_but(kilobytes):
+    disk = os.statvfs(".")
+    room = disk.f_bavail * disk.f_frsize - 1024 * kilobytes
+    Path("filler").write_bytes(bytes(max(room, 0)))
+
+
+def write_on_a_small_disk(write, read):
+    "Write a version, fill the disk but for some kilobytes, write another, make space, read."
+    write(1)
+    before, refused = hash_folder("."), 0
+    for free in (0, 4, 16, 64, 256, 1024):
+        fill_but(free)
+        wrote = attempt(lambda: write(2))
+        os.unlink("filler")
+        assert wrote or hash_folder(".") == before, free
+        assert not [p for p in os.listdir() if "insight_nb_" in p or p.startswith(".")], free
+        refused += not wrote
+        read()
+        write(1)
+        before = hash_folder(".")
+    assert refused, "there was space enough each time"
+
+
+def keep_on_a_small_disk():
+    import sqlite3
+    keep_answers(3)
+    for free in (0, 4, 64, 256):
+        fill_but(free)
+        assert not attempt(lambda: keep_answers(500)), free
+        os.unlink("filler")
+        with sqlite3.connect("answers.db") as db:
+            assert db.execute("select count(*) from answers").fetchone() == (3,), free
+            assert db.execute("pragma integrity_check").fetchone() == ("ok",)
+        db.close()
+    keep_answers(500)
+
+
+def on_a_small_disk(folder):
+    "All of it, in a process whose folder is on a disk of 8 MB."
+    y = (ROWS["label"] == ROWS["label"][0]).to_numpy().astype(int)
+    rung = Tfidf().fit(ROWS["text"].tolist(), y, ["a", "b"])
+    ages = pd.DataFrame({"age": np.arange(200.)})
+    risk = RiskClassifier().fit(ages, (ages["age"] > 99).astype(int))
+    for name, how in writers(load_backbone(folder), (rung, risk)).items():
+        try:
+            write_on_a_small_disk(*how)
+        except Exception as e:
+            raise AssertionError(name) from e
+        for path in Path().iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    keep_on_a_small_disk()
+
+
+@pytest.mark.skipif(not can_mount(), reason="no small disk can be made here")
+def test_a_full_disk_under_what_other_libraries_write(tiny, tmp_path):
+    "Parquet by pyarrow, weights by safetensors, tokenizers, SQLite: the disk is really full."
+    (tmp_path / "disk").mkdir()
+    code = ("import os, sys; sys.path.insert(0, sys.argv[1]); import test_disk; "
+            "os.chdir('disk'); test_disk.on_a_small_disk(sys.argv[2])")
+    script = f"mount -t tmpfs -o size=8m none disk && exec {sys.executable} -c \"$0\" \"$@\""
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script, code, str(Path(__file__).parent), tiny.name],
+        capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-1500:]

@@ -51,7 +51,8 @@ def _(patch):
     around(patch, text_estimators.TextClassifier, "tune", lambda old, *a: cut(old, *a))
 
 
-@fault("NaN in a weight", "one weight of the head is NaN after training", "error", "values that are no finite numbers")
+@fault("NaN in a weight", "one weight of the head is NaN after training", "error",
+       "values that are no finite numbers")
 def _(patch):
     def spoil(old, model, *rest, **more):
         with torch.no_grad():
