@@ -165,8 +165,8 @@ class BundleUpdate:
         names = tuple(bundle.labels.names)
         if not names == rows.known == rows.names[:len(names)]:
             raise InputError(f"these rows were planned for {len(rows.known)} labels, and {path} "
-                             f"has {len(bundle.labels)}, others or in another order: plan them with "
-                             "its labels.")
+                             f"has {len(bundle.labels)}, others or in another order: plan them "
+                             "with its labels.")
         texts = rows.source.texts
         # (test rows, known labels)
         self.before = bundle_logits(bundle, [texts[i] for i in rows.parts.test])

@@ -193,8 +193,8 @@ def load_tokenizer(name_or_path, **kwargs):
         raise InputError(
             f"{name_or_path} has no fast tokenizer (tokenizer.json): save one with it.")
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise InputError(f"the tokenizer of {name_or_path} knows no word: tokenizer.json is missing "
-                         "or empty.")
+        raise InputError(f"the tokenizer of {name_or_path} knows no word: tokenizer.json is "
+                         "missing or empty.")
     if tokenizer.pad_token_id is None:
         raise InputError(
             f"the tokenizer of {name_or_path} has no padding token: choose an encoder.")
