@@ -492,9 +492,12 @@ def vectors_runner(folder, bundle: Bundle):
         return lambda texts: opened.encode(texts, show_progress_bar=False)
     tokenizer = AutoTokenizer.from_pretrained(folder, **_OWN)
     model = AutoModel.from_pretrained(folder, **_OWN).eval()
+    told = Path(folder, "sentence_bert_config.json").read_text("utf-8")
+    most = json.loads(told)["max_seq_length"]
 
     def run(texts):
-        inputs = tokenizer(texts, truncation=True, padding=True, return_tensors="pt")
+        inputs = tokenizer(texts, truncation=True, max_length=most, padding=True,
+                           return_tensors="pt")
         with torch.no_grad():
             hidden, mask = model(**inputs).last_hidden_state, inputs["attention_mask"][..., None]
         mean = (hidden * mask).sum(1) / mask.sum(1)
