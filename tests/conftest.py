@@ -5,6 +5,7 @@ import os
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 from insight_nb import cli
 from insight_nb.cli import main
@@ -78,6 +79,32 @@ def train(table, out):
             str(out),
         ]
     )
+
+
+def tiny_encoder(folder):
+    "An encoder of some kilobytes, with a whole tokenizer, as a folder."
+    from insight_nb.models.backbone import load_backbone
+    from transformers import BertConfig, BertModel
+    tokenizer = load_backbone().tokenizer
+    BertModel(BertConfig(vocab_size=tokenizer.vocab_size, hidden_size=8, num_hidden_layers=1,
+                         num_attention_heads=2, intermediate_size=8)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return load_backbone(str(folder))
+
+
+def damage(file, how):
+    "Cut it, empty it, replace it, or turn a bit of it."
+    whole = bytearray(Path(file).read_bytes())
+    if how == "half":
+        whole = whole[:len(whole) // 2]
+    elif how == "empty":
+        whole = b""
+    elif how == "other":
+        whole = b"of another version" * 99
+    else:  # a bit, at a place that is drawn
+        at = np.random.default_rng(how).integers(len(whole))
+        whole[at] ^= 1 << how % 8
+    Path(file).write_bytes(whole)
 
 
 @pytest.fixture(scope="session")

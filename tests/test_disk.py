@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import tiny_encoder
 from insight_nb.apps.assistant.dialogue import Transcript
 from insight_nb.apps.monitor.stream import Stream
 from insight_nb.apps.risk.estimators import RiskClassifier
@@ -37,14 +38,7 @@ ROWS = synthetic(200)
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    "An encoder of some kilobytes, with a whole tokenizer."
-    from transformers import BertConfig, BertModel
-    folder = tmp_path_factory.mktemp("tiny")
-    tokenizer = load_backbone().tokenizer
-    BertModel(BertConfig(vocab_size=tokenizer.vocab_size, hidden_size=8, num_hidden_layers=1,
-                         num_attention_heads=2, intermediate_size=8)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return load_backbone(str(folder))
+    return tiny_encoder(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -268,3 +262,69 @@ def test_a_run_on_a_small_disk(where, kilobytes, tmp_path):
     assert ("No space left on device" in said) == (done.returncode == 2), said
     assert ("evidence.json" in done.stdout) == (done.returncode == 0), done.stdout
     assert "insight_nb_" not in done.stdout and ".npz" not in done.stdout
+
+
+def fill_but(kilobytes):
+    disk = os.statvfs(".")
+    room = disk.f_bavail * disk.f_frsize - 1024 * kilobytes
+    Path("filler").write_bytes(bytes(max(room, 0)))
+
+
+def write_on_a_small_disk(write, read):
+    "Write a version, fill the disk but for some kilobytes, write another, make space, read."
+    write(1)
+    before, refused = hash_folder("."), 0
+    for free in (0, 4, 16, 64, 256, 1024):
+        fill_but(free)
+        wrote = attempt(lambda: write(2))
+        os.unlink("filler")
+        assert wrote or hash_folder(".") == before, free
+        assert not [p for p in os.listdir() if "insight_nb_" in p or p.startswith(".")], free
+        refused += not wrote
+        read()
+        write(1)
+        before = hash_folder(".")
+    assert refused, "there was space enough each time"
+
+
+def keep_on_a_small_disk():
+    import sqlite3
+    keep_answers(3)
+    for free in (0, 4, 64, 256):
+        fill_but(free)
+        assert not attempt(lambda: keep_answers(500)), free
+        os.unlink("filler")
+        with sqlite3.connect("answers.db") as db:
+            assert db.execute("select count(*) from answers").fetchone() == (3,), free
+            assert db.execute("pragma integrity_check").fetchone() == ("ok",)
+        db.close()
+    keep_answers(500)
+
+
+def on_a_small_disk(folder):
+    "All of it, in a process whose folder is on a disk of 8 MB."
+    y = (ROWS["label"] == ROWS["label"][0]).to_numpy().astype(int)
+    rung = Tfidf().fit(ROWS["text"].tolist(), y, ["a", "b"])
+    ages = pd.DataFrame({"age": np.arange(200.)})
+    risk = RiskClassifier().fit(ages, (ages["age"] > 99).astype(int))
+    for name, how in writers(load_backbone(folder), (rung, risk)).items():
+        try:
+            write_on_a_small_disk(*how)
+        except Exception as e:
+            raise AssertionError(name) from e
+        for path in Path().iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    keep_on_a_small_disk()
+
+
+@pytest.mark.skipif(not can_mount(), reason="no small disk can be made here")
+def test_a_full_disk_under_what_other_libraries_write(tiny, tmp_path):
+    "Parquet by pyarrow, weights by safetensors, tokenizers, SQLite: the disk is really full."
+    (tmp_path / "disk").mkdir()
+    code = ("import os, sys; sys.path.insert(0, sys.argv[1]); import test_disk; "
+            "os.chdir('disk'); test_disk.on_a_small_disk(sys.argv[2])")
+    script = f"mount -t tmpfs -o size=8m none disk && exec {sys.executable} -c \"$0\" \"$@\""
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script, code, str(Path(__file__).parent), tiny.name],
+        capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-1500:]

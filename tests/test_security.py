@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import refused
+from conftest import refused, tiny_encoder
 from insight_nb import load
 from insight_nb.apps.assistant.dialogue import Transcript
 from insight_nb.apps.monitor.stream import Stream
@@ -40,13 +40,8 @@ PACKAGE = Path(__file__).parent.parent / "insight_nb"
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory):
     "Three small sound ones: with an encoder, with words, of a table."
-    from transformers import BertConfig, BertModel
     folder = tmp_path_factory.mktemp("sound")
-    tokenizer = load_backbone().tokenizer
-    BertModel(BertConfig(vocab_size=tokenizer.vocab_size, hidden_size=8, num_hidden_layers=1,
-                         num_attention_heads=2, intermediate_size=8)).save_pretrained(folder / "t")
-    tokenizer.save_pretrained(folder / "t")
-    model = Model(load_backbone(str(folder / "t")), ClassificationTask(("a", "b")))
+    model = Model(tiny_encoder(folder / "t"), ClassificationTask(("a", "b")))
     save_bundle(folder / "texts", model, 32)
     y = np.arange(40) % 2
     save_rung(folder / "words", Tfidf().fit(["good soup", "bad bed"] * 20, y, ["a", "b"]))

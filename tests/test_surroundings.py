@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import damage
 from insight_nb.apps.assistant.dialogue import DialogueAction, ParsedTurn, Transcript
 from insight_nb.apps.monitor.stream import Stream
 from insight_nb.base.core import InputError, ScratchFolder, atomic_output, lock_path
@@ -128,20 +129,6 @@ def test_a_clock_that_was_set_back(tmp_path, monkeypatch):
     stream = Stream("s.db")
     day = pd.Timestamp(time.time(), unit="s").strftime("%Y-%m-%d")
     assert stream.add(pd.DataFrame({"text": ["a"], "date": [day]}))["new"] == 1
-
-
-def damage(file, how):
-    whole = bytearray(Path(file).read_bytes())
-    if how == "half":
-        whole = whole[:len(whole) // 2]
-    elif how == "empty":
-        whole = b""
-    elif how == "other":
-        whole = b"of another version" * 99
-    else:  # a bit, at a place that is drawn
-        at = np.random.default_rng(how).integers(len(whole))
-        whole[at] ^= 1 << how % 8
-    Path(file).write_bytes(whole)
 
 
 def test_a_damaged_cache_of_tokens():

@@ -71,8 +71,8 @@ def shrink(self: Database):
     "Give the space of deleted rows back, and what they held with it. Raises InputError."
     try:
         with self.lock:
+            self.connection.execute("vacuum") # into the log beside the file
             self.connection.execute("pragma wal_checkpoint(truncate)")
-            self.connection.execute("vacuum")
     except sqlite3.Error as e:
         raise self._not_written(e) from None
 

@@ -57,13 +57,18 @@ def feedback_rows(path, # what --feedback has written
 def check_fair_test(frame) -> Check: # of `mark_rows`, all rows of an update
     "Are the new test rows a random share of what comes in?"
     new = frame[frame["period"] == "new"]
-    drawn = int((new["source"] == "drawn answers").sum())
-    if drawn:
-        return Check("fair_test", True, f"{drawn:,} test rows were drawn at random from what came")
-    if not (new["source"] == "corrections").any():
+    tests, drawn = new["side"] == "test", new["source"] == "drawn answers"
+    chosen = new["source"] == "corrections"
+    if not (drawn | chosen).any():
         return Check("fair_test", None, "the new rows are as the table has them")
-    if (new["side"] == "test").any():
-        return Check("fair_test", True, "the test table was given; corrections only train")
+    if n := int((drawn & ~tests).sum()):
+        return Check("fair_test", False, f"{plural(n, 'answer')} that were drawn to test are among "
+                                         "the rows to train on: nothing is left to measure with")
+    if tests.any() and not (tests & chosen).any():
+        said = "the test table was given; corrections only train"
+        if drawn.any():
+            said = f"{drawn.sum():,} test rows were drawn at random from what came"
+        return Check("fair_test", True, said)
     return Check("fair_test", False,
                  "new test rows are partly rows that people corrected, and people correct what "
                  "looks wrong: draw answers with insight-nb feedback sample, label and import them")

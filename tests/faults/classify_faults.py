@@ -1,7 +1,7 @@
 """Faults in runs of the recipe classify: how it is trained, saved, opened and asked."""
 import numpy as np
 import torch
-from harness import Fault
+from harness import around, registrar
 from insight_nb.data import split as splits
 from insight_nb.jobs import setup, text_estimators, training
 from insight_nb.models import backbone, heads, tasks
@@ -9,20 +9,7 @@ from insight_nb.ship import bundle, predict
 from insight_nb.train import optim, trainer
 
 FAULTS = []
-
-
-def fault(name, what, seen, words, kind="classify"):
-    "Register what is decorated as a fault: a function of a MonkeyPatch."
-    def keep(plant):
-        FAULTS.append(Fault(name, what, kind, plant, seen, words))
-        return plant
-    return keep
-
-
-def around(patch, place, name, change):
-    "Replace a function or method by one that gets the old one first."
-    old = getattr(place, name)
-    patch.setattr(place, name, lambda *a, **k: change(old, *a, **k))
+fault = registrar(FAULTS, "classify")
 
 
 # Saved and opened
@@ -64,7 +51,8 @@ def _(patch):
     around(patch, text_estimators.TextClassifier, "tune", lambda old, *a: cut(old, *a))
 
 
-@fault("NaN in a weight", "one weight of the head is NaN after training", "error", "sums to nan")
+@fault("NaN in a weight", "one weight of the head is NaN after training", "error",
+       "values that are no finite numbers")
 def _(patch):
     def spoil(old, model, *rest, **more):
         with torch.no_grad():

@@ -23,6 +23,24 @@ class Fault:
     words: str  # a part of what it says
 
 
+def registrar(faults, of=None):
+    "A decorator that keeps functions of a MonkeyPatch as faults in a list."
+    def fault(name, what, *rest):  # kind (unless all are `of` one), seen, words
+        kind, seen, words = rest if of is None else (of, *rest)
+
+        def keep(plant):
+            faults.append(Fault(name, what, kind, plant, seen, words))
+            return plant
+        return keep
+    return fault
+
+
+def around(patch, place, name, change):
+    "Replace a function or method by one that gets the old one first."
+    old = getattr(place, name)
+    patch.setattr(place, name, lambda *a, **k: change(old, *a, **k))
+
+
 @dataclass
 class Found:
     "What turned red."
@@ -81,6 +99,7 @@ def guard_lines(report) -> list:
 
 def findings(run, plant=None) -> list:  # of RUNS; of a `Fault`
     "What turns red in a run."
+    getattr(run, "prepare", lambda: None)()  # what it begins with is sound
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         patch.setenv("INSIGHT_NB_CACHE", str(Path(folder, "cache")))
         if plant:

@@ -1,7 +1,6 @@
 """Faults in runs for tables, ladders, recommendations, streams, pictures and decisions."""
 import numpy as np
-from classify_faults import around
-from harness import Fault
+from harness import around, registrar
 from insight_nb.apps.diagnose import diagnose, imaging
 from insight_nb.apps.monitor import control_charts, monitor, stream
 from insight_nb.apps.recommend import collaborative, recommender
@@ -14,14 +13,7 @@ from insight_nb.methods import classical
 from insight_nb.methods import evaluation as method_evaluation
 
 FAULTS = []
-
-
-def fault(name, what, kind, seen, words):
-    "Register what is decorated as a fault: a function of a MonkeyPatch."
-    def keep(plant):
-        FAULTS.append(Fault(name, what, kind, plant, seen, words))
-        return plant
-    return keep
+fault = registrar(FAULTS)
 
 
 # Risk
@@ -84,8 +76,11 @@ def _(patch):
 
 @fault("outcomes swapped in the bundle", "bundle.json names the event first", "risk",
        "guard: label_order", "in the bundle")
-def _(patch):
-    around(patch, risk_bundle, "write_manifest", lambda old, folder, info: old(
+def _(patch): turn_labels(patch, risk_bundle)
+
+
+def turn_labels(patch, place):
+    around(patch, place, "write_manifest", lambda old, folder, info: old(
         folder, info | {"labels": info["labels"][::-1]}))
 
 
@@ -312,9 +307,7 @@ def _(patch):
 
 @fault("classes permuted", "the picture bundle has its classes backwards", "diagnose",
        "guard: label_order", "in the bundle")
-def _(patch):
-    around(patch, imaging, "write_manifest", lambda old, folder, info: old(
-        folder, info | {"labels": info["labels"][::-1]}))
+def _(patch): turn_labels(patch, imaging)
 
 
 @fault("pictures all dark", "training reads pictures that are all dark", "diagnose",

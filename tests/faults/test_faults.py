@@ -5,14 +5,17 @@ import random
 
 import pytest
 from harness import findings, judge
+from service_faults import SERVICE_FAULTS
+from service_runs import SERVICE_RUNS
 from table_faults import TABLE_FAULTS
 from table_runs import TABLE_RUNS
 from text_faults import TEXT_FAULTS
 from text_runs import TEXT_RUNS
 
-RUNS = TEXT_RUNS | TABLE_RUNS
-FAULTS = TEXT_FAULTS + TABLE_FAULTS
-QUICK = ("frozen", "tag", "risk", "recommend", "decide", "forecast")  # kinds of about a second
+RUNS = TEXT_RUNS | TABLE_RUNS | SERVICE_RUNS
+FAULTS = TEXT_FAULTS + TABLE_FAULTS + SERVICE_FAULTS
+QUICK = (  # kinds of about a second
+    "frozen", "tag", "risk", "recommend", "decide", "forecast", "feedback", "update")
 FEW = random.Random(0).sample([f for f in FAULTS if f.kind in QUICK], 6)
 
 

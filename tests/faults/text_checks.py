@@ -220,9 +220,9 @@ def tables_come_back(o):
     assert third.error.iloc[4] and third.prediction.iloc[4] is None, "no reason for an empty text"
 
 
-def hand_logits(o, texts):
+def hand_logits(path, texts):
     "Logits by transformers and a few lines: encoder and head as they lie on the disk."
-    path, info = bundle_path(o), json.loads((bundle_path(o) / "bundle.json").read_text())
+    info = json.loads((path / "bundle.json").read_text())
     encoder = AutoModel.from_pretrained(path / "encoder").eval()
     tokenizer, head = AutoTokenizer.from_pretrained(path / "encoder"), load_file(
         path / "head.safetensors")
@@ -241,7 +241,7 @@ def plain_tools_agree(o):
     frame, info = o.make(seed=3).head(16), opened(o).info
     texts = (frame.text.tolist(), frame.second.tolist()) if o.kind == "pair" else (
         frame.text.tolist(),)
-    logits, probs = hand_logits(o, texts), predict(opened(o), asked(frame, o))[1]
+    logits, probs = hand_logits(bundle_path(o), texts), predict(opened(o), asked(frame, o))[1]
     if o.kind == "regress":
         return close(logits * info["settings"]["scale"] + info["settings"]["mean"], probs,
                      "numbers", 1e-3)
@@ -256,7 +256,7 @@ def temperature_by_hand(o):
     if o.kind not in ("classify", "frozen", "grouped", "timed"):
         return
     frame, names = o.names["source"].frame.iloc[parts_of(o).valid], opened(o).labels.names
-    logits = hand_logits(o, (frame.text.tolist(),)).astype(float)
+    logits = hand_logits(bundle_path(o), (frame.text.tolist(),)).astype(float)
     y = [names.index(v) for v in frame.label]
 
     def loss(log_t):

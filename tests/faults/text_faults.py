@@ -2,8 +2,7 @@
 import numpy as np
 import torch
 from classify_faults import FAULTS as CLASSIFY
-from classify_faults import around
-from harness import Fault
+from harness import around, registrar
 from insight_nb.data import split as splits
 from insight_nb.data import tags, targets
 from insight_nb.eval import metrics, report, spans
@@ -13,14 +12,7 @@ from insight_nb.ship import bundle, predict
 from insight_nb.train import trainer
 
 FAULTS = []
-
-
-def fault(name, what, kind, seen, words):
-    "Register what is decorated as a fault: a function of a MonkeyPatch."
-    def keep(plant):
-        FAULTS.append(Fault(name, what, kind, plant, seen, words))
-        return plant
-    return keep
+fault = registrar(FAULTS)
 
 
 # Measured
