@@ -634,7 +634,9 @@ def _check(args):
         frame, name, notes = open_frame(args.table, _sheet(args.sheet))
         table = clean_table(frame, args.text, label, name, notes)
         found = audit(table)
-        found.warnings += _unreadable(args.backbone, table.texts)
+        if args.backbone != "none":
+            from insight_nb.jobs.audit import reading_warnings
+            found.warnings += reading_warnings(args.backbone, table.texts)
         if temp:
             temp.write_text(
                 json.dumps(found.to_dict(), ensure_ascii=False, indent=1, allow_nan=False) + "\n",
@@ -666,22 +668,6 @@ def _undo(args):
     frame = undo_audit(args.table)
     write_frame(frame, args.undo, args.force)
     print(f"{plural(len(frame), 'row')}, as they were, in {args.undo}")
-
-def _unreadable(backbone, texts): # warnings
-    if backbone == "none":
-        return []
-    from insight_nb.data.tokens import check_tokenizer_coverage
-    from insight_nb.jobs.training import READS_MANY
-    from insight_nb.models.backbone import fetch_model, load_tokenizer
-    name, _, tokenizer = fetch_model(backbone, load_tokenizer)
-    said = check_tokenizer_coverage(texts, tokenizer)
-    if said["fits"]:
-        return []
-    return [f"{name}: {said['detail']}. One for most languages: {READS_MANY}"]
-
-def _samples(args):
-    from insight_nb.data.samples import samples
-    print(samples())
 
 # %% ../nbs/90_cli.ipynb #8a58db4e
 def _export(args):
@@ -766,6 +752,10 @@ def _feedback(args):
             print(f"{plural(store.purge(args.days), 'answer')} deleted")
         else:
             print(*store.estimates() or ["no answer is kept here yet"], sep="\n")
+
+def _samples(args):
+    from insight_nb.data.samples import samples
+    print(samples())
 
 # %% ../nbs/90_cli.ipynb #0ec13cbe
 _RUN = """examples:

@@ -12,7 +12,8 @@ from insight_nb.data.table import clean_table
 from insight_nb.data.targets import parse_numbers
 
 ROWS = [["很慢, 真的", "bad"], ["gut", "good"]]
-WEST = [["Grüße aus Köln, schön", "gut"], ["Straße zu laut", "schlecht"], ["déçu, très tard", "mal"]]
+WEST = [["Grüße aus Köln, schön", "gut"], ["Straße zu laut", "schlecht"],
+        ["déçu, très tard", "mal"]]
 TAIWAN = [["服務態度很差，不推薦", "壞"], ["送貨太慢了", "壞"], ["很好吃", "好"]]
 JAPAN = [["配送が遅すぎます", "悪い"], ["とても良い", "良い"]]
 KOREA = [["배송이 너무 늦어요", "나쁨"], ["좋았어요", "좋음"]]
@@ -45,7 +46,8 @@ TEXT = {
     "Russian": ("a.csv", csv(RUSSIA).encode("cp1251"), RUSSIA, "cp1251"),
     "KOI8": ("a.csv", csv(RUSSIA).encode("koi8_r"), RUSSIA, "koi8_r"),
     "CR only": ("a.csv", csv(ROWS, end="\r").encode(), ROWS, ""),
-    "U+2028 in a text": ("a.csv", csv([["one\u2028two", "x"]]).encode(), [["one\u2028two", "x"]], ""),
+    "U+2028 in a text": ("a.csv", csv([["one\u2028two", "x"]]).encode(),
+                         [["one\u2028two", "x"]], ""),
     "U+2028 in JSON lines": ("a.jsonl", '{"text": "one\u2028two", "label": "x"}\n'.encode(),
                              [["one\u2028two", "x"]], ""),
     "a line break in a cell": ("a.csv", csv([["one\r\ntwo", "x"]]).encode(), [["one\r\ntwo", "x"]],
@@ -120,7 +122,8 @@ def test_sheets(name, tmp_path):
 
 # what can't be opened without a guess: the file, a word of the line that says what to do
 REFUSED = {
-    "no encoding is likely": ("a.csv", b"text\n" + b"\x98\x90\x9d\x81a\x8db " * 9, "save it as utf-8"),
+    "no encoding is likely": ("a.csv", b"text\n" + b"\x98\x90\x9d\x81a\x8db " * 9,
+                              "save it as utf-8"),
     "a cell too many": ("a.csv", b"text,label\na,b,c\n", "line 2 has 3 cells"),
     "a cell too few": ("a.csv", b"text,label\na\n", "line 2 has 1 cell"),
     "two columns of one name": ("a.csv", b"text,text\na,b\n", "2 columns named 'text'"),

@@ -34,6 +34,7 @@ class _Unpacked(gzip.GzipFile):
                              "times its size, as no table does: unpack it, and look.")
         return piece
 
+# %% ../../nbs/base/02_text.ipynb #2a9588e4
 def open_bytes(path):
     """A file opened for reading bytes, unpacked where it is gzip. Raises `InputError` where that
     would fill the memory."""
@@ -185,6 +186,7 @@ def _scores(names, score): # of text in each encoding; None or an error: it is n
             found[name] = score(name)
     return {name: v for name, v in found.items() if v is not None}
 
+# %% ../../nbs/base/02_text.ipynb #81cda54a
 def _likely_encodings(bits):
     "Names of encodings, the most likely first."
     found = _scores(_EAST_ASIA, lambda name: _log_odds(bits, name))
@@ -219,24 +221,27 @@ def find_encoding(path # a Path
     if strange > lines / 4:
         raise InputError(f"{path.name}: the encoding of its characters can't be told: save it as "
                          "utf-8 (in Excel: CSV UTF-8).")
-    return "latin-1", "strict", (f"read as latin-1, the last resort: {strange:,} of {lines:,} lines "
-                                 "have characters that look wrong in every encoding")
+    note = (f"read as latin-1, the last resort: {strange:,} of {lines:,} lines have characters "
+            "that look wrong in every encoding")
+    return "latin-1", "strict", note
 
 # %% ../../nbs/base/02_text.ipynb #5e8a9f47
 _UTF8_READ_AS = ("cp1252", "latin-1", "gb18030", "cp1251", "big5")
 
-def _bytes_of(text, encoding): # as cp1252 leaves five bytes without a character, programs keep those
+def _bytes_of(text, encoding): # programs keep the five bytes that cp1252 has no character for
     bits = b""
     for c in text:
         bits += bytes([ord(c)]) if "\x80" <= c <= "\x9f" else c.encode(encoding)
     return bits
 
+# a letter that is not Latin between ASCII characters
+_ALONE = re.compile(r"(?<![^\x00-\x7f])[\u0370-\u1fff\u2e80-\ud7ff](?![^\x00-\x7f])")
+
 def _as_utf8(text):
     for encoding in _UTF8_READ_AS:
         with suppress(UnicodeError):
             found = _bytes_of(text, encoding).decode()
-            alone = re.search(r"(?<![^\x00-\x7f])[\u0370-\u1fff\u2e80-\ud7ff](?![^\x00-\x7f])", found)
-            if len(found) < len(text) and _oddity(found) < .2 and not alone:
+            if len(found) < len(text) and _oddity(found) < .2 and not _ALONE.search(found):
                 return found
 
 def _as_east_asia(text):

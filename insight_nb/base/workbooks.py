@@ -10,7 +10,6 @@ import io
 import re
 import warnings
 import zipfile
-from collections import Counter
 from contextlib import contextmanager
 
 from .core import InputError, plural, shorten, suggest
@@ -28,6 +27,7 @@ def check_cells(cells, # that a file asks for
         raise InputError(f"{path.name} has {size / 1e6:,.1f} MB and asks for {cells:,} cells, "
                          "as no table does: save it as CSV.")
 
+# %% ../../nbs/base/04_workbooks.ipynb #49b95233
 def _check_unpacked(packed, path): # what a zip archive says of each file is all that is read of it
     with zipfile.ZipFile(packed) as z:
         size = sum(part.file_size for part in z.infolist())
@@ -47,6 +47,7 @@ def _sound(path): # rows are read one by one, so that a fault may show late
             f"{path.name} is not a sound .xlsx workbook: save it again as .xlsx, "
             "without a password, or as CSV.") from None
 
+# %% ../../nbs/base/04_workbooks.ipynb #e22f548a
 def _workbook(path):
     import openpyxl
     with _sound(path), warnings.catch_warnings():
@@ -87,6 +88,7 @@ def _header_row(lines): # of `_sheet_lines`; its position
             return i if names else first
     return first
 
+# %% ../../nbs/base/04_workbooks.ipynb #98e17aab
 def _title_note(lines, header):
     above = [str(v) for line in lines[:header] for v in line if v not in (None, "")]
     if not above:
@@ -101,6 +103,7 @@ _UNKNOWN = re.compile( # a formula, and then no value
     b"(?:</" + _PRE + b"f>|<" + _PRE + rb"f\b[^>]*/>)(?:<" + _PRE + rb"v\s*/>|<" + _PRE + b"v></"
     + _PRE + b"v>)?</" + _PRE + b"c>")
 
+# %% ../../nbs/base/04_workbooks.ipynb #b7167e1a
 def _column_number(letters): # bytes, "A" -> 0
     n = 0
     for c in letters:
@@ -153,6 +156,7 @@ def _zero_columns(sheet, header): # position of the column -> digits that are sh
                 seen.setdefault(cell.column - 1, set()).add(found and len(found[0]))
     return {k: v.pop() for k, v in seen.items() if len(v) == 1 and None not in v}
 
+# %% ../../nbs/base/04_workbooks.ipynb #3e24192c
 def _pad_zeros(lines, columns):
     for line in lines:
         for k, n in columns.items():

@@ -11,7 +11,7 @@ __all__ = ['weights_finite', 'label_order', 'row_order', 'loss_fell', 'not_shown
 import numpy as np
 
 from ..base.core import shorten
-from .metrics import Metric, proportion_metric
+from .metrics import proportion_metric
 from .report import Check
 
 # %% ../../nbs/eval/05_guard.ipynb #881fd54b
