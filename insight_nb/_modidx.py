@@ -3270,6 +3270,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'insight_nb/eval/errors.py'),
                                         'insight_nb.eval.errors.confident_mistakes': ( 'eval/errors.html#confident_mistakes',
                                                                                        'insight_nb/eval/errors.py'),
+                                        'insight_nb.eval.errors.count_label_issues': ( 'eval/errors.html#count_label_issues',
+                                                                                       'insight_nb/eval/errors.py'),
                                         'insight_nb.eval.errors.find_label_issues': ( 'eval/errors.html#find_label_issues',
                                                                                       'insight_nb/eval/errors.py'),
                                         'insight_nb.eval.errors.find_mistakes': ( 'eval/errors.html#find_mistakes',

@@ -24,7 +24,7 @@ from ..data.findings import (
 from ..data.labels import LabelEncoder
 from ..data.split import duplicate_groups
 from ..data.table import Table, invalid_text_reason, to_text
-from ..eval.errors import confident_class, find_label_issues
+from ..eval.errors import find_label_issues
 from ..eval.metrics import proportion_metric, wilson_interval
 from ..data.tokens import check_tokenizer_coverage
 from .training import READS_MANY
@@ -59,10 +59,10 @@ def find_wrong_labels(table: Table, y, probs, names) -> list: # (rows,) ids; (ro
     at = find_label_issues(y, probs)
     if not len(at):
         return []
-    rows, meant = table.frame.index.to_numpy(), confident_class(y, probs)
+    rows, meant = table.frame.index.to_numpy(), probs.argmax(1)
     return [Finding(
         "labels that are probably wrong", "relabel", tuple(int(r) for r in rows[at]),
-        "a model that has not seen the row is sure of another label",
+        "a model that has not seen the row expects another label",
         "a right label becomes a wrong one, and a rare case is lost",
         new={int(rows[i]): names[meant[i]] for i in at},
         sure={int(rows[i]): round(float(probs[i, meant[i]]), 3) for i in at})]
