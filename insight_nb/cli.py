@@ -652,10 +652,10 @@ def _sheet(said): return int(said) if str(said).isdigit() else said
 def _fix(args, frame, table):
     from insight_nb.data.findings import findings_table
     from insight_nb.data.sources import open_table
-    from insight_nb.jobs.audit import find_all, write_audit
+    from insight_nb.jobs.audit import RowAudit, write_audit
     from insight_nb.models.backbone import load_backbone
     test = open_table(args.test, args.text, table.label) if args.test else None
-    found = find_all(table, test, load_backbone(args.backbone) if args.models else None)
+    found = RowAudit(table, test, load_backbone(args.backbone) if args.models else None).findings
     print(findings_table(found))
     suffix = Path(args.table).suffix.lower()
     known = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xlsx")

@@ -97,6 +97,8 @@ def count_label_issues(y_true, # (rows,) labels as given, class ids
     share = np.divide(other, told, out=np.zeros(k), where=told > 0)
     return int(round(float(np.bincount(y_true, minlength=k) @ share)))
 
+_CLEAR = 1.4 # odds of a wrong label, by which the ratio must be smaller
+
 def find_label_issues(y_true, # (rows,) labels as given, class ids
                       y_prob, # (rows, classes) held-out probabilities
                      ): # (suspects,) int64 positions
@@ -107,8 +109,10 @@ def find_label_issues(y_true, # (rows,) labels as given, class ids
     mine, best = y_prob[np.arange(len(y_true)), y_true], y_prob.max(1)
     with np.errstate(divide="ignore"):
         ratio = np.log(np.maximum(mine, 1e-300)) - np.log(np.maximum(best, 1e-300))
-    at = np.argsort(ratio, kind="stable")[:count_label_issues(y_true, y_prob)]
-    return at[ratio[at] < 0]
+    share = min(count_label_issues(y_true, y_prob) / len(y_true), .5)
+    at = np.argsort(ratio, kind="stable")[:round(share * len(y_true))]
+    clear = np.log(_CLEAR * share / (1 - share)) if share else 0.
+    return at[ratio[at] < min(clear, 0)]
 
 # %% ../../nbs/eval/03_errors.ipynb #d1e3cbf7
 def label_issues(texts, # (rows,) str

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['held_out_probabilities', 'find_wrong_labels', 'neighbor_distances', 'find_off_topic', 'find_alike_classes',
-           'find_leaks', 'find_drift', 'reading_warnings', 'find_all', 'write_audit', 'undo_audit', 'redo_audit']
+           'find_leaks', 'find_drift', 'reading_warnings', 'spoil_rows', 'RowAudit', 'write_audit', 'undo_audit',
+           'redo_audit']
 
 # %% ../../nbs/jobs/13_audit.ipynb #cddc6052
 from collections import Counter
@@ -12,20 +13,23 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 
-from ..base.core import InputError, atomic_output, plural, shorten
+from ..base.core import (
+    InputError, atomic_output, package_versions, plural, shorten, suggest)
 from ..base.files import read_frame
 from ..base.tables import write_frame
 from ..base.text import extract_words
 from ..data.findings import (
     Finding, accepted_findings, apply_findings, changes_from_json, changes_to_json,
     find_boilerplate, find_columns, find_garbled, find_leaked_copies, find_other_scripts,
-    find_repeats, find_spellings, findings_frame, redo_changes, undo_changes)
+    find_repeats, find_spellings, findings_frame, findings_table, redo_changes, undo_changes)
 from ..data.labels import LabelEncoder
 from ..data.split import duplicate_groups
 from ..data.table import Table, invalid_text_reason, to_text
 from ..eval.errors import find_label_issues
-from ..eval.metrics import proportion_metric, wilson_interval
+from ..eval.metrics import Metric, proportion_metric, wilson_interval
+from ..eval.scores import ScoreReport
 from ..data.tokens import check_tokenizer_coverage
 from .training import READS_MANY
 from ..methods.classical import class_probabilities, fit_linear
@@ -62,7 +66,8 @@ def find_wrong_labels(table: Table, y, probs, names) -> list: # (rows,) ids; (ro
     rows, meant = table.frame.index.to_numpy(), probs.argmax(1)
     return [Finding(
         "labels that are probably wrong", "relabel", tuple(int(r) for r in rows[at]),
-        "a model that has not seen the row expects another label",
+        f"a model expects another label that has not seen the row, and agrees with "
+        f"{(probs.argmax(1) == y).mean():.0%} of all labels",
         "a right label becomes a wrong one, and a rare case is lost",
         new={int(rows[i]): names[meant[i]] for i in at},
         sure={int(rows[i]): round(float(probs[i, meant[i]]), 3) for i in at})]
@@ -206,37 +211,114 @@ def reading_warnings(backbone, # an encoder: folder or hub id; None: the embedde
         return []
     return [f"{name}: {said['detail']}. One for most languages: {READS_MANY}"]
 
+# %% ../../nbs/jobs/13_audit.ipynb #ce110ddf
+def spoil_rows(frame: pd.DataFrame, seed=0, # columns text and label
+               share=.04) -> pd.DataFrame: # of the rows, for each fault
+    "A table with planted faults."
+    rng, frame = np.random.default_rng(seed), frame.copy()
+    n, names = max(1, int(share * len(frame))), sorted(set(frame["label"]))
+    at = rng.permutation(len(frame))
+    for i in at[:n]:
+        others = [name for name in names if name != frame.at[i, "label"]]
+        frame.at[i, "label"] = others[rng.integers(len(others))]
+    for i in at[n:2 * n]:
+        frame.at[i, "label"] = str(frame.at[i, "label"]).upper()
+    for i in at[2 * n:3 * n]:
+        frame.at[i, "text"] = (frame.at[i, "text"] + " café, très bien").encode().decode("latin-1")
+    return pd.concat([frame, frame.iloc[at[3 * n:4 * n]]], ignore_index=True)
+
 # %% ../../nbs/jobs/13_audit.ipynb #66ed84b3
-def find_all(table: Table, test=None, # another `Table`, whose rows stay as they are
-             backbone=None, # a `Backbone`, for what takes a model; None: only what the cells show
-             time=None, seed=0) -> list: # name of a column with dates
-    "Every finding, those of the cells first."
+class RowAudit:
+    "Everything that is found in a table. `findings` holds those of the cells first."
+    def __init__(self, table: Table, test=None, # another `Table`, whose rows stay as they are
+                 backbone=None, # a `Backbone`, for what takes a model; None: the cells alone
+                 time=None, seed=0): # name of a column with dates
+        self.table, self.test, self.time, self.seed = table, test, time, seed
+        if time is not None and time not in table.frame.columns:
+            raise InputError(f"{table.name} has no column {time!r} for the "
+                             f"time.{suggest(time, table.frame.columns)}")
+        self.labels = LabelEncoder.fit(table.labels) if table.label else None
+        self.learnable = self.labels is not None and len(self.labels) > 1
+        self.y = self.labels.transform(table.labels) if self.learnable else None
+        self.vectors = self.probs = None # (rows, width); (rows, classes), held out
+        self.findings = self.in_cells()
+        if backbone is not None:
+            self.findings += self.by_model(backbone)
+
+# %% ../../nbs/jobs/13_audit.ipynb #c7850106
+@patch
+def in_cells(self: RowAudit) -> list: # of `Finding`
+    "What takes no model."
+    table = self.table
     found = find_garbled(table) + find_spellings(table) + find_repeats(table)
-    if test is not None:
-        found += find_leaked_copies(table, test)
+    if self.test is not None:
+        found += find_leaked_copies(table, self.test)
     found += find_boilerplate(table) + find_other_scripts(table) + find_columns(table)
-    labels = LabelEncoder.fit(table.labels) if table.label else None
-    if labels is not None and len(labels) > 1:
-        found += find_leaks(table, labels.transform(table.labels), labels.names)
-    if backbone is not None:
-        found += _by_model(table, labels, test, backbone, time, seed)
+    return found + (find_leaks(table, self.y, self.labels.names) if self.learnable else [])
+
+@patch
+def by_model(self: RowAudit, backbone) -> list: # of `Finding`
+    "What takes the vectors of an encoder."
+    table, found = self.table, []
+    self.vectors = embed(table.texts, backbone)
+    if self.learnable:
+        groups = duplicate_groups(table.texts)[1]
+        self.probs = held_out_probabilities(self.vectors, self.y, len(self.labels), groups,
+                                            seed=self.seed)
+        found += find_wrong_labels(table, self.y, self.probs, self.labels.names)
+        found += find_alike_classes(table, self.y, self.probs, self.labels.names)
+    found += find_off_topic(table, self.vectors)
+    if self.test is not None:
+        both = np.concatenate([self.vectors, embed(self.test.texts, backbone)])
+        found += find_drift(both, np.arange(len(both)) >= len(table), seed=self.seed)
+    if self.time is not None:
+        when = pd.to_datetime(table.frame[self.time], errors="coerce", utc=True, format="mixed")
+        later = (when > when.median()).to_numpy()
+        found += find_drift(self.vectors, later, "the older half of the rows from the newer one",
+                            self.seed)
     return found
 
-def _by_model(table, labels, test, backbone, time, seed):
-    vectors, found = embed(table.texts, backbone), []
-    if labels is not None and len(labels) > 1:
-        y, groups = labels.transform(table.labels), duplicate_groups(table.texts)[1]
-        probs = held_out_probabilities(vectors, y, len(labels), groups, seed=seed)
-        found += find_wrong_labels(table, y, probs, labels.names)
-        found += find_alike_classes(table, y, probs, labels.names)
-    found += find_off_topic(table, vectors)
-    if test is not None:
-        both = np.concatenate([vectors, embed(test.texts, backbone)])
-        found += find_drift(both, np.arange(len(both)) >= len(table), seed=seed)
-    if time is not None:
-        when = pd.to_datetime(table.frame[time], errors="coerce", utc=True, format="mixed")
-        later = (when > when.median()).to_numpy()
-        found += find_drift(vectors, later, "the older half of the rows from the newer one", seed)
+# %% ../../nbs/jobs/13_audit.ipynb #7e0d4a69
+_TITLES = {"accuracy": "agreement of the labels with a model that has not seen them",
+           "rows_without_finding": "rows without a finding"}
+
+@patch
+def measure(self: RowAudit) -> tuple: # metrics; those of the most frequent label
+    "How well the labels are told before anything is changed, and how many rows are sound."
+    named = {r for f in self.findings for r in f.rows}
+    sound = [int(r) not in named for r in self.table.frame.index]
+    found = {"rows_without_finding": proportion_metric(sound)}
+    nothing = {"rows_without_finding": Metric(float("nan"), float("nan"), float("nan"),
+                                              len(sound), "none")}
+    if self.probs is not None:
+        often = np.bincount(self.y).argmax()
+        found = {"accuracy": proportion_metric(self.probs.argmax(1) == self.y)} | found
+        nothing = {"accuracy": proportion_metric(self.y == often)} | nothing
+    return found, nothing
+
+@patch
+def report(self: RowAudit, source, # in words
+           seconds=None) -> ScoreReport: # that the search took
+    "What was found, as a report with its evidence."
+    metrics, nothing = self.measure()
+    found = ScoreReport("audit", self.labels.names if self.labels else [],
+                        {k: _TITLES[k] for k in metrics}, "the most frequent label", (), "",
+                        self.seed).set_metrics(metrics, nothing)
+    rows = len({r for f in self.findings for r in f.rows})
+    found.headline = (f"{plural(len(self.findings), 'finding')} in {plural(rows, 'row')} of "
+                      f"{len(self.table):,}.")
+    found.lead_sections = [("Findings", [findings_table(self.findings)])]
+    found.data = {"source": source, "rows": len(self.table), "sha256": self.table.digest(),
+                  "labels": found.names, "dropped": self.table.dropped, "notes": self.table.notes}
+    found.model = {"method": "none is kept", "parameters": 0, "trainable": 0}
+    found.calibration = {"method": "none", "detail": "no probability is shipped"}
+    found.cost = {"train_seconds": seconds, "train_tokens_per_second": None, "padding_share": None,
+                  "predict_ms_per_text": None, "device": "cpu", "peak_memory_mb": None}
+    found.versions = package_versions("insight_nb", "numpy", "scikit-learn")
+    found.mark_not_applicable("nothing is trained that is kept")
+    found.extra["findings"] = [
+        {"kind": f.kind, "action": f.action, "rows": len(f.rows), "reason": f.reason,
+         "if_wrong": f.if_wrong, "safe": f.safe} for f in self.findings]
     return found
 
 # %% ../../nbs/jobs/13_audit.ipynb #195ae686
@@ -256,7 +338,7 @@ def _chosen(findings, table, accept): # "none", "safe", kinds, or the path of a 
     return [f for f in findings if f.kind in kinds]
 
 def write_audit(out, frame, # a folder; the table as it was read
-                table: Table, findings, # of `find_all`
+                table: Table, findings, # of `RowAudit`
                 accept="none", # "none", "safe", kinds by commas, or a list of findings (a file)
                 suffix=".csv", force=False) -> str: # of the new table; one sentence
     "Write what was found, and the new table where something was accepted. Raises InputError."
