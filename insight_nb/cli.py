@@ -644,7 +644,7 @@ def _check(args):
     print(found)
     if args.fix:
         _fix(args, frame, table)
-    if found.problems:
+    elif found.problems:
         raise InputError(found.problems[0])
 
 def _sheet(said): return int(said) if str(said).isdigit() else said
