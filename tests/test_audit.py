@@ -1,4 +1,4 @@
-"""What is wrong with the rows: it is found, mended if somebody says yes, and undone to the last cell."""
+"""What is wrong with the rows: found, mended if somebody says yes, and undone to the last cell."""
 
 import json
 
@@ -26,8 +26,8 @@ def call(monkeypatch, capsys):
 
 
 NASTY = pd.DataFrame({
-    "text": ["<b>bold</b>", "=1+1", "很慢，很慢", "很慢, 很慢!", "one\ntwo", "cafÃ©", "👩\u200d💻 ok",
-             "plain", "PLAIN", "\ufeffmark"] * 3,
+    "text": ["<b>bold</b>", "=1+1", "很慢，很慢", "很慢, 很慢!", "one\ntwo", "cafÃ©",
+             "👩\u200d💻 ok", "plain", "PLAIN", "\ufeffmark"] * 3,
     "label": ["a", "b", "a", "a", "B", "b", "a", "b", "a", "b"] * 3,
     "note": ["", "x", "007", "1.0", "TRUE", "2026-11-22", "null", "NA", "-", "'"] * 3})
 
@@ -107,7 +107,8 @@ def test_the_recipe():
     frame = spoil_rows(synthetic(200, seed=3))
     frame.loc[0, "text"] = "<script>alert(1)</script>"
     write_frame(frame, "t.csv")
-    in_process(cli.recipes()["audit"], "run.ipynb", {"table": "t.csv", "accept": "safe", "out": "r"})
+    given = {"table": "t.csv", "accept": "safe", "out": "r"}
+    in_process(cli.recipes()["audit"], "run.ipynb", given)
     evidence = json.load(open("r/evidence.json", encoding="utf-8"))
     kinds = {f["kind"] for f in evidence["findings"]}
     assert {"garbled texts", "labels written in two ways", "exact copies",
