@@ -41,6 +41,7 @@ GUARD = {
     "reload_equal",
     "language",
 }
+UNTRAINED = {"audit", "label"}  # they use an encoder as it is
 PYTHON = {"str": str, "int": int, "float": (int, float), "bool": bool}
 
 
@@ -53,7 +54,7 @@ def faults(path):
         yield "the first code cell does not install on Colab"
     if "out" not in known:
         yield "no parameter out"
-    if "backbone" in known:
+    if "backbone" in known and path.stem not in UNTRAINED:
         yield from (f"no parameter {name}" for name in sorted(TRAINING - set(known)))
     for p in known.values():
         if not p.help:

@@ -20,6 +20,7 @@ from ..base.core import (
 from ..base.files import read_frame
 from ..base.tables import write_frame
 from ..base.text import extract_words
+from ..base.tensors import choose_device
 from ..data.findings import (
     Finding, accepted_findings, apply_findings, changes_from_json, changes_to_json,
     find_boilerplate, find_columns, find_garbled, find_leaked_copies, find_other_scripts,
@@ -232,8 +233,10 @@ class RowAudit:
     "Everything that is found in a table. `findings` holds those of the cells first."
     def __init__(self, table: Table, test=None, # another `Table`, whose rows stay as they are
                  backbone=None, # a `Backbone`, for what takes a model; None: the cells alone
-                 time=None, seed=0): # name of a column with dates
+                 time=None, # name of a column with dates
+                 seed=0, device=None): # of `choose_device`
         self.table, self.test, self.time, self.seed = table, test, time, seed
+        self.device = device
         if time is not None and time not in table.frame.columns:
             raise InputError(f"{table.name} has no column {time!r} for the "
                              f"time.{suggest(time, table.frame.columns)}")
@@ -260,7 +263,7 @@ def in_cells(self: RowAudit) -> list: # of `Finding`
 def by_model(self: RowAudit, backbone) -> list: # of `Finding`
     "What takes the vectors of an encoder."
     table, found = self.table, []
-    self.vectors = embed(table.texts, backbone)
+    self.vectors = embed(table.texts, backbone, device=self.device)
     if self.learnable:
         groups = duplicate_groups(table.texts)[1]
         self.probs = held_out_probabilities(self.vectors, self.y, len(self.labels), groups,
@@ -269,7 +272,8 @@ def by_model(self: RowAudit, backbone) -> list: # of `Finding`
         found += find_alike_classes(table, self.y, self.probs, self.labels.names)
     found += find_off_topic(table, self.vectors)
     if self.test is not None:
-        both = np.concatenate([self.vectors, embed(self.test.texts, backbone)])
+        others = embed(self.test.texts, backbone, device=self.device)
+        both = np.concatenate([self.vectors, others])
         found += find_drift(both, np.arange(len(both)) >= len(table), seed=self.seed)
     if self.time is not None:
         when = pd.to_datetime(table.frame[self.time], errors="coerce", utc=True, format="mixed")
@@ -313,7 +317,8 @@ def report(self: RowAudit, source, # in words
     found.model = {"method": "none is kept", "parameters": 0, "trainable": 0}
     found.calibration = {"method": "none", "detail": "no probability is shipped"}
     found.cost = {"train_seconds": seconds, "train_tokens_per_second": None, "padding_share": None,
-                  "predict_ms_per_text": None, "device": "cpu", "peak_memory_mb": None}
+                  "predict_ms_per_text": None, "device": str(choose_device(self.device)),
+                  "peak_memory_mb": None}
     found.versions = package_versions("insight_nb", "numpy", "scikit-learn")
     found.mark_not_applicable("nothing is trained that is kept")
     found.extra["findings"] = [
