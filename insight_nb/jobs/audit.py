@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['held_out_probabilities', 'find_wrong_labels', 'neighbor_distances', 'find_off_topic', 'find_alike_classes',
-           'find_leaks', 'find_drift', 'reading_warnings', 'spoil_rows', 'RowAudit', 'write_audit', 'undo_audit',
-           'redo_audit']
+           'find_leaks', 'find_drift', 'reading_warnings', 'spoil_rows', 'RowAudit', 'text_vectors', 'RowAuditReport',
+           'write_audit', 'undo_audit', 'redo_audit']
 
 # %% ../../nbs/jobs/13_audit.ipynb #cddc6052
 from collections import Counter
@@ -21,10 +21,11 @@ from ..base.files import read_frame
 from ..base.tables import write_frame
 from ..base.text import extract_words
 from ..base.tensors import choose_device
-from ..data.findings import (
+from insight_nb.data.findings import (
     Finding, accepted_findings, apply_findings, changes_from_json, changes_to_json,
     find_boilerplate, find_columns, find_garbled, find_leaked_copies, find_other_scripts,
-    find_repeats, find_spellings, findings_frame, findings_table, redo_changes, undo_changes)
+    find_repeats, find_spellings, findings_frame, findings_table, redo_changes, undo_changes,
+    usual_spellings)
 from ..data.labels import LabelEncoder
 from ..data.split import duplicate_groups
 from ..data.table import Table, invalid_text_reason, to_text
@@ -33,7 +34,7 @@ from ..eval.metrics import Metric, proportion_metric, wilson_interval
 from ..eval.scores import ScoreReport
 from ..data.tokens import check_tokenizer_coverage
 from .training import READS_MANY
-from ..methods.classical import class_probabilities, fit_linear
+from ..methods.classical import class_probabilities, fit_linear, fit_vectorizer
 from ..models.backbone import fetch_model, load_tokenizer
 from ..train.inference import embed
 
@@ -109,12 +110,12 @@ def find_off_topic(table: Table, vectors, false_rate=.001) -> list: # of usual r
 def find_alike_classes(table: Table, y, probs, names, limit=.7, least=10) -> list: # of `Finding`
     "Pairs of classes that a model can hardly tell apart, each with the proposal to make them one."
     counts, found = np.bincount(y, minlength=len(names)), []
-    rows = table.frame.index.to_numpy()
+    rows, odds = table.frame.index.to_numpy(), probs / np.maximum(counts, 1) # as if equally many
     for a in np.flatnonzero(counts >= least):
         for b in np.flatnonzero(counts >= least):
             if b <= a:
                 continue
-            told = [probs[y == i, i] > probs[y == i, j] for i, j in ((a, b), (b, a))]
+            told = [odds[y == i, i] > odds[y == i, j] for i, j in ((a, b), (b, a))]
             high = np.mean([wilson_interval(t.sum(), len(t))[1] for t in told])
             if high >= limit:
                 continue
@@ -240,10 +241,12 @@ class RowAudit:
         if time is not None and time not in table.frame.columns:
             raise InputError(f"{table.name} has no column {time!r} for the "
                              f"time.{suggest(time, table.frame.columns)}")
-        self.labels = LabelEncoder.fit(table.labels) if table.label else None
+        usual = usual_spellings(table.labels) # a model sees labels that are written in one way
+        values = [usual.get(v, v) for v in table.labels or ()]
+        self.labels = LabelEncoder.fit(values) if values else None
         self.learnable = self.labels is not None and len(self.labels) > 1
-        self.y = self.labels.transform(table.labels) if self.learnable else None
-        self.vectors = self.probs = None # (rows, width); (rows, classes), held out
+        self.y = self.labels.transform(values) if self.learnable else None
+        self.probs, self.vectors_from = None, "none" # (rows, classes), held out; in words
         self.findings = self.in_cells()
         if backbone is not None:
             self.findings += self.by_model(backbone)
@@ -259,30 +262,64 @@ def in_cells(self: RowAudit) -> list: # of `Finding`
     found += find_boilerplate(table) + find_other_scripts(table) + find_columns(table)
     return found + (find_leaks(table, self.y, self.labels.names) if self.learnable else [])
 
+# %% ../../nbs/jobs/13_audit.ipynb #439ec564
+def text_vectors(texts, backbone, # list of str; a `Backbone`
+                 device=None, seed=0) -> tuple: # (rows, width) of length one; features; in words
+    "What a linear model learns from, and where each text lies: by the encoder if it can read them."
+    if check_tokenizer_coverage(texts, backbone.tokenizer)["fits"]:
+        vectors = embed(texts, backbone, device=device)
+        return vectors, vectors, f"vectors of {backbone.name}"
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.preprocessing import normalize
+    words = fit_vectorizer(texts).transform(texts).tocsr()
+    width = min(200, words.shape[0] - 1, words.shape[1] - 1)
+    return (normalize(TruncatedSVD(width, random_state=seed).fit_transform(words)), words,
+            "words and pieces of words, since the encoder has no tokens for these texts")
+
+# %% ../../nbs/jobs/13_audit.ipynb #33f5a448
 @patch
 def by_model(self: RowAudit, backbone) -> list: # of `Finding`
     "What takes the vectors of an encoder."
-    table, found = self.table, []
-    self.vectors = embed(table.texts, backbone, device=self.device)
+    table, found, n = self.table, [], len(self.table)
+    texts = table.texts + (self.test.texts if self.test is not None else [])
+    vectors, features, self.vectors_from = text_vectors(texts, backbone, self.device, self.seed)
     if self.learnable:
         groups = duplicate_groups(table.texts)[1]
-        self.probs = held_out_probabilities(self.vectors, self.y, len(self.labels), groups,
+        self.probs = held_out_probabilities(features[:n], self.y, len(self.labels), groups,
                                             seed=self.seed)
         found += find_wrong_labels(table, self.y, self.probs, self.labels.names)
         found += find_alike_classes(table, self.y, self.probs, self.labels.names)
-    found += find_off_topic(table, self.vectors)
+    found += find_off_topic(table, vectors[:n])
     if self.test is not None:
-        others = embed(self.test.texts, backbone, device=self.device)
-        both = np.concatenate([self.vectors, others])
-        found += find_drift(both, np.arange(len(both)) >= len(table), seed=self.seed)
+        found += find_drift(features, np.arange(len(texts)) >= n, seed=self.seed)
     if self.time is not None:
         when = pd.to_datetime(table.frame[self.time], errors="coerce", utc=True, format="mixed")
         later = (when > when.median()).to_numpy()
-        found += find_drift(self.vectors, later, "the older half of the rows from the newer one",
+        found += find_drift(features[:n], later, "the older half of the rows from the newer one",
                             self.seed)
     return found
 
 # %% ../../nbs/jobs/13_audit.ipynb #7e0d4a69
+class RowAuditReport(ScoreReport):
+    "A report that leads with what was found in the rows."
+    findings, done = (), "" # of `RowAudit`; a sentence on what was changed
+
+    def verdict(self):
+        named = len({r for f in self.findings for r in f.rows})
+        said = (f"{plural(len(self.findings), 'finding')} in {named:,} of "
+                f"{plural(self.data['rows'], 'row')}. {self.done or 'Nothing was changed.'}")
+        if "accuracy" not in self.metrics:
+            return said
+        told, often = self.metrics["accuracy"], self.baseline["accuracy"].value
+        return (f"{said} A model that has not seen them agrees with {told.value:.1%} "
+                f"[{told.low:.1%}, {told.high:.1%}] of the labels; the most frequent one is that "
+                f"of {often:.1%} of the rows.")
+
+    def sections(self):
+        found = [("Findings", [findings_table(self.findings)]), *self._facts()]
+        return [(title, blocks) for title, blocks in found if blocks]
+
+# %% ../../nbs/jobs/13_audit.ipynb #c987bb0c
 _TITLES = {"accuracy": "agreement of the labels with a model that has not seen them",
            "rows_without_finding": "rows without a finding"}
 
@@ -300,21 +337,20 @@ def measure(self: RowAudit) -> tuple: # metrics; those of the most frequent labe
         nothing = {"accuracy": proportion_metric(self.y == often)} | nothing
     return found, nothing
 
+# %% ../../nbs/jobs/13_audit.ipynb #0244d692
 @patch
 def report(self: RowAudit, source, # in words
-           seconds=None) -> ScoreReport: # that the search took
+           seconds=None) -> RowAuditReport: # that the search took
     "What was found, as a report with its evidence."
     metrics, nothing = self.measure()
-    found = ScoreReport("audit", self.labels.names if self.labels else [],
+    found = RowAuditReport("audit", self.labels.names if self.labels else [],
                         {k: _TITLES[k] for k in metrics}, "the most frequent label", (), "",
                         self.seed).set_metrics(metrics, nothing)
-    rows = len({r for f in self.findings for r in f.rows})
-    found.headline = (f"{plural(len(self.findings), 'finding')} in {plural(rows, 'row')} of "
-                      f"{len(self.table):,}.")
-    found.lead_sections = [("Findings", [findings_table(self.findings)])]
+    found.findings = self.findings
     found.data = {"source": source, "rows": len(self.table), "sha256": self.table.digest(),
                   "labels": found.names, "dropped": self.table.dropped, "notes": self.table.notes}
-    found.model = {"method": "none is kept", "parameters": 0, "trainable": 0}
+    found.model = {"method": "none is kept", "vectors": self.vectors_from, "parameters": 0,
+                   "trainable": 0}
     found.calibration = {"method": "none", "detail": "no probability is shipped"}
     found.cost = {"train_seconds": seconds, "train_tokens_per_second": None, "padding_share": None,
                   "predict_ms_per_text": None, "device": str(choose_device(self.device)),
@@ -358,7 +394,7 @@ def write_audit(out, frame, # a folder; the table as it was read
             (folder / "changes.jsonl").write_text(changes_to_json(changes), encoding="utf-8")
     if not chosen:
         return (f"{plural(len(findings), 'finding')} in {out}: nothing was changed. Write yes or "
-                "no in the column accept of findings.csv, and give that file, or accept safe.")
+                "no in the column accept of findings.csv, and give that file, or accept safe")
     gone = plural(len(changes.removed), "row")
     return (f"{plural(len(changes.cells), 'cell')} changed and {gone} taken out: {len(new):,} of "
             f"{plural(len(frame), 'row')} are in {out}")
