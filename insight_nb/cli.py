@@ -113,8 +113,11 @@ def parse_arguments(known, # name -> Parameter
            given # (name, text) pairs from the command line
           ) -> dict: # name -> value, only of the given names
     "Check and convert what the command line gives. Raises `InputError` naming the parameter."
-    result = {}
+    result, sheet = {}, None
     for name, text in given:
+        if name == "sheet" and name not in known and "table" in known:
+            sheet = text
+            continue
         if name in _OPTIONS:
             raise InputError(
                 f"Parameter {name!r} is set by the command line. Do: {_OPTIONS[name]}")
@@ -129,12 +132,17 @@ def parse_arguments(known, # name -> Parameter
             result[name] = [*(result.get(name) or []), value]
         else:
             result[name] = value
+    if sheet is not None:
+        if not result.get("table"):
+            raise InputError("a sheet is of a workbook: give -p table too.")
+        result["table"] += f"#{sheet}" # as `read_frame` knows it
     return result
 
 def _whole_path(p, value):
-    if p.help.startswith("file") and isinstance(value, str) and Path(value).is_file():
-        return str(Path(value).absolute())
-    return value
+    if not (p.help.startswith("file") and isinstance(value, str)):
+        return value
+    file = value.rpartition("#")[0] if ".xls" in value else "" # of book.xlsx#May
+    return str(Path(value).absolute()) if any(Path(v).is_file() for v in (value, file)) else value
 
 # %% ../nbs/90_cli.ipynb #b39ced63
 def recipes() -> dict:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['held_out_probabilities', 'find_wrong_labels', 'neighbor_distances', 'find_off_topic', 'find_alike_classes',
-           'find_leaks', 'find_drift', 'reading_warnings', 'spoil_rows', 'RowAudit', 'text_vectors', 'RowAuditReport',
+           'find_leaks', 'find_drift', 'reading_warnings', 'spoil_rows', 'RowAudit', 'row_vectors', 'RowAuditReport',
            'write_audit', 'undo_audit', 'redo_audit']
 
 # %% ../../nbs/jobs/13_audit.ipynb #cddc6052
@@ -263,7 +263,7 @@ def in_cells(self: RowAudit) -> list: # of `Finding`
     return found + (find_leaks(table, self.y, self.labels.names) if self.learnable else [])
 
 # %% ../../nbs/jobs/13_audit.ipynb #439ec564
-def text_vectors(texts, backbone, # list of str; a `Backbone`
+def row_vectors(texts, backbone, # list of str; a `Backbone`
                  device=None, seed=0) -> tuple: # (rows, width) of length one; features; in words
     "What a linear model learns from, and where each text lies: by the encoder if it can read them."
     if check_tokenizer_coverage(texts, backbone.tokenizer)["fits"]:
@@ -282,7 +282,7 @@ def by_model(self: RowAudit, backbone) -> list: # of `Finding`
     "What takes the vectors of an encoder."
     table, found, n = self.table, [], len(self.table)
     texts = table.texts + (self.test.texts if self.test is not None else [])
-    vectors, features, self.vectors_from = text_vectors(texts, backbone, self.device, self.seed)
+    vectors, features, self.vectors_from = row_vectors(texts, backbone, self.device, self.seed)
     if self.learnable:
         groups = duplicate_groups(table.texts)[1]
         self.probs = held_out_probabilities(features[:n], self.y, len(self.labels), groups,
@@ -392,6 +392,8 @@ def write_audit(out, frame, # a folder; the table as it was read
             write_frame(new, folder / f"table{suffix}")
             write_frame(changes.removed, folder / f"removed{suffix}")
             (folder / "changes.jsonl").write_text(changes_to_json(changes), encoding="utf-8")
+    if not findings:
+        return "nothing was found, and nothing changed"
     if not chosen:
         return (f"{plural(len(findings), 'finding')} in {out}: nothing was changed. Write yes or "
                 "no in the column accept of findings.csv, and give that file, or accept safe")
