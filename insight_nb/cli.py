@@ -695,7 +695,7 @@ def _serve(args):
     options = ServeOptions(
         args.max_texts, max_body_mb=args.max_body, max_waiting=max(5000, args.max_texts),
         token=read_token(args.token), log=args.log, feedback=args.feedback,
-        keep_texts=not args.hash_texts, review=args.review)
+        keep_texts=not args.hash_texts, review=args.review, mask=args.mask)
     serve(args.bundles, args.host, args.port, options, args.device, open_bundle)
 
 def _rows_to_ask(args): # texts or pairs, and their labels or None
@@ -723,7 +723,8 @@ def _kept(args, columns): # yields what is told of each answered piece
     columns = [columns] if isinstance(columns, str) else list(columns)
     if len(columns) < 2 and info.get("second"):
         columns.append(info["second"])
-    with FeedbackStore(args.feedback, not args.hash_texts) as store:
+    masks = args.mask or bool(info.get("mask"))
+    with FeedbackStore(args.feedback, not args.hash_texts, mask=masks) as store:
         def keep(done, rows, answered):
             store.add_table(by, answered, columns, args.prefix)
             tell(done, rows)
@@ -849,6 +850,9 @@ def _store_arguments(p):
                    help="keep the answers here, to be corrected; default: nothing is kept")
     p.add_argument("--hash-texts", action="store_true",
                    help="keep a hash of each text instead of the text")
+    p.add_argument("--mask", action="store_true",
+                   help="names such as [EMAIL_1] stand for personal data in what is kept; so they "
+                        "do in any case for a bundle that learned from masked texts")
 
 def _feedback_arguments(p):
     p.add_argument("do", metavar="show | import | sample | purge",

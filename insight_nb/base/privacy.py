@@ -122,7 +122,7 @@ class PersonalData:
 
 _PLAUSIBLE = re.compile(r"\d{4}|\d\.\d{1,3}\.|@|://|:.*:|-[A-ZÄÖÜ]{1,2} \d|[京-龥][A-Z]")
 
-_PASSES = 5 # a value that touches another is seen when that one is gone
+_PASSES = 8 # a value that touches another is seen when that one is gone
 
 def find_personal_data(text: str) -> list: # of `PersonalData`, from left to right, none overlapping
     "What identifies a person, by its form. Names take a model: see `Masker`."
