@@ -669,6 +669,15 @@ def _undo(args):
     write_frame(frame, args.undo, args.force)
     print(f"{plural(len(frame), 'row')}, as they were, in {args.undo}")
 
+# %% ../nbs/90_cli.ipynb #4db1f3e8
+def _mask(args):
+    from insight_nb.jobs.masking import mask_file, unmask_file
+    if args.undo and args.names:
+        raise InputError("--names finds what is to be masked: leave it out with --undo.")
+    if args.undo:
+        return print(unmask_file(args.table, args.out, args.key, args.text, args.force))
+    print(mask_file(args.table, args.out, args.text, args.key, args.names, args.force))
+
 # %% ../nbs/90_cli.ipynb #8a58db4e
 def _export(args):
     from insight_nb.ship.export import ExportRefused, export_bundle
@@ -783,6 +792,9 @@ _FEEDBACK = """examples:
   insight-nb feedback show answers.db
   insight-nb feedback sample answers.db --rows 200 --out to_label.csv
   insight-nb feedback import answers.db labeled.csv"""
+_MASK = """examples:
+  insight-nb mask reviews.csv --text review --key key.json --out masked.csv
+  insight-nb mask masked.csv --text review --key key.json --undo --out back.csv"""
 _MAIN = """examples:
   insight-nb samples                                         tables to try it on
   insight-nb check reviews.csv --text review --label stars   is the data fit to train on?
@@ -799,7 +811,7 @@ def make_parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"insight-nb {insight_nb.__version__}")
     commands = top.add_subparsers(
         dest="command", required=True, parser_class=_Parser,
-        metavar="run | predict | export | serve | feedback | check | samples")
+        metavar="run | predict | export | serve | feedback | check | mask | samples")
     def add(name, call, about, examples="examples:\n  insight-nb samples", **kw):
         sub = commands.add_parser(name, help=about, description=about, epilog=examples, **kw)
         sub.set_defaults(call=call, parser=sub)
@@ -813,6 +825,7 @@ def make_parser() -> argparse.ArgumentParser:
     _feedback_arguments(
         add("feedback", _feedback, "corrections of answers that were kept", _FEEDBACK))
     _check_arguments(add("check", _check, "report on a table, without training", _CHECK))
+    _mask_arguments(add("mask", _mask, "write a table without personal data, and undo it", _MASK))
     add("samples", _samples, "list the sample tables")
     return top
 
@@ -868,6 +881,20 @@ def _feedback_arguments(p):
     p.add_argument("--out", metavar="FILE", help="for sample; default: to_label.csv")
     p.add_argument("--days", type=float, default=90, metavar="N",
                    help="purge deletes what is older; default: 90")
+    p.add_argument("--force", action="store_true", help="replace FILE of --out")
+
+def _mask_arguments(p):
+    p.add_argument("table", metavar="TABLE", help="a file, a hub id or sample:NAME")
+    p.add_argument("--out", required=True, metavar="FILE",
+                   help="a .csv, .tsv, .jsonl, .json, .parquet or .xlsx file")
+    p.add_argument("--text", default="text", metavar="COL",
+                   help="the column that is masked; others stay as they are; default: text")
+    p.add_argument("--key", metavar="FILE",
+                   help="of the key, made where there is none: a value has one name in all rows, "
+                        "and --undo gives it back; default: names count within a text")
+    p.add_argument("--names", metavar="BUNDLE",
+                   help="a bundle of the recipe tag, that finds names of persons and places")
+    p.add_argument("--undo", action="store_true", help="put the values back that the key holds")
     p.add_argument("--force", action="store_true", help="replace FILE of --out")
 
 def _check_arguments(p):

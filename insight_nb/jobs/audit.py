@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['held_out_probabilities', 'find_wrong_labels', 'neighbor_distances', 'find_off_topic', 'find_alike_classes',
-           'find_leaks', 'find_drift', 'reading_warnings', 'find_all', 'write_audit', 'undo_audit', 'redo_audit',
-           'mask_file']
+           'find_leaks', 'find_drift', 'reading_warnings', 'find_all', 'write_audit', 'undo_audit', 'redo_audit']
 
 # %% ../../nbs/jobs/13_audit.ipynb #cddc6052
 from collections import Counter
@@ -302,39 +301,3 @@ def _changes(log, removed, table):
     if '"action"' not in text: # no row went, and a table of no rows can't be read
         return changes_from_json(text, read_frame(table)[0].iloc[:0])
     return changes_from_json(text, read_frame(removed)[0])
-
-# %% ../../nbs/jobs/13_audit.ipynb #063cec46
-def mask_file(source, # whatever `open_frame` opens
-              out, # file to write
-              text="text", # name of the text column
-              key=None, # file of the key, made where there is none; None: names within a text
-              undo=False, # put the values back that the key holds
-              tagger=None, # folder of a bundle of the recipe tag, that finds names and places
-              force=False) -> str: # replace `out`; a sentence
-    "Write a table with a masked text column. Raises InputError as `open_frame` does."
-    frame, name, _ = open_frame(source)
-    if text not in frame.columns:
-        raise InputError(f"{name} has no column {text!r} with texts.{suggest(text, frame.columns)}")
-    if undo and (key is None or not Path(key).is_file()):
-        raise InputError("what was masked comes back by its key alone: name the file of the key.")
-    known = None if key is None else load_mask_key(key)
-    cells = frame[text].tolist()
-    some = [i for i, cell in enumerate(cells) if invalid_text_reason(cell) is None]
-    texts, tags = [to_text(cells[i]) for i in some], None
-    if tagger is not None and not undo:
-        reader = open_bundle(tagger)
-        if reader.info["task"] != "tag":
-            raise InputError(f"{tagger} is for the task {reader.info['task']!r}: name a bundle of "
-                             "the recipe tag, which finds names.")
-        tags = lambda rows: predict(reader, rows)[0] # noqa: E731
-    masker = Masker(known, tags)
-    new = unmask(texts, known) if undo else masker.mask_rows(texts)
-    for i, value in zip(some, new):
-        cells[i] = value
-    if known and not undo: # before the table: without a key there is no way back
-        known.save(key, force=True)
-    write_frame(frame.assign(**{text: pd.Series(cells, frame.index, dtype=object)}), out, force)
-    if undo:
-        changed = sum(a != b for a, b in zip(texts, new))
-        return f"{plural(changed, 'text')} unmasked, in {out}"
-    return f"{masked_note(masker.counts)}; {plural(len(frame), 'row')} in {out}"
