@@ -619,6 +619,14 @@ def _show(file):
         else:
             print(*map(format_cell, f), sep="\n")
 
+def _mask(args):
+    from insight_nb.jobs.masking import mask_file, unmask_file
+    if args.undo and args.names:
+        raise InputError("--names finds what is to be masked: leave it out with --undo.")
+    if args.undo:
+        return print(unmask_file(args.table, args.out, args.key, args.text, args.force))
+    print(mask_file(args.table, args.out, args.text, args.key, args.names, args.force))
+
 # %% ../nbs/90_cli.ipynb #378f9455
 def _check(args):
     from insight_nb.data.audit import audit
@@ -668,15 +676,6 @@ def _undo(args):
     frame = undo_audit(args.table)
     write_frame(frame, args.undo, args.force)
     print(f"{plural(len(frame), 'row')}, as they were, in {args.undo}")
-
-# %% ../nbs/90_cli.ipynb #4db1f3e8
-def _mask(args):
-    from insight_nb.jobs.masking import mask_file, unmask_file
-    if args.undo and args.names:
-        raise InputError("--names finds what is to be masked: leave it out with --undo.")
-    if args.undo:
-        return print(unmask_file(args.table, args.out, args.key, args.text, args.force))
-    print(mask_file(args.table, args.out, args.text, args.key, args.names, args.force))
 
 # %% ../nbs/90_cli.ipynb #8a58db4e
 def _export(args):
@@ -857,15 +856,27 @@ def _predict_arguments(p):
     p.add_argument("--force", action="store_true", help="replace FILE")
     _store_arguments(p)
 
+def _mask_arguments(p):
+    p.add_argument("table", metavar="TABLE", help="a file, a hub id or sample:NAME")
+    p.add_argument("--out", required=True, metavar="FILE",
+                   help="a .csv, .tsv, .jsonl, .json, .parquet or .xlsx file")
+    p.add_argument("--text", default="text", metavar="COL",
+                   help="the column that is masked; others stay as they are; default: text")
+    p.add_argument("--key", metavar="FILE",
+                   help="of the key, made where there is none: a value has one name in all rows, "
+                        "and --undo gives it back; default: names count within a text")
+    p.add_argument("--names", metavar="BUNDLE",
+                   help="a bundle of the recipe tag, that finds names of persons and places")
+    p.add_argument("--undo", action="store_true", help="put the values back that the key holds")
+    p.add_argument("--force", action="store_true", help="replace FILE of --out")
+
 # %% ../nbs/90_cli.ipynb #03ff041e
 def _store_arguments(p):
     p.add_argument("--feedback", metavar="FILE",
                    help="keep the answers here, to be corrected; default: nothing is kept")
-    p.add_argument("--hash-texts", action="store_true",
-                   help="keep a hash of each text instead of the text")
-    p.add_argument("--mask", action="store_true",
-                   help="names such as [EMAIL_1] stand for personal data in what is kept; so they "
-                        "do in any case for a bundle that learned from masked texts")
+    p.add_argument("--hash-texts", action="store_true", help="keep a hash of each text instead")
+    p.add_argument("--mask", action="store_true", help="keep names such as [EMAIL_1] in the place "
+                   "of personal data, as a bundle of masked texts does in any case")
 
 def _feedback_arguments(p):
     p.add_argument("do", metavar="show | import | sample | purge",
@@ -881,20 +892,6 @@ def _feedback_arguments(p):
     p.add_argument("--out", metavar="FILE", help="for sample; default: to_label.csv")
     p.add_argument("--days", type=float, default=90, metavar="N",
                    help="purge deletes what is older; default: 90")
-    p.add_argument("--force", action="store_true", help="replace FILE of --out")
-
-def _mask_arguments(p):
-    p.add_argument("table", metavar="TABLE", help="a file, a hub id or sample:NAME")
-    p.add_argument("--out", required=True, metavar="FILE",
-                   help="a .csv, .tsv, .jsonl, .json, .parquet or .xlsx file")
-    p.add_argument("--text", default="text", metavar="COL",
-                   help="the column that is masked; others stay as they are; default: text")
-    p.add_argument("--key", metavar="FILE",
-                   help="of the key, made where there is none: a value has one name in all rows, "
-                        "and --undo gives it back; default: names count within a text")
-    p.add_argument("--names", metavar="BUNDLE",
-                   help="a bundle of the recipe tag, that finds names of persons and places")
-    p.add_argument("--undo", action="store_true", help="put the values back that the key holds")
     p.add_argument("--force", action="store_true", help="replace FILE of --out")
 
 def _check_arguments(p):
