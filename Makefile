@@ -4,7 +4,7 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export UV_COMPILE_BYTECODE ?= 1
 FILES = git ls-files -co --exclude-standard -- nbs insight_nb README.md | sort | xargs sha256sum
 
-.PHONY: help demo test lab slow faults mutants kills world audit docs export check colab pandas3 clean
+.PHONY: help demo test lab slow faults privacy mutants kills world audit docs export check colab pandas3 clean
 help:               ## this list
 	@sed -n 's/^\([a-z0-9]*\):.*## /make \1	/p' Makefile
 
@@ -30,6 +30,8 @@ slow: .venv/ok      ## the slow cells and the lessons too (recipes and benchmark
 	$(BIN)/nbdev-test --timing --flags slow --skip-folder-re '^([_.]|recipes|benchmarks)'
 faults: .venv/ok    ## on demand: faults planted into runs, each of which must be seen (some minutes)
 	$(BIN)/python -m pytest -q -m slow tests/faults
+privacy: .venv/ok   ## on demand: no file that a masked run or service leaves holds a planted value (a minute)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow tests/test_privacy.py
 mutants: .venv/ok   ## on demand: 300 small changes to base, data, eval and decide; does each notebook notice?
 	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[mutants]'
 	nice $(BIN)/python tests/mutants.py

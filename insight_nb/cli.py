@@ -627,6 +627,14 @@ def _show(file):
         else:
             print(*map(format_cell, f), sep="\n")
 
+def _mask(args):
+    from insight_nb.jobs.masking import mask_file, unmask_file
+    if args.undo and args.names:
+        raise InputError("--names finds what is to be masked: leave it out with --undo.")
+    if args.undo:
+        return print(unmask_file(args.table, args.out, args.key, args.text, args.force))
+    print(mask_file(args.table, args.out, args.text, args.key, args.names, args.force))
+
 # %% ../nbs/90_cli.ipynb #378f9455
 def _check(args):
     from insight_nb.data.audit import audit
@@ -703,7 +711,7 @@ def _serve(args):
     options = ServeOptions(
         args.max_texts, max_body_mb=args.max_body, max_waiting=max(5000, args.max_texts),
         token=read_token(args.token), log=args.log, feedback=args.feedback,
-        keep_texts=not args.hash_texts, review=args.review)
+        keep_texts=not args.hash_texts, review=args.review, mask=args.mask)
     serve(args.bundles, args.host, args.port, options, args.device, open_bundle)
 
 def _rows_to_ask(args): # texts or pairs, and their labels or None
@@ -731,7 +739,8 @@ def _kept(args, columns): # yields what is told of each answered piece
     columns = [columns] if isinstance(columns, str) else list(columns)
     if len(columns) < 2 and info.get("second"):
         columns.append(info["second"])
-    with FeedbackStore(args.feedback, not args.hash_texts) as store:
+    masks = args.mask or bool(info.get("mask"))
+    with FeedbackStore(args.feedback, not args.hash_texts, mask=masks) as store:
         def keep(done, rows, answered):
             store.add_table(by, answered, columns, args.prefix)
             tell(done, rows)
@@ -790,6 +799,9 @@ _FEEDBACK = """examples:
   insight-nb feedback show answers.db
   insight-nb feedback sample answers.db --rows 200 --out to_label.csv
   insight-nb feedback import answers.db labeled.csv"""
+_MASK = """examples:
+  insight-nb mask reviews.csv --text review --key key.json --out masked.csv
+  insight-nb mask masked.csv --text review --key key.json --undo --out back.csv"""
 _MAIN = """examples:
   insight-nb samples                                         tables to try it on
   insight-nb check reviews.csv --text review --label stars   is the data fit to train on?
@@ -806,7 +818,7 @@ def make_parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"insight-nb {insight_nb.__version__}")
     commands = top.add_subparsers(
         dest="command", required=True, parser_class=_Parser,
-        metavar="run | predict | export | serve | feedback | check | samples")
+        metavar="run | predict | export | serve | feedback | check | mask | samples")
     def add(name, call, about, examples="examples:\n  insight-nb samples", **kw):
         sub = commands.add_parser(name, help=about, description=about, epilog=examples, **kw)
         sub.set_defaults(call=call, parser=sub)
@@ -820,6 +832,7 @@ def make_parser() -> argparse.ArgumentParser:
     _feedback_arguments(
         add("feedback", _feedback, "corrections of answers that were kept", _FEEDBACK))
     _check_arguments(add("check", _check, "report on a table, without training", _CHECK))
+    _mask_arguments(add("mask", _mask, "write a table without personal data, and undo it", _MASK))
     add("samples", _samples, "list the sample tables")
     return top
 
@@ -851,12 +864,27 @@ def _predict_arguments(p):
     p.add_argument("--force", action="store_true", help="replace FILE")
     _store_arguments(p)
 
+def _mask_arguments(p):
+    p.add_argument("table", metavar="TABLE", help="a file, a hub id or sample:NAME")
+    p.add_argument("--out", required=True, metavar="FILE",
+                   help="a .csv, .tsv, .jsonl, .json, .parquet or .xlsx file")
+    p.add_argument("--text", default="text", metavar="COL",
+                   help="the column that is masked; others stay as they are; default: text")
+    p.add_argument("--key", metavar="FILE",
+                   help="of the key, made where there is none: a value has one name in all rows, "
+                        "and --undo gives it back; default: names count within a text")
+    p.add_argument("--names", metavar="BUNDLE",
+                   help="a bundle of the recipe tag, that finds names of persons and places")
+    p.add_argument("--undo", action="store_true", help="put the values back that the key holds")
+    p.add_argument("--force", action="store_true", help="replace FILE of --out")
+
 # %% ../nbs/90_cli.ipynb #03ff041e
 def _store_arguments(p):
     p.add_argument("--feedback", metavar="FILE",
                    help="keep the answers here, to be corrected; default: nothing is kept")
-    p.add_argument("--hash-texts", action="store_true",
-                   help="keep a hash of each text instead of the text")
+    p.add_argument("--hash-texts", action="store_true", help="keep a hash of each text instead")
+    p.add_argument("--mask", action="store_true", help="keep names such as [EMAIL_1] in the place "
+                   "of personal data, as a bundle of masked texts does in any case")
 
 def _feedback_arguments(p):
     p.add_argument("do", metavar="show | import | sample | purge",

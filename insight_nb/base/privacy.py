@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PERSONAL_KINDS', 'passes_luhn', 'passes_iban', 'passes_chinese_id', 'PersonalData', 'find_personal_data', 'MaskKey',
-           'load_mask_key', 'Masker', 'mask', 'unmask']
+           'load_mask_key', 'Masker', 'mask', 'unmask', 'mask_words', 'star_out', 'count_personal_data', 'masked_note']
 
 # %% ../../nbs/base/14_privacy.ipynb #1028378f
 import hashlib
@@ -15,7 +15,7 @@ import re
 import secrets
 import string
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fastcore.basics import patch
@@ -65,8 +65,7 @@ _FORMS = { # in the order in which they are looked for: the longer ones first
               r"(?:[A-HJ-NP-Z0-9]{5}|[DF][A-HJ-NP-Z0-9]\d{4}|\d{5}[DF])(?![A-Za-z0-9])"
               r"|(?<![\w-])[A-ZÄÖÜ]{1,3}-[A-Z]{1,2} \d{1,4}[EH]?(?![\w-])")}
 _FORMS = {kind: re.compile(form, re.ASCII) for kind, form in _FORMS.items()}
-_TOKEN = re.compile(r"(?ia)[?&#;](?:[\w.-]*(?:token|key|secret|sig|auth|session|sid|pass|code|jwt)"
-                    r"[\w.-]*)=|//[^/\s]*:[^/\s]*@|[A-Za-z0-9_-]{24,}")
+_TOKEN = re.compile(r"(?i)token|key|secret|sig|auth|session|sid|pass|code|jwt")
 _CALL = re.compile(r"(?i)(?:tel|phone|mobile|fax|call|ring|whatsapp|handy|telefon|mobil|nummer|"
                    r"wechat|电话|手机|座机|联系|微信|传真|致电|号码)(?:(?!order|isbn|订单|单号|编号|第)[^\d+]){0,12}$")
 _BARE = re.compile(r"(?a)(?<![\w.+-])(?!\d{4}[./-]\d\d?[./-]\d|\d+[.]\d\d?(?!\d))" # a date, a price
@@ -94,8 +93,15 @@ def _is_iban(text):
     plain = text.replace(" ", "")
     return 15 <= len(plain) <= 34 and passes_iban(plain)
 
+def _has_secret(url): # user:password@, a parameter called key or token, or a long one without name
+    parts = url.split("/")
+    users = [b.rpartition("@")[0] for a, b in zip(parts, parts[1:]) if not a]
+    names = re.findall(r"(?a)[?&#;]([\w.-]*)=", url)
+    return (any(":" in user for user in users) or any(map(_TOKEN.search, names))
+            or re.search(r"[A-Za-z0-9_-]{24,}", url) is not None)
+
 _HOLDS = { # kind -> what a text of its form must fulfil
-    "URL": lambda v: _TOKEN.search(v) is not None, "IBAN": _is_iban, "ID": passes_chinese_id,
+    "URL": _has_secret, "IBAN": _is_iban, "ID": passes_chinese_id,
     "CARD": _is_card, "IP": _is_ip}
 
 def _fitting(kind, text): # -> how many characters, from the left; 0: none
@@ -116,15 +122,28 @@ class PersonalData:
 
 _PLAUSIBLE = re.compile(r"\d{4}|\d\.\d{1,3}\.|@|://|:.*:|-[A-ZÄÖÜ]{1,2} \d|[京-龥][A-Z]")
 
+_PASSES = 8 # a value that touches another is seen when that one is gone
+
 def find_personal_data(text: str) -> list: # of `PersonalData`, from left to right, none overlapping
     "What identifies a person, by its form. Names take a model: see `Masker`."
-    plain = text if text.isascii() else text.translate(_HALF)
-    if not _PLAUSIBLE.search(plain):
-        return []
-    found, taken = [], bytearray(len(text))
+    plain, found = text if text.isascii() else text.translate(_HALF), []
+    for _ in range(_PASSES):
+        new = _search(plain) if _PLAUSIBLE.search(plain) else []
+        if not new:
+            break
+        found += new
+        at, parts = 0, []
+        for start, end, _ in new:
+            parts += [plain[at:start], "[", "_" * (end - start - 2), "]"]
+            at = end
+        plain = "".join([*parts, plain[at:]])
+    return [PersonalData(start, end, kind, text[start:end]) for start, end, kind in sorted(found)]
+
+def _search(plain): # -> (start, end, kind) each, from left to right
+    found, taken = [], bytearray(len(plain))
     def add(start, n, kind):
         if n and not any(taken[start:start + n]):
-            found.append(PersonalData(start, start + n, kind, text[start:start + n]))
+            found.append((start, start + n, kind))
             taken[start:start + n] = b"\1" * n
 
     for kind, form in _FORMS.items():
@@ -134,7 +153,7 @@ def find_personal_data(text: str) -> list: # of `PersonalData`, from left to rig
         before = plain[max(0, m.start() - 24):m.start()]
         if 6 <= len(_digits(m[0])) <= 13 and _CALL.search(before):
             add(m.start(), len(m[0]), "PHONE")
-    return sorted(found, key=lambda p: p.start)
+    return sorted(found)
 
 # %% ../../nbs/base/14_privacy.ipynb #4c91dfd3
 @dataclass
@@ -165,13 +184,13 @@ def load_mask_key(path) -> MaskKey: # of a file; a new key where there is none
                          "written, or a new one.") from None
 
 # %% ../../nbs/base/14_privacy.ipynb #c910713f
-def _plain(found): return re.sub(r"[\s./()-]", "", found.text).casefold()
+def _plain(text): return re.sub(r"[\s./()-]", "", text).casefold()
 
 def _number_in_text(found): # `PersonalData` of one text -> a name for each
     seen, names = {}, []
     for p in found:
         mine = seen.setdefault(p.kind, {})
-        names.append(f"[{p.kind}_{mine.setdefault(_plain(p), len(mine) + 1)}]")
+        names.append(f"[{p.kind}_{mine.setdefault(_plain(p.text), len(mine) + 1)}]")
     return names
 
 class Masker:
@@ -181,17 +200,18 @@ class Masker:
                  tagger=None): # texts -> spans of names, as a bundle's `predict` gives them; None
         self.key, self.tagger = key, tagger
         self.counts = Counter() # kind -> how many were masked
-        self._names = {(_kind(n), v): n for n, v in key.values.items()} if key else {}
+        self._names = {(_kind(n), _plain(v)): n for n, v in key.values.items()} if key else {}
 
     def name(self, found: PersonalData) -> str:
         "The name of a value by the key."
-        plain = _plain(found)
+        plain = _plain(found.text)
         known = self._names.get((found.kind, plain))
         if known is None:
             words = f"{found.kind} {plain}".encode("utf-8", "replace")
-            number = hmac.new(self.key.secret.encode(), words, hashlib.sha256).hexdigest()[:6]
-            known = self._names[found.kind, plain] = f"[{found.kind}_{number}]"
-            self.key.values[known] = found.text
+            number = hmac.new(self.key.secret.encode(), words, hashlib.sha256).hexdigest()
+            names = (f"[{found.kind}_{number[:n]}]" for n in range(6, len(number)))
+            known = next(name for name in names if name not in self.key.values)
+            self._names[found.kind, plain], self.key.values[known] = known, found.text
         return known
 
     def find(self, texts) -> list: # of str -> lists of `PersonalData`
@@ -215,6 +235,13 @@ def _merge(first, more): # what has a form goes before what a model says
     new = [p for p in more if taken.isdisjoint(range(p.start, p.end))]
     return sorted(first + new, key=lambda p: p.start)
 
+def _replace(text, found, names): # in one pass: a text may hold very many
+    at, parts = 0, []
+    for p, name in zip(found, names):
+        parts += [text[at:p.start], name]
+        at = p.end
+    return "".join([*parts, text[at:]])
+
 @patch
 def mask(self: Masker, texts) -> tuple: # of str -> the same with names; lists of `PersonalData`
     "The masked texts, and what was found where."
@@ -222,16 +249,66 @@ def mask(self: Masker, texts) -> tuple: # of str -> the same with names; lists o
     for text, found in zip(texts, places):
         self.counts.update(p.kind for p in found)
         names = [self.name(p) for p in found] if self.key else _number_in_text(found)
-        for p, name in reversed(list(zip(found, names))):
-            text = text[:p.start] + name + text[p.end:]
-        out.append(text)
+        out.append(_replace(text, found, names))
     return out, places
 
-def mask(texts) -> list: # of str
+@patch
+def mask_rows(self: Masker, rows) -> list: # of str, or of pairs of str
+    "The masked texts, or pairs. Raises InputError for what is no text."
+    cells = [[row] if isinstance(row, str) else row for row in rows]
+    for i, row in enumerate(cells):
+        fits = isinstance(row, (list, tuple)) and all(isinstance(c, str) for c in row)
+        if not fits:
+            raise InputError(f"row {i} is {shorten(repr(rows[i]), 40)}: only texts and pairs of "
+                             "texts are masked. Leave it out.")
+    masked = [self.mask(row)[0] for row in cells]
+    return [new[0] if isinstance(row, str) else type(row)(new) for row, new in zip(rows, masked)]
+
+def mask(texts) -> list: # of str, or of pairs of str
     "The texts with names such as `[EMAIL_1]` for what identifies a person."
-    return Masker().mask(texts)[0]
+    return Masker().mask_rows(texts)
 
 def unmask(texts, key: MaskKey) -> list: # of str
     "The texts with the values that a key holds."
-    form = re.compile(r"\[[A-Z]+_[0-9a-f]{6}\]")
+    form = re.compile(r"\[[A-Z]+_[0-9a-f]{6,}\]")
     return [form.sub(lambda m: key.values.get(m[0], m[0]), t) for t in texts]
+
+# %% ../../nbs/base/14_privacy.ipynb #9c3f6eca
+def mask_words(text, words) -> tuple: # (start, end) of each; the same of the masked text, counts
+    "A text whose words stay as many, with names in the place of personal data."
+    found = find_personal_data(text)
+    if not found:
+        return text, words, Counter()
+    names, parts, new, at, n = _number_in_text(found), [], [], 0, 0
+    for start, end in words:
+        gap = _cut(text, at, start, found, [""] * len(found))
+        word = _cut(text, start, end, found, names)
+        new.append((n + len(gap), n + len(gap) + len(word)))
+        parts, at, n = [*parts, gap, word], end, new[-1][1]
+    rest = _cut(text, at, len(text), found, [""] * len(found))
+    return "".join([*parts, rest]), new, Counter(p.kind for p in found)
+
+def _cut(text, start, end, found, names): # a part of a text, with the names of the places in it
+    part = text[start:end]
+    if part.isspace() or not part: # between two words of a number
+        return part
+    here = [(p, name) for p, name in zip(found, names) if p.start < end and p.end > start]
+    inside = [replace(p, start=max(0, p.start - start), end=min(len(part), p.end - start))
+              for p, _ in here]
+    return _replace(part, inside, [name for _, name in here])
+
+def star_out(texts) -> list: # of str; each as long as it was
+    "The texts with stars for what identifies a person."
+    def stars(text):
+        found = find_personal_data(text)
+        return _replace(text, found, ["*" * (p.end - p.start) for p in found])
+    return [stars(t) for t in texts]
+
+def count_personal_data(texts) -> Counter: # of str -> kind -> how many texts hold some
+    "How many texts hold what kind of personal data."
+    return Counter(kind for t in texts for kind in {p.kind for p in find_personal_data(t)})
+
+def masked_note(counts) -> str: # kind -> how many
+    "A sentence that says what was masked."
+    said = ", ".join(f"{n:,} {kind}" for kind, n in sorted(counts.items())) or "none was found"
+    return f"personal data masked in texts: {said}"

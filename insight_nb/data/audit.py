@@ -13,6 +13,7 @@ from fastcore.basics import patch
 
 from ..base.core import (
     ReportTable, InputError, format_cell, shorten, escape_markdown, plural, suggest)
+from ..base.privacy import count_personal_data
 from ..base.text import repair_encoding
 from .labels import LabelEncoder, check_labels
 from .split import table_duplicates
@@ -87,7 +88,8 @@ def audit(table: Table, # with labels or without
     found = AuditReport(
         name=table.name, rows=len(table), dropped=table.dropped, notes=table.notes, labels=None,
         conflicts=None, lengths=text_lengths(texts, rows), repeats=count_duplicates(exact, near),
-        garbled=sum(map(is_garbled, texts)), groups=_groups(table, group))
+        garbled=sum(map(is_garbled, texts)), groups=_groups(table, group),
+        personal=dict(sorted(count_personal_data(texts).items())))
     if table.label is not None:
         _audit_labels(found, table.labels, exact, rows)
     found.warnings += _warnings(found)
@@ -150,6 +152,9 @@ def _warnings(a):
         a.garbled > .005 * n,
         f"texts that look garbled by a wrong encoding: {a.garbled:,} ({a.garbled / n:.1%}). Go "
         "back to the source if you can.")
+    kinds = ", ".join(f"{kind} in {n:,}" for kind, n in a.personal.items())
+    warn(a.personal, f"texts with personal data: {kinds}. Run with -p mask true, or take them out, "
+                     "before anybody else sees a report, a bundle or a log.")
     warn(
         a.lengths["longest"] > 5000,
         f"the longest text has {a.lengths['longest']:,} characters (row "

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ACTIONS', 'QUEUE', 'Finding', 'findings_table', 'find_repeats', 'find_leaked_copies', 'usual_spellings',
-           'find_spellings', 'find_garbled', 'text_script', 'find_other_scripts', 'find_boilerplate', 'find_columns',
-           'findings_frame', 'accepted_findings', 'Changes', 'frame_digest', 'apply_findings', 'undo_changes',
-           'redo_changes', 'changes_to_json', 'changes_from_json']
+           'find_spellings', 'find_garbled', 'find_personal', 'text_script', 'find_other_scripts', 'find_boilerplate',
+           'find_columns', 'findings_frame', 'accepted_findings', 'Changes', 'frame_digest', 'apply_findings',
+           'undo_changes', 'redo_changes', 'changes_to_json', 'changes_from_json']
 
 # %% ../../nbs/data/13_findings.ipynb #c6461dba
 import json
@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from ..base.core import InputError, ReportTable, hash_texts, plural, shorten
+from ..base.privacy import find_personal_data, mask
 from ..base.text import repair_encoding
 from .labels import same_labels
 from .split import duplicate_groups, table_duplicates
@@ -135,6 +136,19 @@ def find_garbled(table: Table) -> list: # of `Finding`
     new = {int(r): v for r, v in zip(rows, map(repair_encoding, table.texts)) if v is not None}
     return _finding("garbled texts", "rewrite", new, "the bytes were decoded wrongly, and can be "
                     "read back", "strange characters stay or become others", safe=True, new=new)
+
+# %% ../../nbs/data/13_findings.ipynb #d6d14af1
+def find_personal(table: Table) -> list: # of `Finding`
+    "Texts that hold personal data, with what would stand in their place."
+    new, counts = {}, Counter()
+    for row, text in zip(table.frame.index.to_numpy(), table.texts):
+        text = repair_encoding(text) or text # a row is written anew once
+        if kinds := {p.kind for p in find_personal_data(text)}:
+            counts.update(kinds)
+            new[int(row)] = mask([text])[0]
+    said = ", ".join(f"{kind} in {n:,}" for kind, n in sorted(counts.items()))
+    return _finding("personal data", "rewrite", new, f"names would stand for {said}",
+                    "a number that was no personal data is lost", new=new)
 
 # %% ../../nbs/data/13_findings.ipynb #f3a5a366
 _SCRIPTS = {

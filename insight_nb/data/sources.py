@@ -25,7 +25,9 @@ def open_frame(source, # whatever `read_frame` reads, or "sample:NAME"
 def open_table(source, # whatever `open_frame` opens
                text="text", # name of the text column
                label="label", # name of the label column, or None
-               sheet=0):
+               sheet=0,
+               mask=False): # put names in the place of personal data in the texts
     "`open_frame`, tidied to a `Table`."
     frame, name, notes = open_frame(source, sheet)
-    return clean_table(frame, text, label, name, notes)
+    table = clean_table(frame, text, label, name, notes)
+    return table.mask() if mask else table

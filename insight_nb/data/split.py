@@ -7,6 +7,7 @@ __all__ = ['normalize_text', 'duplicate_groups', 'table_duplicates', 'DataSplit'
 
 # %% ../../nbs/data/01_split.ipynb #2bb58ecd
 import unicodedata
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -406,8 +407,11 @@ def _together(tables):
     dropped = {why: sum(t.dropped.get(why, 0) for t in tables) for t in tables for why in t.dropped}
     name = " + ".join(t.name for t in tables)
     notes = [n for t in tables for n in t.notes]
+    masked = None
+    if all(t.masked is not None for t in tables):
+        masked = dict(sum((Counter(t.masked) for t in tables), Counter()))
     return Table(pd.concat(frames, ignore_index=True), first.text, first.label, name, dropped,
-                 notes)
+                 notes, masked)
 
 def _same_case(table, known):
     "Write the labels of a table as in train, if they differ only in letter case."

@@ -16,6 +16,7 @@ from fastcore.basics import patch
 
 from ..base.core import ReportTable, InputError, shorten, plural, suggest, hash_texts
 from ..base.files import check_columns
+from ..base.privacy import Masker, masked_note
 from ..base.text import clean_text, is_number
 
 # %% ../../nbs/data/00_table.ipynb #66f76ad7
@@ -70,8 +71,9 @@ class Table:
                  label=None, # name of the label column, or None
                  name="frame", # name of the source, for messages
                  dropped=None, # reason -> number of rows dropped for this reason
-                 notes=()): # sentences about what was guessed or changed
-        self.frame = frame
+                 notes=(), # sentences about what was guessed or changed
+                 masked=None): # kind of personal data -> places masked in texts; None: not looked
+        self.frame, self.masked = frame, masked
         self.text = text
         self.label = label
         self.name = name
@@ -179,7 +181,7 @@ def select(self: Table, indices) -> Table:
     "The rows at these positions (not row numbers), in this order."
     indices = np.asarray(indices, dtype=np.int64)
     part = Table(self.frame.iloc[indices], self.text, self.label, self.name, self.dropped,
-                 self.notes)
+                 self.notes, self.masked)
     for name in ("texts", "labels"): # what was cleaned is not cleaned again
         if self.__dict__.get(name) is not None:
             setattr(part, name, [getattr(self, name)[i] for i in indices])
@@ -220,3 +222,14 @@ def sample(self: Table, n, seed=0) -> Table:
     if n >= len(self):
         return self
     return self.select(stratified_sample(self.labels or [""] * len(self), n, seed))
+
+# %% ../../nbs/data/00_table.ipynb #1bc24635
+@patch
+def mask(self: Table, columns=None) -> Table: # names of columns with texts; None: the text column
+    "The table with names such as `[EMAIL_1]` for what identifies a person in its texts."
+    masker, columns = Masker(), columns or [self.text]
+    new = {c: masker.mask_rows([to_text(v) for v in self.frame[c].tolist()]) for c in columns}
+    if self.text not in new: # both texts of a pair, a line each
+        new[self.text] = ["\n".join(row) for row in zip(*new.values())]
+    return Table(self.frame.assign(**new), self.text, self.label, self.name, self.dropped,
+                 [*self.notes, masked_note(masker.counts)], dict(sorted(masker.counts.items())))

@@ -11,7 +11,7 @@ __all__ = ['CONLL_SUFFIXES', 'TaggedTexts', 'without_tags', 'join_tagged', 'join
 import io
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from .windows import content_size, special_token_ends, window_starts
 from ..base.iob import (
     casing_ids, check_spans, split_words_at_spans, tags_to_spans, spans_to_tags,
     word_to_char_spans, to_iob2, char_to_word_spans, split_words)
+from ..base.privacy import mask_words, masked_note
 from ..base.text import find_encoding, is_invisible, open_bytes
 
 # %% ../../nbs/data/11_tags.ipynb #95531ac2
@@ -44,6 +45,7 @@ class TaggedTexts:
     fine: bool = False # how the words were cut: see `split_words`
     rows: np.ndarray | None = None # (texts,) row numbers in the source
     dropped: dict = field(default_factory=dict) # reason -> number of rows
+    masked: dict | None = None # kind of personal data -> places masked; None: not looked
 
     def __post_init__(self):
         if self.rows is None:
@@ -64,7 +66,8 @@ def select(self: TaggedTexts, at) -> TaggedTexts: # positions, in the order want
         return [x[i] for i in at]
 
     columns = map(pick, (self.texts, self.word_offsets, self.tags, self.documents))
-    return TaggedTexts(*columns, self.name, self.notes, self.fine, pick(self.rows), self.dropped)
+    return TaggedTexts(*columns, self.name, self.notes, self.fine, pick(self.rows), self.dropped,
+                       self.masked)
 
 def without_tags(texts, fine=False) -> TaggedTexts: # str each; as of `split_words`
     "Texts and their words, without tags."
@@ -133,7 +136,9 @@ def join_tagged(*parts) -> TaggedTexts: # of `TaggedTexts`
     return TaggedTexts(
         all_of("texts"), all_of("word_offsets"), all_of("tags"),
         None if alone else np.concatenate(docs), " + ".join(p.name for p in parts), notes,
-        parts[0].fine, np.concatenate([p.rows for p in parts]), dropped)
+        parts[0].fine, np.concatenate([p.rows for p in parts]), dropped,
+        None if any(p.masked is None for p in parts) else dict(
+            sum((Counter(p.masked) for p in parts), Counter())))
 
 # %% ../../nbs/data/11_tags.ipynb #c2049af3
 @patch
@@ -349,6 +354,15 @@ def _guess_columns(frame, text, label, notes): # names as given; -> names, and n
         return text, label, notes
     return *found, [*notes, "read from the columns {!r} and {!r}".format(*found)]
 
+# %% ../../nbs/data/11_tags.ipynb #5db24e2a
+@patch
+def mask(self: TaggedTexts) -> TaggedTexts:
+    "The texts with names such as `[EMAIL_1]` in the place of personal data."
+    rows = list(map(mask_words, self.texts, self.word_offsets))
+    counts = sum((found for *_, found in rows), Counter())
+    return replace(self, texts=[row[0] for row in rows], word_offsets=[row[1] for row in rows],
+                   notes=[*self.notes, masked_note(counts)], masked=dict(sorted(counts.items())))
+
 # %% ../../nbs/data/11_tags.ipynb #5f13e618
 # suffixes of files in CoNLL columns
 CONLL_SUFFIXES = (".conll", ".conll2003", ".bio", ".iob", ".iob2", ".bilou", ".txt")
@@ -356,9 +370,14 @@ CONLL_SUFFIXES = (".conll", ".conll2003", ".bio", ".iob", ".iob2", ".bilou", ".t
 def open_tagged(source, # a file in CoNLL columns, or whatever `open_frame` opens
                 text="text", # name of the column of texts, or of lists of words
                 label="label", # name of the column of spans, or of lists of tags
-                tags=None # the names of tags that are numbers, from 0: a list, or with commas
+                tags=None, # the names of tags that are numbers, from 0: a list, or with commas
+                mask=False # put names in the place of personal data; each word keeps its tag
                ) -> TaggedTexts:
     "Read tagged texts from any source. Raises InputError with file and row for what does not fit."
+    found = _open_tagged(source, text, label, tags)
+    return found.mask() if mask else found
+
+def _open_tagged(source, text, label, tags):
     names = [t.strip() for t in tags.split(",")] if isinstance(tags, str) else tags
     if isinstance(
             source,
@@ -384,7 +403,7 @@ def to_table(self: TaggedTexts) -> Table: # columns text and, where there are do
     frame = pd.DataFrame({"text": self.texts} |
                          ({} if self.documents is None else {"document": self.documents}),
                          index=self.rows)
-    return Table(frame, "text", None, self.name, self.dropped, self.notes)
+    return Table(frame, "text", None, self.name, self.dropped, self.notes, self.masked)
 
 def tag_names(*tagged) -> tuple[str, ...]: # O first, then B and I of each kind
     "The names of all tags, in the order of their ids."

@@ -198,7 +198,8 @@ def join_indicators(frame, # a column of 0 and 1 for each label
 def open_label_sets(source, # whatever `open_frame` opens
                     # names of the columns; several labels, with commas: columns of 0 and 1
                     text="text", label="label",
-                    separator=None # between two labels of a cell; None: as of `find_separator`
+                    separator=None, # between two labels of a cell; None: as of `find_separator`
+                    mask=False # put names in the place of personal data in the texts
                    ) -> tuple[Table, str]: # the table, and the separator
     """Read texts with several labels each. The label column of the table holds them in order, one
     on each line. Raises InputError for a missing column, or a cell that holds no labels."""
@@ -215,7 +216,8 @@ def open_label_sets(source, # whatever `open_frame` opens
                          f"labels.{suggest(missing, frame.columns)}")
     sets = parse_label_sets(cells, frame.index, separator)
     joined = frame.assign(**{label: ["\n".join(sorted(names)) for names in sets]})
-    return clean_table(joined, text, None, name, notes), separator
+    table = clean_table(joined, text, None, name, notes)
+    return table.mask() if mask else table, separator
 
 def split_label_sets(table: Table, label="label") -> list: # of lists of names, row by row
     "The labels of each row of such a table."
@@ -248,7 +250,8 @@ def looks_multilabel(values) -> str | None: # the separator
 # %% ../../nbs/data/10_targets.ipynb #85bf787c
 def open_pairs(source, # whatever `open_frame` opens
                text="text", second="second", # names of the columns of the two texts
-               label="label" # name of the label column, or None
+               label="label", # name of the label column, or None
+               mask=False # put names in the place of personal data in both texts
               # its text column holds both, one line each; the columns of the two are kept
               ) -> Table:
     """Read pairs of texts. Raises InputError for a missing column; rows with one side missing are
@@ -279,7 +282,7 @@ def open_pairs(source, # whatever `open_frame` opens
     table.frame.index = frame.index[good][table.frame.index]
     table.dropped = {k: v
                      for k, v in Counter(table.dropped).items()} | Counter(f for f in faults if f)
-    return table
+    return table.mask([text, second]) if mask else table
 
 # %% ../../nbs/data/10_targets.ipynb #8c0fb67a
 def tokenize_pairs(first, second, # (rows,) str each

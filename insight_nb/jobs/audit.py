@@ -21,11 +21,11 @@ from ..base.files import read_frame
 from ..base.tables import write_frame
 from ..base.text import extract_words
 from ..base.tensors import choose_device
-from insight_nb.data.findings import (
+from ..data.findings import (
     Finding, accepted_findings, apply_findings, changes_from_json, changes_to_json,
     find_boilerplate, find_columns, find_garbled, find_leaked_copies, find_other_scripts,
-    find_repeats, find_spellings, findings_frame, findings_table, redo_changes, undo_changes,
-    usual_spellings)
+    find_personal, find_repeats, find_spellings, findings_frame, findings_table, redo_changes,
+    undo_changes, usual_spellings)
 from ..data.labels import LabelEncoder
 from ..data.split import duplicate_groups
 from ..data.table import Table, invalid_text_reason, to_text
@@ -256,7 +256,8 @@ class RowAudit:
 def in_cells(self: RowAudit) -> list: # of `Finding`
     "What takes no model."
     table = self.table
-    found = find_garbled(table) + find_spellings(table) + find_repeats(table)
+    found = find_personal(table) + find_garbled(table) + find_spellings(table)
+    found += find_repeats(table)
     if self.test is not None:
         found += find_leaked_copies(table, self.test)
     found += find_boilerplate(table) + find_other_scripts(table) + find_columns(table)

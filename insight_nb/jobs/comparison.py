@@ -14,6 +14,7 @@ from fastcore.basics import patch
 
 import insight_nb.eval.guard as guard
 from ..base.core import InputError, atomic_output, package_versions
+from ..base.privacy import mask
 from ..data.labels import LabelEncoder, check_labels
 from ..data.sources import open_frame, open_table
 from ..data.tags import open_tagged, tag_names
@@ -49,8 +50,9 @@ class TextComparison:
 
     def __init__(self, backbone=None, # folder or hub id; None: the embedded one
                  max_length=None, # tokens of a text; None: 128
-                 device=None, seed=0):
-        self.backbone, self.length = backbone, max_length or 128
+                 device=None, seed=0,
+                 mask=False): # put names in the place of personal data in the texts
+        self.backbone, self.length, self.mask = backbone, max_length or 128, mask
         self.device, self.seed, self.notes = choose_device(device), seed, []
         self.encoder = load_backbone(backbone)
 
@@ -67,7 +69,7 @@ class TextComparison:
 @patch
 def open(self: TextComparison, name, text="text", label="label"): # as of `open_table`
     "The rows of a table."
-    return open_table(name, text, label)
+    return open_table(name, text, label, mask=self.mask)
 
 @patch
 def read(self: TextComparison, table=None, # None: the sample
@@ -184,7 +186,8 @@ def prepare(self: TextComparison, columns=()): # to slice by
 
 # %% ../../nbs/jobs/11_comparison.ipynb #8a6c4231
 @patch
-def bundle_facts(self: TextComparison) -> dict: return {"overlap": None}
+def bundle_facts(self: TextComparison) -> dict:
+    return {"overlap": None} | ({"mask": True} if self.mask else {})
 
 @patch
 def keep(self: TextComparison, rung, path): # called by the ladder
@@ -258,7 +261,8 @@ def slice_tables(self: TextComparison, ladder, columns=()) -> list: # of `Report
         if column == "length":
             values = np.array(length_groups(self.evaluation.texts))
         else:
-            values = np.array(self.source.frame[column].iloc[self.parts.test].astype(str))
+            values = self.source.frame[column].iloc[self.parts.test].astype(str).tolist()
+            values = np.array(mask(values) if self.mask else values)
         names, counts = np.unique(values, return_counts=True)
         frequent = names[np.argsort(-counts, kind="stable")[:20]]
         table = slice_table(right, np.where(np.isin(values, frequent), values, "all others"),
@@ -301,7 +305,7 @@ def ship(self: TextComparison, ladder, shown, # the `MethodResult` to ship
     with atomic_output(folder, force=True) as temp:
         shutil.copytree(kept, temp)
         metrics = {name: m.to_dict() for name, m in shown.metrics.items()}
-        write_manifest(temp, read_info(kept) | {"metrics": metrics})
+        write_manifest(temp, read_info(kept) | self.bundle_facts() | {"metrics": metrics})
     bundle, names = open_bundle(folder, device=self.device), self.names
     texts = self.evaluation.texts[:100]
     forth, back = predict(bundle, texts)[0], predict(bundle, texts[::-1])[0][::-1]
@@ -388,6 +392,8 @@ def describe(self: TextComparison, report, ladder, shown):
         "source": source.name, "rows": sides, "sha256": used.digest(), "labels": list(self.names),
         "dropped": source.dropped, "split": parts.duplicates,
         "notes": [*self.notes, *source.notes, *parts.notes]}
+    if source.masked is not None: # kind of personal data -> places
+        report.data["masked"] = source.masked
     rung = next(r for r in ladder.rungs if r.name == shown.name)
     report.model = self.describe_model(rung, shown)
     report.cost = {
@@ -417,10 +423,13 @@ class TagComparison(TextComparison):
         if class_weights:
             raise InputError("class_weights are for labels of texts: leave them out for tags.")
 
-    def open(self, name, text="text", label="label"): return open_tagged(name, text, label)
+    def open(self, name, text="text", label="label"):
+        return open_tagged(name, text, label, mask=self.mask)
     def check_rows(self): pass
     def sliceable_frame(self): return self.source.to_table().frame.iloc[:, :0] # no column
-    def bundle_facts(self): return {"overlap": self.length // 4, "fine": self.source.fine}
+    def bundle_facts(self):
+        found = super().bundle_facts() | {"overlap": self.length // 4}
+        return found | {"fine": self.source.fine}
 
     def take(self, n):
         order = np.random.default_rng(self.seed).permutation(len(self.source))

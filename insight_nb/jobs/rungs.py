@@ -23,7 +23,6 @@ from ..base.core import InputError, atomic_output, package_versions
 from ..base.tensors import choose_device
 from ..data.labels import LabelEncoder
 from ..data.table import to_text
-from ..data.tags import without_tags
 from ..methods.classical import LabelNames, Majority, Tfidf
 from ..methods.fewshot import Contrastive, ContrastiveTask, Prototype
 from ..methods.fine_tuned import EncoderRung
@@ -34,7 +33,7 @@ from ..models.backbone import Backbone, load_tokenizer
 from ..models.native import open_encoder, save_encoder
 from ..models.tasks import Model
 from ..ship.bundle import SCHEMA, check_files, read_info, save_bundle, write_manifest
-from ..ship.predict import text_spans
+from ..ship.predict import text_spans, texts_to_read, words_to_tag
 from ..train.optim import default_precision
 
 # %% ../../nbs/jobs/03_rungs.ipynb #018871f1
@@ -288,10 +287,10 @@ def answer(self: RungBundle, texts) -> tuple: # answers, and probabilities (rows
     "A label for each text, or a list of spans."
     texts = [to_text(t) for t in texts]
     if self.info["task"] == "classify":
-        probs = self.rung.predict_proba(texts)
+        probs = self.rung.predict_proba(texts_to_read(self.info, texts))
         return [self.rung.names[i] for i in probs.argmax(1)], probs
     fine = self.info.get("fine", False)
-    tagged = without_tags(texts, fine)
+    tagged = words_to_tag(self.info, texts)
     tags, probs = self.rung.predict_tags(tagged), self.rung.predict_proba(tagged)
     spans = [text_spans(t, row, p, self.rung.names, fine)
              for t, row, p in zip(texts, tags, probs)]

@@ -100,7 +100,7 @@ SETTINGS = {
     "method": (lambda v: isinstance(v, str), "the name of a method, such as 'full' or 'lora'"),
     **dict.fromkeys(("rank", "max_length", "epochs", "batch_size"), _COUNT),
     **dict.fromkeys(("windows", "verbose", "unfreeze", "weight_averaging", "context",
-                     "keep_interrupted"), _FLAG),
+                     "keep_interrupted", "mask"), _FLAG),
     "casing": (lambda v: v is None or _flag(v), "True, False or None"),
     "learning_rate": (lambda v: v is None or _number(v) and v > 0, "a number above 0, or None"),
     "random_state": (_seed, "a whole number from 0, a RandomState, or None"),
@@ -231,6 +231,8 @@ def describe(self: FineTuningSetup, report, source, parts,
         "source": source.name, "rows": sides, "sha256": used.digest(),
         "labels": list(bundle.info["labels"]), "dropped": source.dropped, "split": parts.duplicates,
         "notes": [*source.notes, *parts.notes, *getattr(trainer.model, "memory_notes", [])]}
+    if source.masked is not None: # kind of personal data -> places
+        report.data["masked"] = source.masked
     report.model = {
         "backbone": self.encoder.name, "identity": self.encoder.identity, "method": self.method,
         "options": self.options, "parameters": self.size[0], "trainable": self.size[1],

@@ -94,7 +94,7 @@ class SpanTagger(TextEstimator):
     `predict` answers with a list of dicts; or X holds lists of words, and `y` lists of IOB tags,
     and `predict` answers with lists of tags, in the scheme IOB2."""
     known_options = ("layer_decay", "unfreeze", "weight_averaging", "focal", "smoothing", "casing",
-                     "overlap", "context", "keep_interrupted")
+                     "overlap", "context", "keep_interrupted", "mask")
 
     def __init__(self, backbone=None, method="full", rank=None, max_length=None, windows=False,
                  epochs=None, batch_size=None, learning_rate=None, random_state=0, device=None,
@@ -134,6 +134,8 @@ def fit(self: SpanTagger, X, y=None, # texts with spans, lists of words with tag
     options, given_split = self.check_options(), isinstance(valid, DataSplit)
     size, given = (None, None) if given_split else read_valid(valid)
     tagged = X if isinstance(X, TaggedTexts) else read_tagged(X, y)
+    if options.get("mask") and tagged.masked is None:
+        tagged = tagged.mask()
     if groups is not None and (given or given_split):
         raise InputError("groups are for a split that is made here: leave them out where valid "
                          "is given.")
@@ -142,6 +144,7 @@ def fit(self: SpanTagger, X, y=None, # texts with spans, lists of words with tag
     self.setup_ = self.make_setup()
     if given:
         more = read_tagged(*given, "the X of valid")
+        more = more.mask() if options.get("mask") else more
         self.parts_ = split_given(tagged.texts, more.texts)
         self.parts_.test = self.parts_.valid # nothing is measured on these
         tagged = join_tagged(tagged, more)
@@ -212,6 +215,7 @@ def word_tags(self: SpanTagger, tagged) -> list: # `TaggedTexts` -> lists of IOB
     "A tag for each word, where the words are given."
     bundle = self.fitted_bundle()
     tokenizer = bundle.model.backbone.tokenizer
+    tagged = tagged.mask() if bundle.info.get("mask") else tagged
     windows = make_tag_windows(tagged, tokenizer, bundle.info["max_length"],
                                bundle.info.get("overlap", 0))
     logits = predict_logits(bundle.model, windows.dataset(pad_id=tokenizer.pad_token_id))
@@ -260,6 +264,7 @@ def evaluate(self: SpanTagger, X=None, y=None, # texts that the model has not se
     if X is None:
         return self.evaluate_split()
     tagged = read_tagged(X, y)
+    tagged = tagged.mask() if bundle.info.get("mask") else tagged
     metrics, nothing = self.span_metrics(X, y, groups)
     titles = {"f1": "F1 of whole spans", "precision": "precision", "recall": "recall"}
     report = ScoreReport("tag", bundle.labels.names, titles, "tagging nothing")

@@ -8,6 +8,7 @@ __all__ = ['KINDS', 'model_names', 'Ensemble', 'open_teacher', 'parse_students',
 
 # %% ../../nbs/jobs/10_students.ipynb #d75a37de
 import time
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -159,6 +160,7 @@ class Distillation:
         mix_labels(np.ones((0, 1)), [], share)
         self.source = next(filter(None, map(encoder_source, teacher.models)), None)
         self.students, self.results = [], []
+        self.masked = None # kind of personal data -> places masked in the rows; None: not looked
         for name, layers in self.kinds.items():
             self.check_student(name, layers)
 
@@ -208,6 +210,9 @@ def set_rows(self: Distillation, unlabelled: Table,
     self.known = int((y[keep] >= 0).sum())
     self.targets = mix_labels(self.teacher.predict_proba(self.texts), y[keep], self.share)
     self.sources = (unlabelled, labeled, test)
+    counts = [t.masked for t in self.sources if t is not None]
+    if None not in counts: # all are masked
+        self.masked = dict(sum(map(Counter, counts), Counter()))
     return self
 
 # %% ../../nbs/jobs/10_students.ipynb #4dad422d
@@ -461,7 +466,8 @@ def result_of(self: Distillation, student: Student) -> StudentResult:
 def ship(self: Distillation, student: Student, folder) -> tuple: # `Ensemble`; `Check` each
     "Write the bundle, open it, and compare its answers with those that were measured."
     result = self.result_of(student)
-    save_student(student, folder, {"accuracy": result.metrics["accuracy"].value})
+    facts = {"accuracy": result.metrics["accuracy"].value}
+    save_student(student, folder, facts if self.masked is None else facts | {"mask": True})
     opened = Ensemble([open_teacher(folder, self.device)])
     texts, want = self.test_texts[:200], result.probs[:200]
     got, back = opened.predict_proba(texts), opened.predict_proba(texts[::-1])[::-1]
@@ -524,6 +530,8 @@ def describe(self: Distillation, report, student: Student):
         "rows": {"train": len(self.texts), "labeled": self.known, "test": len(self.test_texts)},
         "labels": list(self.names), "dropped": unlabelled.dropped, "split": self.duplicates,
         "measured_against": measured, "notes": [note for t in tables for note in t.notes]}
+    if self.masked is not None: # kind of personal data -> places
+        report.data["masked"] = self.masked
     result, backbone = self.result_of(student), self.source and self.source.backbone
     report.model = {
         "student": student.name, "teachers": len(self.teacher.models),

@@ -7,6 +7,7 @@ __all__ = ['OPTIONS', 'TextEstimator', 'check_groups', 'check_split_rows', 'Text
            'PairClassifier', 'MultiLabelClassifier', 'TextRegressor', 'PairRegressor']
 
 # %% ../../nbs/jobs/05_text_estimators.ipynb #2d3251a5
+from collections import Counter
 from collections.abc import Hashable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from sklearn.utils import check_random_state, column_or_1d
 import insight_nb.eval.guard as guard
 from ..base.core import (
     InputError, ReportTable, ScratchFolder, package_versions, plural, shorten, suggest)
+from ..base.privacy import Masker
 from ..data.dataset import balanced_sampling_weights
 from ..data.split import DataSplit
 from ..data.table import Table
@@ -47,7 +49,7 @@ from ..train.inference import optimize_for_inference, predict_logits
 
 # %% ../../nbs/jobs/05_text_estimators.ipynb #b165b0c5
 OPTIONS = ("layer_decay", "unfreeze", "weight_averaging", "focal", "smoothing", "pool",
-           "casing", "overlap", "context", "sampling", "keep_interrupted")
+           "casing", "overlap", "context", "sampling", "keep_interrupted", "mask")
 
 class TextEstimator(BaseEstimator):
     """A fine-tuned encoder with the methods of scikit-learn. `bundle_` holds the trained model,
@@ -55,7 +57,9 @@ class TextEstimator(BaseEstimator):
     pairs = False # does it read pairs of texts?
     reported = ("windows",) # settings that a report names
     # that it uses; keep_interrupted: Ctrl-C ends training alone, and the best epoch is kept
-    known_options = ("layer_decay", "unfreeze", "weight_averaging", "pool", "keep_interrupted")
+    # mask: names such as [EMAIL_1] stand for personal data, in training and whenever it is asked
+    known_options = ("layer_decay", "unfreeze", "weight_averaging", "pool", "keep_interrupted",
+                     "mask")
 
     def __init__(self, backbone=None, # folder or hub id of an encoder; None: the embedded one
                  method="full", # of `models.adapters.METHODS`
@@ -167,7 +171,17 @@ def read(self: TextEstimator, X, name="X") -> list: # of str, or of pairs
         if names != wanted:
             raise InputError(f"{name} has the columns {names}, and training had {wanted}: give "
                              "these, in this order.")
-    return read_texts(X, self.pairs, name)
+    texts = read_texts(X, self.pairs, name)
+    return self.mask_texts(texts) if (self.options or {}).get("mask") else texts
+
+@patch
+def mask_texts(self: TextEstimator, texts) -> list: # of str, or of pairs
+    "The texts without personal data. What was found in the rows of `fit` is counted."
+    masker = Masker()
+    texts = masker.mask_rows(texts)
+    if not hasattr(self, "bundle_"): # not fitted yet
+        self.masked_ = dict(Counter(getattr(self, "masked_", {})) + masker.counts)
+    return texts
 
 @patch
 def check_rows(self: TextEstimator, X, y, name="X"):
@@ -318,6 +332,8 @@ def facts(self: TextEstimator) -> dict:
     if self.pairs:
         columns = [str(c) for c in getattr(self, "feature_names_in_", ())]
         found = {"second": columns[1] if columns else "second", "columns": columns or None}
+    if (self.options or {}).get("mask"):
+        found["mask"] = True
     return found | {"estimator": type(self).__name__, "parameters": self.parameters()}
 
 @patch
@@ -477,7 +493,8 @@ def table_of(self: TextEstimator, texts, y) -> tuple: # `Table`, and the columns
     frame = pd.DataFrame({"text": join_pairs(texts), "label": [str(v) for v in y]})
     if self.pairs:
         frame["first"], frame["second"] = zip(*texts)
-    return Table(frame, "text", "label", "X"), ["first", "second"] if self.pairs else ["text"]
+    table = Table(frame, "text", "label", "X", masked=getattr(self, "masked_", None))
+    return table, ["first", "second"] if self.pairs else ["text"]
 
 @patch
 def truncated(self: TextEstimator, texts, parts) -> np.ndarray: # (rows,) bool

@@ -17,6 +17,7 @@ import torch
 import insight_nb.eval.guard as guard
 from ..base.core import InputError, plural, shorten
 from ..base.intervals import find_grouping
+from ..base.privacy import mask
 from ..data.dataset import TokenDataset
 from ..data.labels import LabelEncoder
 from ..data.split import DataSplit, duplicate_groups, split, split_from_tables
@@ -52,9 +53,10 @@ def split_rows(source, # a `Table`: the rows to learn from
     learned = np.concatenate([parts.train, parts.valid])
     both = {parts.groups[i] for i in learned} & set(parts.test_groups) if parts.groups else ()
     if both:
+        example = shorten(min(map(str, both)), 40)
+        example = example if source.masked is None else mask([example])[0]
         parts.notes.append(f"{plural(len(both), 'group')} of the test rows, such as "
-                           f"{shorten(min(map(str, both)), 40)!r}, are in training too: the "
-                           "result flatters")
+                           f"{example!r}, are in training too: the result flatters")
     return table, parts
 
 # %% ../../nbs/jobs/01_training.ipynb #20a2462f

@@ -411,7 +411,8 @@ def facts(self: BundleUpdate, name) -> dict: # a strategy that was run
     counts = np.bincount(self.label_ids[self.runs[name].used], minlength=len(self.rows.names))
     return {"updates": [*self.info.get("updates", []), self.describe_update(name)],
             "overlap": self.info.get("overlap"), "accuracy": float(self.correct(name).mean()),
-            "class_count": counts.tolist()}
+            "class_count": counts.tolist()} | (
+                {} if self.rows.source.masked is None else {"mask": True})
 
 # %% ../../nbs/jobs/09_update.ipynb #c57f06fd
 @patch

@@ -16,6 +16,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..base.core import InputError, ReportTable, plural, shorten, suggest
+from ..base.privacy import Masker, masked_note
 from ..data.labels import LabelEncoder
 from ..data.split import DataSplit, duplicate_groups, split
 from ..data.table import Table
@@ -199,8 +200,13 @@ def check_learned(labels, sides, known): # (rows,) both; labels of the bundle
 # %% ../../nbs/jobs/08_update_rows.ipynb #2b9af89c
 def plan_update(known, # labels of the bundle, in order
                 frame: pd.DataFrame, # all rows, of `mark_rows`; old ones first, corrections last
-                seed=0) -> UpdateRows:
+                seed=0,
+                mask=False # put names in the place of personal data in all texts
+               ) -> UpdateRows:
     "Which rows train, validate and test. Raises InputError for rows that can't update this bundle."
+    masker = Masker()
+    if mask:
+        frame = frame.assign(text=masker.mask_rows(frame.text.tolist()))
     other = spellings(frame.label, known)
     frame = frame.assign(label=[other.get(name, name) for name in frame.label])
     check_old_labels(frame[frame.period == "old"], known)
@@ -215,6 +221,9 @@ def plan_update(known, # labels of the bundle, in order
     at = [np.flatnonzero(sides == side) for side in ("train", "valid", "test")]
     table = Table(frame, "text", "label", " + ".join(dict.fromkeys(frame.source)),
                   notes=plan_notes(other, n - len(frame)))
+    if mask:
+        table.masked = dict(sorted(masker.counts.items()))
+        table.notes.append(masked_note(table.masked))
     return UpdateRows(table, DataSplit(*at, [], found), tuple(known), names,
                       count_seen(frame, given, learned.text))
 

@@ -29,7 +29,8 @@ from fastcore.basics import patch
 from ..base.core import InputError, optional_import, plural, shorten, suggest
 from ..data.table import invalid_text_reason, to_text
 from .bundle import Bundle, load_bundle, read_info
-from .feedback import Answered, bundle_name, check_correction, FeedbackStore
+from .feedback import (
+    Answered, bundle_name, check_correction, FeedbackStore, hide_personal_data)
 from .predict import lowest_probability, predict
 
 # %% ../../nbs/ship/04_serve.ipynb #13c106cd
@@ -46,6 +47,7 @@ class ServeOptions:
     feedback: str | None = None # file of a `FeedbackStore`, where answers are kept
     keep_texts: bool = True # False: only a hash of each text is kept there
     review: float = .05 # share of the answers that are drawn there, to be looked at
+    mask: bool = False # no personal data in log and feedback; a bundle of masked texts has none
 
     def __post_init__(self):
         for name in ("max_texts", "max_characters", "max_body_mb", "batch_texts"):
@@ -277,8 +279,12 @@ class Service:
             batcher.thread = self.thread
         self.store, self.writer = None, ThreadPoolExecutor(1)
         if options.feedback:
-            self.store = FeedbackStore(options.feedback, options.keep_texts, options.review)
+            masks = any(map(self.masks, self.bundles))
+            self.store = FeedbackStore(options.feedback, options.keep_texts, options.review, masks)
         self.start_counting()
+
+    def masks(self, name) -> bool: # is nothing personal kept of what this bundle is asked?
+        return bool(self.options.mask or self.bundles[name].info.get("mask"))
 
     def caller(self, bundle):
         return lambda rows: answer_rows(bundle, rows, True, self.options)
@@ -321,7 +327,7 @@ def choose(self: Service, name=None) -> str: # None: the first
 def info(self: Service, name) -> dict: # of a bundle
     "What a client may know of a model: labels, versions, metrics with intervals."
     info = self.bundles[name].info
-    keys = ("task", "labels", "max_length", "versions", "metrics", "guard")
+    keys = ("task", "labels", "max_length", "versions", "metrics", "guard", "mask")
     found = {k: info[k] for k in keys if k in info}
     found = json.loads(json.dumps(found), parse_constant=lambda _: None) # JSON has no NaN
     return {"model": name, "pairs": bool(info.get("second"))} | found
@@ -347,11 +353,20 @@ async def predict(self: Service, rows, name=None, probabilities=False) -> list:
     return [{k: v for k, v in a.items() if k != "probabilities"} for a in answers]
 
 @patch
+def hide(self: Service, name, line) -> dict: # what a log may say of a row
+    task = self.bundles[name].info["task"]
+    text, answer = hide_personal_data(task, line["text"], line["prediction"])
+    error = line["error"] and hide_personal_data("classify", line["error"])[0]
+    return {"text": text, "prediction": answer, "error": error}
+
+@patch
 def write_log(self: Service, name, rows, answers):
     "Append texts and answers to the log."
     with open_log(self.options.log) as f:
         for row, answer in zip(rows, answers):
             line = {"time": time.time(), "model": name, "text": row} | answer
+            if self.masks(name):
+                line |= self.hide(name, line)
             f.write(json.dumps(line, ensure_ascii=True) + "\n")
 
 # %% ../../nbs/ship/04_serve.ipynb #482a8f5c
@@ -610,7 +625,8 @@ def about(options: ServeOptions) -> str:
         what = "Texts and answers" if options.keep_texts else "Answers and hashes of texts"
         kept = f" {what} are kept, so that they can be corrected."
     log = "" if options.log else "not "
-    return f"Answers for texts. Texts are {log}kept in a log.{kept}{token}"
+    masked = " Names stand for personal data in what is kept." if options.mask else ""
+    return f"Answers for texts. Texts are {log}kept in a log.{kept}{masked}{token}"
 
 def _typed(call, kind): # FastAPI finds out from the annotation that it gives the request
     async def handler(request): return await call(request)

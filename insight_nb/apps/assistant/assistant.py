@@ -201,7 +201,7 @@ def save(self: Assistant, path, force=False, metadata=None):
     info = {
         "schema": SCHEMA, "task": "assistant", "labels": list(
             r.names), "max_length": r.max_length, "strength": r.C, "tune": r.fine_tune,
-        "scale": r.scale, "seed": r.seed, "near": self.answer_threshold,
+        "scale": r.scale, "seed": r.seed, "mask": r.mask, "near": self.answer_threshold,
         "close": self.clarify_threshold, "patience": self.dialogue.patience, "gate": {
             "names": r.detector.names, "mean": r.detector.mean, "spread": r.detector.std,
             "threshold": r.detector.threshold}, "backbone": {
@@ -231,7 +231,8 @@ def load_assistant(path, transcript=None, reranker=None, # as of `Assistant`
             "assistant wrote as bundle.")
     b = info["backbone"]
     reader = IntentClassifier(
-        None, info["tune"], info["max_length"], info["strength"], info["seed"], device)
+        None, info["tune"], info["max_length"], info["strength"], info["seed"], device,
+        bool(info.get("mask")))
     if info["schema"] == 1: # the encoder lay in the folder itself
         reader.backbone = load_backbone(str(path))
     else:

@@ -281,6 +281,8 @@ def describe(self: AssistantReport, source, parts, assistant: Assistant,
         "sha256": source.digest(), "labels": list(self.names), "dropped": source.dropped,
         "split": parts.duplicates, "notes": [*source.notes, *parts.notes],
         "out_of_scope": self.scope_source}
+    if source.masked is not None: # kind of personal data -> places
+        self.data["masked"] = source.masked
     self.model = {
         "backbone": reader.backbone.name, "identity": reader.backbone.identity,
         "method": "contrastive + linear" if reader.fine_tune else "frozen + linear",

@@ -15,6 +15,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ...base.core import ReportTable, InputError, plural
+from ...base.privacy import mask
 from ...eval.metrics import Metric, proportion_metric, softmax, wilson_interval
 from ...eval.scores import auroc
 from ...methods.classical import fit_linear
@@ -210,7 +211,9 @@ class IntentClassifier:
                  max_length=128, # tokens of a text
                  C=.08, # inverse of the regularization strength of the linear model
                  seed=0,
-                 device=None): # of `choose_device`; the encoder is moved there
+                 device=None, # of `choose_device`; the encoder is moved there
+                 mask=False): # put names in the place of personal data before a text is read
+        self.mask = mask
         self.device = choose_device(device)
         self.backbone = backbone
         self.fine_tune = fine_tune
@@ -222,6 +225,7 @@ class IntentClassifier:
     def embed(self, texts):
         """Return (rows, width) vectors of length one. For a fine-tuned encoder, the vectors of its
         static tokens are joined to them."""
+        texts = mask(texts) if self.mask else texts
         parts = [
             embed(texts, self.backbone, self.max_length, static, device=self.device)
             for static in ((False, True) if self.fine_tune else (False,))]
@@ -238,7 +242,7 @@ def prepare_encoder(self: IntentClassifier, texts, y): # (rows,) label ids
     if self.fine_tune:
         method = Contrastive(self.backbone, self.max_length, device=self.device)
         method.names, method.seed = self.names, self.seed
-        method.tune(*method.examples(texts, y))
+        method.tune(*method.examples(mask(texts) if self.mask else texts, y))
         self.backbone, self.cost = method.model.backbone, method.trainer.cost()
     elif not hasattr(self.backbone, "tokenizer"):
         self.backbone = load_backbone(self.backbone)

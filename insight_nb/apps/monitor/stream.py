@@ -23,6 +23,7 @@ from fastcore.basics import patch
 
 from ...base.core import InputError, shorten, optional_import, plural, suggest, hash_texts
 from ...base.databases import Database
+from ...base.privacy import mask
 from ...base.times import parse_timestamp
 from ...data.samples import synthetic
 from ...data.sources import open_frame
@@ -60,7 +61,8 @@ class Stream:
                  freq="day", # bucket: hour, day or week (from Monday)
                  tz="UTC", # of the buckets, and of dates without a zone
                  now=None, # seconds since 1970; None: the clock
-                 since=None): # a date; older texts are set aside
+                 since=None, # a date; older texts are set aside
+                 mask=False): # put names in the place of personal data in texts
         if freq not in ("hour", "day", "week"):
             raise InputError(
                 f"there are no buckets of a {freq!r}.{suggest(freq, ['hour', 'day', 'week'])}")
@@ -72,7 +74,7 @@ class Stream:
         self.columns = columns
         self.freq = freq
         self.tz = ZoneInfo(tz)
-        self._now = now
+        self._now, self.mask = now, mask
         self.since = None if since is None else parse_timestamp(since, self.tz)
         if since is not None and self.since is None:
             raise InputError(
@@ -100,6 +102,7 @@ def _row(self: Stream, cells): # what, of `StreamColumns` -> cell
     what, when = cells.get("text"), parse_timestamp(cells.get("date"), self.tz)
     fault, known = invalid_text_reason(what), cells.get("id")
     text = "" if what is None or fault in ("missing text", "not a text") else to_text(what)
+    text = mask([text])[0] if self.mask else text
     if not fault and when is None:
         fault = "no date" if invalid_text_reason(cells.get("date")) else "unreadable date"
     if not fault and when > self.now + _SKEW:
