@@ -6,9 +6,9 @@
 __all__ = ['KINDS', 'OVERLAP', 'storable', 'LabelStore', 'drawn_at_random', 'LabelingSession', 'LabelingProgress',
            'cached_vectors', 'LabelingReport']
 
-# %% ../../nbs/jobs/14_labeling.ipynb #9c2020b8
+# %% ../../nbs/jobs/14_labeling.ipynb #b067a19e
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from insight_nb.methods.active import (
 from ..models.backbone import load_backbone
 from ..train.inference import embed
 
-# %% ../../nbs/jobs/14_labeling.ipynb #6ad5ed01
+# %% ../../nbs/jobs/14_labeling.ipynb #6a67705f
 _TABLES = """create table if not exists marks (
     id integer primary key, text text not null, annotator text not null, kind text not null,
     label text, at text not null, undone integer not null default 0);
@@ -64,7 +64,7 @@ class LabelStore:
                 "insert into marks (text, annotator, kind, label, at) values (?, ?, ?, ?, ?)",
                 (storable(text), storable(annotator), kind, label, at))
 
-# %% ../../nbs/jobs/14_labeling.ipynb #d19c3602
+# %% ../../nbs/jobs/14_labeling.ipynb #02cae082
 @patch
 def undo(self: LabelStore, annotator): # -> the text whose answer was taken back; None: there is none
     "Take back the last answer of an annotator."
@@ -84,7 +84,7 @@ def frame(self: LabelStore) -> pd.DataFrame:
     frame = pd.DataFrame(found, columns=["text", "annotator", "kind", "label", "at"])
     return frame.drop_duplicates(["text", "annotator"], keep="last").reset_index(drop=True)
 
-# %% ../../nbs/jobs/14_labeling.ipynb #c7eec1a7
+# %% ../../nbs/jobs/14_labeling.ipynb #6b2245f7
 @patch
 def import_labels(self: LabelStore, texts, labels, annotator="table") -> int: # new answers
     "Take over labels of a table."
@@ -105,7 +105,7 @@ def texts_besides(self: LabelStore, texts) -> list: # a pool
     here = set(map(storable, texts))
     return [text for text in dict.fromkeys(self.frame()["text"]) if text not in here]
 
-# %% ../../nbs/jobs/14_labeling.ipynb #24ca3804
+# %% ../../nbs/jobs/14_labeling.ipynb #32d17679
 OVERLAP = 5 # every fifth row of an annotator is one that another has labeled
 
 def drawn_at_random(texts, n, seed=0) -> np.ndarray: # sorted positions
@@ -135,7 +135,7 @@ class LabelingSession:
         self.queue, self.model, self.skipped = [], None, {}
         self.refresh()
 
-# %% ../../nbs/jobs/14_labeling.ipynb #890b2f20
+# %% ../../nbs/jobs/14_labeling.ipynb #adfa2357
 def _unique(texts): # -> texts as kept, without copies; positions of the first of each
     first = {}
     for i, text in enumerate(texts):
@@ -165,7 +165,7 @@ def ids(self: LabelingSession, rows) -> np.ndarray: # positions of labeled rows 
     "The labels as numbers, in the order of `names`."
     return np.array([self.names.index(self.labels[i]) for i in rows], int)
 
-# %% ../../nbs/jobs/14_labeling.ipynb #020625ad
+# %% ../../nbs/jobs/14_labeling.ipynb #91ce65cd
 @patch
 def fit(self: LabelingSession):
     "Fit the model to what is labeled, if there is something to learn."
@@ -200,7 +200,7 @@ def next_row(self: LabelingSession, annotator): # -> a position; None: all is do
     back = [i for i in sorted(self.skipped[annotator]) if i not in self.answers]
     return next(iter([*ready, *drawn, *back]), None)
 
-# %% ../../nbs/jobs/14_labeling.ipynb #4a0e87b5
+# %% ../../nbs/jobs/14_labeling.ipynb #7dfbe51a
 @patch
 def record(self: LabelingSession, row, annotator, label=None, kind="label"):
     "Keep an answer. Returns a sentence about it, empty where nothing is special."
@@ -222,7 +222,7 @@ def undo(self: LabelingSession, annotator): # -> the row to show again; None: no
     self.skipped.get(annotator, set()).discard(row)
     return row
 
-# %% ../../nbs/jobs/14_labeling.ipynb #685eaad6
+# %% ../../nbs/jobs/14_labeling.ipynb #52a6ff33
 @dataclass
 class LabelingProgress:
     "How far the labeling is."
@@ -241,7 +241,7 @@ class LabelingProgress:
             return None
         return self.curve.predict(self.scores[-1][0] + self.after)
 
-# %% ../../nbs/jobs/14_labeling.ipynb #0635a83e
+# %% ../../nbs/jobs/14_labeling.ipynb #6339ea12
 @patch
 def summary(self: LabelingProgress) -> str:
     "Labels so far, accuracy now, expected after more."
@@ -270,14 +270,14 @@ def table(self: LabelingProgress) -> ReportTable:
     return ReportTable(["labels to train on", "accuracy on the test side"],
                        [[f"{n:,}", float(v)] for n, v in self.scores], self.summary())
 
-# %% ../../nbs/jobs/14_labeling.ipynb #adc08ac1
+# %% ../../nbs/jobs/14_labeling.ipynb #41b21675
 @patch
 def curve_scores(self: LabelingSession, most=10) -> list: # (labels to train on, accuracy)
     "Accuracy on the test side at growing numbers of labels."
     if not self.tested or len(set(self.ids(self.train))) < 2:
         return []
     n, y, truth = len(self.train), self.ids(self.train), self.ids(self.tested)
-    sizes = np.unique(np.geomspace(min(self.batch, n), n, most).astype(int))
+    sizes = np.unique(np.geomspace(min(self.batch, max(n // 4, 2)), n, most).astype(int))
     scores, x = [], self.x[self.train]
     probe = VectorProbe(len(self.names), self.seed)
     for size in sizes:
@@ -302,11 +302,13 @@ def progress(self: LabelingSession, after=50, # further labels to look ahead
     if price is not None and point_value is not None:
         sizes, values = zip(*scores) if scores else ((), ())
         stop = should_stop(sizes, values, price, point_value, after, self.seed)
+        if len(self.tested) < len(self.test):
+            stop = replace(stop, stop=False, reason="the test side is not complete yet")
     unseen = unseen_share([self.labels[i] for i in self.tested])
     return LabelingProgress(len(self.labels), (len(self.tested), len(self.test)), len(self.names),
                             proportion_metric(right), curve, scores, unseen, after, stop)
 
-# %% ../../nbs/jobs/14_labeling.ipynb #4f04143b
+# %% ../../nbs/jobs/14_labeling.ipynb #52fe7f4f
 @patch
 def agreement(self: LabelingSession) -> Agreement: # of the two who share most rows
     "How far annotators agree, on the rows that two of them labeled."
@@ -338,7 +340,7 @@ def suggest(self: LabelingSession, row, most=3) -> list: # (label, probability)
     p = self.model.predict_proba(self.x[[row]])[0]
     return [(self.names[k], float(p[k])) for k in np.argsort(-p, kind="stable")[:most]]
 
-# %% ../../nbs/jobs/14_labeling.ipynb #ebb808b7
+# %% ../../nbs/jobs/14_labeling.ipynb #692e7c45
 @patch
 def to_label(self: LabelingSession, n, text="text", label="label") -> pd.DataFrame:
     "The next n rows to label: test rows in turns with those of the strategy."
@@ -360,7 +362,7 @@ def labeled(self: LabelingSession, text="text", label="label") -> pd.DataFrame:
         frame[f"label by {one}"] = [self.answers[i].get(one) for i in self.labels]
     return frame
 
-# %% ../../nbs/jobs/14_labeling.ipynb #1bb9c275
+# %% ../../nbs/jobs/14_labeling.ipynb #5289b302
 def cached_vectors(texts, file=None, # path ending in .npz; None: not kept
                    encoder=None, # folder or hub id; None: the embedded one
                    device=None) -> np.ndarray: # (rows, width)
@@ -380,7 +382,7 @@ def cached_vectors(texts, file=None, # path ending in .npz; None: not kept
             np.savez(out, key=key, vectors=vectors)
     return vectors
 
-# %% ../../nbs/jobs/14_labeling.ipynb #2169c152
+# %% ../../nbs/jobs/14_labeling.ipynb #79818b2b
 class LabelingReport(ScoreReport):
     "A report that leads with how far the labeling is."
     def __init__(self, session: LabelingSession, progress: LabelingProgress, source: Table):
@@ -393,7 +395,8 @@ class LabelingReport(ScoreReport):
             truth, y = session.ids(session.tested), session.ids(session.train)
             shares = np.bincount(y, minlength=len(self.names)) / len(y)
             constant = np.tile(shares, (len(truth), 1))
-            self.set_metrics(evaluate(truth, session.curve_probs), evaluate(truth, constant))
+            self.set_metrics(*({name: m for name, m in evaluate(truth, p).items() if name in titles}
+                               for p in (session.curve_probs, constant)))
         else:
             self.set_metrics(none, none)
         blocks = [progress.table()]
@@ -406,7 +409,7 @@ class LabelingReport(ScoreReport):
 
     def verdict(self): return f"{self._head()}{self.progress.summary()}"
 
-# %% ../../nbs/jobs/14_labeling.ipynb #90642314
+# %% ../../nbs/jobs/14_labeling.ipynb #70498432
 @patch
 def sections(self: LabelingReport) -> list: # as of `Report`
     "Labels first; without a measurement there is no result to draw."
@@ -435,7 +438,8 @@ def describe(self: LabelingReport, source: Table):
     checks = [Check("fair_test", fair or None, detail if fair else f"{detail}; not complete yet"),
               Check("split_duplicates", True, "copies of a text are one row")]
     if self.progress.scores:
-        checks += [guard.small_classes(self.names, counts), beats_baseline(self)]
+        small = guard.small_classes(self.names, counts)
+        checks += [replace(small, passed=small.passed or None), beats_baseline(self)]
     self.add(*(Check(name, None, none) for name in GUARD), *checks)
     stop = self.progress.stop
     self.extra |= {"labeling": {

@@ -8,7 +8,7 @@ __all__ = ['STRATEGIES', 'standardize', 'VectorProbe', 'Pool', 'random_rows', 'm
            'unseen_share', 'next_rows', 'LabelingRun', 'simulate_labeling', 'StrategyComparison', 'compare_strategies',
            'StopDecision', 'should_stop']
 
-# %% ../../nbs/methods/08_active.ipynb #2fb0ae34
+# %% ../../nbs/methods/08_active.ipynb #c80f1fcc
 import warnings
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ from ..eval.learning_curve import fit_curve
 from ..eval.metrics import Metric, wilson_interval
 from .classical import class_probabilities, n_folds
 
-# %% ../../nbs/methods/08_active.ipynb #bc1245d2
+# %% ../../nbs/methods/08_active.ipynb #53c1566d
 def standardize(vectors) -> np.ndarray: # (rows, width) -> the same, float32
     "Centered vectors with one common scale."
     x = np.asarray(vectors, np.float32)
@@ -31,7 +31,7 @@ def standardize(vectors) -> np.ndarray: # (rows, width) -> the same, float32
                          "each row.")
     return (x - x.mean(0)) / (x.std() + 1e-9)
 
-# %% ../../nbs/methods/08_active.ipynb #fc580885
+# %% ../../nbs/methods/08_active.ipynb #b138c45f
 class VectorProbe:
     "A logistic regression on vectors that is fitted anew whenever labels come."
     strengths = (.01, .03, .1, .3, 1.)
@@ -54,7 +54,7 @@ class VectorProbe:
             return np.tile(np.eye(self.n_classes)[self.only], (len(x), 1))
         return class_probabilities(self.model, x, self.n_classes)
 
-# %% ../../nbs/methods/08_active.ipynb #501cec7d
+# %% ../../nbs/methods/08_active.ipynb #a8f0a6ba
 @patch
 def regression(self: VectorProbe, strength):
     "The model before it learns."
@@ -77,7 +77,7 @@ def tune(self: VectorProbe, x, y):
                                   scoring="neg_log_loss").mean() for c in self.strengths]
     self.strength, self.tuned_at = self.strengths[int(np.argmax(scores))], len(often)
 
-# %% ../../nbs/methods/08_active.ipynb #20835fea
+# %% ../../nbs/methods/08_active.ipynb #613a69e0
 @dataclass
 class Pool:
     "Rows to label, and what is known of them."
@@ -95,7 +95,7 @@ class Pool:
 def _squared(a, b): # (n, width), (m, width) -> (n, m) squared distances
     return np.maximum((a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * a @ b.T, 0)
 
-# %% ../../nbs/methods/08_active.ipynb #5601b9dc
+# %% ../../nbs/methods/08_active.ipynb #852034c1
 def random_rows(pool: Pool, n): # -> (n,) places in `pool.open`
     "Any rows."
     return np.random.default_rng(pool.seed + len(pool.labeled)).permutation(len(pool.open))[:n]
@@ -109,7 +109,7 @@ def entropy_rows(pool: Pool, n):
     p = np.clip(pool.probs, 1e-12, 1)
     return np.argsort((p * np.log(p)).sum(1), kind="stable")[:n]
 
-# %% ../../nbs/methods/08_active.ipynb #1b39470e
+# %% ../../nbs/methods/08_active.ipynb #01e56566
 def cluster_rows(x, n, seed=0, # (rows, width); how many clusters
                  weights=None): # (rows,) above 0
     "The row nearest the center of each of n clusters: (n or fewer,) positions."
@@ -132,7 +132,7 @@ def diverse_rows(pool: Pool, n, pick_from=10): # times as many doubtful rows as 
     rest = some[~np.isin(some, rows)] # where copies left clusters empty
     return np.concatenate([rows, rest])[:n]
 
-# %% ../../nbs/methods/08_active.ipynb #13b6d301
+# %% ../../nbs/methods/08_active.ipynb #6db44e47
 def core_set_rows(pool: Pool, n):
     "Rows far from all labeled ones, one after the other (k-center)."
     x = pool.x[pool.open]
@@ -161,7 +161,7 @@ def contrastive_rows(pool: Pool, n, neighbors=10): # labeled rows to look at
     apart = (said * np.log(said)).sum(1)[at].mean(1) - (said[at].mean(1) * own).sum(1)
     return np.argsort(-apart, kind="stable")[:n]
 
-# %% ../../nbs/methods/08_active.ipynb #65b4309e
+# %% ../../nbs/methods/08_active.ipynb #111f2aac
 STRATEGIES = {"random": random_rows, "margin": margin_rows, "entropy": entropy_rows,
               "diverse": diverse_rows, "core-set": core_set_rows,
               "contrastive": contrastive_rows}
@@ -171,14 +171,14 @@ def check_strategy(name):
     if name not in STRATEGIES:
         raise InputError(f"there is no strategy {name!r}.{suggest(name, STRATEGIES)}")
 
-# %% ../../nbs/methods/08_active.ipynb #859af579
+# %% ../../nbs/methods/08_active.ipynb #22ec6a29
 def first_rows(x, n, seed=0, # (rows, width) of `standardize`; rows wanted
                most=5000): # rows to look at, drawn at random
     "Rows to begin with, one of each cluster: (n or fewer,) positions."
     some = np.random.default_rng(seed).permutation(len(x))[:most]
     return some[cluster_rows(x[some], n, seed)]
 
-# %% ../../nbs/methods/08_active.ipynb #438bc96e
+# %% ../../nbs/methods/08_active.ipynb #5c33dd32
 def unlike_rows(pool: Pool, n, share=.1): # of the pool to look at
     "Rows unlike all labeled ones, one of each kind."
     if not len(pool.labeled):
@@ -196,7 +196,7 @@ def unseen_share(labels) -> Metric: # (n,) of rows drawn at random
         return Metric(np.nan, np.nan, np.nan, 0, "Good-Turing, Wilson 95 %")
     return Metric(once / n, *map(float, wilson_interval(once, n)), n, "Good-Turing, Wilson 95 %")
 
-# %% ../../nbs/methods/08_active.ipynb #55ecab87
+# %% ../../nbs/methods/08_active.ipynb #5d3e52c0
 def next_rows(x, labeled, y, # (rows, width) of `standardize`; (n,) positions; (n,) class ids
               open_rows, # (m,) positions that may be asked
               n, # how many to ask
@@ -216,7 +216,7 @@ def next_rows(x, labeled, y, # (rows, width) of `standardize`; (n,) positions; (
     pool = Pool(x, labeled, y, open_rows, probs, seed)
     return open_rows[STRATEGIES[strategy](pool, n)]
 
-# %% ../../nbs/methods/08_active.ipynb #c5aa5288
+# %% ../../nbs/methods/08_active.ipynb #e0d9ca0d
 @dataclass
 class LabelingRun:
     "Labels as a strategy asked for them, and what the model knew after each batch."
@@ -235,7 +235,7 @@ class LabelingRun:
     def score_at(self, n): # on the line between the batches
         return float(np.interp(n, self.sizes, self.scores))
 
-# %% ../../nbs/methods/08_active.ipynb #c62ddea6
+# %% ../../nbs/methods/08_active.ipynb #b73c01a9
 def _sides(x, y, test, seed): # -> pool x, y, positions of the pool; test x, y; a sentence
     if test is not None:
         vectors, y_test = test
@@ -273,7 +273,7 @@ def simulate_labeling(vectors, y, # (rows, width), (rows,) class ids, all known
     sizes, scores, classes = map(np.array, zip(*found))
     return LabelingRun(strategy, sizes, scores, classes, place[asked], len(y_test), said)
 
-# %% ../../nbs/methods/08_active.ipynb #4f4b5eac
+# %% ../../nbs/methods/08_active.ipynb #fdc41ead
 @dataclass
 class StrategyComparison:
     "Runs of several strategies with the same seeds."
@@ -292,7 +292,7 @@ class StrategyComparison:
     def worse(self, name) -> list: # sizes at which it is surely worse than the base
         return [n for i, n in enumerate(self.sizes) if self.difference(name, i).high < 0]
 
-# %% ../../nbs/methods/08_active.ipynb #6cb2bcca
+# %% ../../nbs/methods/08_active.ipynb #86460c6e
 def compare_strategies(vectors, y, strategies=tuple(STRATEGIES), # as of `simulate_labeling`
                        sizes=(100, 200, 500, 1000), seeds=range(5), batch=50,
                        test=None) -> StrategyComparison:
@@ -319,7 +319,7 @@ def table(self: StrategyComparison) -> ReportTable:
                        f"those [95 %]. {plural(len(first), 'seed')}; test side: "
                        f"{first[0].test_side}")
 
-# %% ../../nbs/methods/08_active.ipynb #d2c748f0
+# %% ../../nbs/methods/08_active.ipynb #b95f113b
 @dataclass(frozen=True)
 class StopDecision:
     "Whether more labels pay."
@@ -340,7 +340,7 @@ class StopDecision:
         return (f"Go on: {self.more:,} more labels would bring {gain:,.0f} ({low:,.0f} to "
                 f"{high:,.0f}) and cost {self.cost:,.0f}.")
 
-# %% ../../nbs/methods/08_active.ipynb #912196fc
+# %% ../../nbs/methods/08_active.ipynb #c2d1eda7
 def should_stop(sizes, scores, # (batches,) labels, accuracy on the same random test side
                 price, # of a label
                 point_value, # of a point of accuracy, in the same money
@@ -351,9 +351,11 @@ def should_stop(sizes, scores, # (batches,) labels, accuracy on the same random 
         raise InputError(f"a label for {price:g} and a point for {point_value:g}: both must be "
                          "above 0.")
     n = int(np.max(sizes)) if len(sizes) else 0
-    if len(np.unique(sizes)) < 5:
+    few = len(np.unique(sizes)) < 5
+    if few or n < 4 * np.min(sizes):
+        reason = "5 batches" if few else "four times the labels that it began with"
         return StopDecision(False, n, step, (0., 0., 0.), price * step,
-                            "a learning curve needs 5 batches")
+                            f"a learning curve needs {reason}")
     curve = fit_curve(sizes, scores, seed=seed)
     more = np.unique(np.linspace(step, max(n, step), 20).astype(int))
     gains = 100 * point_value * np.stack([curve.errors(n) - curve.errors(n + m) for m in more])
@@ -363,7 +365,7 @@ def should_stop(sizes, scores, # (batches,) labels, accuracy on the same random 
     ends = map(float, (gains[i].mean(), *np.quantile(gains[i], [.05, .95])))
     return StopDecision(stop, n, int(more[i]), tuple(ends), float(price * more[i]), "")
 
-# %% ../../nbs/methods/08_active.ipynb #66e24874
+# %% ../../nbs/methods/08_active.ipynb #d0e75b54
 @patch
 def plot(self: StrategyComparison) -> ReportFigure:
     "The mean accuracy of each strategy."
