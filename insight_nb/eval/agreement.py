@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['cohen_kappa', 'Agreement', 'measure_agreement']
 
-# %% ../../nbs/eval/10_agreement.ipynb #f7a44916
+# %% ../../nbs/eval/10_agreement.ipynb #87a3a2a4
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from ..base.core import InputError, ReportTable, plural, shorten
 from ..base.intervals import bounded_interval
 from .metrics import Metric, proportion_metric
 
-# %% ../../nbs/eval/10_agreement.ipynb #9e196c33
+# %% ../../nbs/eval/10_agreement.ipynb #ea47def7
 def _codes(first, second): # -> (n,), (n,) ids, names
     a, b = ([str(v) for v in values] for values in (first, second))
     if len(a) != len(b):
@@ -24,6 +24,7 @@ def _codes(first, second): # -> (n,), (n,) ids, names
     names, codes = np.unique(a + b, return_inverse=True)
     return codes[:len(a)], codes[len(a):], names.tolist()
 
+# %% ../../nbs/eval/10_agreement.ipynb #162d8090
 def cohen_kappa(first, second) -> Metric: # (rows,) labels by two annotators, of the same rows
     "Agreement beyond chance, with a 95 % interval; NaN where only one label occurs."
     a, b, names = _codes(first, second)
@@ -40,7 +41,7 @@ def cohen_kappa(first, second) -> Metric: # (rows,) labels by two annotators, of
     low, high = bounded_interval(float(value), influence, low=-1)[:2]
     return Metric(float(value), low, high, n, method)
 
-# %% ../../nbs/eval/10_agreement.ipynb #2a01bcb9
+# %% ../../nbs/eval/10_agreement.ipynb #474812f0
 @dataclass(frozen=True)
 class Agreement:
     "What two annotators said of the same rows."
@@ -56,7 +57,7 @@ class Agreement:
             return f"{head}; kappa needs two labels or more."
         return f"{head}, kappa {self.kappa} (95 %)."
 
-# %% ../../nbs/eval/10_agreement.ipynb #608762cf
+# %% ../../nbs/eval/10_agreement.ipynb #48c36df2
 def measure_agreement(first, second) -> Agreement: # as of `cohen_kappa`
     "Kappa, the share of equal labels, and the labels that are confused."
     a, b, names = _codes(first, second)
@@ -66,6 +67,7 @@ def measure_agreement(first, second) -> Agreement: # as of `cohen_kappa`
     pairs = [(names[found[i, 0]], names[found[i, 1]], int(count[i])) for i in order]
     return Agreement(cohen_kappa(first, second), proportion_metric(a == b), pairs)
 
+# %% ../../nbs/eval/10_agreement.ipynb #2cba93b0
 @patch
 def table(self: Agreement, most=10) -> ReportTable: # rows of the table
     "The pairs of labels on which they differ."

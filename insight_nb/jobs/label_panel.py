@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KEYS', 'ESM', 'LabelPanel', 'open_panel', 'write_labeling_notebook']
 
-# %% ../../nbs/jobs/15_label_panel.ipynb #ef5b1f8b
+# %% ../../nbs/jobs/15_label_panel.ipynb #f5c06a09
 import json
 from functools import cache
 from pathlib import Path
@@ -17,9 +17,8 @@ from ..data.sources import open_frame
 from ..data.table import clean_table
 from .labeling import LabelingSession, LabelStore, cached_vectors
 
-# %% ../../nbs/jobs/15_label_panel.ipynb #db42c428
+# %% ../../nbs/jobs/15_label_panel.ipynb #6e0f8c60
 KEYS = {"s": "skip", "u": "unsure", "z": "undo", "h": "hint"} # key -> what it does
-
 _DRAW = """
 function make(parent, tag, text, style) {
   const node = document.createElement(tag);
@@ -55,7 +54,7 @@ function draw(model, box, send) {
 }
 """
 
-# %% ../../nbs/jobs/15_label_panel.ipynb #ee92b6ed
+# %% ../../nbs/jobs/15_label_panel.ipynb #2b5bd950
 _LISTEN = """
 function render({model, el}) {
   const root = make(el, "div", "", "border:1px solid #8888;padding:1em;max-width:50em");
@@ -93,7 +92,7 @@ function render({model, el}) {
     if (e.key in s.keys) { e.preventDefault(); send(s.keys[e.key]); return; }
 """
 
-# %% ../../nbs/jobs/15_label_panel.ipynb #17649e5b
+# %% ../../nbs/jobs/15_label_panel.ipynb #b8b25435
 _END = """
     const i = "123456789".indexOf(e.key);
     if (i >= 0 && e.key.length === 1 && i < s.names.length) {
@@ -108,14 +107,14 @@ export default { render };
 """
 ESM = _DRAW + _LISTEN + _END # the module that the browser runs
 
-# %% ../../nbs/jobs/15_label_panel.ipynb #62340969
+# %% ../../nbs/jobs/15_label_panel.ipynb #ccf23e88
 class LabelPanel:
     "Label the rows of a session, one at a time, as one annotator."
     look_again = 10 # answers between two measurements of the accuracy
     def __init__(self, session: LabelingSession,
                  annotator="me", # who answers
                  after=50, # "expected after so many more"
-                 price=None, point_value=None): # of a label, of a point of accuracy; None: not asked
+                 price=None, point_value=None): # as of `LabelingSession.progress`
         if not str(annotator).strip():
             raise InputError("the annotator has no name: give one, so that two can be compared.")
         self.session, self.annotator = session, str(annotator)
@@ -131,7 +130,7 @@ class LabelPanel:
         if shared.same.n:
             self.said += f" Two annotators: {shared.summary()}"
 
-# %% ../../nbs/jobs/15_label_panel.ipynb #2730097a
+# %% ../../nbs/jobs/15_label_panel.ipynb #fba4fc81
 @patch
 def state(self: LabelPanel) -> dict:
     "What the browser draws."
@@ -144,6 +143,7 @@ def state(self: LabelPanel) -> dict:
             "shown": -1 if row is None else row,
             "progress": f"{self.annotator}: {plural(done, 'row')} done. {self.said}"}
 
+# %% ../../nbs/jobs/15_label_panel.ipynb #6bdb5e3c
 @patch
 def answer(self: LabelPanel, content) -> bool: # of the browser; whether it was taken
     "Do what was pressed."
@@ -163,7 +163,7 @@ def answer(self: LabelPanel, content) -> bool: # of the browser; whether it was 
         return self.keep(row, what, name)
     return True
 
-# %% ../../nbs/jobs/15_label_panel.ipynb #e450c577
+# %% ../../nbs/jobs/15_label_panel.ipynb #c69261fa
 @patch
 def keep(self: LabelPanel, row, kind, name) -> bool:
     "Keep an answer, then show the next row."
@@ -183,7 +183,7 @@ def keep(self: LabelPanel, row, kind, name) -> bool:
     self.row = self.session.next_row(self.annotator)
     return True
 
-# %% ../../nbs/jobs/15_label_panel.ipynb #f3cdeb37
+# %% ../../nbs/jobs/15_label_panel.ipynb #c21847b2
 @cache
 def _widget_class():
     anywidget, traitlets = (optional_import(m, "apps") for m in ("anywidget", "traitlets"))
@@ -194,6 +194,7 @@ def _widget_class():
 
     return LabelWidget
 
+# %% ../../nbs/jobs/15_label_panel.ipynb #6edb8cef
 @patch
 def widget(self: LabelPanel):
     "The panel for the screen. Raises InputError where anywidget is not installed."
@@ -208,7 +209,7 @@ def widget(self: LabelPanel):
     shown.on_msg(heard)
     return shown
 
-# %% ../../nbs/jobs/15_label_panel.ipynb #39f073fc
+# %% ../../nbs/jobs/15_label_panel.ipynb #8b221ac8
 def open_panel(table, store, # whatever `open_frame` opens; the path of the labels
                text="text", annotator="me", # column; who answers
                names=(), encoder=None, # labels to begin with; as of `cached_vectors`
@@ -221,13 +222,13 @@ def open_panel(table, store, # whatever `open_frame` opens; the path of the labe
     vectors = cached_vectors([*texts, *extra], file, encoder)
     return LabelPanel(LabelingSession(texts, kept, names, vectors, extra, **settings), annotator)
 
+# %% ../../nbs/jobs/15_label_panel.ipynb #b08ad535
 _CELL = """from insight_nb.jobs.label_panel import open_panel
 
 annotator = "me" # your name: a second person writes another one
 panel = open_panel({table!r}, {store!r}, {text!r}, annotator, {names!r}, **{settings!r})
 panel.widget()
 """
-
 def write_labeling_notebook(folder, table, store, text="text", # where to; as of `open_panel`
                             names=(), **settings):
     "Write `label.ipynb`."
