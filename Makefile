@@ -58,7 +58,7 @@ kills: .venv/ok     ## on demand, an hour: signals at random moments of every re
 	$(BIN)/python tests/signal_check.py
 	$(BIN)/python tests/kill_check.py
 world: .venv/ok     ## on demand, a quarter of an hour: small disks, odd surroundings, markup in every field of every recipe
-	$(BIN)/python -m pytest -q -m slow tests/test_disk.py tests/test_surroundings.py tests/test_security.py tests/test_markup.py
+	$(BIN)/python -m pytest -q -m slow tests/test_disk.py tests/test_surroundings.py tests/test_security.py tests/test_markup.py tests/test_browser.py
 audit: .venv/ok     ## on demand: known holes of the installed packages (asks pypi.org), and what bandit finds in the package
 	$(BIN)/uv tool run bandit -q -c pyproject.toml -r insight_nb
 	$(BIN)/uv pip list --python $(BIN)/python --exclude-editable --format freeze | sed 's/+cpu//' > .venv/installed.txt

@@ -628,7 +628,7 @@ def _show(file):
             print(*map(format_cell, f), sep="\n")
 
 def _mask(args):
-    from insight_nb.jobs.masking import mask_file, unmask_file
+    from insight_nb.ship.masking import mask_file, unmask_file
     if args.undo and args.names:
         raise InputError("--names finds what is to be masked: leave it out with --undo.")
     if args.undo:

@@ -227,3 +227,127 @@ def test_sliders_in_jupyterlab(serve):
         json.dumps({"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5})
     )
     look(lab(serve), use_sliders, "sliders")
+
+
+# The labeling panel: 50 rows by keys, the kernel restarted after 30
+
+POOL = ["房间很大，服务也好 😀", "<b>bold</b><img src=x onerror=alert(1)>"]
+LABEL = """
+from insight_nb.jobs.label_panel import open_panel
+panel = open_panel("pool.csv", "labels.sqlite", annotator="Ann", names=["refund", "delivery"],
+                   test_rows=20)
+panel.widget()
+"""
+
+
+def write_label_page():
+    from insight_nb.data.samples import load_sample
+
+    texts = [*POOL, *dict.fromkeys(load_sample("synthetic", 150).text)]
+    quoted = ['"' + text.replace('"', '""') + '"' for text in texts]
+    Path("pool.csv").write_text("\n".join(["text", *quoted]) + "\n", encoding="utf-8")
+    write_page(LABEL)
+
+
+def write_page(source):
+    cell = {
+        "cell_type": "code",
+        "id": "a",
+        "metadata": {},
+        "source": source,
+        "outputs": [],
+        "execution_count": None,
+    }
+    kernel = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
+    Path("page.ipynb").write_text(
+        json.dumps({"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5})
+    )
+
+
+def answers():
+    "What the store holds now, in the order in which it came."
+    from insight_nb.jobs.labeling import LabelStore
+
+    store = LabelStore("labels.sqlite")
+    frame = store.frame()
+    store.close()
+    return frame
+
+
+def wait_for(page, said):
+    page.locator(".label-message").filter(has_text=said).first.wait_for(timeout=30_000)
+
+
+def press_key(page, key):
+    "Press a key and wait until the next row, or the same one with another word, is drawn."
+    drawn = page.locator(".label-text").first.element_handle()
+    page.keyboard.press(key)
+    page.wait_for_function("node => !node.isConnected", arg=drawn, timeout=30_000)
+
+
+def label_rows(page, n):
+    "n rows by keys; returns the texts that were drawn."
+    page.locator(".label-panel").last.click(position={"x": 5, "y": 5})
+    seen = []
+    for k in range(n):
+        seen.append(page.locator(".label-text").first.inner_text())
+        press_key(page, "12"[k % 2])
+    return seen
+
+
+def use_label_panel(page):
+    page.locator(".label-panel").wait_for(timeout=120_000)
+    cells = page.locator(".jp-Notebook .jp-Cell").count()
+    seen = label_rows(page, 30)
+    assert len(answers()) == 30
+    assert set(answers().text) == set(seen)
+    if "/lab/" in page.url:
+        restart(page)
+    else:
+        page.reload()
+        page.locator(".label-panel").wait_for(timeout=120_000)
+    assert len(answers()) == 30
+    seen += label_rows(page, 20)
+    assert len(set(seen)) == len(answers()) == 50
+    press_key(page, "z")
+    wait_for(page, "Taken back")
+    assert len(answers()) == 49
+    assert page.locator(".label-text").first.inner_text() == seen[-1]
+    press_key(page, "u")
+    press_key(page, "s")
+    assert answers().kind.value_counts().to_dict() == {"label": 49, "unsure": 1, "skip": 1}
+    assert "%" not in page.locator(".label-name").first.inner_text()
+    press_key(page, "h")
+    assert "%" in page.locator(".label-name").first.inner_text()
+    press_key(page, "h")
+    page.keyboard.press("/")
+    page.keyboard.type("好评 😀")
+    press_key(page, "Enter")
+    wait_for(page, "A new class: 好评 😀")
+    assert page.locator(".label-name").nth(2).inner_text() == "3 好评 😀"
+    rest = label_rows(page, 110)
+    assert set(POOL) <= {*seen, *rest}
+    assert page.locator(".jp-Notebook .jp-Cell").count() == cells
+
+
+def restart(page):
+    "A new kernel, and all cells once more."
+    page.get_by_role("menuitem", name="Kernel", exact=True).click()
+    page.get_by_text("Restart Kernel and Run All Cells…", exact=True).click()
+    page.get_by_role("button", name="Confirm Kernel Restart").click()
+    page.wait_for_timeout(3000)
+    page.get_by_text("| Idle").first.wait_for(timeout=120_000)
+    page.locator(".label-panel").wait_for(timeout=120_000)
+    page.wait_for_timeout(1500)
+
+
+@pytest.mark.slow
+def test_labeling_in_jupyterlab(serve):
+    write_label_page()
+    look(lab(serve), use_label_panel, "label")
+
+
+@pytest.mark.slow
+def test_labeling_as_a_page(serve):
+    write_label_page()
+    look(serve("voila", "page.ipynb"), use_label_panel, "label_voila")

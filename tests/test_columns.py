@@ -57,6 +57,7 @@ COLUMNS = {  # recipe -> its table, and the parameters that name a column of it
         {"text": "text", "date": "day", "topic": "label", "opinion": "said", "truth": "said"}
         | {"id": "w", "holiday": "off"},
     ),
+    "label": (ROWS, {"text": "text"}),
     "recommend": (
         VISITS,
         {"user": "user", "item": "item", "time": "time", "rating": "rating", "event": "event"}

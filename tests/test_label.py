@@ -1,0 +1,67 @@
+"""Labeling by CSV: what is asked, filled in and asked again; nothing is lost, and the test side
+stays what was drawn."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+from conftest import LABELS, SECTIONS, in_process, refused, rows_of
+from insight_nb.jobs.labeling import LabelStore
+from notebooks import NBS
+
+N = 120
+TRUTH = {row["text"]: row["label"] for row in rows_of(N)}
+
+
+def run(out, **more):
+    "The recipe's cells in this process; its evidence."
+    given = {"table": "pool.csv", "rows": 20, "test_rows": 20, "out": out} | more
+    in_process(NBS / "recipes" / "label.ipynb", "run.ipynb", given)
+    return json.loads(Path(out, "evidence.json").read_text(encoding="utf-8"))
+
+
+def fill(folder, name):
+    frame = pd.read_csv(f"{folder}/to_label.csv", keep_default_na=False)
+    assert list(frame.columns) == ["text", "label"] and set(frame.label) == {""}
+    frame["label"] = [TRUTH[text] for text in frame.text]
+    frame["second"] = [
+        LABELS[(LABELS.index(v) + (i % 5 == 0)) % 3] for i, v in enumerate(frame.label)]
+    frame.to_csv(name, index=False)
+    return set(frame.text)
+
+
+def test_there_and_back_by_csv():
+    pd.DataFrame({"text": list(TRUTH)}).to_csv("pool.csv", index=False)
+    first = run("a")
+    assert set(first) >= SECTIONS and first["metrics"]["accuracy"]["value"] is None
+    asked = fill("a", "one.csv")
+    second = run("b", labeled=["one.csv"], second="second", store="kept.sqlite", price=1.,
+                 point_value=10.)
+    assert second["labeling"]["labels"] == 20 and second["labeling"]["shared_rows"] == 20
+    assert .4 < second["labeling"]["kappa"]["value"] < 1
+    assert second["metrics"]["accuracy"]["n"] == 10 and not second["labeling"]["stop"]
+    assert not fill("b", "two.csv") & asked
+    third = run("c", labeled=["two.csv"], store="kept.sqlite")
+    assert third["labeling"]["labels"] == 40  # the store holds the first twenty
+    test = pd.read_csv("c/labeled_test.csv", keep_default_na=False)
+    train = pd.read_csv("c/labeled_train.csv", keep_default_na=False)
+    assert (len(test), len(train)) == (20, 20) and not set(test.text) & set(train.text)
+    kept = pd.concat([test, train])
+    assert dict(zip(kept.text, kept.label)) == {text: TRUTH[text] for text in kept.text}
+    page = Path("c/report.html").read_text(encoding="utf-8")
+    assert "<script>alert" not in page and "Accuracy now" in page
+    store = LabelStore("kept.sqlite")
+    assert len(store.frame()) == 60
+    store.close()
+
+
+def test_what_is_refused(ends):
+    pd.DataFrame({"text": list(TRUTH)}).to_csv("pool.csv", index=False)
+    pd.DataFrame({"text": ["a", "b"], "label": ["", ""]}).to_csv("empty.csv", index=False)
+
+    def end(*more): return ends("run", "label", "-p", "table", "pool.csv", *more, "--out", "o")
+
+    refused(end("-p", "labeled", "empty.csv"), "no label in any of its 2 rows")
+    refused(end("-p", "strategy", "margins"), "Did you mean 'margin'")
+    refused(end("-p", "price", "1"), "price and point_value belong together")
+    refused(end("-p", "second", "b"), "give labeled too")
