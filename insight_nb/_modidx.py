@@ -705,6 +705,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                      'insight_nb/apps/monitor/monitor.py'),
                                                  'insight_nb.apps.monitor.monitor.Monitor._chart': ( 'apps/monitor/monitor.html#monitor._chart',
                                                                                                      'insight_nb/apps/monitor/monitor.py'),
+                                                 'insight_nb.apps.monitor.monitor.Monitor._is_odd': ( 'apps/monitor/monitor.html#monitor._is_odd',
+                                                                                                      'insight_nb/apps/monitor/monitor.py'),
                                                  'insight_nb.apps.monitor.monitor.Monitor._needed': ( 'apps/monitor/monitor.html#monitor._needed',
                                                                                                       'insight_nb/apps/monitor/monitor.py'),
                                                  'insight_nb.apps.monitor.monitor.Monitor._not_watched': ( 'apps/monitor/monitor.html#monitor._not_watched',

@@ -20,7 +20,7 @@ from itertools import chain
 from .core import InputError
 
 # %% ../../nbs/base/02_text.ipynb #f64d89d6
-_MOST_UNPACKED, _MOST_TIMES = 100_000_000, 500 # bytes; of the size of the file
+_MOST_UNPACKED, _MOST_TIMES = 100_000_000, 100 # bytes; of the size of the file
 
 class _Unpacked(gzip.GzipFile):
     def __init__(self, path):

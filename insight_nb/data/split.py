@@ -339,13 +339,13 @@ def _finish(table, ids, names, parts, n_train, seed, keep, notes):
     if asked and not len(valid):
         raise InputError(
             f"validation has no row left: its {plural(asked, 'row')} were copies of rows in test. "
-            "Use other rows, or set keep_duplicates.")
+            "Use other rows (in Python: keep_duplicates=True leaves copies).")
     lost = np.setdiff1d(ids, ids[train])
     if len(lost):
         raise InputError(
             f"label {names[lost[0]]!r} has no row left in train: its "
             f"{plural((ids == lost[0]).sum(), 'row')} went to test or validation, or were copies "
-            "of rows there. Add rows with this label, drop it, or set keep_duplicates.")
+            "of rows there. Add rows with this label, or drop it.")
     notes += [
         f"no row of label {names[i]!r} in {what}"
         for what, p in (("validation", valid), ("test", test)) if len(p)

@@ -317,7 +317,8 @@ def default_train_config(n_rows, # number of training rows
     if "learning_rate" in given and method == "full":
         given.setdefault("head_learning_rate", 10 * given["learning_rate"])
     config = replace(rule, **given)
-    rule_text = (f"{n_rows:,} rows in {n_classes} classes, a backbone {width} wide, method "
+    kinds = "" if task == "regress" else f" in {n_classes} classes"
+    rule_text = (f"{n_rows:,} rows{kinds}, a backbone {width} wide, method "
                  f"{method}: {config.epochs} epochs, peak rate {config.learning_rate:g}")
     if by_hand:
         rule_text += f"; set by hand: {', '.join(by_hand)}"

@@ -270,6 +270,11 @@ class Monitor:
             self.quality = quality
         self._read_calendar()
         self.series = self._series(count_series(self.frame, self.bucket_index, asked.watch))
+        if not self.series:
+            raise InputError(
+                f"nothing can be watched: in the baseline of {plural(self.n_baseline, stream.freq)} "
+                f"no series has texts in 5, holidays left out ({len(self.too_rare):,} are too rare). "
+                "Take longer buckets, a longer baseline, or fewer topics.")
 
 # %% ../../../nbs/apps/monitor/03_monitor.ipynb #1581c39b
 @patch
@@ -347,13 +352,15 @@ class Alert:
     share: Metric # now, corrected
     baseline_share: Metric # usual for these buckets, corrected
     rise: Metric # the difference, corrected
+    # share in the buckets of the alarm, where it was over before the others were; None: it was not
+    peak: "Metric | None"
     # buckets after `raised` that share and rise were measured in; 0: in those that were picked
     # because they were high
     n_after: int
     detection_delay: tuple # (mean buckets to see 10 points more, what nine of ten don't exceed)
     texts_per_bucket: float # texts a bucket
     specificity: tuple # (known, what would explain the rise as well)
-    has_drift: bool # the texts themselves changed at that time
+    has_drift: "bool | None" # the texts themselves changed at that time; None: not looked at
     words: list # that are said more often than before
     texts: list # (date, text, how often) that drive it
     texts_to_label: pd.DataFrame # texts to label: key, date, text, opinion
@@ -406,6 +413,12 @@ def get_texts(self: Monitor, series: MonitoredSeries, start, end): # positions o
 
 # %% ../../../nbs/apps/monitor/03_monitor.ipynb #db4918d0
 @patch
+def _is_odd(self: Monitor, odd, series, found): # buckets with a drift; an alarm
+    if not self.settings.drift:
+        return None
+    return bool(odd & set(range(found[0], found[2]))) and series.opinion != DRIFT_SERIES
+
+@patch
 def find_alerts(self: Monitor, max_texts=50) -> list: # texts to label
     "What was raised, the newest first."
     odd = {
@@ -413,7 +426,7 @@ def find_alerts(self: Monitor, max_texts=50) -> list: # texts to label
         for i in range(a, b)}
     made = [(f[1],
              self._alert(s, *f,
-                         bool(odd & set(range(f[0], f[2]))) and s.opinion != DRIFT_SERIES,
+                         self._is_odd(odd, s, f),
                          max_texts)) for s in self.series for f in s.alarms.found]
     return [a for _, a in sorted(made, key=lambda v: -v[0])]
 
@@ -422,7 +435,7 @@ _AFTER = 7 # buckets at most
 
 # (buckets,) texts; those to measure the rise in, and how many of them lie after the alarm
 def _measured(n, start, first, end):
-    later = slice(first + 1, first + 1 + _AFTER)
+    later = slice(first + 1, first + 1 + _AFTER) # not to the end of the alarm: it ends on a low
     return (later, len(n[later])) if n[later].any() else (slice(start, end), 0)
 
 @patch
@@ -430,7 +443,9 @@ def _alert(self: Monitor, s, start, first, end, odd, most):
     at, after = _measured(s.n, start, first, end)
     names = self.bucket_names()
     now, then = _worth(s, at), _usual_worth(s, at)
-    q = s.quality
+    q, peak = s.quality, None
+    if after and end - first <= after:
+        peak = lang_reiczigel(*_worth(s, slice(start, end)), q)
     rows = self.get_texts(s, start, end)
     old = self.get_texts(s, 0, s.n_baseline)
     words = _words_up(rows.text.tolist(), old.text.tolist())
@@ -438,7 +453,7 @@ def _alert(self: Monitor, s, start, first, end, odd, most):
                         random_state=self.settings.seed)[["key", "bucket", "text", "opinion"]]
     return Alert(s.name, names[start], names[first],
                  names[end] if end < len(names) else None, lang_reiczigel(*now, q),
-                 lang_reiczigel(*then, q), excess_share(now, then, q), after,
+                 lang_reiczigel(*then, q), excess_share(now, then, q), peak, after,
                  self._needed(s), float(s.n[start:end].mean()),
                  (q.specificity, equivalent_specificity(now, then, q)), odd,
                  list(words.index), _driving(rows, words), label)
@@ -452,8 +467,12 @@ def _needed(self: Monitor, s):
 @patch
 def _where(self: Alert, freq):
     if self.n_after:
+        peak = ""
+        if self.peak:
+            peak = (f" In the alarm itself it was {_points(self.peak)} %, which is an upper number, "
+                    "since these buckets were picked because they were high.")
         return (f"The share was {_points(self.share)} % in the {plural(self.n_after, freq)} after "
-                "the alarm was raised.")
+                f"the alarm was raised.{peak}")
     return (f"The share is {_points(self.share)} % since then; this window was picked because it "
             "was high, so the number is an upper one.")
 
@@ -495,12 +514,15 @@ def sentences(self: Alert, freq="day", quality=EXACT) -> list: # str each
         return said + [
             "People write otherwise: the classifier may have got worse. Label these "
             f"{len(self.texts_to_label)} texts before you believe its counts."]
-    said.append(
-        "At the same time the texts became unlike those of the baseline: the classifier may have "
-        "drifted."
-        if self.has_drift else
-        "The texts look as before: nothing in them speaks for a drift of the classifier.")
-    if known - fallen <= _FALL:
+    if self.has_drift is None:
+        said.append("Whether people write otherwise than before was not looked at.")
+    elif self.has_drift:
+        said.append("At the same time the texts became unlike those of the baseline: the "
+                    "classifier may have drifted.")
+    else:
+        said.append("The texts look as before: nothing in them speaks for a drift of the "
+                    "classifier.")
+    if known < 1 and known - fallen <= _FALL: # 1: the counts are taken as they are
         said.append(self._instead(known, fallen, quality))
     return said
 

@@ -103,6 +103,8 @@ def _row(self: Stream, cells): # what, of `StreamColumns` -> cell
     fault, known = invalid_text_reason(what), cells.get("id")
     text = "" if what is None or fault in ("missing text", "not a text") else to_text(what)
     text = mask([text])[0] if self.mask else text
+    if when is not None and not -9e9 < when < 9e9: # years 1684 to 2255: no clock was that wrong
+        when = None
     if not fault and when is None:
         fault = "no date" if invalid_text_reason(cells.get("date")) else "unreadable date"
     if not fault and when > self.now + _SKEW:
