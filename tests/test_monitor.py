@@ -402,7 +402,7 @@ def test_what_is_a_holiday(cell):
 
 def test_a_fall_is_called_a_fall():
     def share(v): return Metric(v, v - 0.02, v + 0.02, 100, "test")
-    alert = Alert("x", "a", "b", "c", share(0.18), share(0.2), share(-0.03), 7,
+    alert = Alert("x", "a", "b", "c", share(0.18), share(0.2), share(-0.03), None, 7,
                   (share(5.0), 9.0), 50.0, (0.9, 0.5), False, [], [], pd.DataFrame())
     assert alert.sentences()[0].startswith("x: 3.0 [1.0, 5.0] points below the usual 20.0 %")
 

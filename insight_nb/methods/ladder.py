@@ -126,8 +126,7 @@ class Ladder:
         for name, ok, want in (
             ("budget", self.budget is None or self.budget > 0, "seconds above 0, or nothing"),
             ("margin", 0 < self.margin < 1,
-             "a share of the score above 0, such as 0.01 for a point (in the recipe: points, such as "
-             "1)"),
+             "a share of the score above 0, such as 0.01 for a point (in the recipe: points)"),
             ("confidence", .5 < self.confidence < 1, "a share such as 0.95"),
             ("price", self.price >= 0, "0 or more for an hour")):
             if not ok:

@@ -272,9 +272,9 @@ class Monitor:
         self.series = self._series(count_series(self.frame, self.bucket_index, asked.watch))
         if not self.series:
             raise InputError(
-                f"nothing can be watched: in the baseline of {plural(self.n_baseline, stream.freq)} "
-                f"no series has texts in 5, holidays left out ({len(self.too_rare):,} are too rare). "
-                "Take longer buckets, a longer baseline, or fewer topics.")
+                f"nothing can be watched: no series has texts in 5 of the "
+                f"{plural(self.n_baseline, stream.freq)} of the baseline, holidays left out. Take "
+                "longer buckets, a longer baseline, or fewer topics.")
 
 # %% ../../../nbs/apps/monitor/03_monitor.ipynb #1581c39b
 @patch
@@ -469,8 +469,8 @@ def _where(self: Alert, freq):
     if self.n_after:
         peak = ""
         if self.peak:
-            peak = (f" In the alarm itself it was {_points(self.peak)} %, which is an upper number, "
-                    "since these buckets were picked because they were high.")
+            peak = (f" In the alarm itself it was {_points(self.peak)} %, which is an upper "
+                    "number, since these buckets were picked because they were high.")
         return (f"The share was {_points(self.share)} % in the {plural(self.n_after, freq)} after "
                 f"the alarm was raised.{peak}")
     return (f"The share is {_points(self.share)} % since then; this window was picked because it "
