@@ -79,6 +79,8 @@ def _rule(values, cells, comma, percent): # a sentence on what was not plain
     return f"numbers read with {', '.join(said)}" if said else None
 
 # %% ../../nbs/data/10_targets.ipynb #c9c06f28
+_LARGEST = 1e100
+
 def regression_targets(values, # (rows,) cells, of text or numbers
             # what to call the column; (rows,) row numbers for messages
             name="the target", rows=None,
@@ -92,6 +94,10 @@ def regression_targets(values, # (rows,) cells, of text or numbers
             f"row {i if rows is None else rows[i]} of {name} is {shorten(str(values[i]), 30)!r}, "
             "not a number: mend or drop it."
             + (" For names of classes use the recipe classify." if not constant else ""))
+    for i in np.flatnonzero(np.abs(out) > _LARGEST)[:1]:
+        raise InputError(
+            f"row {i if rows is None else rows[i]} of {name} is {out[i]:g}: a number beyond "
+            f"{_LARGEST:g} can't be squared. Divide the column by a power of ten.")
     if len(out) and (out == out[0]).all() and not constant:
         raise InputError(
             f"{name} is {out[0]:g} in all {plural(len(out), 'row')}: there is nothing to learn.")

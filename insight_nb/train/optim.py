@@ -314,8 +314,9 @@ def default_train_config(n_rows, # number of training rows
                        token_budget=768 if task == "tag" else TrainConfig.token_budget,
                        learning_rate=rate,
                        head_learning_rate=10 * rate if method == "full" else 1e-2)
-    if "learning_rate" in given and method == "full":
-        given.setdefault("head_learning_rate", 10 * given["learning_rate"])
+    if "learning_rate" in given and method in ("full", "frozen"): # frozen: the head is all
+        times = 10 if method == "full" else 1
+        given.setdefault("head_learning_rate", times * given["learning_rate"])
     config = replace(rule, **given)
     kinds = "" if task == "regress" else f" in {n_classes} classes"
     rule_text = (f"{n_rows:,} rows{kinds}, a backbone {width} wide, method "
