@@ -131,19 +131,13 @@ def _fill_merged(lines, ranges): # of one length each; how many cells were fille
     return filled
 
 # %% ../../nbs/base/04_workbooks.ipynb #116923be
-_ERRORS = {"#N/A", "#DIV/0!", "#VALUE!", "#REF!", "#NAME?", "#NUM!", "#NULL!"}
-
-def _blank_errors(lines):
-    for line in lines:
-        line[:] = [None if isinstance(v, str) and v in _ERRORS else v for v in line]
-
 def _numbers_note(unknown, errors):
     notes = []
     if unknown:
         notes.append(f"{plural(unknown, 'cell')} with a formula that was never calculated, now "
                      "empty: open the workbook in Excel and save it")
     if errors:
-        notes.append(f"cells with an error of Excel, now empty: {errors:,}")
+        notes.append(f"cells that hold an error of Excel, such as #N/A: {errors:,}")
     return notes
 
 # %% ../../nbs/base/04_workbooks.ipynb #3c260cc7
@@ -192,8 +186,6 @@ def read_sheet(path, # a Path
     notes = [f"sheet {name!r} of {len(names)}"] if len(names) > 1 else []
     notes += _title_note(lines, header)
     rows = [(line + [None] * n)[:n] for line in lines[header:]]
-    if errors:
-        _blank_errors(rows)
     filled = _fill_merged(rows, [(a - header, b, c - header, d) for a, b, c, d in ranges
                                  if a >= header])
     if filled:

@@ -774,5 +774,11 @@ def serve(paths, host="127.0.0.1", port=8000, options=ServeOptions(), device=Non
         config = uvicorn.Config(app, log_level="warning", access_log=False,
                                 timeout_graceful_shutdown=60)
         shown = f"[{host}]" if ":" in host else host
-        print(f"serving {', '.join(map(str, paths))} on http://{shown}:{port}", flush=True)
-        uvicorn.Server(config).run(sockets=[bound])
+        server = uvicorn.Server(config)
+        begin = server.startup
+        async def startup(sockets=None): # it says that it serves when a signal will be heeded
+            await begin(sockets=sockets)
+            print(f"serving {', '.join(map(str, paths))} on http://{shown}:{port}", flush=True)
+
+        server.startup = startup
+        server.run(sockets=[bound])
