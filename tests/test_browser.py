@@ -176,18 +176,7 @@ def use_panel(page):
 
 
 def test_panel_in_jupyterlab(serve):
-    cell = {
-        "cell_type": "code",
-        "id": "a",
-        "metadata": {},
-        "source": CELL,
-        "outputs": [],
-        "execution_count": None,
-    }
-    kernel = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
-    Path("page.ipynb").write_text(
-        json.dumps({"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5})
-    )
+    write_page(CELL)
     look(lab(serve), use_panel, "panel")
 
 

@@ -132,18 +132,24 @@ def find_personal_data(text: str) -> list: # of `PersonalData`, from left to rig
         if not new:
             break
         found += new
-        at, parts = 0, []
-        for start, end, _ in new:
-            parts += [plain[at:start], "[", "_" * (end - start - 2), "]"]
-            at = end
-        plain = "".join([*parts, plain[at:]])
-    return [PersonalData(start, end, kind, text[start:end]) for start, end, kind in sorted(found)]
+        plain = _replace(plain, new, [f"[{'_' * (p.end - p.start - 2)}]" for p in new])
+    return [replace(p, text=text[p.start:p.end]) for p in sorted(found, key=_place)]
 
-def _search(plain): # -> (start, end, kind) each, from left to right
+def _place(found): return found.start # of `PersonalData`
+
+def _replace(text, found, names): # in one pass: a text may hold very many
+    at, parts = 0, []
+    for p, name in zip(found, names):
+        parts += [text[at:p.start], name]
+        at = p.end
+    return "".join([*parts, text[at:]])
+
+# %% ../../nbs/base/14_privacy.ipynb #b265bc85
+def _search(plain) -> list: # of `PersonalData`, from left to right
     found, taken = [], bytearray(len(plain))
     def add(start, n, kind):
         if n and not any(taken[start:start + n]):
-            found.append((start, start + n, kind))
+            found.append(PersonalData(start, start + n, kind, plain[start:start + n]))
             taken[start:start + n] = b"\1" * n
 
     for kind, form in _FORMS.items():
@@ -153,7 +159,7 @@ def _search(plain): # -> (start, end, kind) each, from left to right
         before = plain[max(0, m.start() - 24):m.start()]
         if 6 <= len(_digits(m[0])) <= 13 and _CALL.search(before):
             add(m.start(), len(m[0]), "PHONE")
-    return sorted(found)
+    return sorted(found, key=_place)
 
 # %% ../../nbs/base/14_privacy.ipynb #4c91dfd3
 @dataclass
@@ -175,11 +181,10 @@ def load_mask_key(path) -> MaskKey: # of a file; a new key where there is none
         return MaskKey(secrets.token_hex(16))
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
-        assert isinstance(found["secret"], str) and all(map(isinstance, found["values"].values(),
-                                                            [str] * len(found["values"])))
+        if not all(isinstance(v, str) for v in (found["secret"], *found["values"].values())):
+            raise ValueError
         return MaskKey(found["secret"], found["values"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError,
-            RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(f"{shorten(path, 200)} is no key of masked texts: name the file that was "
                          "written, or a new one.") from None
 
@@ -233,14 +238,7 @@ def _kind(name): return name.strip("[]").rsplit("_", 1)[0]
 def _merge(first, more): # what has a form goes before what a model says
     taken = {i for p in first for i in range(p.start, p.end)}
     new = [p for p in more if taken.isdisjoint(range(p.start, p.end))]
-    return sorted(first + new, key=lambda p: p.start)
-
-def _replace(text, found, names): # in one pass: a text may hold very many
-    at, parts = 0, []
-    for p, name in zip(found, names):
-        parts += [text[at:p.start], name]
-        at = p.end
-    return "".join([*parts, text[at:]])
+    return sorted(first + new, key=_place)
 
 @patch
 def mask(self: Masker, texts) -> tuple: # of str -> the same with names; lists of `PersonalData`

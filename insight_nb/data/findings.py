@@ -12,7 +12,7 @@ __all__ = ['ACTIONS', 'QUEUE', 'Finding', 'findings_table', 'find_repeats', 'fin
 import json
 import re
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -272,8 +272,7 @@ def _whole(cell):
         raise InputError(f"{shorten(repr(cell), 30)} is no number of a row or a finding.") from None
 
 def _only(f, rows):
-    keep = tuple(r for r in f.rows if r in rows)
-    return Finding(f.kind, f.action, keep, f.reason, f.if_wrong, f.safe, f.new, f.sure)
+    return replace(f, rows=tuple(r for r in f.rows if r in rows))
 
 # %% ../../nbs/data/13_findings.ipynb #c58d9fd8
 @dataclass

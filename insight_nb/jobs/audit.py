@@ -9,6 +9,7 @@ __all__ = ['held_out_probabilities', 'find_wrong_labels', 'neighbor_distances', 
 
 # %% ../../nbs/jobs/13_audit.ipynb #cddc6052
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from ..data.findings import (
     find_personal, find_repeats, find_spellings, findings_frame, findings_table, redo_changes,
     undo_changes, usual_spellings)
 from ..data.labels import LabelEncoder
-from ..data.split import duplicate_groups
+from ..data.split import table_duplicates
 from ..data.table import Table, invalid_text_reason, to_text
 from ..eval.errors import find_label_issues
 from ..eval.metrics import Metric, proportion_metric, wilson_interval
@@ -109,23 +110,21 @@ def find_off_topic(table: Table, vectors, false_rate=.001) -> list: # of usual r
 # %% ../../nbs/jobs/13_audit.ipynb #3c595bfb
 def find_alike_classes(table: Table, y, probs, names, limit=.7, least=10) -> list: # of `Finding`
     "Pairs of classes that a model can hardly tell apart, each with the proposal to make them one."
-    counts, found = np.bincount(y, minlength=len(names)), []
-    rows, odds = table.frame.index.to_numpy(), probs / np.maximum(counts, 1) # as if equally many
-    for a in np.flatnonzero(counts >= least):
-        for b in np.flatnonzero(counts >= least):
-            if b <= a:
-                continue
-            told = [odds[y == i, i] > odds[y == i, j] for i, j in ((a, b), (b, a))]
-            high = np.mean([wilson_interval(t.sum(), len(t))[1] for t in told])
-            if high >= limit:
-                continue
-            less, more = sorted((a, b), key=lambda c: counts[c])
-            found.append(Finding(
-                "classes that are hard to tell apart", "relabel",
-                tuple(int(r) for r in rows[y == less]),
-                f"{names[less]!r} and {names[more]!r}: a model tells them apart in at most "
-                f"{high:.0%} of the cases, 50% is luck", "a difference that matters is lost",
-                new={int(r): names[more] for r in rows[y == less]}))
+    rows, found = table.frame.index.to_numpy(), []
+    at = [np.flatnonzero(y == c) for c in range(len(names))]
+    odds = probs / np.maximum(list(map(len, at)), 1) # as if equally many
+    for a, b in combinations([c for c in range(len(names)) if len(at[c]) >= least], 2):
+        told = [odds[at[i], i] > odds[at[i], j] for i, j in ((a, b), (b, a))]
+        high = np.mean([wilson_interval(t.sum(), len(t))[1] for t in told])
+        if high >= limit:
+            continue
+        less, more = sorted((a, b), key=lambda c: len(at[c]))
+        merged = tuple(int(r) for r in rows[at[less]])
+        found.append(Finding(
+            "classes that are hard to tell apart", "relabel", merged,
+            f"{names[less]!r} and {names[more]!r}: a model tells them apart in at most "
+            f"{high:.0%} of the cases, 50% is luck", "a difference that matters is lost",
+            new=dict.fromkeys(merged, names[more])))
     return found
 
 # %% ../../nbs/jobs/13_audit.ipynb #8c3da2c7
@@ -285,7 +284,7 @@ def by_model(self: RowAudit, backbone) -> list: # of `Finding`
     texts = table.texts + (self.test.texts if self.test is not None else [])
     vectors, features, self.vectors_from = row_vectors(texts, backbone, self.device, self.seed)
     if self.learnable:
-        groups = duplicate_groups(table.texts)[1]
+        groups = table_duplicates(table)[1]
         self.probs = held_out_probabilities(features[:n], self.y, len(self.labels), groups,
                                             seed=self.seed)
         found += find_wrong_labels(table, self.y, self.probs, self.labels.names)
@@ -364,12 +363,11 @@ def report(self: RowAudit, source, # in words
     return found
 
 # %% ../../nbs/jobs/13_audit.ipynb #195ae686
-def _chosen(findings, table, accept): # "none", "safe", kinds, or the path of a list with yes and no
-    queue = findings_frame(findings, table)
+def _chosen(findings, accept): # "none", "safe", kinds, or the path of a list with yes and no
     if isinstance(accept, (str, Path)) and Path(accept).suffix in (".csv", ".xlsx", ".parquet"):
         return accepted_findings(findings, read_frame(Path(accept))[0])
     if accept == "safe":
-        return accepted_findings(findings, queue)
+        return [f for f in findings if f.safe]
     kinds = [] if accept == "none" else [k.strip() for k in str(accept).split(",")]
     known = sorted({f.kind for f in findings if f.action != "look"})
     for kind in kinds:
@@ -384,7 +382,7 @@ def write_audit(out, frame, # a folder; the table as it was read
                 accept="none", # "none", "safe", kinds by commas, or a list of findings (a file)
                 suffix=".csv", force=False) -> str: # of the new table; one sentence
     "Write what was found, and the new table where something was accepted. Raises InputError."
-    chosen = _chosen(findings, table, accept)
+    chosen = _chosen(findings, accept)
     with atomic_output(out, force) as folder:
         folder.mkdir()
         write_frame(findings_frame(findings, table), folder / "findings.csv", spreadsheet=True)

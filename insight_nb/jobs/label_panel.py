@@ -6,13 +6,13 @@
 __all__ = ['KEYS', 'ESM', 'LabelPanel', 'open_panel', 'write_labeling_notebook']
 
 # %% ../../nbs/jobs/15_label_panel.ipynb #f5c06a09
-import json
 from functools import cache
 from pathlib import Path
 
 from fastcore.basics import patch
 
-from ..base.core import InputError, atomic_output, optional_import, plural
+from ..base.core import InputError, optional_import, plural
+from ..base.html import write_cell_notebook
 from ..data.sources import open_frame
 from ..data.table import clean_table
 from .labeling import LabelingSession, LabelStore, cached_vectors
@@ -234,9 +234,4 @@ def write_labeling_notebook(folder, table, store, text="text", # where to; as of
     "Write `label.ipynb`."
     source = _CELL.format(table=table, store=store, text=text, names=list(names),
                           settings=settings)
-    cell = {"cell_type": "code", "id": "label", "metadata": {}, "execution_count": None,
-            "outputs": [], "source": source}
-    kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
-    with atomic_output(Path(folder) / "label.ipynb", force=True, file=True) as path:
-        path.write_text(json.dumps({"cells": [cell], "metadata": kernel, "nbformat": 4,
-                                    "nbformat_minor": 5}, indent=1), encoding="utf-8")
+    write_cell_notebook(Path(folder) / "label.ipynb", source)

@@ -149,7 +149,6 @@ def _unique(texts): # -> texts as kept, without copies; positions of the first o
 def refresh(self: LabelingSession):
     "Read from the store what is labeled, by whom."
     self.answers = {}
-    self.unsure = set()
     for r in self.store.frame().itertuples():
         if (i := self.place.get(r.text)) is not None and r.kind != "skip":
             self.answers.setdefault(i, {})[r.annotator] = r.label
@@ -289,11 +288,10 @@ def curve_scores(self: LabelingSession, most=10) -> list: # (labels to train on,
     scores, x = [], self.x[self.train]
     probe = VectorProbe(len(self.names), self.seed)
     for size in sizes:
-        probe.fit(x[:size], y[:size])
-        right = probe.predict_proba(self.x[self.tested]).argmax(1) == truth
+        probs = probe.fit(x[:size], y[:size]).predict_proba(self.x[self.tested])
+        right = probs.argmax(1) == truth
         scores.append((int(size), float(right.mean())))
-    self.model, self.right = probe, right
-    self.curve_probs = probe.predict_proba(self.x[self.tested])
+    self.model, self.right, self.curve_probs = probe, right, probs
     return scores
 
 # %% ../../nbs/jobs/14_labeling.ipynb #2b3d52eb

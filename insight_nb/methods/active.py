@@ -209,9 +209,9 @@ def next_rows(x, labeled, y, # (rows, width) of `standardize`; (n,) positions; (
     "The positions to label next: (n,), or fewer where the pool ends. Raises InputError."
     check_strategy(strategy)
     labeled, y, open_rows = (np.asarray(a, int) for a in (labeled, y, open_rows))
-    if not len(labeled) or len(open_rows) <= n:
-        if len(open_rows) <= n:
-            return open_rows
+    if len(open_rows) <= n:
+        return open_rows
+    if not len(labeled):
         return open_rows[first_rows(x[open_rows], n, seed)]
     probs = None
     if strategy not in ("random", "core-set"):

@@ -220,22 +220,24 @@ def _(patch):
     around(patch, feedback, "wilson_interval", lambda old, right, n: old(4 * right, 4 * n))
 
 
+def on_side(patch, side):
+    "All rows of the feedback are on one side."
+    def move(old, *args):
+        rows, said = old(*args)
+        return rows.assign(side=side), said
+    around(patch, feedback_rows, "feedback_rows", move)
+
+
 @fault("drawn answers train", "answers that were drawn to test are trained on", "feedback",
        "guard: fair_test", "are among the rows to train on")
 def _(patch):
-    def learn(old, *args):
-        rows, said = old(*args)
-        return rows.assign(side=""), said
-    around(patch, feedback_rows, "feedback_rows", learn)
+    on_side(patch, "")
 
 
 @fault("corrections test", "answers that users chose to correct are test rows", "feedback",
        "guard: fair_test", "people correct what looks wrong")
 def _(patch):
-    def test(old, *args):
-        rows, said = old(*args)
-        return rows.assign(side="test"), said
-    around(patch, feedback_rows, "feedback_rows", test)
+    on_side(patch, "test")
 
 
 @fault("rows of another bundle", "corrections of another bundle's answers are learned", "feedback",

@@ -1,11 +1,10 @@
 """Faults in runs for tables, ladders, recommendations, streams, pictures and decisions."""
 import numpy as np
-from harness import around, registrar
+from harness import around, registrar, ungroup
 from insight_nb.apps.diagnose import diagnose, imaging
 from insight_nb.apps.monitor import control_charts, monitor, stream
 from insight_nb.apps.recommend import collaborative, recommender
 from insight_nb.apps.risk import estimators, risk, risk_bundle
-from insight_nb.data import split as splits
 from insight_nb.decide.launch import memo, value
 from insight_nb.decide.series import forecast
 from insight_nb.jobs import comparison
@@ -294,8 +293,7 @@ def _(patch):
 @fault("writers on both sides", "pictures are split one by one", "diagnose",
        "guard: group_leak", "groups on two sides of the split")
 def _(patch):
-    around(patch, splits, "_by_group", lambda old, ids, groups, *a: old(
-        ids, list(range(len(ids))), *a))
+    ungroup(patch)
 
 
 @fault("pictures turned", "the bundle reads pictures upside down", "diagnose",

@@ -20,9 +20,9 @@ from fastcore.basics import patch
 from .control_charts import format_delay, summarize_delay
 from .monitor import DRIFT_SERIES, Monitor, ThreeSigma, replay_surge
 from .stream import Stream, StreamColumns
-from insight_nb.base.core import (
-    InputError, ReportTable, atomic_output, hash_texts, optional_import, package_versions, plural,
-    shorten)
+from ...base.core import (
+    InputError, ReportTable, hash_texts, optional_import, package_versions, plural, shorten)
+from ...base.html import write_cell_notebook
 from ...eval.prevalence import ClassifierQuality
 from ...eval.report import Check
 from ...eval.scores import ScoreReport
@@ -304,12 +304,5 @@ dashboard(load_monitor({!r}))"""
 def write_dashboard(folder, store): # where to; the file of the stream
     "Write `dashboard.ipynb`."
     inside = Path(store).resolve().parent == Path(folder).resolve()
-    cell = {
-        "cell_type": "code", "id": "dashboard", "metadata": {}, "execution_count": None,
-        "outputs": [],
-        "source": _CELL.format(Path(store).name if inside else str(Path(store).resolve()))}
-    kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
-    with atomic_output(Path(folder) / "dashboard.ipynb", force=True, file=True) as path:
-        path.write_text(
-            json.dumps({"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5},
-                       indent=1))
+    name = Path(store).name if inside else str(Path(store).resolve())
+    write_cell_notebook(Path(folder) / "dashboard.ipynb", _CELL.format(name))
