@@ -1,5 +1,6 @@
 """The training run of test_processes.py: each process runs this file with the folder for its
 results."""
+import os
 import sys
 import numpy as np
 from safetensors.torch import save_file
@@ -27,5 +28,6 @@ trainer.fit()
 Checkpoint(f"{sys.argv[1]}/run.safetensors").save(trainer)
 if trainer.accelerator.is_main_process:
     save_file(trainer.model.state_dict(), f"{sys.argv[1]}/weights.safetensors")
-print(trainer.accelerator.num_processes, "processes, losses",
-      [h["loss"] for h in trainer.state.history])
+losses = [h["loss"] for h in trainer.state.history]
+# one write, so that two processes never mix their lines (print writes piece by piece)
+os.write(1, f"{trainer.accelerator.num_processes} processes, losses {losses}\n".encode())
