@@ -1297,6 +1297,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                          'insight_nb/apps/risk/risk_metrics.py'),
                                                    'insight_nb.apps.risk.risk_metrics.decision_metrics': ( 'apps/risk/risk_metrics.html#decision_metrics',
                                                                                                            'insight_nb/apps/risk/risk_metrics.py'),
+                                                   'insight_nb.apps.risk.risk_metrics.fold_factor': ( 'apps/risk/risk_metrics.html#fold_factor',
+                                                                                                      'insight_nb/apps/risk/risk_metrics.py'),
                                                    'insight_nb.apps.risk.risk_metrics.outcome_metrics': ( 'apps/risk/risk_metrics.html#outcome_metrics',
                                                                                                           'insight_nb/apps/risk/risk_metrics.py'),
                                                    'insight_nb.apps.risk.risk_metrics.outcome_slices': ( 'apps/risk/risk_metrics.html#outcome_slices',

@@ -187,10 +187,11 @@ def auroc_influence(y, share) -> np.ndarray: # (rows,)
     return (share - share[y].mean()) * len(y) / np.where(y, y.sum(), (~y).sum())
 
 def auroc_metric(y, share,
-                 groups=None) -> Metric: # (rows,) of any names
+                 groups=None, # (rows,) of any names
+             widen=1.) -> Metric: # times the standard error
     "The area under the ROC curve with the interval from DeLong's variance."
     a, n = float(share[y].mean()), len(y)
-    influence = auroc_influence(y, share)
+    influence = widen * auroc_influence(y, share)
     ends = bounded_interval(a, influence, groups, rows=2 * y.sum() * (~y).sum() / n)
     return make_metric(a, ends, n, groups, DELONG)
 

@@ -410,7 +410,7 @@ def _nothing(self: RiskJob):
 @patch
 def _scores(self: RiskJob, p, ends):
     if self.table.outcome:
-        return outcome_metrics(self.y, p, groups=self.groups)
+        return outcome_metrics(self.y, p, groups=self.groups, folds=self.folds)
     return amount_metrics(self.y, p, ends, self.groups)
 
 # %% ../../../nbs/apps/risk/06_risk.ipynb #f62967be
