@@ -645,6 +645,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                 'insight_nb/apps/monitor/dashboard.py'),
                                                    'insight_nb.apps.monitor.dashboard.Monitor.quality_table': ( 'apps/monitor/dashboard.html#monitor.quality_table',
                                                                                                                 'insight_nb/apps/monitor/dashboard.py'),
+                                                   'insight_nb.apps.monitor.dashboard.Monitor.silence': ( 'apps/monitor/dashboard.html#monitor.silence',
+                                                                                                          'insight_nb/apps/monitor/dashboard.py'),
                                                    'insight_nb.apps.monitor.dashboard.MonitorReport': ( 'apps/monitor/dashboard.html#monitorreport',
                                                                                                         'insight_nb/apps/monitor/dashboard.py'),
                                                    'insight_nb.apps.monitor.dashboard.MonitorReport.__init__': ( 'apps/monitor/dashboard.html#monitorreport.__init__',

@@ -207,9 +207,11 @@ def format_values(value, low, high, digits=3) -> tuple: # three str
     return tuple(_write(v, place) for v in (value, low, high))
 
 def format_interval(value, low, high, digits=3) -> str:
-    "`0.751 [0.732, 0.770]`; a missing end of the interval leaves only the value."
+    "`0.751 [0.732, 0.770]`; a missing end leaves only the value, and `above 1,500` is unbounded."
     if value is None or value != value:
         return "–"
+    if value == math.inf and low is not None: # all that is known is that it is above `low`
+        return f"above {format_number(low, digits)}"
     if low is None or high is None or low != low or high != high:
         return format_number(value, digits)
     value, low, high = format_values(value, low, high, digits)

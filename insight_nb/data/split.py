@@ -360,7 +360,7 @@ def _finish(table, ids, names, parts, n_train, seed, keep, notes):
         train = _draw(ids, train, n_train, 0, np.random.default_rng([seed, 1]))[0]
     gone = found["removed_from_train"] + found["removed_from_valid"]
     if gone:
-        notes.append(f"{gone:,} rows that are copies of rows on a later side were removed")
+        notes.append(f"{plural(gone, 'row')} removed: copies of rows on a later side")
     return DataSplit(train, valid, test, notes, found)
 
 # %% ../../nbs/data/01_split.ipynb #437f7df6

@@ -100,7 +100,7 @@ def head(self: TaggedTexts, n=5) -> ReportTable:
         docs = f" in {plural(len(np.unique(self.documents)), 'document')}"
     n_words = sum(map(len, self.word_offsets))
     caption = "; ".join([
-        f"{self.name}: {plural(len(self), 'text')}{docs}, {n_words:,} words" +
+        f"{self.name}: {plural(len(self), 'text')}{docs}, {plural(n_words, 'word')}" +
         (f"; spans: {counts}" if counts else ""), *self.notes])
 
     def shown(i):

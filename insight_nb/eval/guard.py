@@ -10,7 +10,7 @@ __all__ = ['weights_finite', 'label_order', 'row_order', 'loss_fell', 'not_shown
 # %% ../../nbs/eval/05_guard.ipynb #14c0702f
 import numpy as np
 
-from ..base.core import shorten
+from ..base.core import plural, shorten
 from .metrics import proportion_metric
 from .report import Check
 
@@ -65,7 +65,8 @@ def label_order(data_names, head_names, bundle_names, prediction_names,
             f"label {i} is {a} in the data and {b} in the {place}: predictions would carry wrong "
             "names")
     return Check("label_order", True,
-                 f"{len(first)} labels in one order in data, head, bundle and predictions")
+                 f"{plural(len(first), 'label')} in one order in data, head, bundle and "
+                 "predictions")
 
 # %% ../../nbs/eval/05_guard.ipynb #64ac38d9
 def row_order(rows_in, # (rows,) row ids that were asked
@@ -78,14 +79,14 @@ def row_order(rows_in, # (rows,) row ids that were asked
     if row_matches is not None: # the answer of an unknown row
         b = np.where(row_matches, b, -1)
     if len(a) != len(b):
-        return Check("row_order", False, f"{len(a):,} rows went in, {len(b):,} came out")
+        return Check("row_order", False, f"{plural(len(a), 'row')} went in, {len(b):,} came out")
     off = np.flatnonzero(a != b)
     if len(off):
         return Check(
             "row_order", False,
-            f"{len(off):,} of {len(a):,} rows came back elsewhere: where row {a[off[0]]} was "
-            f"asked, row {b[off[0]]} is")
-    return Check("row_order", True, f"{len(a):,} rows came back in their order")
+            f"{len(off):,} of {plural(len(a), 'row')} came back elsewhere: where row {a[off[0]]} "
+            f"was asked, row {b[off[0]]} is")
+    return Check("row_order", True, f"{plural(len(a), 'row')} came back in their order")
 
 # %% ../../nbs/eval/05_guard.ipynb #a64347c3
 def loss_fell(losses) -> Check: # (steps or epochs,) training losses in order
@@ -108,10 +109,11 @@ def loss_fell(losses) -> Check: # (steps or epochs,) training losses in order
         return Check("loss_fell", True, f"the loss fell {said}")
     if first.mean() > last.mean():
         return Check("loss_fell", False,
-                     f"the loss went {said} in {len(v):,} steps, which may be its noise "
+                     f"the loss went {said} in {plural(len(v), 'step')}, which may be its noise "
                      f"({noise:.3f}); take more epochs, or a higher learning rate")
-    return Check("loss_fell", False, f"the loss rose {said} in {len(v):,} steps; take a lower "
-                                     "learning rate, or look at the labels")
+    return Check("loss_fell", False,
+                 f"the loss rose {said} in {plural(len(v), 'step')}; take a lower learning rate, "
+                 "or look at the labels")
 
 # %% ../../nbs/eval/05_guard.ipynb #27f4796f
 def not_shown_better(metric, other, # a `Metric`; the value that it should surpass
@@ -244,7 +246,8 @@ def reload_equal(before, # (rows, classes) logits of the model in memory
                      f"logits of shape {a.shape} before and {b.shape} after reloading")
     far = np.abs(a - b).max(initial=0)
     flips = int((a.argmax(1) != b.argmax(1)).sum())
-    found = f"{len(a):,} rows: {flips} predictions changed, logits differ by at most {far:.1g}"
+    found = (f"{plural(len(a), 'row')}: {plural(flips, 'prediction')} changed, logits differ by "
+             f"at most {far:.1g}")
     # NaN is no pass
     return Check("reload_equal", bool(len(a)) and far <= tolerance and not flips, found)
 

@@ -13,7 +13,7 @@ import numpy as np
 from fastcore.basics import patch
 
 import insight_nb.eval.guard as guard
-from ..base.core import InputError, atomic_output, package_versions
+from ..base.core import InputError, atomic_output, package_versions, plural
 from ..base.privacy import mask
 from ..data.labels import LabelEncoder, check_labels
 from ..data.sources import open_frame, open_table
@@ -179,7 +179,7 @@ def prepare(self: TextComparison, columns=()): # to slice by
     self.check_slices(columns)
     texts = [self.source.texts[i] for i in self.train_at]
     self.language = check_tokenizer_coverage(texts, self.encoder.tokenizer, seed=self.seed)
-    print(f"{len(texts):,} rows to learn from, {len(self.parts.test):,} to test; "
+    print(f"{plural(len(texts), 'row')} to learn from, {len(self.parts.test):,} to test; "
           f"{self.language['detail']}", *self.notes, *self.source.notes, *self.parts.notes,
           sep="\n")
     return self.evaluation

@@ -438,7 +438,7 @@ def describe(self: LabelingReport, source: Table):
         "rows": {"pool": len(session.texts), "train": len(session.train), "test": done,
                  "unsure": len(session.unsure)},
         "dropped": source.dropped, "notes": list(source.notes),
-        "test_side": f"{whole:,} rows drawn at random by a hash of text and seed"}
+        "test_side": f"{plural(whole, 'row')} drawn at random by a hash of text and seed"}
     self.model = {"strategy": session.strategy, "method": "frozen encoder and linear model"}
     self.cost = dict.fromkeys(("train_seconds", "train_tokens_per_second", "padding_share",
                                "predict_ms_per_text", "peak_memory_mb", "device"))

@@ -156,9 +156,11 @@ def split_given(texts, valid) -> DataSplit: # rows to train on; rows to validate
         raise InputError("every row of X has a copy among the validation rows: nothing is left to "
                          "learn from.")
     found = copy_counts(int(same.sum()), gone)
-    note = [f"{gone:,} rows that are copies of validation rows were removed"] if gone else []
+    notes = []
+    if gone:
+        notes.append(f"{plural(gone, 'row')} removed: copies of validation rows")
     at = np.arange(n + len(valid))
-    return DataSplit(at[:n][~copies], at[n:], at[:0], note, found)
+    return DataSplit(at[:n][~copies], at[n:], at[:0], notes, found)
 
 # %% ../../nbs/jobs/01_training.ipynb #4e6a2c18
 def token_dataset(texts, # of str, or of pairs of str

@@ -243,11 +243,11 @@ class LabelingRun:
 def _sides(x, y, test, seed): # -> pool x, y, positions of the pool; test x, y; a sentence
     if test is not None:
         vectors, y_test = test
-        said = f"{len(y_test):,} rows of another table"
+        said = f"{plural(len(y_test), 'row')} of another table"
         return x, y, np.arange(len(x)), vectors, np.asarray(y_test), said
     order = np.random.default_rng(seed).permutation(len(x))
     held, rest = np.sort(order[:len(x) // 4]), np.sort(order[len(x) // 4:])
-    said = f"{len(held):,} rows drawn at random, never by the strategy"
+    said = f"{plural(len(held), 'row')} drawn at random, never by the strategy"
     return x[rest], y[rest], rest, x[held], y[held], said
 
 # %% ../../nbs/methods/08_active.ipynb #5a6a5cf5
@@ -321,7 +321,7 @@ def table(self: StrategyComparison) -> ReportTable:
             cells = [format_interval(m.value, m.low, m.high, 1) for m in found]
         rows.append([name, *cells])
     first = next(iter(self.runs.values()))
-    return ReportTable(["strategy", *(f"{n:,} labels" for n in self.sizes)], rows,
+    return ReportTable(["strategy", *(f"{plural(n, 'label')}" for n in self.sizes)], rows,
                        f"Accuracy of {self.base} labels; of the others, points more or less than "
                        f"those [95 %]. {plural(len(first), 'seed')}; test side: "
                        f"{first[0].test_side}")
@@ -342,8 +342,8 @@ class StopDecision:
             return f"Go on: {self.reason}."
         gain, low, high = self.gain
         if self.stop:
-            return (f"Stop: at {self.labels:,} labels, {self.more:,} more would bring {gain:,.0f} "
-                    f"({low:,.0f} to {high:,.0f}) and cost {self.cost:,.0f}.")
+            return (f"Stop: at {plural(self.labels, 'label')}, {self.more:,} more would bring "
+                    f"{gain:,.0f} ({low:,.0f} to {high:,.0f}) and cost {self.cost:,.0f}.")
         return (f"Go on: {self.more:,} more labels would bring {gain:,.0f} ({low:,.0f} to "
                 f"{high:,.0f}) and cost {self.cost:,.0f}.")
 

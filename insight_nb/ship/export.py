@@ -696,7 +696,7 @@ def _data_lines(bundle: Bundle, evidence) -> str: # Markdown
         rows = ", ".join(f"{n:,} {side}" for side, n in data.get("rows", {}).items())
         lines = [f"Learned from {_plain(data.get('source'))}. Rows: {rows}. The SHA-256 of the "
                  f"rows used is {_plain(data.get('sha256'))}."]
-        lines += [f"Left out: {n:,} rows, {_plain(why)}."
+        lines += [f"Left out: {plural(n, 'row')}, {_plain(why)}."
                   for why, n in data.get("dropped", {}).items()]
         lines += [f"Note: {_plain(note)}." for note in data.get("notes", [])]
     lines.append("License of the rows: as a note above says." if str(data.get("source")).startswith(

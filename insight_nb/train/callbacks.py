@@ -19,7 +19,7 @@ import torch
 from fastcore.basics import patch
 from tqdm import tqdm
 
-from ..base.core import ReportTable, InputError
+from ..base.core import InputError, ReportTable, plural
 from .optim import layer_depths
 from .trainer import FETCH_LOSSES, Best, CollapseError, StopTraining
 
@@ -32,7 +32,7 @@ class EarlyStopping:
     def on_epoch_end(self, trainer):
         since = trainer.state.epoch - trainer.state.best.epoch if trainer.state.best else 0
         if since >= self.patience:
-            raise StopTraining(f"no better score for {since} epochs")
+            raise StopTraining(f"no better score for {plural(since, 'epoch')}")
 
 # %% ../../nbs/train/03_callbacks.ipynb #7b2d6d99
 class GradualUnfreezing:

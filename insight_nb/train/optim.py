@@ -18,7 +18,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..base.core import InputError
+from ..base.core import InputError, plural
 
 # %% ../../nbs/train/00_optim.ipynb #950325e6
 # name of a weight -> 0 for embeddings, 1 for the first layer, and so on; weights after the
@@ -319,8 +319,8 @@ def default_train_config(n_rows, # number of training rows
         given.setdefault("head_learning_rate", times * given["learning_rate"])
     config = replace(rule, **given)
     kinds = "" if task == "regress" else f" in {n_classes} classes"
-    rule_text = (f"{n_rows:,} rows{kinds}, a backbone {width} wide, method "
-                 f"{method}: {config.epochs} epochs, peak rate {config.learning_rate:g}")
+    rule_text = (f"{plural(n_rows, 'row')}{kinds}, a backbone {width} wide, method "
+                 f"{method}: {plural(config.epochs, 'epoch')}, peak rate {config.learning_rate:g}")
     if by_hand:
         rule_text += f"; set by hand: {', '.join(by_hand)}"
     return config, rule_text

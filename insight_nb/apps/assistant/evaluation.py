@@ -106,7 +106,7 @@ def measure_scope(self: AssistantReport, others=None, # texts that are out of sc
     detector, scores = self.reader.detector, None
     if others:
         scores = self.reader.score_texts(others)
-        self.scope_source = f"{len(others):,} texts of {name}"
+        self.scope_source = f"{plural(len(others), 'text')} of {name}"
     self.results |= out_of_scope_metrics(detector, self.scores, self.correct, scores,
                                          self.groups)
     if others:

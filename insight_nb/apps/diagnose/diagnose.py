@@ -266,7 +266,7 @@ def make_plan(rows, # number of training pictures
     s = replace(_rule(rows, method, vision), **_given(given, method))
     by_hand = [k for k, v in given.items() if v is not None and k not in ("seed", "augment")]
     said = (
-        f"{method} ({why}): {plural(rows, 'image')}, {s.epochs} epochs of batches of "
+        f"{method} ({why}): {plural(rows, 'image')}, {plural(s.epochs, 'epoch')} of batches of "
         f"{s.batch_size}, peak rate {s.learning_rate:g}")
     if by_hand:
         said += f"; set by hand: {', '.join(by_hand)}"

@@ -144,12 +144,12 @@ def in_control_run_lengths(self: ControlChart, seed, n_buckets=150, n_warmup=30)
 
 # %% ../../../nbs/apps/monitor/01_control_charts.ipynb #10aa3bf8
 def arl_interval(n_alarms, n_buckets) -> Metric: # alarms seen in so many buckets
-    "Buckets between alarms."
+    "Buckets between alarms; infinite where none was seen."
     ends = [
         a * (1 - 1 / (9 * a) + z / (3 * np.sqrt(a)))**3 if a else 0.
         for a, z in ((n_alarms + 1, 1.96), (n_alarms, -1.96))]
-    return Metric(n_buckets / max(n_alarms, 1), n_buckets / ends[0],
-                  n_buckets / ends[1] if ends[1] else float("nan"), n_alarms, "Poisson 95 %")
+    value, high = ((n_buckets / n if n else np.inf) for n in (n_alarms, ends[1]))
+    return Metric(value, n_buckets / ends[0], high, n_alarms, "Poisson 95 %")
 
 @patch
 def estimate_arl0(self: ControlChart, seed=1) -> Metric:
@@ -185,12 +185,13 @@ def full_detection_delays(self: ControlChart, surge, n_runs=1000):
 
 # %% ../../../nbs/apps/monitor/01_control_charts.ipynb #65113c36
 def mean_delay(delays) -> Metric: # (runs,) from `full_detection_delays`
-    """The mean with its interval; more than 5 % unseen: infinite, and all that is known is that it
-    is long."""
+    """The mean with its interval; more than 5 % unseen: infinite, above the mean of delays that end
+    at the horizon."""
     if not len(delays):
         return Metric(np.nan, np.nan, np.nan, 0, "no quiet run")
     if np.isinf(delays).mean() > .05:
-        return Metric(np.inf, np.nan, np.inf, len(delays),
+        least = mean_metric(np.minimum(delays, HORIZON), low=0, high=np.inf).low
+        return Metric(np.inf, least, np.inf, len(delays),
                       f"{np.isinf(delays).mean():.0%} of the runs unseen in {HORIZON:,} buckets")
     delays = np.minimum(delays, HORIZON)
     return mean_metric(delays, low=0, high=np.inf)
@@ -208,10 +209,11 @@ def summarize_delay(control_chart: ControlChart, surge=.1,
     return mean_delay(d), float(np.quantile(d, .9, method="higher")) if len(d) else np.nan
 
 # %% ../../../nbs/apps/monitor/01_control_charts.ipynb #5d6811d0
-def _over(above, low): # (buckets,) bool each, beginning in an alarm: buckets that it lasts
+# (buckets,) in units of the limit and bool, beginning in an alarm: buckets that it lasts
+def _over(statistic, low):
     calm = np.convolve(low, [1, 1, 1])[:len(low)] == 3
-    ends = np.flatnonzero(~above | calm)
-    return int(ends[0]) if len(ends) else len(above)
+    ends = np.flatnonzero((statistic < .5) | calm)
+    return int(ends[0]) if len(ends) else len(low)
 
 # up to the bucket of the alarm: position in x
 def estimate_change_point(x, n, p0, window=30) -> int:
@@ -244,7 +246,7 @@ def _next_alarm(self: ControlChart, x, n, log_odds, quiet, at):
     held = logit(usual[first]) - log_odds[first]
     usual[first:] = expit(log_odds[first:] + held)
     s = self.statistic(x, n, usual)
-    end = first + max(1, _over(s[first:] > self.limit, (x <= n * usual)[first:]))
+    end = first + max(1, _over(s[first:] / self.limit, (x <= n * usual)[first:]))
     upto = slice(first + 1)
     start = estimate_change_point(x[upto], n[upto], usual[upto])
     return s[:end], usual[:end], (at + start, at + first, at + end)

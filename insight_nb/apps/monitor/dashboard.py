@@ -32,6 +32,30 @@ MONITOR_METRIC_NAMES = {
     "false_alarm_interval": "time between false alarms",
     "mean_delay": "mean delay of a rise of 10 points"}
 
+# %% ../../../nbs/apps/monitor/04_dashboard.ipynb #bbed7c01
+def _how_often(interval, unit):
+    if interval.n:
+        return f"one false alarm in {interval.value:.0f} {unit}"
+    return f"fewer than one false alarm in {interval.low:,.0f} {unit}"
+
+# %% ../../../nbs/apps/monitor/04_dashboard.ipynb #16a6fb24
+@patch
+def silence(self: Monitor) -> str: # a sentence, or nothing
+    "Says that no text came for longer than ever before: a feed that is cut has no alerts."
+    stream, known, freq = self.stream, set(self.frame.bucket), self.stream.freq
+    step = self.bucket_index.freq
+    quiet = len(pd.date_range(self.bucket_index[-1], stream.bucket_start([stream.now])[0],
+                              freq=step, inclusive="neither"))
+    longest, run = 0, 0
+    for bucket in self.bucket_index:
+        run = 0 if bucket in known else run + 1
+        longest = max(longest, run)
+    if quiet <= max(2 * longest, 2):
+        return ""
+    return (f" No text came in the last {plural(quiet, freq)}, and never before were there more "
+            f"than {plural(longest, freq)} without one: is the feed cut? (To judge an old table, "
+            "give the time of its end as now.)")
+
 # %% ../../../nbs/apps/monitor/04_dashboard.ipynb #89970d1c
 class MonitorReport(ScoreReport):
     "A report that leads with the newest alert."
@@ -59,9 +83,10 @@ class MonitorReport(ScoreReport):
         failed = ""
         if self.failed():
             failed = f"Don't rely on this yet: {', '.join(self.failed())} failed. "
-        return (f"{failed}{head} A false alarm is expected in "
-                f"{m['false_alarm_interval'].value:.0f} {every}, of all charts together; a rise "
-                f"of 10 points is seen after {format_delay(m['mean_delay'].value)} {every}.")
+        often = _how_often(m["false_alarm_interval"], every)
+        return (f"{failed}{head}{self.monitor.silence()} Of all charts together there is {often}; "
+                f"a rise of 10 points is seen after {format_delay(m['mean_delay'].value)} "
+                f"{every}.")
 
 # %% ../../../nbs/apps/monitor/04_dashboard.ipynb #383a24c2
 @patch
@@ -78,6 +103,8 @@ def sections(self: MonitorReport) -> list: # as of `Report`
         told += [*self.alert_sentences(alert), alert.table()]
     hot = sorted(monitor.series, key=lambda series: -len(series.alarms.found))[:12]
     charts = [series.plot(monitor.bucket_names(), 120) for series in hot]
+    quiet = monitor.silence().strip()
+    told += [quiet] if quiet else []
     found = [("Alerts", told or ["No series is above its limit."]),
              ("Charts", [monitor.series_table(), *charts]),
              ("What was promised, and what is kept", [self.metrics_table(), *self.blocks]),
@@ -103,11 +130,6 @@ def measure_replay(self: MonitorReport) -> ReportTable: # and in `blocks`
     return table
 
 # %% ../../../nbs/apps/monitor/04_dashboard.ipynb #22413cc0
-def _how_often(interval, unit):
-    if interval.n:
-        return f"one false alarm in {interval.value:.0f} {unit}"
-    return f"no false alarm in {interval.value:,.0f} {unit}"
-
 @patch
 def check_monitor(self: MonitorReport, counts: dict): # as of `Stream.counts`
     "Add the checks: each text once, as few false alarms as asked, the promised delay."
@@ -120,7 +142,7 @@ def check_monitor(self: MonitorReport, counts: dict): # as of `Stream.counts`
         Check("counted_once", n_kept == counts["read"] and n_texts == counts.get("new", 0),
               f"{counts['read']:,} rows were read: {n_kept:,} are new, known or set aside; "
               f"{n_texts:,} texts count"),
-        Check("false_alarms", not interval.high < .9 * asked, # NaN: none was seen
+        Check("false_alarms", not interval.high < .9 * asked,
               f"{_how_often(interval, self.unit)}, asked was one in {asked:.0f}"),
         Check("replay", not late,
               f"{len(self.replayed)} series replayed; later than promised: "
@@ -283,7 +305,7 @@ def _headline(monitor, alerts):
     now = "Nothing is above its limit now."
     if on:
         now = f"Above the limit now: {', '.join(shorten(n, 30) for n in on)}."
-    return f"{len(monitor.frame):,} texts, {names[0]} to {names[-1]}. {now}"
+    return f"{plural(len(monitor.frame), 'text')}, {names[0]} to {names[-1]}. {now}"
 
 # %% ../../../nbs/apps/monitor/04_dashboard.ipynb #9e205c4a
 def _show(monitor, alerts, parts, series, last):

@@ -533,8 +533,8 @@ def _instead(self: Alert, known, fallen, quality):
     n = len(self.texts_to_label)
     return (
         f"A drop of the specificity from {known:.3f} to {fallen:.3f} would explain it as well: "
-        f"label these {n} texts. If opinion rose, about {risen * n:.0f} of them are right; if the "
-        f"classifier slipped, about {slipped * n:.0f}.")
+        f"label the {plural(n, 'text')}. If opinion rose, about {risen * n:.0f} of them are "
+        f"right; if the classifier slipped, about {slipped * n:.0f}.")
 
 # %% ../../../nbs/apps/monitor/03_monitor.ipynb #3a265c51
 @patch

@@ -298,7 +298,7 @@ class Recommender:
     metadata: dict = field(default_factory=dict) # more to say in bundle.json
 
     def __post_init__(self): self.item_index = {n: i for i, n in enumerate(self.names)}
-    def __repr__(self): return f"Recommender({len(self.names):,} items)"
+    def __repr__(self): return f"Recommender({plural(len(self.names), 'item')})"
 
 # %% ../../../nbs/apps/recommend/02_recommender.ipynb #4dc3f6b7
 @dataclass
