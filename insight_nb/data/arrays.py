@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MISSING_VALUES', 'ArrayDataset', 'NumericDataset', 'to_missing', 'read_numbers', 'to_numbers', 'to_days',
            'infer_kind', 'convert_numeric_columns', 'to_categories', 'numeric_values', 'plan_column', 'Feature',
-           'expand_features', 'encode_column', 'ColumnEncoder', 'column_encoder_from_state']
+           'expand_features', 'encode_column', 'mean_and_scale', 'ColumnEncoder', 'column_encoder_from_state']
 
 # %% ../../nbs/data/12_arrays.ipynb #4eec3dd9
 from collections import Counter
@@ -244,6 +244,17 @@ def encode_column(plan: dict, cells: pd.Series) -> np.ndarray:
     own = x[:, None] > np.array(plan["cuts"]) if plan["cuts"] else x[:, None]
     return np.column_stack([own, gap] if plan["gaps"] else [own]).astype(np.float64)
 
+# %% ../../nbs/data/12_arrays.ipynb #8727d2f8
+def mean_and_scale(x) -> tuple: # (rows, features) finite float64 -> (features,) each
+    "Mean and standard deviation, of numbers as large as 1e308 too, whose squares are infinite."
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, scale = x.mean(0), x.std(0)
+    largest = np.abs(x).max(0)
+    far = ~np.isfinite(mean) | ~np.isfinite(scale)
+    part = x[:, far] / largest[far]
+    mean[far], scale[far] = part.mean(0) * largest[far], part.std(0) * largest[far]
+    return mean, scale
+
 # %% ../../nbs/data/12_arrays.ipynb #e8ae02d3
 class ColumnEncoder:
     """The columns of a table as standardized features. All that is fitted comes from the rows given
@@ -261,7 +272,7 @@ class ColumnEncoder:
                 f"none of the {plural(len(self.plans), 'column')} tells rows apart: each is empty, "
                 f"the same in all {plural(len(frame), 'row')}, or has no category of 5 rows.")
         self.features, raw = [f for f, k in zip(every, self.varies) if k], raw[:, self.varies]
-        self.mean, self.scale = raw.mean(0), raw.std(0)
+        self.mean, self.scale = mean_and_scale(raw)
         return self
 
     def raw(self, frame) -> np.ndarray:
@@ -279,7 +290,9 @@ def transform(self: ColumnEncoder, frame: pd.DataFrame) -> np.ndarray: # (rows, 
         raise InputError(
             f"the table has no column {shorten(gone[0], 40)!r}, which the model was trained "
             f"with.{suggest(gone[0], frame.columns)}")
-    return (self.raw(frame)[:, self.varies] - self.mean) / self.scale
+    with np.errstate(over="ignore"):
+        x = (self.raw(frame)[:, self.varies] - self.mean) / self.scale
+    return np.clip(x, -1e100, 1e100) # an infinite feature has no product with a zero
 
 # %% ../../nbs/data/12_arrays.ipynb #e324fc97
 @patch

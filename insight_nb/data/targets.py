@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['parse_numbers', 'regression_targets', 'row_weights', 'find_separator', 'parse_label_sets', 'binarize_labels',
-           'join_indicators', 'open_label_sets', 'split_label_sets', 'looks_multilabel', 'open_pairs', 'tokenize_pairs',
-           'as_rows', 'read_texts', 'plain_label', 'label_kind', 'check_one_kind', 'read_labels', 'find_classes',
-           'label_rows', 'is_indicator']
+           'join_indicators', 'open_label_sets', 'split_label_sets', 'training_labels', 'looks_multilabel',
+           'open_pairs', 'tokenize_pairs', 'as_rows', 'read_texts', 'plain_label', 'label_kind', 'check_one_kind',
+           'read_labels', 'find_classes', 'label_rows', 'is_indicator']
 
 # %% ../../nbs/data/10_targets.ipynb #d7a07f88
 import json
@@ -213,6 +213,9 @@ def open_label_sets(source, # whatever `open_frame` opens
     columns = [c.strip() for c in label.split(",")]
     if label not in frame.columns and len(columns) > 1 and set(columns) <= set(frame.columns):
         cells, separator = join_indicators(frame[columns], name), ";"
+        used = {label for labels in cells for label in labels}
+        notes = [*notes, *(f"column {c!r} is 0 in every row: it is no label here"
+                           for c in columns if c not in used)]
     elif label in frame.columns:
         cells = frame[label].tolist()
         separator = separator or find_separator(cells)
@@ -228,6 +231,18 @@ def open_label_sets(source, # whatever `open_frame` opens
 def split_label_sets(table: Table, label="label") -> list: # of lists of names, row by row
     "The labels of each row of such a table."
     return [[name for name in cell.split("\n") if name] for cell in table.frame[label]]
+
+# %% ../../nbs/data/10_targets.ipynb #41ea4c0a
+def training_labels(sets, train) -> LabelEncoder: # of `split_label_sets`; positions
+    "The labels of the training rows. Raises InputError for one that only other rows have."
+    labels = LabelEncoder.fit([name for i in train for name in sets[i]])
+    counts = Counter(name for names in sets for name in names)
+    unseen = sorted(set(counts) - set(labels.names))
+    if unseen:
+        named = ", ".join(f"{shorten(v, 30)!r} ({counts[v]})" for v in unseen[:5])
+        raise InputError(f"no training row has these labels (rows of each): {named}. A label needs "
+                         "rows on both sides of the split: label more rows of it, or leave it out.")
+    return labels
 
 # %% ../../nbs/data/10_targets.ipynb #f2dade31
 def _is_list(v):

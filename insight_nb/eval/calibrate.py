@@ -43,7 +43,8 @@ def expected_calibration_error(y_prob, # (rows, classes) probabilities
                                bins=15, # of equal width
                               ) -> float: # 0 (perfectly calibrated) to 1
     "Expected calibration error of the predicted class (Guo and others 2017)."
-    return float(_ece(*_binned(y_true, y_prob, bins)))
+    value = float(_ece(*_binned(y_true, y_prob, bins)))
+    return value if value > 1e-12 else 0. # rounding
 
 # %% ../../nbs/eval/02_calibrate.ipynb #3ca2be82
 def calibration_error_by_chance(y_prob, # (rows, classes) probabilities

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['weights_finite', 'label_order', 'row_order', 'loss_fell', 'not_shown_better', 'beats_majority', 'truncation',
-           'split_duplicates', 'small_classes', 'adapters_changed', 'ranks_moved', 'reload_equal', 'language',
-           'groups_apart', 'times_in_order', 'best_kept']
+           'split_duplicates', 'small_classes', 'distinct_labels', 'adapters_changed', 'ranks_moved', 'reload_equal',
+           'language', 'groups_apart', 'times_in_order', 'best_kept']
 
 # %% ../../nbs/eval/05_guard.ipynb #14c0702f
 import numpy as np
@@ -193,6 +193,18 @@ def small_classes(names, # class names
         "small_classes", False,
         f"{len(small)} of {len(counts)} classes have fewer than {min_rows} rows: "
         f"{', '.join(small[:8])}{more}; label more, or join them")
+
+# %% ../../nbs/eval/05_guard.ipynb #1ff75b5f
+def distinct_labels(n_labels,
+                    alike) -> Check: # lists of labels, each list one label in several spellings
+    "No two labels differ only in case, spaces, full stops or the way to write a number."
+    if not alike:
+        return Check("distinct_labels", True, f"{plural(n_labels, 'label')}: none is another in "
+                                              "another spelling")
+    named = "; ".join(" and ".join(repr(shorten(v, 30)) for v in names) for names in alike[:3])
+    return Check("distinct_labels", False,
+                 f"{named} differ only in how they are written, and are classes of their own: "
+                 "make them one (insight-nb check --fix), or rename one")
 
 # %% ../../nbs/eval/05_guard.ipynb #35a409ea
 def _array(t):

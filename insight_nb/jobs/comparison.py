@@ -15,7 +15,7 @@ from fastcore.basics import patch
 import insight_nb.eval.guard as guard
 from ..base.core import InputError, atomic_output, package_versions, plural
 from ..base.privacy import mask
-from ..data.labels import LabelEncoder, check_labels
+from ..data.labels import LabelEncoder, check_labels, same_labels
 from ..data.sources import open_frame, open_table
 from ..data.tags import open_tagged, tag_names
 from ..data.targets import looks_multilabel
@@ -364,7 +364,8 @@ def make_report(self: TextComparison, ladder, shown, checks) -> ScoreReport: # a
         *[Check(name, None, alone) for name in (
             "weights_finite", "loss_fell", "adapters_changed", "ranks_moved", "truncation")],
         *checks, beats_baseline(report), guard.split_duplicates(self.parts.duplicates),
-        self.language_check(rung), self.small_classes())
+        self.language_check(rung), self.small_classes(),
+        guard.distinct_labels(len(self.names), same_labels(self.names)))
     return report
 
 # %% ../../nbs/jobs/11_comparison.ipynb #32e44d6f

@@ -15,6 +15,7 @@ from fastcore.basics import patch
 
 import insight_nb.eval.guard as guard
 from ..base.core import InputError, package_versions, shorten
+from ..data.labels import same_labels
 from ..models.adapters import add_adapter, method_options, expected_trainable_parameters
 from ..models.backbone import Backbone, count_parameters, load_backbone
 from ..models.heads import POOLS
@@ -211,6 +212,8 @@ def checks(self: FineTuningSetup, trainer, bundle, # after training; written and
              guard.ranks_moved(self.before[1], now and now.ranks()),
              guard.reload_equal(want, got, other=differing_weights(model, bundle.model)),
              guard.language(language), *split_checks(parts)]
+    if model.task.name != "regress":
+        found.append(guard.distinct_labels(len(names), same_labels(names)))
     if self.kept:
         found += only_red(guard.best_kept(*self.kept))
     return found

@@ -19,6 +19,7 @@ import insight_nb.eval.guard as guard
 from ..base.core import (
     InputError, ReportTable, atomic_output, format_interval, shorten, suggest)
 from ..base.files import read_frame
+from ..data.labels import same_labels
 from ..data.samples import load_sample
 from ..data.table import Table, clean_table
 from ..data.tokens import check_tokenizer_coverage
@@ -547,7 +548,8 @@ def row_checks(self: BundleUpdate, name) -> list: # a strategy that was run
     cut = self.too_long[every] & (self.info.get("overlap") is None)
     return [self.check_loss(name), guard.beats_majority(y[parts.test], answers, y[used]),
             guard.truncation(cut, self.info["max_length"]),
-            guard.small_classes(self.rows.names, counts)]
+            guard.small_classes(self.rows.names, counts),
+            guard.distinct_labels(len(counts), same_labels(self.rows.names))]
 
 @patch
 def report(self: BundleUpdate, name, folder, # a strategy that was run, and its bundle

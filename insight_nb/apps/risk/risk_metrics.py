@@ -92,6 +92,7 @@ def _calibration_error(y, p, bins, codes):
     at = np.clip(np.ceil(p * bins).astype(int) - 1, 0, bins - 1) + bins * np.arange(s)[:, None]
     sums, squares = (np.bincount(at.ravel(), v.ravel(), minlength=bins * s) for v in (off, off**2))
     value = float(np.abs(sums).sum() / s / n)
+    value = value if value > 1e-12 else 0. # rounding
     low, high, effect = bounded_interval(value, (np.sign(sums)[at] * off).mean(0) - value, codes)
     spread = np.sqrt(effect * squares)[squares > 0] # of each sum; its size is too large by chance
     z = np.abs(sums)[squares > 0] / spread
