@@ -20,6 +20,7 @@ import logging
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -447,7 +448,7 @@ def run_recipe(recipe, # a recipe's name or a notebook's path
             "--resume goes on with a run that was cut off: name its folder with --out.")
     if out is not None and not str(out).strip():
         raise InputError("--out is empty: name a folder, or leave --out away.")
-    given = parse_arguments(known, given)
+    asked, given = list(given), parse_arguments(known, given)
     out = Path(out) if out else next_free_path(path.stem)
     check_output_dir(out, force)
     given |= resume_parameters(known, out, resume, force)
@@ -457,7 +458,10 @@ def run_recipe(recipe, # a recipe's name or a notebook's path
             _execute(path, temp, out, given)
     except BaseException as e:
         if not isinstance(e, InputError) and checkpoint_file(out).exists():
-            _say(f"What was trained is kept. To go on: insight-nb run ... --resume --out {out}")
+            again = ["insight-nb", "run", str(recipe)]
+            again += [word for name, value in asked for word in ("-p", name, str(value))]
+            again += ["--resume", "--out", str(out)]
+            _say(f"What was trained is kept. To go on: {shlex.join(again)}")
         raise
     checkpoint_file(out).unlink(missing_ok=True)
     return out

@@ -31,7 +31,7 @@ def test_a_run_that_the_system_ended_goes_on(tmp_path):
         time.sleep(.02)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 143
-    assert "To go on: insight-nb run ... --resume" in process.stderr.read()
+    assert "To go on: insight-nb run classify -p" in process.stderr.read()
     again = start(table, cut) # what was trained is not lost to a word forgotten
     assert again.wait(60) == 2
     assert "--resume" in again.stderr.read() and checkpoint_file(cut).exists()

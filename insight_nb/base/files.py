@@ -451,7 +451,7 @@ def check_free_columns(frame, names, prefix=""): # of columns that are to be add
     if taken := [prefix + c for c in names if prefix + c in frame.columns]:
         raise InputError(
             f"the table has a column {taken[0]!r} already: rename it, or give the columns of "
-            "answers a prefix, such as new_.")
+            "answers a prefix, such as new_ (--prefix new_ in a terminal).")
 
 # %% ../../nbs/base/05_files.ipynb #fe4055b7
 def split_sheet(source: str) -> tuple: # "book.xlsx#May" -> ("book.xlsx", "May"); None: no sheet

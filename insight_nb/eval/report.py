@@ -15,7 +15,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..base.core import (
-    ReportTable, format_cell, format_interval, plural, shorten)
+    ReportTable, format_cell, format_interval, shorten)
 from ..base.intervals import group_codes
 from .metrics import (
     Metric, class_metrics, confusion, describe_groups, evaluate, mean_metric, wilson_interval)
@@ -263,7 +263,7 @@ def plot_confusion(self: Report) -> ReportFigure:
     title = "No class is taken for another"
     if top := self.confused_pairs_table(1).rows:
         truth, predicted, rows, _ = top[0]
-        title = f"Confused most: {truth} taken for {predicted} ({plural(rows, 'row')})"
+        title = f"Confused most: {truth} taken for {predicted} ({rows} row{'' if rows == '1' else 's'})"
     return ReportFigure(title, figure_svg(fig, title), None)
 
 # %% ../../nbs/eval/01_report.ipynb #19b2232a

@@ -98,7 +98,8 @@ def _dropped(counts):
 def _faults(users, items, times, ratings, least):
     why = np.full(len(users), "", dtype=object)
     if least is not None:
-        why[ratings < least], why[np.isnan(ratings)] = f"rated below {least:g}", "rating missing"
+        why[ratings < least], why[~np.isfinite(ratings)] = (
+            f"rated below {least:g}", "rating missing")
     why[np.isnan(times)], why[items < 0], why[users <
                                               0] = "time missing", "item missing", "user missing"
     return why
