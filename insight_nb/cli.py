@@ -232,6 +232,11 @@ def check_output_dir(out, # the folder asked for
         raise InputError(
             f"{out} holds {other!r}, which is not of a run, so --force won't replace it: move "
             "that away, or choose another --out.")
+    if "labels.sqlite" in left and Path(out, "labels.sqlite").exists(): # somebody's work
+        raise InputError(
+            f"{out} holds labels.sqlite with labels of people, which --force would lose: choose "
+            f"another --out, and go on with -p store {Path(out, 'labels.sqlite')}; or move it "
+            "away.")
 
 # %% ../nbs/90_cli.ipynb #1fd9a52f
 class RunError(RuntimeError):

@@ -5,7 +5,9 @@ import json
 from pathlib import Path
 
 import pandas as pd
+import pytest
 from conftest import LABELS, SECTIONS, in_process, refused, rows_of
+from insight_nb.base.core import InputError
 from insight_nb.jobs.labeling import LabelStore
 from notebooks import NBS
 
@@ -65,3 +67,18 @@ def test_what_is_refused(ends):
     refused(end("-p", "strategy", "margins"), "Did you mean 'margin'")
     refused(end("-p", "price", "1"), "price and point_value belong together")
     refused(end("-p", "second", "b"), "give labeled too")
+
+
+def test_force_does_not_lose_labels(tmp_path, monkeypatch):
+    from insight_nb.cli import check_output_dir
+
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "labels.sqlite").write_bytes(b"")
+    (out / "evidence.json").write_text("{}")
+    left = ["labels.sqlite", "evidence.json"]
+    monkeypatch.setattr("insight_nb.cli._left_by_run", lambda out: left)
+    with pytest.raises(InputError, match="labels of people, which --force would lose"):
+        check_output_dir(out, True)
+    (out / "labels.sqlite").unlink()
+    check_output_dir(out, True)
