@@ -314,3 +314,13 @@ def test_the_top_level_is_fixed():
     paths = found.stdout.split("\n")[:-1] if found.returncode == 0 else ["settings.ini"]
     assert paths and not strangers(paths)
     assert strangers(["nbs/a.ipynb", "tools/x.py"]) == {"tools"}
+
+
+def test_links_between_notebooks_lead_somewhere():
+    dead = []
+    for nb in every():
+        for cell in nb.cells:
+            for link in re.findall(r"\]\(/([^)#\s]+)", cell.source if cell.kind == "markdown" else ""):
+                if not (NBS / link).exists():
+                    dead.append(f"{nb.path.relative_to(NBS)}: /{link}")
+    assert not dead, dead
