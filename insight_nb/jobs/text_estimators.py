@@ -56,7 +56,7 @@ class TextEstimator(BaseEstimator):
     """A fine-tuned encoder with the methods of scikit-learn. `bundle_` holds the trained model,
     `history_` an entry for each epoch. `fit` raises InputError for settings that can't work."""
     pairs = False # does it read pairs of texts?
-    start_from = None # a `Backbone` to begin with, such as an adapted one; None: `backbone` names it
+    start_from = None # a `Backbone` to begin with, such as an adapted one; None: of `backbone`
     reported = ("windows",) # settings that a report names
     # that it uses; keep_interrupted: Ctrl-C ends training alone, and the best epoch is kept
     # mask: names such as [EMAIL_1] stand for personal data, in training and whenever it is asked

@@ -6,12 +6,13 @@
 __all__ = ['KEPT_SHARES', 'LEAST_ROWS', 'MOST_ROWS', 'LEAST_UNLABELED', 'MOST_UNLABELED', 'PER_LABEL', 'precision_thresholds',
            'pseudo_rows', 'pseudo_weights', 'repeated_folds', 'corrected_interval', 'Gate', 'compare_out_of_fold',
            'UnlabeledTexts', 'open_unlabeled', 'SharedTfidf', 'read_once', 'release', 'fit_rung', 'fix_strength',
-           'SelfTrainingRun', 'self_train', 'drop_words', 'GatedRung', 'SelfTraining', 'Consistency', 'AdaptedProbe',
+           'SelfTrainingRun', 'self_train', 'strong_views', 'GatedRung', 'SelfTraining', 'Consistency', 'AdaptedProbe',
            'gate_adaptation', 'unlabeled_rungs']
 
 # %% ../../nbs/methods/09_selftrain.ipynb #f13513ab
 import copy
 import warnings
+import zlib
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 
@@ -44,12 +45,13 @@ def precision_thresholds(probs, y, # (rows, classes) out of fold; (rows,) class 
         at = at[np.argsort(-sure[at], kind="stable")]
         for share in KEPT_SHARES:
             some = at[:int(np.ceil(share * len(at)))]
-            if len(some) and wilson_interval((y[some] == c).sum(), len(some), level)[0] >= precision:
+            right = (y[some] == c).sum()
+            if len(some) and wilson_interval(right, len(some), level)[0] >= precision:
                 cuts[c] = sure[some[-1]]
                 break
     return cuts
 
-# %% ../../nbs/methods/09_selftrain.ipynb #c7fd27e9
+# %% ../../nbs/methods/09_selftrain.ipynb #7b529941
 def pseudo_rows(probs, cuts, # (rows, classes) of unlabeled rows; of `precision_thresholds`
                 most, seed=0 # rows to take at most
                ) -> tuple[np.ndarray, np.ndarray]: # positions, class ids
@@ -59,6 +61,7 @@ def pseudo_rows(probs, cuts, # (rows, classes) of unlabeled rows; of `precision_
     at = np.sort(np.random.default_rng(seed).permutation(at)[:most])
     return at, said[at]
 
+# %% ../../nbs/methods/09_selftrain.ipynb #87d1b090
 def pseudo_weights(y, made, # (rows,), (more,) class ids: true labels, and made ones
                    classes) -> np.ndarray: # (rows + more,), the sum is that of rows
     "How much each row counts: every class keeps its share."
@@ -67,7 +70,7 @@ def pseudo_weights(y, made, # (rows,), (more,) class ids: true labels, and made 
     own = 2 - m * each / np.maximum(n, 1) # of a true one
     return np.concatenate([own[y], each[made]]) / 2
 
-# %% ../../nbs/methods/09_selftrain.ipynb #360dfc97
+# %% ../../nbs/methods/09_selftrain.ipynb #5708992e
 def repeated_folds(y, folds=5, repeats=2, seed=0) -> list: # of (learned, asked) positions
     "Stratified folds, several times; the only row of a class is always learned from."
     from sklearn.model_selection import StratifiedKFold
@@ -82,6 +85,7 @@ def repeated_folds(y, folds=5, repeats=2, seed=0) -> list: # of (learned, asked)
                       for a, b in parts.split(rows, y[rows])]
     return found
 
+# %% ../../nbs/methods/09_selftrain.ipynb #c6dd15b8
 def corrected_interval(gains, ratio, # (folds,); test rows to training rows
                        level=.9) -> tuple: # low, high
     "The interval of a mean over folds that share their training rows."
@@ -89,7 +93,7 @@ def corrected_interval(gains, ratio, # (folds,); test rows to training rows
         (1 / len(gains) + ratio) * np.var(gains, ddof=1))
     return float(np.mean(gains) - half), float(np.mean(gains) + half)
 
-# %% ../../nbs/methods/09_selftrain.ipynb #a5989b5e
+# %% ../../nbs/methods/09_selftrain.ipynb #ff945b84
 @dataclass(frozen=True)
 class Gate:
     "Whether a method that reads unlabeled rows pays, out of fold on labeled rows."
@@ -103,14 +107,20 @@ class Gate:
 
     @property
     def opened(self) -> bool: return not self.reason and self.low > 0
-    def summary(self) -> str:
-        if self.reason:
-            return f"not tried: {self.reason}"
-        gain, low, high = (round(100 * v, 1) + 0. for v in (self.gain, self.low, self.high))
-        return f"{'paid' if self.opened else 'did not pay'}: {gain:+} points [{low}, {high}]"
-    def to_dict(self) -> dict: # for evidence
-        return asdict(self) | {"opened": self.opened, "level": .9,
-                               "method": "repeated folds, Nadeau-Bengio variance"}
+
+# %% ../../nbs/methods/09_selftrain.ipynb #b68e946a
+@patch
+def summary(self: Gate) -> str:
+    if self.reason:
+        return f"not tried: {self.reason}"
+    gain, low, high = (round(100 * v, 1) + 0. for v in (self.gain, self.low, self.high))
+    return f"{'paid' if self.opened else 'did not pay'}: {gain:+} points [{low}, {high}]"
+
+# %% ../../nbs/methods/09_selftrain.ipynb #cf5d3297
+@patch
+def to_dict(self: Gate) -> dict: # for evidence
+    return asdict(self) | {"opened": self.opened, "level": .9,
+                           "method": "repeated folds, Nadeau-Bengio variance"}
 
 # %% ../../nbs/methods/09_selftrain.ipynb #fdbd49a0
 LEAST_ROWS, MOST_ROWS = 20, 2000 # labeled ones that the gate looks at
@@ -138,7 +148,7 @@ def compare_out_of_fold(name, plain, other, # called with texts and ids, return 
     ends = corrected_interval(gains, len(asked) / len(learned))
     return Gate(name, float(np.mean(gains)), *ends, n, len(folds))
 
-# %% ../../nbs/methods/09_selftrain.ipynb #fb650184
+# %% ../../nbs/methods/09_selftrain.ipynb #6655e329
 @dataclass
 class UnlabeledTexts:
     "Texts without labels, and what was taken out."
@@ -152,9 +162,12 @@ class UnlabeledTexts:
         gone = "; ".join(f"{n:,} {why}" for why, n in self.removed.items())
         told = f" ({gone})" if gone else ""
         return f"{plural(len(self), 'unlabeled text')} of {self.name}{told}"
-    def to_dict(self) -> dict: # for evidence
-        return {"source": self.name, "texts": len(self), "removed": self.removed,
-                "sha256": hash_texts(self.texts)}
+
+# %% ../../nbs/methods/09_selftrain.ipynb #e28a43fc
+@patch
+def to_dict(self: UnlabeledTexts) -> dict: # for evidence
+    return {"source": self.name, "texts": len(self), "removed": self.removed,
+            "sha256": hash_texts(self.texts)}
 
 # %% ../../nbs/methods/09_selftrain.ipynb #3420cfd6
 LEAST_UNLABELED, MOST_UNLABELED = 20, 20_000
@@ -188,12 +201,12 @@ def open_unlabeled(source, # a file, a frame, a sample: as of `open_table`
                          "texts, or leave unlabeled out.")
     return found
 
-# %% ../../nbs/methods/09_selftrain.ipynb #075f3bbe
+# %% ../../nbs/methods/09_selftrain.ipynb #552676a1
 class SharedTfidf(Tfidf):
     "TF-IDF whose features were made of many texts before; their rows are computed once."
-    def __init__(self, texts):
+    def __init__(self, texts, max_features=20_000): # of each kind, those in most texts
         self.texts = list(dict.fromkeys(texts))
-        self.features = fit_vectorizer(self.texts)
+        self.features = fit_vectorizer(self.texts, max_features)
         self.matrix = self.features.transform(self.texts)
         self.place = {text: i for i, text in enumerate(self.texts)}
 
@@ -201,16 +214,21 @@ class SharedTfidf(Tfidf):
         if all(t in self.place for t in texts):
             return self.matrix[[self.place[t] for t in texts]]
         return self.features.transform(list(texts))
-    def learn(self, texts, y):
-        self.model = fit_linear(self.vectors(texts), y, self.strengths, self.seed,
-                                balanced=self.balanced, weights=self.row_weights)
-    def plain(self) -> Tfidf: # the same answers, without the texts
-        made = Tfidf()
-        for name in ("features", "model", "names", "shares", "seed", "balanced"):
-            setattr(made, name, getattr(self, name))
-        return made
 
-# %% ../../nbs/methods/09_selftrain.ipynb #decc5336
+# %% ../../nbs/methods/09_selftrain.ipynb #4c8a3d62
+@patch
+def learn(self: SharedTfidf, texts, y):
+    self.model = fit_linear(self.vectors(texts), y, self.strengths, self.seed,
+                            balanced=self.balanced, weights=self.row_weights)
+
+@patch
+def plain(self: SharedTfidf) -> Tfidf: # the same answers, without the texts
+    made = Tfidf()
+    for name in ("features", "model", "names", "shares", "seed", "balanced"):
+        setattr(made, name, getattr(self, name))
+    return made
+
+# %% ../../nbs/methods/09_selftrain.ipynb #e0b1ed9a
 def read_once(rung: Rung, texts) -> Rung: # a copy that has read these texts
     "The rung with what it sees of some texts, where that can be kept."
     if type(rung) is Tfidf:
@@ -224,6 +242,7 @@ def read_once(rung: Rung, texts) -> Rung: # a copy that has read these texts
         made.vectors(list(texts))
     return made
 
+# %% ../../nbs/methods/09_selftrain.ipynb #6d8da159
 def release(rung: Rung) -> Rung: # that has learned
     "The rung that answers, without what was only kept to be fast."
     if isinstance(rung, SharedTfidf):
@@ -234,13 +253,14 @@ def release(rung: Rung) -> Rung: # that has learned
     made.row_weights = None
     return made
 
-# %% ../../nbs/methods/09_selftrain.ipynb #cdbf0741
+# %% ../../nbs/methods/09_selftrain.ipynb #0aec5349
 def fit_rung(rung, texts, y, names, seed=0, weights=None) -> Rung: # a new one that has learned
     "Let a copy of a rung learn."
     made = copy.copy(rung)
     made.row_weights = weights
     return made.fit(texts, y, names, seed)
 
+# %% ../../nbs/methods/09_selftrain.ipynb #50625a9b
 def fix_strength(rung, texts, y, names, seed=0) -> Rung: # the rung, changed
     "Choose the regularization once, on labeled rows, instead of in each fit."
     if getattr(rung, "strengths", None) and len(np.unique(y)) > 1:
@@ -248,7 +268,7 @@ def fix_strength(rung, texts, y, names, seed=0) -> Rung: # the rung, changed
         rung.strengths = (model.C,) if model is not None else rung.strengths
     return rung
 
-# %% ../../nbs/methods/09_selftrain.ipynb #03056814
+# %% ../../nbs/methods/09_selftrain.ipynb #6d82285b
 @dataclass
 class SelfTrainingRun:
     "A model that learned from its own labels, and how."
@@ -257,15 +277,20 @@ class SelfTrainingRun:
     cuts: list # for each round: (classes,) thresholds; infinite: none
     taken: list # for each round: (classes,) unlabeled rows
 
-    def to_dict(self) -> dict: # for evidence
-        cuts = [[float(c) if np.isfinite(c) else None for c in row] for row in self.cuts]
-        return {"precision": self.precision, "thresholds": cuts,
-                "taken": [[int(n) for n in row] for row in self.taken]}
-    def summary(self) -> str:
-        n = int(sum(self.taken[-1])) if self.taken else 0
-        if not n:
-            return f"no two classes could promise {self.precision:.0%}"
-        return f"{plural(n, 'unlabeled row')} with a promise of {self.precision:.0%}"
+# %% ../../nbs/methods/09_selftrain.ipynb #24f2e774
+@patch
+def to_dict(self: SelfTrainingRun) -> dict: # for evidence
+    cuts = [[float(c) if np.isfinite(c) else None for c in row] for row in self.cuts]
+    return {"precision": self.precision, "thresholds": cuts,
+            "taken": [[int(n) for n in row] for row in self.taken]}
+
+# %% ../../nbs/methods/09_selftrain.ipynb #71c0dcf6
+@patch
+def summary(self: SelfTrainingRun) -> str:
+    n = int(sum(self.taken[-1])) if self.taken else 0
+    if not n:
+        return f"no two classes could promise {self.precision:.0%}"
+    return f"{plural(n, 'unlabeled row')} with a promise of {self.precision:.0%}"
 
 # %% ../../nbs/methods/09_selftrain.ipynb #72b3b90f
 PER_LABEL = 5 # unlabeled rows to take, at most, for each labeled one
@@ -308,11 +333,12 @@ def self_train(rung, # with all texts read: of `read_once`
     return SelfTrainingRun(models[-1], float(precision), cuts, taken)
 
 # %% ../../nbs/methods/09_selftrain.ipynb #cd133cd9
-def drop_words(texts, share=.3, seed=0) -> list: # str each
-    "Texts with some words gone, at least one kept; of Chinese and the like, pairs of characters."
-    draw, pieces = np.random.default_rng(seed), is_unsegmented(texts)
-    found = []
+def strong_views(texts, share=.3, seed=0) -> list: # str each
+    """Texts with some words gone, at least one kept; of Chinese and the like, pairs of characters.
+    A text always loses the same ones, whatever stands beside it."""
+    found, pieces = [], is_unsegmented(texts)
     for text in texts:
+        draw = np.random.default_rng([seed, zlib.crc32(text.encode("utf-8", "replace"))])
         if pieces:
             words = [text[i:i + 2] for i in range(0, len(text), 2)]
         else:
@@ -324,22 +350,9 @@ def drop_words(texts, share=.3, seed=0) -> list: # str each
         found.append(("" if pieces else " ").join(left))
     return found
 
-# %% ../../nbs/methods/09_selftrain.ipynb #96299013
+# %% ../../nbs/methods/09_selftrain.ipynb #4627ec45
 class GatedRung(Rung):
     "A rung that reads unlabeled texts, if that pays; else the plain method."
-    def learn(self, texts, y):
-        y = y.argmax(1) if y.ndim == 2 else y
-        self.base = copy.copy(self.base) # the one that was given stays as it is
-        self.base.balanced, self.details, self.notes = self.balanced, {}, []
-        plain, other = self.arms(texts, y)
-        self.gate = compare_out_of_fold(self.name, plain, other, texts, y, self.seed,
-                                        self.check_time_budget)
-        self.details |= {"gate": self.gate.to_dict(), "unlabeled": self.unlabeled.to_dict()}
-        if self.gate.opened:
-            self.chosen = release(self.finish(other(texts, y)))
-        else:
-            self.chosen = release(fit_rung(self.base, texts, y, self.names, self.seed))
-        self.remark = "; ".join([self.gate.summary(), *self.notes])
 
     def finish(self, made): return made # what answers, of what `arms` gave
     def predict_proba(self, texts): return self.chosen.predict_proba(texts)
@@ -348,17 +361,36 @@ class GatedRung(Rung):
         return getattr(self, "chosen", self.base).backbone
     @property
     def max_length(self): return self.base.max_length
-    @property
-    def num_parameters(self): return self.chosen.num_parameters
-    @property
-    def size_mb(self): return self.chosen.size_mb
+
+# %% ../../nbs/methods/09_selftrain.ipynb #6f8e75d3
+@patch
+def learn(self: GatedRung, texts, y):
+    y = y.argmax(1) if y.ndim == 2 else y
+    self.base = copy.copy(self.base) # the one that was given stays as it is
+    self.base.balanced, self.details, self.notes = self.balanced, {}, []
+    plain, other = self.arms(texts, y)
+    self.gate = compare_out_of_fold(self.name, plain, other, texts, y, self.seed,
+                                    self.check_time_budget)
+    self.details |= {"gate": self.gate.to_dict(), "unlabeled": self.unlabeled.to_dict()}
+    if self.gate.opened:
+        self.chosen = release(self.finish(other(texts, y)))
+    else:
+        self.chosen = release(fit_rung(self.base, texts, y, self.names, self.seed))
+    self.remark = "; ".join([self.gate.summary(), *self.notes])
+
+# %% ../../nbs/methods/09_selftrain.ipynb #fdaf589f
+@patch(as_prop=True)
+def num_parameters(self: GatedRung): return self.chosen.num_parameters
+
+@patch(as_prop=True)
+def size_mb(self: GatedRung): return self.chosen.size_mb
 
 # %% ../../nbs/methods/09_selftrain.ipynb #95393882
 @patch
 def set_up(self: GatedRung, base, unlabeled, what):
     "What the constructors share."
     self.base, self.unlabeled = base, unlabeled
-    self.device, self.name = base.device, f"{base.name}, {what}"
+    self.device, self.name = base.device, f"{base.name} + {what}"
     self.needs = f"{base.needs}; and texts without labels"
 
 @patch
@@ -367,7 +399,7 @@ def settings(self: GatedRung):
     base.pop("balanced", None) # as this rung is
     return Rung.settings(self) | {"base": base, "unlabeled": self.unlabeled.identity}
 
-# %% ../../nbs/methods/09_selftrain.ipynb #310c4b1c
+# %% ../../nbs/methods/09_selftrain.ipynb #a8046ab3
 class SelfTraining(GatedRung):
     "A rung that also learns from its own answers to unlabeled texts."
     def __init__(self, base, # a `Rung` that gives probabilities
@@ -375,35 +407,41 @@ class SelfTraining(GatedRung):
                  precision=None, # of made labels; None: half of the mistakes out of fold
                  rounds=2):
         self.precision, self.rounds = precision, rounds
-        self.set_up(base, unlabeled, "self-trained")
+        self.set_up(base, unlabeled, "self-training")
 
     def views(self): return list(self.unlabeled.texts), list(self.unlabeled.texts)
-    def arms(self, texts, y):
-        weak, strong = self.views()
-        shared = read_once(self.base, [*texts, *weak, *strong])
-        alone = read_once(self.base, texts)
-        for rung in (alone, shared):
-            fix_strength(rung, texts, y, self.names, self.seed)
-        def plain(t, ids): return fit_rung(alone, t, ids, self.names, self.seed)
 
-        def other(t, ids):
-            self.run = self_train(shared, t, ids, self.names, (weak, strong), self.precision,
-                                  self.rounds, self.seed)
-            return self.run.model
-        return plain, other
+# %% ../../nbs/methods/09_selftrain.ipynb #66676e5c
+@patch
+def arms(self: SelfTraining, texts, y):
+    weak, strong = self.views()
+    shared = read_once(self.base, [*texts, *weak, *strong])
+    alone = read_once(self.base, texts)
+    for rung in (alone, shared):
+        fix_strength(rung, texts, y, self.names, self.seed)
+    def plain(t, ids): return fit_rung(alone, t, ids, self.names, self.seed)
 
-    def finish(self, made):
-        self.details["run"], self.notes = self.run.to_dict(), [self.run.summary()]
-        return made
+    def other(t, ids):
+        self.run = self_train(shared, t, ids, self.names, (weak, strong), self.precision,
+                              self.rounds, self.seed)
+        return self.run.model
+    return plain, other
 
+# %% ../../nbs/methods/09_selftrain.ipynb #0258a89f
+@patch
+def finish(self: SelfTraining, made):
+    self.details["run"], self.notes = self.run.to_dict(), [self.run.summary()]
+    return made
+
+# %% ../../nbs/methods/09_selftrain.ipynb #3ef2aa7c
 class Consistency(SelfTraining):
     "A rung that learns its own answers to unlabeled texts for the same texts with words dropped."
     def __init__(self, base, unlabeled, precision=None, rounds=2): # as of `SelfTraining`
         super().__init__(base, unlabeled, precision, rounds)
-        self.set_up(base, unlabeled, "consistent")
-    def views(self): return list(self.unlabeled.texts), drop_words(self.unlabeled.texts)
+        self.set_up(base, unlabeled, "consistency")
+    def views(self): return list(self.unlabeled.texts), strong_views(self.unlabeled.texts)
 
-# %% ../../nbs/methods/09_selftrain.ipynb #79cca4de
+# %% ../../nbs/methods/09_selftrain.ipynb #28d1275b
 class AdaptedProbe(GatedRung):
     "A linear model on the vectors of an encoder that was adapted to unlabeled texts."
     def __init__(self, base, # a `LinearProbe`
@@ -413,19 +451,21 @@ class AdaptedProbe(GatedRung):
         self.set_up(base, unlabeled, "adapted")
         self.name = "adapted + linear"
 
-    def arms(self, texts, y):
-        plain = read_once(self.base, texts)
-        self.adapted = adapt_encoder(
-            plain.backbone, [*texts, *self.unlabeled.texts], plain.max_length, self.seed,
-            self.passes, callbacks=[TimeBudget(self)], device=self.base.device)
-        other = copy.copy(plain)
-        other.backbone, other.known = self.adapted.backbone, {}
-        other.vectors(list(texts))
-        for rung in (plain, other):
-            fix_strength(rung, texts, y, self.names, self.seed)
-        self.notes, self.details["adaptation"] = [self.adapted.summary()], self.adapted.to_dict()
-        return [lambda t, ids, rung=rung: fit_rung(rung, t, ids, self.names, self.seed)
-                for rung in (plain, other)]
+# %% ../../nbs/methods/09_selftrain.ipynb #3bddeff1
+@patch
+def arms(self: AdaptedProbe, texts, y):
+    plain = read_once(self.base, texts)
+    self.adapted = adapt_encoder(
+        plain.backbone, [*texts, *self.unlabeled.texts], plain.max_length, self.seed,
+        self.passes, callbacks=[TimeBudget(self)], device=self.base.device)
+    other = copy.copy(plain)
+    other.backbone, other.known = self.adapted.backbone, {}
+    other.vectors(list(texts))
+    for rung in (plain, other):
+        fix_strength(rung, texts, y, self.names, self.seed)
+    self.notes, self.details["adaptation"] = [self.adapted.summary()], self.adapted.to_dict()
+    return [lambda t, ids, rung=rung: fit_rung(rung, t, ids, self.names, self.seed)
+            for rung in (plain, other)]
 
 # %% ../../nbs/methods/09_selftrain.ipynb #d86f04b0
 def gate_adaptation(backbone, adapted, # encoders: as it was, and the backbone of an `Adaptation`
