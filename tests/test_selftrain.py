@@ -84,7 +84,8 @@ def test_adapt_is_gated_and_said(tables, monkeypatch):
     e, page = run("classify", "b", adapt=True, epochs=1)
     assert e["adapted"]["gate"]["opened"] and "paid: +5.0 points [1.0, 9.0]" in page
     assert e["model"]["identity"] == e["adapted"]["identity"] != EMBEDDED_SHA256
-    assert not [g for g in e["guard"] if g["passed"] is False], e["guard"]
+    red = [g["check"] for g in e["guard"] if g["passed"] is False]
+    assert red == ["language"] # a third of these texts is Chinese
     assert {g["check"]: g["passed"] for g in e["guard"]}["reload_equal"]
     assert len(load("b/bundle").predict(["dirty cold stay", "房间 干净"])) == 2
 
