@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['LEARNED', 'pack_linear', 'unpack_linear', 'pack_vectorizer', 'unpack_vectorizer', 'pack', 'unpack', 'can_save',
-           'rung_encoder', 'TokenTable', 'rung_info', 'save_learned', 'restore_learned', 'save_rung', 'RungBundle',
-           'load_rung']
+           'answering_rung', 'rung_encoder', 'TokenTable', 'rung_info', 'save_learned', 'restore_learned', 'save_rung',
+           'RungBundle', 'load_rung']
 
 # %% ../../nbs/jobs/03_rungs.ipynb #efd98c6a
+import copy
 import inspect
 import json
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from ..methods.fewshot import Contrastive, ContrastiveTask, Prototype
 from ..methods.fine_tuned import EncoderRung
 from ..methods.frozen import LinearProbe, StaticEmbeddings
 from ..methods.prompt import ZeroShot
+from ..methods.selftrain import GatedRung
 from ..methods.taggers import CRF, MajorityTag
 from ..models.backbone import Backbone, load_tokenizer
 from ..models.native import open_encoder, save_encoder
@@ -129,7 +131,16 @@ LEARNED = {
 
 def can_save(rung) -> bool: # of `methods`
     "Whether it can be put into a bundle: all but those that ask somebody else's model."
+    if isinstance(rung, GatedRung):
+        return can_save(rung.base)
     return isinstance(rung, EncoderRung) or type(rung) in LEARNED
+
+# %% ../../nbs/jobs/03_rungs.ipynb #842762fa
+def answering_rung(rung: GatedRung): # that has learned
+    "The method that answers, of a rung that chose between two; under its own name."
+    made = copy.copy(rung.chosen)
+    made.name = rung.name
+    return made
 
 # %% ../../nbs/jobs/03_rungs.ipynb #2044fb82
 def rung_encoder(rung): # -> Backbone or None
@@ -203,6 +214,8 @@ def save_rung(path, # the folder to make
               force=False # replace what is there
              ) -> dict: # what bundle.json says
     "Write a bundle of any method of the ladder, completely or not at all."
+    if isinstance(rung, GatedRung): # one of two methods answers: that one is saved
+        facts, rung = (facts or {}) | {"details": rung.details}, answering_rung(rung)
     if isinstance(rung, EncoderRung):
         return save_bundle(path, rung.model, rung.max_length, 1., facts, force)
     info = rung_info(rung)

@@ -44,6 +44,7 @@ from ..models.tasks import (
     ClassificationTask, MultiLabelTask, RegressionTask, class_weights)
 from ..ship.bundle import Bundle, bundle_info, load_bundle, save_bundle
 from ..ship.predict import bundle_logits, predict as predict_texts
+from ..train.adapt import copy_backbone
 from ..train.callbacks import Progress
 from ..train.inference import optimize_for_inference, predict_logits
 
@@ -55,6 +56,7 @@ class TextEstimator(BaseEstimator):
     """A fine-tuned encoder with the methods of scikit-learn. `bundle_` holds the trained model,
     `history_` an entry for each epoch. `fit` raises InputError for settings that can't work."""
     pairs = False # does it read pairs of texts?
+    start_from = None # a `Backbone` to begin with, such as an adapted one; None: of `backbone`
     reported = ("windows",) # settings that a report names
     # that it uses; keep_interrupted: Ctrl-C ends training alone, and the best epoch is kept
     # mask: names such as [EMAIL_1] stand for personal data, in training and whenever it is asked
@@ -197,9 +199,14 @@ def check_rows(self: TextEstimator, X, y, name="X"):
 
 # %% ../../nbs/jobs/05_text_estimators.ipynb #26e924f8
 @patch
+def first_encoder(self: TextEstimator): # a name or None, or a `Backbone`
+    "What training begins with; an encoder that was given is copied."
+    return self.backbone if self.start_from is None else copy_backbone(self.start_from)
+
+@patch
 def make_setup(self: TextEstimator) -> FineTuningSetup:
     "The encoder with its adapter. Raises InputError for a backbone or method that can't work."
-    return FineTuningSetup(self.backbone, self.method, self.rank, self.max_length,
+    return FineTuningSetup(self.first_encoder(), self.method, self.rank, self.max_length,
                            seed=self.seed(), device=self.device)
 
 @patch
@@ -600,7 +607,7 @@ def finish_opened(self: TextEstimator, report, texts, logits) -> Report:
 @patch
 def untrained_probabilities(self: TextEstimator, texts) -> np.ndarray: # (rows, outputs)
     "What the model answered before training, built once more from the same seed."
-    setup = FineTuningSetup(self.backbone, self.method, self.rank, self.max_length,
+    setup = FineTuningSetup(self.first_encoder(), self.method, self.rank, self.max_length,
                             seed=self.setup_.seed, device=self.device)
     model = setup.model(self.bundle_.model.task)
     rows = token_dataset(texts, setup.encoder.tokenizer, setup.length, windows=self.windows)[0]

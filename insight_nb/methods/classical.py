@@ -26,6 +26,7 @@ class Rung:
     device = "cpu" # where it computes; None: the best that there is
     # rare labels weigh as much as frequent ones, if the method minimizes a loss
     balanced = False
+    row_weights = None # (rows,) how much each row counts, where a linear model learns; None: alike
 
     def fit(self, texts, # str each
             # (rows,) int64, label ids; rungs with a linear model, contrastive ones excepted, also
@@ -180,7 +181,8 @@ def fit_linear(x, # (rows, features), sparse or not
                seed=0, max_rows=20_000, # rows used at most to choose the strength
                balanced=False, # rare labels count as much as frequent ones
                # called after each value with how many are done, of how many, and when they began
-               on_progress=None):
+               on_progress=None,
+               weights=None): # (rows,) how much each row counts; the strength is chosen without
     """A logistic regression, with the C that has the best cross-validation score on these rows.
     Raises InputError for rows of one label."""
     from sklearn.exceptions import ConvergenceWarning
@@ -206,9 +208,9 @@ def fit_linear(x, # (rows, features), sparse or not
         warnings.simplefilter("ignore", ConvergenceWarning) # it need not be exact
         chosen = model(_strength(model, x[some], y[some], Cs, seed, on_progress))
         if soft is None:
-            return chosen.fit(x, y)
-        rows, y, weights = repeat_rows(soft)
-        return chosen.fit(x[rows], y, weights)
+            return chosen.fit(x, y, weights)
+        rows, y, parts = repeat_rows(soft)
+        return chosen.fit(x[rows], y, parts if weights is None else parts * weights[rows])
 
 # %% ../../nbs/methods/00_classical.ipynb #e45fcacf
 def _strength(model, x, y, strengths, seed, tell):
@@ -217,7 +219,7 @@ def _strength(model, x, y, strengths, seed, tell):
     often = np.isin(y, np.flatnonzero(np.bincount(y) > 1))
     x, y, since, scores = x[often], y[often], time.monotonic(), []
     k = n_folds(y, 3 if len(y) > 3000 else 4)
-    if not k or len(strengths) == 1:
+    if not k or len(strengths) == 1 or len(np.unique(y)) < 2:
         return strengths[len(strengths) // 2]
     parts = StratifiedKFold(k, shuffle=True, random_state=seed)
     for c in strengths:
@@ -246,7 +248,7 @@ class Tfidf(Rung):
         self.features = fit_vectorizer(texts)
         self.model = fit_linear(
             self.features.transform(texts), y, self.strengths, self.seed, balanced=self.balanced,
-            on_progress=self.check_time_budget)
+            on_progress=self.check_time_budget, weights=self.row_weights)
 
     def predict_proba(self, texts):
         if len(texts):

@@ -149,6 +149,7 @@ class MethodResult:
     cost: dict = field(default_factory=dict)
     predictions: object = None # to the test rows
     from_cache: bool = False # from an earlier run
+    details: dict = field(default_factory=dict) # what only this rung has to say, for the evidence
 
 def _timed(act):
     began = time.perf_counter()
@@ -176,6 +177,7 @@ def evaluate_method(rung: Rung, evaluation: Evaluation, limit=None, # seconds th
             "parameters": rung.num_parameters, "megabytes": rung.size_mb,
             "memory_mb": memory.increase}
         step.status, step.why = "done", getattr(rung, "remark", "")
+        step.details = getattr(rung, "details", {})
     except BudgetExceeded as e:
         step.status, step.why = "skipped", str(e)
     except Exception as e:
@@ -201,7 +203,7 @@ class ResultCache:
     def rows(self): return self.exam.digest() # of all texts: once
     def path(self, rung, end):
         settings = json.dumps(rung.settings(), sort_keys=True)
-        key = hash_texts(["ladder 3", version("insight_nb"), self.rows, settings])
+        key = hash_texts(["ladder 4", version("insight_nb"), self.rows, settings])
         return Path(self.folder or ".") / f"{key[:24]}.{end}"
 
     def put(self, rung, step: MethodResult):
@@ -213,7 +215,7 @@ class ResultCache:
             return
         with atomic_output(self.path(rung, "npz"), force=True, file=True) as f:
             np.savez_compressed(f, answers=self.exam.pack(step.predictions))
-        names = ("name", "needs", "settings", "status", "why", "cost")
+        names = ("name", "needs", "settings", "status", "why", "cost", "details")
         facts = {k: getattr(step, k) for k in names}
         facts["metrics"] = {k: asdict(m) for k, m in step.metrics.items()}
         text = json.dumps(facts | {"kept": hash_folder(self.path(rung, "kept"))})

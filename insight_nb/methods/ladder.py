@@ -418,7 +418,7 @@ def evidence(self: Ladder) -> dict: # of plain values; `rungs` and `stop_at`, an
     rungs = [{
         "name": s.name, "status": s.status, "why": s.why, "needs": s.needs, "settings": s.settings,
         "kept": s.from_cache, "metrics": {k: m.to_dict() for k, m in s.metrics.items()},
-        "cost": s.cost, "difference": told(s.name)} for s in self.steps]
+        "cost": s.cost, "details": s.details, "difference": told(s.name)} for s in self.steps]
     return {
         "rungs": rungs, "stop_at": at and at.name, "stop_reason": why, "best": self.best
         and self.best.name, "margin": self.margin, "confidence": self.confidence,
