@@ -39,8 +39,9 @@ def words_of(n, seed=0, size=300):
 
 
 @pytest.fixture
-def tables():
+def tables(monkeypatch):
     "Labeled rows; and others without labels, among them copies of all labeled rows."
+    monkeypatch.setattr("insight_nb.train.adapt.adapt_passes", lambda n: 1)
     rows = rows_of(330)
     write_csv("table.csv", rows[:240])
     more = [{"text": row["text"]} for row in rows]
