@@ -7,7 +7,7 @@ __all__ = ['FUNCTION_KINDS', 'MAX_PATTERN', 'MAX_TEXT', 'MAX_REPEATS', 'TEXT_SEC
            'read_functions', 'compile_function', 'find_matches', 'Votes', 'known_labels', 'apply_functions',
            'majority_vote', 'picked_labels', 'LabelModel', 'fit_label_model', 'sample_functions']
 
-# %% ../../nbs/data/15_weak.ipynb #831335bd
+# %% ../../nbs/data/15_weak.ipynb #1b3fe78f
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +19,7 @@ from ..base.core import InputError, plural, shorten, suggest
 from ..base.files import check_columns
 from .table import invalid_text_reason, to_text
 
-# %% ../../nbs/data/15_weak.ipynb #1c83e2e2
+# %% ../../nbs/data/15_weak.ipynb #d4e68dde
 FUNCTION_KINDS = ("keyword", "regex", "column")
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def read_functions(frame, name="functions") -> list: # a frame with pattern, lab
         raise InputError(f"{name} has no rows: give at least one rule.")
     return found
 
-# %% ../../nbs/data/15_weak.ipynb #2eb8e363
+# %% ../../nbs/data/15_weak.ipynb #5143d61d
 def _check_function(f: LabelFunction):
     if f.kind not in FUNCTION_KINDS:
         raise InputError(f"{f.place}: kind is {shorten(f.kind, 30)!r}."
@@ -64,7 +64,7 @@ def _check_function(f: LabelFunction):
         raise InputError(f"{f.place}: the label is empty: say which one {shorten(f.pattern, 30)!r} "
                          "votes for.")
 
-# %% ../../nbs/data/15_weak.ipynb #fed8203d
+# %% ../../nbs/data/15_weak.ipynb #27809734
 MAX_PATTERN, MAX_TEXT, MAX_REPEATS = 500, 10_000, 100_000 # characters, characters, repeats
 TEXT_SECONDS = .25 # for one text
 
@@ -96,7 +96,7 @@ def compile_function(f: LabelFunction): # of kind keyword or regex -> a compiled
                          "text: say more.")
     return made
 
-# %% ../../nbs/data/15_weak.ipynb #636c7a55
+# %% ../../nbs/data/15_weak.ipynb #6938c2d1
 def find_matches(f: LabelFunction, texts) -> "np.ndarray | None": # (rows,) bool; None: too slow
     "Which texts a pattern fits."
     pattern, found = compile_function(f), np.zeros(len(texts), bool)
@@ -107,7 +107,7 @@ def find_matches(f: LabelFunction, texts) -> "np.ndarray | None": # (rows,) bool
             return None
     return found
 
-# %% ../../nbs/data/15_weak.ipynb #37381a4c
+# %% ../../nbs/data/15_weak.ipynb #474f19cb
 @dataclass
 class Votes:
     "What each rule says of each row."
@@ -128,14 +128,15 @@ class Votes:
     @property
     def conflicting(self): return (self.counts > 0).sum(1) > 1 # (rows,)
 
-# %% ../../nbs/data/15_weak.ipynb #cf2ea85f
+# %% ../../nbs/data/15_weak.ipynb #2d982aa2
 def known_labels(functions, frame, labels=()) -> list: # a table; labels of its rows
     """The labels that may be given. Raises InputError for fewer than two, and for one that looks
     like a slip of the pen."""
     asked = {f.label: f for f in functions if f.label}
     given = set(labels)
     for name, f in asked.items():
-        if given and name not in given and (hint := suggest(name, given)):
+        hint = suggest(name, given)
+        if given and name not in given and "Did you mean" in hint:
             raise InputError(f"{f.place}: no row has the label {shorten(name, 30)!r}.{hint}")
     names = given | set(asked)
     if not names:
@@ -155,7 +156,7 @@ def _column_votes(f, frame, ids): # -> (rows,) ids; values that are no label
     said = [ids.get(c, -1) if f.label in ("", c) else -1 for c in cells]
     return np.array(said, dtype=np.int64), unknown
 
-# %% ../../nbs/data/15_weak.ipynb #bb0204d6
+# %% ../../nbs/data/15_weak.ipynb #14275ecf
 def apply_functions(functions, # of `read_functions`
                     texts, frame, # (rows,) str; a table with the columns that rules name
                     names) -> Votes: # of `known_labels`
@@ -185,7 +186,7 @@ def apply_functions(functions, # of `read_functions`
     votes = np.stack(found, 1) if found else np.full((len(texts), 0), -1)
     return Votes(kept, list(names), votes, notes)
 
-# %% ../../nbs/data/15_weak.ipynb #63d2c055
+# %% ../../nbs/data/15_weak.ipynb #dda49eac
 def majority_vote(said: Votes) -> np.ndarray: # (rows, labels); all 0: no label
     "The share of the votes that the winner has; nothing in rows without one."
     counts, out = said.counts, np.zeros(said.counts.shape)
@@ -198,7 +199,7 @@ def picked_labels(probs) -> np.ndarray: # (rows, labels) -> (rows,) ids, -1: non
     "The most probable label of each row that has one."
     return np.where(probs.max(1) > 0, probs.argmax(1), -1)
 
-# %% ../../nbs/data/15_weak.ipynb #a2e4f040
+# %% ../../nbs/data/15_weak.ipynb #ba12c89c
 @dataclass
 class LabelModel:
     "How often each rule is right, and the shares of the classes, in a model of votes."
@@ -217,7 +218,7 @@ class LabelModel:
         score = np.exp(score - score.max(1, keepdims=True))
         return score / score.sum(1, keepdims=True) * said.covered[:, None]
 
-# %% ../../nbs/data/15_weak.ipynb #8db20159
+# %% ../../nbs/data/15_weak.ipynb #55fe6396
 PRIOR_VOTES = 50 # made-up votes of each rule, seven of ten right
 
 def fit_label_model(said: Votes, most=200, # steps
@@ -243,7 +244,7 @@ def fit_label_model(said: Votes, most=200, # steps
         probs = model.predict_proba(inside)
     return model
 
-# %% ../../nbs/data/15_weak.ipynb #02e25e70
+# %% ../../nbs/data/15_weak.ipynb #7f3b5a79
 _GOOD = ("love|loved|great|awesome|amazing|best", "happy|excited|glad|enjoy|fun|nice|cool|proud",
          "thanks|thank you|thx|congrats|congratulations", "good|perfect|beautiful|wonderful|win")
 _BAD = ("hate|sucks|worst|terrible|awful|horrible|stupid", "sad|sorry|bad|sick|tired|miss|lost",

@@ -7,7 +7,7 @@ __all__ = ['AUGMENT_SHARE', 'MAX_TRIAL_ROWS', 'MAX_ROBUSTNESS_ROWS', 'TokenSynon
            'rows_to_make', 'AugmentationTrial', 'row_features', 'try_augmentations', 'AugmentedRows',
            'augment_training', 'text_robustness']
 
-# %% ../../nbs/methods/12_augmentation.ipynb #d4d7c6b5
+# %% ../../nbs/methods/12_augmentation.ipynb #33b3ff73
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from .classical import class_probabilities, fit_linear, fit_vectorizer
 from ..models.backbone import load_backbone
 from ..train.inference import embed
 
-# %% ../../nbs/methods/12_augmentation.ipynb #24d8be37
+# %% ../../nbs/methods/12_augmentation.ipynb #b99cec5e
 _SIDES = ( # words of one side are never taken for words of the other
     ("good great best better nice excellent perfect love loved like happy glad fun beautiful win "
      "won success right true easy safe clean friendly wonderful amazing awesome positive strong "
@@ -84,7 +84,7 @@ class TokenSynonyms:
             out.append("".join([*parts, text[at:]]))
         return out
 
-# %% ../../nbs/methods/12_augmentation.ipynb #7d7fef8a
+# %% ../../nbs/methods/12_augmentation.ipynb #f67aa6cf
 AUGMENT_SHARE = .15 # of the places of a text
 def augmentation_ways(backbone) -> dict: # a `Backbone` -> name -> function, as of `perturb`
     "All perturbations, and those that take an encoder."
@@ -109,7 +109,7 @@ def rows_to_make(name, texts, y, ways, seed=0) -> MadeRows: # a known name; ids 
         return make_rows(texts, list(ways), rare_rows(y, seed=seed), AUGMENT_SHARE, seed, ways)
     return make_rows(texts, [name], None, AUGMENT_SHARE, seed, ways)
 
-# %% ../../nbs/methods/12_augmentation.ipynb #f96cffad
+# %% ../../nbs/methods/12_augmentation.ipynb #a1c53ea0
 @dataclass
 class AugmentationTrial:
     "What a way of making rows brought in cross-validation."
@@ -134,7 +134,7 @@ def row_features(texts, backbone, device=None): # -> a function of texts; streng
     words = fit_vectorizer(texts)
     return (lambda new: words.transform(new).tocsr()), (1., 10., 100.), "words and pieces of words"
 
-# %% ../../nbs/methods/12_augmentation.ipynb #c437a43e
+# %% ../../nbs/methods/12_augmentation.ipynb #7b7c51f8
 def _fit(x, y, weights, strength, seed): # a linear model of weighted rows
     from sklearn.linear_model import LogisticRegression
     model = LogisticRegression(C=strength, max_iter=200, tol=1e-3, random_state=seed)
@@ -152,7 +152,7 @@ def _gain(better, worse, y, name, level, groups): # (rows,) bool
     value = weights * (better.astype(float) - worse)
     return influence_difference(value.mean(), value - value.mean(), weights.max(), groups, level)
 
-# %% ../../nbs/methods/12_augmentation.ipynb #5d7a6ac3
+# %% ../../nbs/methods/12_augmentation.ipynb #df88ab33
 @dataclass
 class _Trial: # what all ways share
     x: object # (rows, features)
@@ -180,7 +180,7 @@ def _answers(t: _Trial, made=None, x=None, whole=False): # -> (rows,) ids; (made
         out[test] = class_probabilities(model, t.x[test], t.n_classes).argmax(1)
     return out, own
 
-# %% ../../nbs/methods/12_augmentation.ipynb #b1b91c2a
+# %% ../../nbs/methods/12_augmentation.ipynb #5dbe0834
 def _folds(y, groups, seed, most=5): # positions of each fold
     from sklearn.model_selection import StratifiedGroupKFold
     groups = np.arange(len(y)) if groups is None else np.asarray(groups)
@@ -192,7 +192,7 @@ def _folds(y, groups, seed, most=5): # positions of each fold
 
 def _enough(y, folds): return len(y) > 9 and all(len(np.unique(y[a])) > 1 for a, _ in folds)
 
-# %% ../../nbs/methods/12_augmentation.ipynb #ad740fcc
+# %% ../../nbs/methods/12_augmentation.ipynb #d3556b8e
 def try_augmentations(texts, y, # (rows,) str, ids: training rows alone
                       names, ways, backbone, # of `check_augment`, of `augmentation_ways`
                       groups=None, seed=0, device=None) -> tuple: # list of `AugmentationTrial`; in words
@@ -221,7 +221,7 @@ def _try(t: _Trial, texts, name, ways, features, level, groups):
     return AugmentationTrial(name, len(made), gain,
                              proportion_metric(own == t.plain[made.rows]))
 
-# %% ../../nbs/methods/12_augmentation.ipynb #a06181bd
+# %% ../../nbs/methods/12_augmentation.ipynb #aaefcb30
 MAX_TRIAL_ROWS = 2000 # training rows that the trial looks at
 
 @dataclass
@@ -240,7 +240,7 @@ class AugmentedRows:
     @property
     def originals(self) -> np.ndarray: return self.parts.train[:self.learned]
 
-# %% ../../nbs/methods/12_augmentation.ipynb #c6e463c0
+# %% ../../nbs/methods/12_augmentation.ipynb #4883c1f9
 def augment_training(table: Table, parts: DataSplit, # all rows; their sides
                      augment, # auto, none, or names by commas
                      backbone=None, # folder or hub id; None: the embedded one
@@ -268,7 +268,7 @@ def augment_training(table: Table, parts: DataSplit, # all rows; their sides
         return nothing
     return _with_rows(nothing, [rows_to_make(n, texts, y, ways, seed) for n in used])
 
-# %% ../../nbs/methods/12_augmentation.ipynb #522fe085
+# %% ../../nbs/methods/12_augmentation.ipynb #82b1c41d
 def _with_rows(found: AugmentedRows, made): # `MadeRows` of each way, positions in the training side
     train = found.parts.train
     texts = [t for m in made for t in m.texts]
@@ -284,7 +284,7 @@ def _with_rows(found: AugmentedRows, made): # `MadeRows` of each way, positions 
         found.table, found.parts = add_made_rows(found.table, found.parts, found.made)
     return found
 
-# %% ../../nbs/methods/12_augmentation.ipynb #bab1d651
+# %% ../../nbs/methods/12_augmentation.ipynb #4909cfc5
 @patch
 def table_of_trials(self: AugmentedRows) -> ReportTable:
     "What each way brought, and whether it was used."
@@ -312,7 +312,7 @@ def summary(self: AugmentedRows) -> str:
 @patch
 def __repr__(self: AugmentedRows): return self.summary()
 
-# %% ../../nbs/methods/12_augmentation.ipynb #a1cb0723
+# %% ../../nbs/methods/12_augmentation.ipynb #9e201cc5
 @patch
 def describe(self: AugmentedRows, report): # a `Report`, filled
     "Add the section and the evidence."
@@ -344,7 +344,7 @@ def write_sample(self: AugmentedRows, folder, n=50, seed=0): # the folder of the
         Path(folder).mkdir(parents=True, exist_ok=True)
         write_frame(frame, Path(folder) / "augmented_sample.csv", force=True, spreadsheet=True)
 
-# %% ../../nbs/methods/12_augmentation.ipynb #36f93f29
+# %% ../../nbs/methods/12_augmentation.ipynb #cabd6b5f
 MAX_ROBUSTNESS_ROWS = 1000
 
 def text_robustness(model, # fitted, with `predict_proba` and `classes_`
