@@ -7,7 +7,7 @@ __all__ = ['NEGATIONS', 'KEY_NEIGHBORS', 'HOMOPHONES', 'PERTURBATIONS', 'is_nega
            'add_typos', 'change_case', 'drop_characters', 'swap_characters', 'use_homophones', 'change_script',
            'register_perturbation', 'perturb', 'MadeRows', 'make_rows', 'rare_rows', 'add_made_rows']
 
-# %% ../../nbs/data/14_augment.ipynb #f04cf976
+# %% ../../nbs/data/14_augment.ipynb #48f1e51c
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from ..base.core import InputError, plural, shorten, suggest
 from .split import DataSplit
 from .table import Table
 
-# %% ../../nbs/data/14_augment.ipynb #e48ae334
+# %% ../../nbs/data/14_augment.ipynb #689af8d3
 _HAN = r"\u3400-\u4dbf\u4e00-\u9fff"
 _LETTER = rf"[^\W\d_{_HAN}\u3040-\u30ff]"
 _UNIT = re.compile(
@@ -31,7 +31,7 @@ _UNIT = re.compile(
     rf"|(?P<word>{_LETTER}+(?:['’]{_LETTER}+)*)|(?P<han>[{_HAN}])"
     r"|(?P<mark>[.,!?;:…，。！？；：、]+)")
 
-# %% ../../nbs/data/14_augment.ipynb #4417bdb5
+# %% ../../nbs/data/14_augment.ipynb #7ef250ce
 NEGATIONS = frozenset(
     "not no non never none nobody nothing nowhere neither nor cannot without hardly barely "
     "scarcely dont doesnt didnt isnt arent wasnt werent wont wouldnt cant couldnt shouldnt hasnt "
@@ -45,7 +45,7 @@ def is_negation(word) -> bool: # a word, or a Chinese character
     word = word.lower().replace("’", "'")
     return word in NEGATIONS or word.endswith("n't")
 
-# %% ../../nbs/data/14_augment.ipynb #08f83263
+# %% ../../nbs/data/14_augment.ipynb #549e8440
 def read_units(text) -> list: # of (start, end, kind); kind: word, han, mark or kept
     "The parts of a text that a perturbation may look at. A negation keeps what it denies."
     found, denied = [], False
@@ -61,7 +61,7 @@ def read_units(text) -> list: # of (start, end, kind); kind: word, han, mark or 
         found.append((m.start(), m.end(), kind))
     return found
 
-# %% ../../nbs/data/14_augment.ipynb #831499f0
+# %% ../../nbs/data/14_augment.ipynb #951f59cb
 def _replaced(text, edits): # (start, end, new), from left to right
     parts, at = [], 0
     for start, end, new in edits:
@@ -70,6 +70,7 @@ def _replaced(text, edits): # (start, end, new), from left to right
             at = end
     return "".join([*parts, text[at:]])
 
+# %% ../../nbs/data/14_augment.ipynb #4082e794
 def _change(texts, seed, share, find, write): # places of a text; text, place, rng -> edit
     rng, out = np.random.default_rng(seed), []
     for text in texts:
@@ -84,7 +85,7 @@ def _change(texts, seed, share, find, write): # places of a text; text, place, r
 
 def _of_kind(text, kind): return [u for u in read_units(text) if u[2] == kind]
 
-# %% ../../nbs/data/14_augment.ipynb #c3a4af58
+# %% ../../nbs/data/14_augment.ipynb #1cca8d66
 _GLUE = re.compile(rf"[^\W{_HAN}]") # between two of these a gap must stay: 3天4 is not 34
 
 def _droppable(text, kind): # every second one, so that no two neighbors go
@@ -92,6 +93,7 @@ def _droppable(text, kind): # every second one, so that no two neighbors go
              if not (_GLUE.match(text, u[1]) and u[0] and _GLUE.match(text, u[0] - 1))]
     return units[len(text) % 2::2] if len(units) > 1 else []
 
+# %% ../../nbs/data/14_augment.ipynb #aafd63af
 def _without(text, place, rng):
     start, end, _ = place
     if text[end:end + 1].isspace():
@@ -103,7 +105,7 @@ def drop_words(texts, seed=0, share=.1) -> list: # share of the words
     "Words are left out."
     return _change(texts, seed, 2 * share, lambda t: _droppable(t, "word"), _without)
 
-# %% ../../nbs/data/14_augment.ipynb #f9ecef2e
+# %% ../../nbs/data/14_augment.ipynb #c9d68d7a
 def _swappable(text, kind): # (start, end, end of the first, start of the second)
     units, found = read_units(text), []
     for one, two in zip(units, units[1:]):
@@ -119,7 +121,7 @@ def swap_words(texts, seed=0, share=.1) -> list: # share of the pairs of neighbo
     "Words change places with the next one."
     return _change(texts, seed, share, lambda t: _swappable(t, "word"), _swapped)
 
-# %% ../../nbs/data/14_augment.ipynb #475768d9
+# %% ../../nbs/data/14_augment.ipynb #8331c8c6
 _ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 KEY_NEIGHBORS = {}
 for _r, _row in enumerate(_ROWS):
@@ -130,7 +132,7 @@ for _r, _row in enumerate(_ROWS):
             _near += _other
         KEY_NEIGHBORS[_key] = _near
 
-# %% ../../nbs/data/14_augment.ipynb #d1a8ea73
+# %% ../../nbs/data/14_augment.ipynb #d80baba7
 def _slip(word, way, i, pick): # way: 0 to 3; place from 1; pick: 0 to 1
     c = word[i]
     if way == 0:
@@ -141,6 +143,7 @@ def _slip(word, way, i, pick): # way: 0 to 3; place from 1; pick: 0 to 1
         return word[:i - 1] + c + word[i - 1] + word[i + 1:]
     return word[:i] + (c + c if way == 2 else "") + word[i + 1:]
 
+# %% ../../nbs/data/14_augment.ipynb #281cc354
 def _typed(text, place, rng):
     start, end, _ = place
     word = text[start:end]
@@ -155,7 +158,7 @@ def add_typos(texts, seed=0, share=.1) -> list: # share of the words of four let
     "Words are mistyped."
     return _change(texts, seed, share, _longer_words, _typed)
 
-# %% ../../nbs/data/14_augment.ipynb #1f50d00c
+# %% ../../nbs/data/14_augment.ipynb #3f9a63a1
 def _words_and_marks(text): return [u for u in read_units(text) if u[2] in ("word", "mark")]
 
 def _other_case(text, place, rng):
@@ -163,14 +166,17 @@ def _other_case(text, place, rng):
     part, pick = text[start:end], rng.random()
     if kind == "mark":
         inside = text[end:end + 1].strip() and end < len(text)
-        return start, end, part + part[-1] if pick < .5 else " " if inside else ""
+        if pick < .5:
+            return start, end, part + part[-1]
+        return start, end, " " if inside else ""
     return start, end, part.lower() if pick < .5 and part != part.lower() else part.upper()
 
+# %% ../../nbs/data/14_augment.ipynb #ef3e71dc
 def change_case(texts, seed=0, share=.1) -> list: # share of the words and marks
     "Capitals, small letters and punctuation are used another way."
     return _change(texts, seed, share, _words_and_marks, _other_case)
 
-# %% ../../nbs/data/14_augment.ipynb #c35af586
+# %% ../../nbs/data/14_augment.ipynb #a559be42
 def drop_characters(texts, seed=0, share=.1) -> list: # share of the Chinese characters
     "Chinese characters are left out."
     return _change(texts, seed, 2 * share, lambda t: _droppable(t, "han"), _without)
@@ -179,7 +185,7 @@ def swap_characters(texts, seed=0, share=.1) -> list: # share of the pairs of ne
     "Chinese characters change places with the next one."
     return _change(texts, seed, share, lambda t: _swappable(t, "han"), _swapped)
 
-# %% ../../nbs/data/14_augment.ipynb #d2ff473c
+# %% ../../nbs/data/14_augment.ipynb #ca397519
 _SOUNDS = (
     "的得地 在再 做作坐座 他她它 那哪 已以意义易议 是事市式示试适视 有友又右由油 "
     "知只之支直职值指纸 和合河 会回汇 到道倒 要药 时食实石 生声升 想像向象相 点店典 "
@@ -196,7 +202,7 @@ _SOUNDS = (
     "质制治志至置 量亮良凉 总宗 送松 装庄 床创窗 网往忘望").split()
 HOMOPHONES = {c: sounds.replace(c, "") for sounds in _SOUNDS for c in sounds}
 
-# %% ../../nbs/data/14_augment.ipynb #ce7bbcca
+# %% ../../nbs/data/14_augment.ipynb #079a52bc
 def _sounding(text): return [u for u in _of_kind(text, "han") if text[u[0]] in HOMOPHONES]
 
 def _same_sound(text, place, rng):
@@ -207,7 +213,7 @@ def use_homophones(texts, seed=0, share=.1) -> list: # share of the characters t
     "Chinese characters are taken for others of the same sound."
     return _change(texts, seed, share, _sounding, _same_sound)
 
-# %% ../../nbs/data/14_augment.ipynb #441fd2e3
+# %% ../../nbs/data/14_augment.ipynb #45f615c0
 _SIMPLIFIED = (
     "爱罢办帮宝报备贝笔币边变标宾补财参层产长尝厂场车称惩虫处传创词从达带单担当党导灯敌点电东动独"
     "读断队对顿夺儿尔发饭访费纷坟丰风妇复负该盖刚个给巩沟构购顾关观馆惯广归贵国过还汉号后护华画话"
@@ -233,6 +239,7 @@ _TRADITIONAL = (
 _TO_TRADITIONAL = dict(zip(_SIMPLIFIED, _TRADITIONAL, strict=True))
 _TO_SIMPLIFIED = dict(zip(_TRADITIONAL, _SIMPLIFIED, strict=True))
 
+# %% ../../nbs/data/14_augment.ipynb #08369bf5
 def change_script(texts, seed=0, share=1.) -> list: # both have no effect: a text has one script
     "Simplified Chinese becomes traditional, and traditional becomes simplified."
     out = []
@@ -244,7 +251,7 @@ def change_script(texts, seed=0, share=1.) -> list: # both have no effect: a tex
         out.append(_replaced(text, [(a, b, other.get(text[a], text[a])) for a, b, _ in units]))
     return out
 
-# %% ../../nbs/data/14_augment.ipynb #5f68e3e4
+# %% ../../nbs/data/14_augment.ipynb #4f484b6b
 PERTURBATIONS = {
     "drop-words": drop_words, "swap-words": swap_words, "typos": add_typos, "case": change_case,
     "drop-characters": drop_characters, "swap-characters": swap_characters,
@@ -257,6 +264,7 @@ def register_perturbation(name, function): # (texts, seed, share) -> as many tex
                          "digits and hyphens: choose another.")
     PERTURBATIONS[name] = function
 
+# %% ../../nbs/data/14_augment.ipynb #7a4a209f
 def perturb(texts, name, seed=0, share=.1,
             ways=None) -> list: # name -> function; None: PERTURBATIONS
     "As many texts, written anew. Raises InputError for an unknown name, or for a wrong answer."
@@ -272,7 +280,7 @@ def perturb(texts, name, seed=0, share=.1,
                          "some that are no texts: it must give a text for each.")
     return new
 
-# %% ../../nbs/data/14_augment.ipynb #e1d0eafb
+# %% ../../nbs/data/14_augment.ipynb #e5fd99a7
 @dataclass
 class MadeRows:
     "Texts that were made from others."
@@ -290,7 +298,7 @@ class MadeRows:
             "source_row": at, "perturbation": self.names, "source_text": [texts[i] for i in at],
             "made_text": self.texts, "label": [labels[i] for i in at]})
 
-# %% ../../nbs/data/14_augment.ipynb #8889f780
+# %% ../../nbs/data/14_augment.ipynb #9b45566b
 def make_rows(texts, names, # of str; names of PERTURBATIONS, one is drawn for each made row
               rows=None, # positions to make rows from, one for each; None: each row once
               share=.1, seed=0, ways=None) -> MadeRows: # of `perturb`
@@ -310,7 +318,7 @@ def make_rows(texts, names, # of str; names of PERTURBATIONS, one is drawn for e
             keep.append(i)
     return MadeRows([made[i] for i in keep], rows[keep], [names[drawn[i]] for i in keep])
 
-# %% ../../nbs/data/14_augment.ipynb #16d849dc
+# %% ../../nbs/data/14_augment.ipynb #cf3b2ca6
 def rare_rows(y, most=4, seed=0) -> np.ndarray: # (rows,) class ids; made rows of a row at most
     "Positions of rows of rare classes, as often as made rows are wanted of each."
     y, rng = np.asarray(y), np.random.default_rng(seed)
@@ -324,7 +332,7 @@ def rare_rows(y, most=4, seed=0) -> np.ndarray: # (rows,) class ids; made rows o
         found.append(order[:missing])
     return np.concatenate(found)
 
-# %% ../../nbs/data/14_augment.ipynb #4d31ffc9
+# %% ../../nbs/data/14_augment.ipynb #8aeb09b6
 def add_made_rows(table: Table, parts: DataSplit, made: MadeRows) -> tuple: # `Table`, `DataSplit`
     "The table with the made rows, which train. Raises ValueError for rows of another side."
     if not np.isin(made.rows, parts.train).all():
@@ -344,4 +352,5 @@ def add_made_rows(table: Table, parts: DataSplit, made: MadeRows) -> tuple: # `T
     return whole, replace(parts, train=np.concatenate([parts.train, new]), groups=groups,
                           times=times, notes=[*parts.notes, note])
 
+# %% ../../nbs/data/14_augment.ipynb #c6a35d9a
 def _said(made): return ", ".join(f"{name} {n:,}" for name, n in sorted(made.counts().items()))
