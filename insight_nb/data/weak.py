@@ -7,7 +7,7 @@ __all__ = ['FUNCTION_KINDS', 'MAX_PATTERN', 'MAX_TEXT', 'MAX_REPEATS', 'TEXT_SEC
            'read_functions', 'compile_function', 'find_matches', 'Votes', 'known_labels', 'apply_functions',
            'majority_vote', 'picked_labels', 'LabelModel', 'fit_label_model', 'sample_functions']
 
-# %% ../../nbs/data/15_weak.ipynb #1b3fe78f
+# %% ../../nbs/data/15_weak.ipynb #a66c359b
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +19,7 @@ from ..base.core import InputError, plural, shorten, suggest
 from ..base.files import check_columns
 from .table import invalid_text_reason, to_text
 
-# %% ../../nbs/data/15_weak.ipynb #d4e68dde
+# %% ../../nbs/data/15_weak.ipynb #5f240f9a
 FUNCTION_KINDS = ("keyword", "regex", "column")
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class LabelFunction:
 
 def _cell(v): return "" if invalid_text_reason(v) else to_text(v).strip()
 
+# %% ../../nbs/data/15_weak.ipynb #b37a4e3b
 def read_functions(frame, name="functions") -> list: # a frame with pattern, label, kind
     "The rules of a table. Raises InputError that names the row that can't work."
     frame = check_columns(frame, name)
@@ -53,7 +54,7 @@ def read_functions(frame, name="functions") -> list: # a frame with pattern, lab
         raise InputError(f"{name} has no rows: give at least one rule.")
     return found
 
-# %% ../../nbs/data/15_weak.ipynb #5143d61d
+# %% ../../nbs/data/15_weak.ipynb #943e3ca1
 def _check_function(f: LabelFunction):
     if f.kind not in FUNCTION_KINDS:
         raise InputError(f"{f.place}: kind is {shorten(f.kind, 30)!r}."
@@ -64,7 +65,7 @@ def _check_function(f: LabelFunction):
         raise InputError(f"{f.place}: the label is empty: say which one {shorten(f.pattern, 30)!r} "
                          "votes for.")
 
-# %% ../../nbs/data/15_weak.ipynb #27809734
+# %% ../../nbs/data/15_weak.ipynb #77278c67
 MAX_PATTERN, MAX_TEXT, MAX_REPEATS = 500, 10_000, 100_000 # characters, characters, repeats
 TEXT_SECONDS = .25 # for one text
 
@@ -77,6 +78,7 @@ def _as_expression(f: LabelFunction) -> str:
     parts = [rf"(?<!{letter}){w}" if regex.match(letter, w) else w for w in words]
     return "|".join(rf"{w}(?!{letter})" if regex.search(f"{letter}$", w) else w for w in parts)
 
+# %% ../../nbs/data/15_weak.ipynb #0ef7a7b4
 def compile_function(f: LabelFunction): # of kind keyword or regex -> a compiled pattern
     "Raises InputError for a pattern that is none, is too long, or repeats too much."
     repeats = 1
@@ -96,7 +98,7 @@ def compile_function(f: LabelFunction): # of kind keyword or regex -> a compiled
                          "text: say more.")
     return made
 
-# %% ../../nbs/data/15_weak.ipynb #6938c2d1
+# %% ../../nbs/data/15_weak.ipynb #a7d108a7
 def find_matches(f: LabelFunction, texts) -> "np.ndarray | None": # (rows,) bool; None: too slow
     "Which texts a pattern fits."
     pattern, found = compile_function(f), np.zeros(len(texts), bool)
@@ -107,7 +109,7 @@ def find_matches(f: LabelFunction, texts) -> "np.ndarray | None": # (rows,) bool
             return None
     return found
 
-# %% ../../nbs/data/15_weak.ipynb #474f19cb
+# %% ../../nbs/data/15_weak.ipynb #2ae69922
 @dataclass
 class Votes:
     "What each rule says of each row."
@@ -128,7 +130,7 @@ class Votes:
     @property
     def conflicting(self): return (self.counts > 0).sum(1) > 1 # (rows,)
 
-# %% ../../nbs/data/15_weak.ipynb #2d982aa2
+# %% ../../nbs/data/15_weak.ipynb #794d2dda
 def known_labels(functions, frame, labels=()) -> list: # a table; labels of its rows
     """The labels that may be given. Raises InputError for fewer than two, and for one that looks
     like a slip of the pen."""
@@ -147,6 +149,7 @@ def known_labels(functions, frame, labels=()) -> list: # a table; labels of its 
                          "needed to tell rows apart.")
     return sorted(names)
 
+# %% ../../nbs/data/15_weak.ipynb #06fd5919
 def _column_votes(f, frame, ids): # -> (rows,) ids; values that are no label
     if f.pattern not in frame.columns:
         raise InputError(f"{f.place}: the table has no column {shorten(f.pattern, 40)!r}."
@@ -156,7 +159,7 @@ def _column_votes(f, frame, ids): # -> (rows,) ids; values that are no label
     said = [ids.get(c, -1) if f.label in ("", c) else -1 for c in cells]
     return np.array(said, dtype=np.int64), unknown
 
-# %% ../../nbs/data/15_weak.ipynb #14275ecf
+# %% ../../nbs/data/15_weak.ipynb #6dac57f5
 def apply_functions(functions, # of `read_functions`
                     texts, frame, # (rows,) str; a table with the columns that rules name
                     names) -> Votes: # of `known_labels`
@@ -186,7 +189,7 @@ def apply_functions(functions, # of `read_functions`
     votes = np.stack(found, 1) if found else np.full((len(texts), 0), -1)
     return Votes(kept, list(names), votes, notes)
 
-# %% ../../nbs/data/15_weak.ipynb #dda49eac
+# %% ../../nbs/data/15_weak.ipynb #8840c063
 def majority_vote(said: Votes) -> np.ndarray: # (rows, labels); all 0: no label
     "The share of the votes that the winner has; nothing in rows without one."
     counts, out = said.counts, np.zeros(said.counts.shape)
@@ -199,7 +202,7 @@ def picked_labels(probs) -> np.ndarray: # (rows, labels) -> (rows,) ids, -1: non
     "The most probable label of each row that has one."
     return np.where(probs.max(1) > 0, probs.argmax(1), -1)
 
-# %% ../../nbs/data/15_weak.ipynb #ba12c89c
+# %% ../../nbs/data/15_weak.ipynb #6ab8c392
 @dataclass
 class LabelModel:
     "How often each rule is right, and the shares of the classes, in a model of votes."
@@ -218,9 +221,10 @@ class LabelModel:
         score = np.exp(score - score.max(1, keepdims=True))
         return score / score.sum(1, keepdims=True) * said.covered[:, None]
 
-# %% ../../nbs/data/15_weak.ipynb #55fe6396
+# %% ../../nbs/data/15_weak.ipynb #740109c6
 PRIOR_VOTES = 50 # made-up votes of each rule, seven of ten right
 
+# %% ../../nbs/data/15_weak.ipynb #8911a9f3
 def fit_label_model(said: Votes, most=200, # steps
                     known=None # (labels,) shares of the classes; None: equal where a rule votes
                    ) -> LabelModel:
@@ -244,7 +248,7 @@ def fit_label_model(said: Votes, most=200, # steps
         probs = model.predict_proba(inside)
     return model
 
-# %% ../../nbs/data/15_weak.ipynb #7f3b5a79
+# %% ../../nbs/data/15_weak.ipynb #b16e5472
 _GOOD = ("love|loved|great|awesome|amazing|best", "happy|excited|glad|enjoy|fun|nice|cool|proud",
          "thanks|thank you|thx|congrats|congratulations", "good|perfect|beautiful|wonderful|win")
 _BAD = ("hate|sucks|worst|terrible|awful|horrible|stupid", "sad|sorry|bad|sick|tired|miss|lost",

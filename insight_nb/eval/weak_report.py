@@ -6,7 +6,7 @@
 __all__ = ['rule_metrics', 'rule_table', 'vote_table', 'combined_table', 'compare_combinations', 'WeakLabelReport',
            'describe_weak']
 
-# %% ../../nbs/eval/12_weak_report.ipynb #6f0d7fab
+# %% ../../nbs/eval/12_weak_report.ipynb #34bfc76d
 import numpy as np
 
 from ..base.core import ReportTable, format_interval, package_versions, plural, shorten
@@ -15,7 +15,7 @@ from .metrics import Metric, proportion_metric
 from .report import Check
 from .scores import ScoreReport, beats_baseline
 
-# %% ../../nbs/eval/12_weak_report.ipynb #7a67a861
+# %% ../../nbs/eval/12_weak_report.ipynb #595409c6
 def rule_metrics(votes, # (rows, rules) class ids, -1: nothing
                  labeled, # positions of rows that people labeled
                  y, # (labeled rows,) class ids
@@ -34,7 +34,7 @@ def rule_metrics(votes, # (rows, rules) class ids, -1: nothing
             "accuracy": proportion_metric(votes[labeled, j][at] == y[at])})
     return found
 
-# %% ../../nbs/eval/12_weak_report.ipynb #bf13a8ed
+# %% ../../nbs/eval/12_weak_report.ipynb #ffe63524
 def _shown(m): return m if m.n else "–"
 
 def rule_table(titles, found, # of the rules; of `rule_metrics`
@@ -49,7 +49,7 @@ def rule_table(titles, found, # of the rules; of `rule_metrics`
                        f"{plural(len(rows), 'rule')}, 95 % intervals; the model of the votes sees "
                        "no labels")
 
-# %% ../../nbs/eval/12_weak_report.ipynb #2d6155f2
+# %% ../../nbs/eval/12_weak_report.ipynb #e1a5948a
 def vote_table(titles, votes, labeled, y, names, # as of `rule_metrics`; of the labels
                most=60) -> ReportTable: # lines
     "The precision of each rule for each label that it gives."
@@ -63,6 +63,7 @@ def vote_table(titles, votes, labeled, y, names, # as of `rule_metrics`; of the 
     rows = sorted(rows, key=lambda row: -row[2])[:most]
     return ReportTable(["rule", "label", "labeled rows", "precision"], rows)
 
+# %% ../../nbs/eval/12_weak_report.ipynb #72fa3bcb
 def combined_table(given, y, names) -> ReportTable: # (labeled rows,) ids, -1: none; true ids
     "Precision and recall of the combined votes for each class; no label counts as a miss."
     given, y = np.asarray(given), np.asarray(y)
@@ -71,22 +72,24 @@ def combined_table(given, y, names) -> ReportTable: # (labeled rows,) ids, -1: n
     return ReportTable(["class", "labeled rows", "precision", "recall"], rows,
                        "The combined votes")
 
-# %% ../../nbs/eval/12_weak_report.ipynb #52a610b6
+# %% ../../nbs/eval/12_weak_report.ipynb #fb73ac18
 def compare_combinations(one, other, y) -> Difference: # (labeled rows,) ids, -1: none; true ids
     "How much more of the labeled rows the first gets right."
     y = np.asarray(y)
     return paired_difference(np.asarray(one) == y, np.asarray(other) == y)
 
-# %% ../../nbs/eval/12_weak_report.ipynb #21362f0b
+# %% ../../nbs/eval/12_weak_report.ipynb #cc9406f5
 _TITLES = {"accuracy": "accuracy where there is a weak label", "coverage": "rows with a weak label"}
 _NONE = Metric(float("nan"), float("nan"), float("nan"), 0, "")
 
+# %% ../../nbs/eval/12_weak_report.ipynb #f3d9b44e
 class WeakLabelReport(ScoreReport):
     "A report that leads with what rules label, and how well."
     def __init__(self, names, given, # of the labels; (rows,) ids, -1: none
                  labeled, y, seed=0): # positions of labeled rows; their (labeled rows,) ids
         super().__init__("weak", list(names), _TITLES, "the most frequent label", seed=seed)
-        self.given, self.labeled, self.y = np.asarray(given), np.asarray(labeled, int), np.asarray(y)
+        self.given, self.y = np.asarray(given), np.asarray(y)
+        self.labeled = np.asarray(labeled, int)
         told = self.given[self.labeled] >= 0
         coverage = proportion_metric(self.given >= 0)
         nothing = {"accuracy": _NONE, "coverage": _NONE}
@@ -114,7 +117,7 @@ class WeakLabelReport(ScoreReport):
         measured = self.metrics["accuracy"].n
         return found if measured else [s for s in found if s[0] != "Result"]
 
-# %% ../../nbs/eval/12_weak_report.ipynb #3e74a68e
+# %% ../../nbs/eval/12_weak_report.ipynb #0288e7b2
 def describe_weak(report: WeakLabelReport, data, method) -> WeakLabelReport: # dict; in words
     "Fill in what was used."
     report.data = data

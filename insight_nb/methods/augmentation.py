@@ -7,7 +7,7 @@ __all__ = ['AUGMENT_SHARE', 'MAX_TRIAL_ROWS', 'MAX_ROBUSTNESS_ROWS', 'TokenSynon
            'rows_to_make', 'AugmentationTrial', 'row_features', 'try_augmentations', 'AugmentedRows',
            'augment_training', 'text_robustness']
 
-# %% ../../nbs/methods/12_augmentation.ipynb #33b3ff73
+# %% ../../nbs/methods/12_augmentation.ipynb #9932c58c
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from .classical import class_probabilities, fit_linear, fit_vectorizer
 from ..models.backbone import load_backbone
 from ..train.inference import embed
 
-# %% ../../nbs/methods/12_augmentation.ipynb #b99cec5e
+# %% ../../nbs/methods/12_augmentation.ipynb #ad176632
 _SIDES = ( # words of one side are never taken for words of the other
     ("good great best better nice excellent perfect love loved like happy glad fun beautiful win "
      "won success right true easy safe clean friendly wonderful amazing awesome positive strong "
@@ -39,6 +39,7 @@ _SIDES = ( # words of one side are never taken for words of the other
      "slow late closed close less low down last off out after sell refuse reject fail failed"))
 _SIDE = {w: k for k, words in enumerate(_SIDES) for w in words.split()}
 
+# %% ../../nbs/methods/12_augmentation.ipynb #17ed4b90
 class TokenSynonyms:
     "Replaces words by near ones in the table of token vectors of an encoder."
     def __init__(self, backbone, # a `Backbone`
@@ -84,12 +85,13 @@ class TokenSynonyms:
             out.append("".join([*parts, text[at:]]))
         return out
 
-# %% ../../nbs/methods/12_augmentation.ipynb #f67aa6cf
+# %% ../../nbs/methods/12_augmentation.ipynb #63b47233
 AUGMENT_SHARE = .15 # of the places of a text
 def augmentation_ways(backbone) -> dict: # a `Backbone` -> name -> function, as of `perturb`
     "All perturbations, and those that take an encoder."
     return PERTURBATIONS | {"synonyms": TokenSynonyms(backbone)}
 
+# %% ../../nbs/methods/12_augmentation.ipynb #2e7814de
 def check_augment(augment) -> list: # auto, none, or names by commas; names
     "What `augment` asks for. Raises InputError for an unknown name."
     known = [*PERTURBATIONS, "synonyms", "oversample"]
@@ -103,13 +105,14 @@ def check_augment(augment) -> list: # auto, none, or names by commas; names
                              f"{', '.join(known)}.")
     return names
 
+# %% ../../nbs/methods/12_augmentation.ipynb #8181880c
 def rows_to_make(name, texts, y, ways, seed=0) -> MadeRows: # a known name; ids of the texts
     "The rows that a way makes: one of each row, or enough of rare classes."
     if name == "oversample":
         return make_rows(texts, list(ways), rare_rows(y, seed=seed), AUGMENT_SHARE, seed, ways)
     return make_rows(texts, [name], None, AUGMENT_SHARE, seed, ways)
 
-# %% ../../nbs/methods/12_augmentation.ipynb #a1c53ea0
+# %% ../../nbs/methods/12_augmentation.ipynb #d918d8dc
 @dataclass
 class AugmentationTrial:
     "What a way of making rows brought in cross-validation."
@@ -124,6 +127,7 @@ class AugmentationTrial:
         return {"made_rows": self.made, "gain": self.gain.to_dict(), "pays": self.pays,
                 "label_kept": self.kept.to_dict()}
 
+# %% ../../nbs/methods/12_augmentation.ipynb #62406ca6
 def row_features(texts, backbone, device=None): # -> a function of texts; strengths; in words
     "What the linear model of the trial learns from."
     if check_tokenizer_coverage(texts, backbone.tokenizer)["fits"]:
@@ -134,7 +138,7 @@ def row_features(texts, backbone, device=None): # -> a function of texts; streng
     words = fit_vectorizer(texts)
     return (lambda new: words.transform(new).tocsr()), (1., 10., 100.), "words and pieces of words"
 
-# %% ../../nbs/methods/12_augmentation.ipynb #7b7c51f8
+# %% ../../nbs/methods/12_augmentation.ipynb #b25b888a
 def _fit(x, y, weights, strength, seed): # a linear model of weighted rows
     from sklearn.linear_model import LogisticRegression
     model = LogisticRegression(C=strength, max_iter=200, tol=1e-3, random_state=seed)
@@ -144,6 +148,7 @@ def _stack(a, b): # rows of vectors, sparse or not
     from scipy import sparse
     return sparse.vstack([a, b]).tocsr() if sparse.issparse(a) else np.concatenate([a, b])
 
+# %% ../../nbs/methods/12_augmentation.ipynb #cb149123
 def _gain(better, worse, y, name, level, groups): # (rows,) bool
     if name != "oversample":
         return paired_difference(better, worse, level, groups)
@@ -152,7 +157,7 @@ def _gain(better, worse, y, name, level, groups): # (rows,) bool
     value = weights * (better.astype(float) - worse)
     return influence_difference(value.mean(), value - value.mean(), weights.max(), groups, level)
 
-# %% ../../nbs/methods/12_augmentation.ipynb #df88ab33
+# %% ../../nbs/methods/12_augmentation.ipynb #2196989b
 @dataclass
 class _Trial: # what all ways share
     x: object # (rows, features)
@@ -163,6 +168,7 @@ class _Trial: # what all ways share
     seed: int
     plain: np.ndarray = None # (rows,) answers without made rows
 
+# %% ../../nbs/methods/12_augmentation.ipynb #01753142
 def _answers(t: _Trial, made=None, x=None, whole=False): # -> (rows,) ids; (made,) ids without them
     out, own = np.zeros(len(t.y), int), np.zeros(0 if made is None else len(made), int)
     for train, test in t.folds:
@@ -170,7 +176,8 @@ def _answers(t: _Trial, made=None, x=None, whole=False): # -> (rows,) ids; (made
         if made is not None:
             inside, asked = np.isin(made.rows, train), np.isin(made.rows, test)
             share = 1. if whole else .5
-            weights = np.r_[np.where(np.isin(train, made.rows), share, 1.), np.full(inside.sum(), share)]
+            weights = np.r_[np.where(np.isin(train, made.rows), share, 1.),
+                            np.full(inside.sum(), share)]
             y = np.r_[y, t.y[made.rows[inside]]]
             if asked.any(): # by a model without made rows
                 plain = _fit(features, t.y[train], None, t.strength, t.seed)
@@ -180,7 +187,7 @@ def _answers(t: _Trial, made=None, x=None, whole=False): # -> (rows,) ids; (made
         out[test] = class_probabilities(model, t.x[test], t.n_classes).argmax(1)
     return out, own
 
-# %% ../../nbs/methods/12_augmentation.ipynb #5dbe0834
+# %% ../../nbs/methods/12_augmentation.ipynb #fc7688ca
 def _folds(y, groups, seed, most=5): # positions of each fold
     from sklearn.model_selection import StratifiedGroupKFold
     groups = np.arange(len(y)) if groups is None else np.asarray(groups)
@@ -192,10 +199,10 @@ def _folds(y, groups, seed, most=5): # positions of each fold
 
 def _enough(y, folds): return len(y) > 9 and all(len(np.unique(y[a])) > 1 for a, _ in folds)
 
-# %% ../../nbs/methods/12_augmentation.ipynb #d3556b8e
+# %% ../../nbs/methods/12_augmentation.ipynb #d11ae000
 def try_augmentations(texts, y, # (rows,) str, ids: training rows alone
                       names, ways, backbone, # of `check_augment`, of `augmentation_ways`
-                      groups=None, seed=0, device=None) -> tuple: # list of `AugmentationTrial`; in words
+                      groups=None, seed=0, device=None) -> tuple: # trials; in words
     "Measure each way by cross-validation on these rows."
     import warnings
     y = np.asarray(y)
@@ -212,6 +219,7 @@ def try_augmentations(texts, y, # (rows,) str, ids: training rows alone
                  for name in names]
     return found, f"{said}, {len(folds)} folds of {plural(len(y), 'training row')}"
 
+# %% ../../nbs/methods/12_augmentation.ipynb #3a5a4cfe
 def _try(t: _Trial, texts, name, ways, features, level, groups):
     made = rows_to_make(name, texts, t.y, ways, t.seed)
     answers, own = t.plain, np.zeros(0, int)
@@ -221,9 +229,10 @@ def _try(t: _Trial, texts, name, ways, features, level, groups):
     return AugmentationTrial(name, len(made), gain,
                              proportion_metric(own == t.plain[made.rows]))
 
-# %% ../../nbs/methods/12_augmentation.ipynb #aaefcb30
+# %% ../../nbs/methods/12_augmentation.ipynb #73f6ae13
 MAX_TRIAL_ROWS = 2000 # training rows that the trial looks at
 
+# %% ../../nbs/methods/12_augmentation.ipynb #ad97230e
 @dataclass
 class AugmentedRows:
     "The rows to train on, with those that were made, and what the trial measured."
@@ -240,7 +249,7 @@ class AugmentedRows:
     @property
     def originals(self) -> np.ndarray: return self.parts.train[:self.learned]
 
-# %% ../../nbs/methods/12_augmentation.ipynb #4883c1f9
+# %% ../../nbs/methods/12_augmentation.ipynb #1fe3f74b
 def augment_training(table: Table, parts: DataSplit, # all rows; their sides
                      augment, # auto, none, or names by commas
                      backbone=None, # folder or hub id; None: the embedded one
@@ -268,7 +277,7 @@ def augment_training(table: Table, parts: DataSplit, # all rows; their sides
         return nothing
     return _with_rows(nothing, [rows_to_make(n, texts, y, ways, seed) for n in used])
 
-# %% ../../nbs/methods/12_augmentation.ipynb #82b1c41d
+# %% ../../nbs/methods/12_augmentation.ipynb #54443474
 def _with_rows(found: AugmentedRows, made): # `MadeRows` of each way, positions in the training side
     train = found.parts.train
     texts = [t for m in made for t in m.texts]
@@ -284,7 +293,7 @@ def _with_rows(found: AugmentedRows, made): # `MadeRows` of each way, positions 
         found.table, found.parts = add_made_rows(found.table, found.parts, found.made)
     return found
 
-# %% ../../nbs/methods/12_augmentation.ipynb #4909cfc5
+# %% ../../nbs/methods/12_augmentation.ipynb #074edad5
 @patch
 def table_of_trials(self: AugmentedRows) -> ReportTable:
     "What each way brought, and whether it was used."
@@ -297,6 +306,7 @@ def table_of_trials(self: AugmentedRows) -> ReportTable:
 
 def _points(d): return format_interval(*(100 * v for v in (d.value, d.low, d.high)), 1)
 
+# %% ../../nbs/methods/12_augmentation.ipynb #740357fe
 @patch
 def summary(self: AugmentedRows) -> str:
     "One or two sentences."
@@ -309,10 +319,11 @@ def summary(self: AugmentedRows) -> str:
     return (f"{plural(len(self.made), 'row')} were made from {self.learned:,} training rows by "
             f"{', '.join(self.used)}: {why}.")
 
+# %% ../../nbs/methods/12_augmentation.ipynb #142f344a
 @patch
 def __repr__(self: AugmentedRows): return self.summary()
 
-# %% ../../nbs/methods/12_augmentation.ipynb #9e201cc5
+# %% ../../nbs/methods/12_augmentation.ipynb #e0e71fe8
 @patch
 def describe(self: AugmentedRows, report): # a `Report`, filled
     "Add the section and the evidence."
@@ -325,6 +336,7 @@ def describe(self: AugmentedRows, report): # a `Report`, filled
         "training_rows": self.learned, "measured_on": self.how,
         "trials": {t.name: t.to_dict() for t in self.trials}}
 
+# %% ../../nbs/methods/12_augmentation.ipynb #09fdb2a7
 @patch
 def count_labeled(self: AugmentedRows, model): # a fitted estimator with `classes_`
     "Class counts of the estimator without made rows."
@@ -334,6 +346,7 @@ def count_labeled(self: AugmentedRows, model): # a fitted estimator with `classe
         model.class_count_ = counts
         model.bundle_.info["class_count"] = counts.tolist()
 
+# %% ../../nbs/methods/12_augmentation.ipynb #f10e7cea
 @patch
 def write_sample(self: AugmentedRows, folder, n=50, seed=0): # the folder of the results
     "Write made rows for a person to read: `augmented_sample.csv`."
@@ -344,9 +357,10 @@ def write_sample(self: AugmentedRows, folder, n=50, seed=0): # the folder of the
         Path(folder).mkdir(parents=True, exist_ok=True)
         write_frame(frame, Path(folder) / "augmented_sample.csv", force=True, spreadsheet=True)
 
-# %% ../../nbs/methods/12_augmentation.ipynb #cabd6b5f
+# %% ../../nbs/methods/12_augmentation.ipynb #e5bf53a2
 MAX_ROBUSTNESS_ROWS = 1000
 
+# %% ../../nbs/methods/12_augmentation.ipynb #452073ff
 def text_robustness(model, # fitted, with `predict_proba` and `classes_`
                     texts, labels, # (rows,) of both: rows that it has not seen
                     rows=None, groups=None, # (rows,) numbers to show; of any names
