@@ -116,7 +116,6 @@ def summary(self: Gate) -> str:
     gain, low, high = (round(100 * v, 1) + 0. for v in (self.gain, self.low, self.high))
     return f"{'paid' if self.opened else 'did not pay'}: {gain:+} points [{low}, {high}]"
 
-# %% ../../nbs/methods/09_selftrain.ipynb #cf5d3297
 @patch
 def to_dict(self: Gate) -> dict: # for evidence
     return asdict(self) | {"opened": self.opened, "level": .9,
@@ -260,7 +259,6 @@ def fit_rung(rung, texts, y, names, seed=0, weights=None) -> Rung: # a new one t
     made.row_weights = weights
     return made.fit(texts, y, names, seed)
 
-# %% ../../nbs/methods/09_selftrain.ipynb #50625a9b
 def fix_strength(rung, texts, y, names, seed=0) -> Rung: # the rung, changed
     "Choose the regularization once, on labeled rows, instead of in each fit."
     if getattr(rung, "strengths", None) and len(np.unique(y)) > 1:

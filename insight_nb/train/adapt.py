@@ -119,13 +119,15 @@ def losses(self: MaskedTokenTask, x, labels): # (..., width), (...) -> (hidden t
     return F.cross_entropy(self.scorer.scores(x[at]), labels[at], reduction="none")
 
 @patch
-def loss(self: MaskedTokenTask, x, labels, weights=None): # the mean over hidden tokens, and how many they are
+# the mean over hidden tokens, and how many they are
+def loss(self: MaskedTokenTask, x, labels, weights=None):
     each = self.losses(x, labels)
     return each.sum() / max(len(each), 1), torch.tensor(float(len(each)), device=x.device)
 
 # %% ../../nbs/train/07_adapt.ipynb #26f12220
 @patch
-def constant_loss(self: MaskedTokenTask, labels=None) -> float: # of saying how frequent each token is
+# of saying how frequent each token is
+def constant_loss(self: MaskedTokenTask, labels=None) -> float:
     p = self.counts[self.counts > 0].double() / self.counts.sum()
     return float(-(p * p.log()).sum())
 
