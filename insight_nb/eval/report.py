@@ -263,7 +263,8 @@ def plot_confusion(self: Report) -> ReportFigure:
     title = "No class is taken for another"
     if top := self.confused_pairs_table(1).rows:
         truth, predicted, rows, _ = top[0]
-        title = f"Confused most: {truth} taken for {predicted} ({rows} row{'' if rows == '1' else 's'})"
+        unit = "row" if rows == "1" else "rows"
+        title = f"Confused most: {truth} taken for {predicted} ({rows} {unit})"
     return ReportFigure(title, figure_svg(fig, title), None)
 
 # %% ../../nbs/eval/01_report.ipynb #19b2232a

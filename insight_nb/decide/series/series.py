@@ -314,8 +314,8 @@ def _range(y, a, c, b, excess): # the stretch from a to b is cut at c
 # %% ../../../nbs/decide/series/00_series.ipynb #a1ad7e92
 # alpha: rate of false alarms, the share of flat series that would be cut
 def find_changes(series: Series, alpha=.05, seed=0) -> ChangeResult:
-    """Dates at which the level changed; a spike is two changes. Raises InputError for fewer than 8 periods or 20
-    counts, and for an invalid alpha."""
+    """Dates at which the level changed; a spike is two changes. Raises InputError for fewer than 8
+    periods or 20 counts, and for an invalid alpha."""
     y = check_counts(series)
     if not 0 < alpha < 1:
         raise InputError(
