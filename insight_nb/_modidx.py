@@ -4701,6 +4701,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'insight_nb/methods/augmentation.py'),
                                                  'insight_nb.methods.augmentation._fit': ( 'methods/augmentation.html#_fit',
                                                                                            'insight_nb/methods/augmentation.py'),
+                                                 'insight_nb.methods.augmentation._fit_plain': ( 'methods/augmentation.html#_fit_plain',
+                                                                                                 'insight_nb/methods/augmentation.py'),
                                                  'insight_nb.methods.augmentation._folds': ( 'methods/augmentation.html#_folds',
                                                                                              'insight_nb/methods/augmentation.py'),
                                                  'insight_nb.methods.augmentation._gain': ( 'methods/augmentation.html#_gain',

@@ -7,7 +7,7 @@ __all__ = ['NEGATIONS', 'KEY_NEIGHBORS', 'HOMOPHONES', 'PERTURBATIONS', 'is_nega
            'add_typos', 'change_case', 'omit_characters', 'swap_characters', 'use_homophones', 'change_script',
            'register_perturbation', 'perturb', 'MadeRows', 'make_rows', 'rare_rows', 'add_made_rows']
 
-# %% ../../nbs/data/14_augment.ipynb #73d57e26
+# %% ../../nbs/data/14_augment.ipynb #997711f4
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from ..base.core import InputError, plural, shorten, suggest
 from .split import DataSplit
 from .table import Table
 
-# %% ../../nbs/data/14_augment.ipynb #200f2c5c
+# %% ../../nbs/data/14_augment.ipynb #e2eed502
 _HAN = r"\u3400-\u4dbf\u4e00-\u9fff"
 _LETTER = rf"[^\W\d_{_HAN}\u3040-\u30ff]"
 _UNIT = re.compile(
@@ -31,7 +31,7 @@ _UNIT = re.compile(
     rf"|(?P<word>{_LETTER}+(?:['’]{_LETTER}+)*)|(?P<han>[{_HAN}])"
     r"|(?P<mark>[.,!?;:…，。！？；：、]+)")
 
-# %% ../../nbs/data/14_augment.ipynb #6243abd1
+# %% ../../nbs/data/14_augment.ipynb #b4312895
 NEGATIONS = frozenset(
     "not no non never none nobody nothing nowhere neither nor cannot without hardly barely "
     "scarcely dont doesnt didnt isnt arent wasnt werent wont wouldnt cant couldnt shouldnt hasnt "
@@ -45,7 +45,7 @@ def is_negation(word) -> bool: # a word, or a Chinese character
     word = word.lower().replace("’", "'")
     return word in NEGATIONS or word.endswith("n't")
 
-# %% ../../nbs/data/14_augment.ipynb #029f4c07
+# %% ../../nbs/data/14_augment.ipynb #0e7732e5
 def read_units(text) -> list: # of (start, end, kind); kind: word, han, mark or kept
     "The parts of a text that a perturbation may look at. A negation keeps what it denies."
     found, denied = [], False
@@ -61,7 +61,7 @@ def read_units(text) -> list: # of (start, end, kind); kind: word, han, mark or 
         found.append((m.start(), m.end(), kind))
     return found
 
-# %% ../../nbs/data/14_augment.ipynb #b3fab12e
+# %% ../../nbs/data/14_augment.ipynb #48f11652
 def _replaced(text, edits): # (start, end, new), from left to right
     parts, at = [], 0
     for start, end, new in edits:
@@ -70,7 +70,7 @@ def _replaced(text, edits): # (start, end, new), from left to right
             at = end
     return "".join([*parts, text[at:]])
 
-# %% ../../nbs/data/14_augment.ipynb #17fd6866
+# %% ../../nbs/data/14_augment.ipynb #a33e3282
 def _change(texts, seed, share, find, write): # places of a text; text, place, rng -> edit
     rng, out = np.random.default_rng(seed), []
     for text in texts:
@@ -85,7 +85,7 @@ def _change(texts, seed, share, find, write): # places of a text; text, place, r
 
 def _of_kind(text, kind): return [u for u in read_units(text) if u[2] == kind]
 
-# %% ../../nbs/data/14_augment.ipynb #6b3bf6c3
+# %% ../../nbs/data/14_augment.ipynb #dabec51e
 _GLUE = re.compile(rf"[^\W{_HAN}]") # between two of these a gap must stay: 3天4 is not 34
 
 def _droppable(text, kind): # every second one, so that no two neighbors go
@@ -93,7 +93,7 @@ def _droppable(text, kind): # every second one, so that no two neighbors go
              if not (_GLUE.match(text, u[1]) and u[0] and _GLUE.match(text, u[0] - 1))]
     return units[len(text) % 2::2] if len(units) > 1 else []
 
-# %% ../../nbs/data/14_augment.ipynb #efde78c6
+# %% ../../nbs/data/14_augment.ipynb #08bfd26a
 def _without(text, place, rng):
     start, end, _ = place
     if text[end:end + 1].isspace():
@@ -105,7 +105,7 @@ def omit_words(texts, seed=0, share=.1) -> list: # share of the words
     "Words are left out."
     return _change(texts, seed, 2 * share, lambda t: _droppable(t, "word"), _without)
 
-# %% ../../nbs/data/14_augment.ipynb #c693720a
+# %% ../../nbs/data/14_augment.ipynb #e7543164
 def _swappable(text, kind): # (start, end, end of the first, start of the second)
     units, found = read_units(text), []
     for one, two in zip(units, units[1:]):
@@ -121,7 +121,7 @@ def swap_words(texts, seed=0, share=.1) -> list: # share of the pairs of neighbo
     "Words change places with the next one."
     return _change(texts, seed, share, lambda t: _swappable(t, "word"), _swapped)
 
-# %% ../../nbs/data/14_augment.ipynb #69ca31b2
+# %% ../../nbs/data/14_augment.ipynb #5d6bab5d
 _ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 KEY_NEIGHBORS = {}
 for _r, _row in enumerate(_ROWS):
@@ -132,7 +132,7 @@ for _r, _row in enumerate(_ROWS):
             _near += _other
         KEY_NEIGHBORS[_key] = _near
 
-# %% ../../nbs/data/14_augment.ipynb #5323a61f
+# %% ../../nbs/data/14_augment.ipynb #692ad934
 def _slip(word, way, i, pick): # way: 0 to 3; place from 1; pick: 0 to 1
     c = word[i]
     if way == 0:
@@ -143,7 +143,7 @@ def _slip(word, way, i, pick): # way: 0 to 3; place from 1; pick: 0 to 1
         return word[:i - 1] + c + word[i - 1] + word[i + 1:]
     return word[:i] + (c + c if way == 2 else "") + word[i + 1:]
 
-# %% ../../nbs/data/14_augment.ipynb #ac52e462
+# %% ../../nbs/data/14_augment.ipynb #a5545b23
 def _typed(text, place, rng):
     start, end, _ = place
     word = text[start:end]
@@ -158,7 +158,7 @@ def add_typos(texts, seed=0, share=.1) -> list: # share of the words of four let
     "Words are mistyped."
     return _change(texts, seed, share, _longer_words, _typed)
 
-# %% ../../nbs/data/14_augment.ipynb #5d1cc434
+# %% ../../nbs/data/14_augment.ipynb #2f5271a4
 def _words_and_marks(text): return [u for u in read_units(text) if u[2] in ("word", "mark")]
 
 def _other_case(text, place, rng):
@@ -171,12 +171,12 @@ def _other_case(text, place, rng):
         return start, end, " " if inside else ""
     return start, end, part.lower() if pick < .5 and part != part.lower() else part.upper()
 
-# %% ../../nbs/data/14_augment.ipynb #346375a5
+# %% ../../nbs/data/14_augment.ipynb #88c3ef95
 def change_case(texts, seed=0, share=.1) -> list: # share of the words and marks
     "Capitals, small letters and punctuation are used another way."
     return _change(texts, seed, share, _words_and_marks, _other_case)
 
-# %% ../../nbs/data/14_augment.ipynb #7289fe7e
+# %% ../../nbs/data/14_augment.ipynb #a1ccbcda
 def omit_characters(texts, seed=0, share=.1) -> list: # share of the Chinese characters
     "Chinese characters are left out."
     return _change(texts, seed, 2 * share, lambda t: _droppable(t, "han"), _without)
@@ -185,7 +185,7 @@ def swap_characters(texts, seed=0, share=.1) -> list: # share of the pairs of ne
     "Chinese characters change places with the next one."
     return _change(texts, seed, share, lambda t: _swappable(t, "han"), _swapped)
 
-# %% ../../nbs/data/14_augment.ipynb #55f0da72
+# %% ../../nbs/data/14_augment.ipynb #12a0097a
 _SOUNDS = (
     "的得地 在再 做作坐座 他她它 那哪 已以意义易议 是事市式示试适视 有友又右由油 "
     "知只之支直职值指纸 和合河 会回汇 到道倒 要药 时食实石 生声升 想像向象相 点店典 "
@@ -202,7 +202,7 @@ _SOUNDS = (
     "质制治志至置 量亮良凉 总宗 送松 装庄 床创窗 网往忘望").split()
 HOMOPHONES = {c: sounds.replace(c, "") for sounds in _SOUNDS for c in sounds}
 
-# %% ../../nbs/data/14_augment.ipynb #e08467d4
+# %% ../../nbs/data/14_augment.ipynb #74e27d18
 def _sounding(text): return [u for u in _of_kind(text, "han") if text[u[0]] in HOMOPHONES]
 
 def _same_sound(text, place, rng):
@@ -213,7 +213,7 @@ def use_homophones(texts, seed=0, share=.1) -> list: # share of the characters t
     "Chinese characters are taken for others of the same sound."
     return _change(texts, seed, share, _sounding, _same_sound)
 
-# %% ../../nbs/data/14_augment.ipynb #acf450d1
+# %% ../../nbs/data/14_augment.ipynb #a203be9d
 _SIMPLIFIED = (
     "爱罢办帮宝报备贝笔币边变标宾补财参层产长尝厂场车称惩虫处传创词从达带单担当党导灯敌点电东动独"
     "读断队对顿夺儿尔发饭访费纷坟丰风妇复负该盖刚个给巩沟构购顾关观馆惯广归贵国过还汉号后护华画话"
@@ -239,7 +239,7 @@ _TRADITIONAL = (
 _TO_TRADITIONAL = dict(zip(_SIMPLIFIED, _TRADITIONAL, strict=True))
 _TO_SIMPLIFIED = dict(zip(_TRADITIONAL, _SIMPLIFIED, strict=True))
 
-# %% ../../nbs/data/14_augment.ipynb #48ae7bcc
+# %% ../../nbs/data/14_augment.ipynb #70b31203
 def change_script(texts, seed=0, share=1.) -> list: # both have no effect: a text has one script
     "Simplified Chinese becomes traditional, and traditional becomes simplified."
     out = []
@@ -251,7 +251,7 @@ def change_script(texts, seed=0, share=1.) -> list: # both have no effect: a tex
         out.append(_replaced(text, [(a, b, other.get(text[a], text[a])) for a, b, _ in units]))
     return out
 
-# %% ../../nbs/data/14_augment.ipynb #b29f68d6
+# %% ../../nbs/data/14_augment.ipynb #4f3064bd
 PERTURBATIONS = {
     "omit-words": omit_words, "swap-words": swap_words, "typos": add_typos, "case": change_case,
     "omit-characters": omit_characters, "swap-characters": swap_characters,
@@ -264,7 +264,7 @@ def register_perturbation(name, function): # (texts, seed, share) -> as many tex
                          "digits and hyphens: choose another.")
     PERTURBATIONS[name] = function
 
-# %% ../../nbs/data/14_augment.ipynb #0ab62c74
+# %% ../../nbs/data/14_augment.ipynb #566fbcd6
 def perturb(texts, name, seed=0, share=.1,
             ways=None) -> list: # name -> function; None: PERTURBATIONS
     "As many texts, written anew. Raises InputError for an unknown name, or for a wrong answer."
@@ -280,7 +280,7 @@ def perturb(texts, name, seed=0, share=.1,
                          "some that are no texts: it must give a text for each.")
     return new
 
-# %% ../../nbs/data/14_augment.ipynb #02656d67
+# %% ../../nbs/data/14_augment.ipynb #fac04483
 @dataclass
 class MadeRows:
     "Texts that were made from others."
@@ -298,7 +298,7 @@ class MadeRows:
             "source_row": at, "perturbation": self.names, "source_text": [texts[i] for i in at],
             "made_text": self.texts, "label": [labels[i] for i in at]})
 
-# %% ../../nbs/data/14_augment.ipynb #5f63f859
+# %% ../../nbs/data/14_augment.ipynb #6e32384f
 def make_rows(texts, names, # of str; names of PERTURBATIONS, one is drawn for each made row
               rows=None, # positions to make rows from, one for each; None: each row once
               share=.1, seed=0, ways=None) -> MadeRows: # of `perturb`
@@ -318,7 +318,7 @@ def make_rows(texts, names, # of str; names of PERTURBATIONS, one is drawn for e
             keep.append(i)
     return MadeRows([made[i] for i in keep], rows[keep], [names[drawn[i]] for i in keep])
 
-# %% ../../nbs/data/14_augment.ipynb #6b7908e6
+# %% ../../nbs/data/14_augment.ipynb #f03779b0
 def rare_rows(y, most=4, seed=0) -> np.ndarray: # (rows,) class ids; made rows of a row at most
     "Positions of rows of rare classes, as often as made rows are wanted of each."
     y, rng = np.asarray(y), np.random.default_rng(seed)
@@ -332,7 +332,7 @@ def rare_rows(y, most=4, seed=0) -> np.ndarray: # (rows,) class ids; made rows o
         found.append(order[:missing])
     return np.concatenate(found)
 
-# %% ../../nbs/data/14_augment.ipynb #d6557aa7
+# %% ../../nbs/data/14_augment.ipynb #30e4fab1
 def add_made_rows(table: Table, parts: DataSplit, made: MadeRows) -> tuple: # `Table`, `DataSplit`
     "The table with the made rows, which train. Raises ValueError for rows of another side."
     if not np.isin(made.rows, parts.train).all():
@@ -352,5 +352,5 @@ def add_made_rows(table: Table, parts: DataSplit, made: MadeRows) -> tuple: # `T
     return whole, replace(parts, train=np.concatenate([parts.train, new]), groups=groups,
                           times=times, notes=[*parts.notes, note])
 
-# %% ../../nbs/data/14_augment.ipynb #d9037cd7
+# %% ../../nbs/data/14_augment.ipynb #a5412e96
 def _said(made): return ", ".join(f"{name} {n:,}" for name, n in sorted(made.counts().items()))

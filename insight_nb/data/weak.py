@@ -19,7 +19,7 @@ from ..base.core import InputError, plural, shorten, suggest
 from ..base.files import check_columns
 from .table import invalid_text_reason, to_text
 
-# %% ../../nbs/data/15_weak.ipynb #5f240f9a
+# %% ../../nbs/data/15_weak.ipynb #8971b6cf
 FUNCTION_KINDS = ("keyword", "regex", "column")
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class LabelFunction:
 
 def _cell(v): return "" if invalid_text_reason(v) else to_text(v).strip()
 
-# %% ../../nbs/data/15_weak.ipynb #b37a4e3b
+# %% ../../nbs/data/15_weak.ipynb #0649e469
 def read_functions(frame, name="functions") -> list: # a frame with pattern, label, kind
     "The rules of a table. Raises InputError that names the row that can't work."
     frame = check_columns(frame, name)
@@ -54,7 +54,7 @@ def read_functions(frame, name="functions") -> list: # a frame with pattern, lab
         raise InputError(f"{name} has no rows: give at least one rule.")
     return found
 
-# %% ../../nbs/data/15_weak.ipynb #943e3ca1
+# %% ../../nbs/data/15_weak.ipynb #2cc5b3bc
 def _check_function(f: LabelFunction):
     if f.kind not in FUNCTION_KINDS:
         raise InputError(f"{f.place}: kind is {shorten(f.kind, 30)!r}."
@@ -65,7 +65,7 @@ def _check_function(f: LabelFunction):
         raise InputError(f"{f.place}: the label is empty: say which one {shorten(f.pattern, 30)!r} "
                          "votes for.")
 
-# %% ../../nbs/data/15_weak.ipynb #77278c67
+# %% ../../nbs/data/15_weak.ipynb #bb9f0114
 MAX_PATTERN, MAX_TEXT, MAX_REPEATS = 500, 10_000, 100_000 # characters, characters, repeats
 TEXT_SECONDS = .25 # for one text
 
@@ -78,7 +78,7 @@ def _as_expression(f: LabelFunction) -> str:
     parts = [rf"(?<!{letter}){w}" if regex.match(letter, w) else w for w in words]
     return "|".join(rf"{w}(?!{letter})" if regex.search(f"{letter}$", w) else w for w in parts)
 
-# %% ../../nbs/data/15_weak.ipynb #0ef7a7b4
+# %% ../../nbs/data/15_weak.ipynb #11ffd212
 def compile_function(f: LabelFunction): # of kind keyword or regex -> a compiled pattern
     "Raises InputError for a pattern that is none, is too long, or repeats too much."
     repeats = 1
@@ -98,7 +98,7 @@ def compile_function(f: LabelFunction): # of kind keyword or regex -> a compiled
                          "text: say more.")
     return made
 
-# %% ../../nbs/data/15_weak.ipynb #a7d108a7
+# %% ../../nbs/data/15_weak.ipynb #6eaf94e4
 def find_matches(f: LabelFunction, texts) -> "np.ndarray | None": # (rows,) bool; None: too slow
     "Which texts a pattern fits."
     pattern, found = compile_function(f), np.zeros(len(texts), bool)
@@ -109,7 +109,7 @@ def find_matches(f: LabelFunction, texts) -> "np.ndarray | None": # (rows,) bool
             return None
     return found
 
-# %% ../../nbs/data/15_weak.ipynb #2ae69922
+# %% ../../nbs/data/15_weak.ipynb #59948299
 @dataclass
 class Votes:
     "What each rule says of each row."
@@ -130,7 +130,7 @@ class Votes:
     @property
     def conflicting(self): return (self.counts > 0).sum(1) > 1 # (rows,)
 
-# %% ../../nbs/data/15_weak.ipynb #794d2dda
+# %% ../../nbs/data/15_weak.ipynb #6637fdfe
 def known_labels(functions, frame, labels=()) -> list: # a table; labels of its rows
     """The labels that may be given. Raises InputError for fewer than two, and for one that looks
     like a slip of the pen."""
@@ -149,7 +149,7 @@ def known_labels(functions, frame, labels=()) -> list: # a table; labels of its 
                          "needed to tell rows apart.")
     return sorted(names)
 
-# %% ../../nbs/data/15_weak.ipynb #06fd5919
+# %% ../../nbs/data/15_weak.ipynb #10371df5
 def _column_votes(f, frame, ids): # -> (rows,) ids; values that are no label
     if f.pattern not in frame.columns:
         raise InputError(f"{f.place}: the table has no column {shorten(f.pattern, 40)!r}."
@@ -159,7 +159,7 @@ def _column_votes(f, frame, ids): # -> (rows,) ids; values that are no label
     said = [ids.get(c, -1) if f.label in ("", c) else -1 for c in cells]
     return np.array(said, dtype=np.int64), unknown
 
-# %% ../../nbs/data/15_weak.ipynb #6dac57f5
+# %% ../../nbs/data/15_weak.ipynb #b75ebcbf
 def apply_functions(functions, # of `read_functions`
                     texts, frame, # (rows,) str; a table with the columns that rules name
                     names) -> Votes: # of `known_labels`
@@ -189,7 +189,7 @@ def apply_functions(functions, # of `read_functions`
     votes = np.stack(found, 1) if found else np.full((len(texts), 0), -1)
     return Votes(kept, list(names), votes, notes)
 
-# %% ../../nbs/data/15_weak.ipynb #8840c063
+# %% ../../nbs/data/15_weak.ipynb #e222161a
 def majority_vote(said: Votes) -> np.ndarray: # (rows, labels); all 0: no label
     "The share of the votes that the winner has; nothing in rows without one."
     counts, out = said.counts, np.zeros(said.counts.shape)
@@ -202,7 +202,7 @@ def picked_labels(probs) -> np.ndarray: # (rows, labels) -> (rows,) ids, -1: non
     "The most probable label of each row that has one."
     return np.where(probs.max(1) > 0, probs.argmax(1), -1)
 
-# %% ../../nbs/data/15_weak.ipynb #6ab8c392
+# %% ../../nbs/data/15_weak.ipynb #c070a8b9
 @dataclass
 class LabelModel:
     "How often each rule is right, and the shares of the classes, in a model of votes."
@@ -221,10 +221,10 @@ class LabelModel:
         score = np.exp(score - score.max(1, keepdims=True))
         return score / score.sum(1, keepdims=True) * said.covered[:, None]
 
-# %% ../../nbs/data/15_weak.ipynb #740109c6
+# %% ../../nbs/data/15_weak.ipynb #56c5dae5
 PRIOR_VOTES = 50 # made-up votes of each rule, seven of ten right
 
-# %% ../../nbs/data/15_weak.ipynb #8911a9f3
+# %% ../../nbs/data/15_weak.ipynb #1614a6c0
 def fit_label_model(said: Votes, most=200, # steps
                     known=None # (labels,) shares of the classes; None: equal where a rule votes
                    ) -> LabelModel:
@@ -248,7 +248,7 @@ def fit_label_model(said: Votes, most=200, # steps
         probs = model.predict_proba(inside)
     return model
 
-# %% ../../nbs/data/15_weak.ipynb #b16e5472
+# %% ../../nbs/data/15_weak.ipynb #bc5b7463
 _GOOD = ("love|loved|great|awesome|amazing|best", "happy|excited|glad|enjoy|fun|nice|cool|proud",
          "thanks|thank you|thx|congrats|congratulations", "good|perfect|beautiful|wonderful|win")
 _BAD = ("hate|sucks|worst|terrible|awful|horrible|stupid", "sad|sorry|bad|sick|tired|miss|lost",

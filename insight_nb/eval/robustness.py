@@ -15,7 +15,7 @@ from ..base.core import ReportTable, format_interval, plural, shorten
 from .compare import Difference, holm_correction, paired_difference
 from .metrics import Metric, proportion_metric
 
-# %% ../../nbs/eval/11_robustness.ipynb #65dead4c
+# %% ../../nbs/eval/11_robustness.ipynb #c72a46bf
 @dataclass
 class RobustnessResult:
     "How a model does when texts are changed in one way."
@@ -32,7 +32,7 @@ class RobustnessResult:
                 "loss": self.loss.to_dict(), "answers_moved": self.moved.to_dict(),
                 "rows_lost": len(self.lost)}
 
-# %% ../../nbs/eval/11_robustness.ipynb #14296525
+# %% ../../nbs/eval/11_robustness.ipynb #d32914d6
 def measure_change(name, texts, new, # of the change; (rows,) str as they are, and changed
                    y, # (rows,) true class ids
                    probs, new_probs, # (rows, classes) of both
@@ -50,7 +50,7 @@ def measure_change(name, texts, new, # of the change; (rows,) str as they are, a
         proportion_metric((before != after)[differs], own),
         lost[np.argsort(-sure, kind="stable")], list(new))
 
-# %% ../../nbs/eval/11_robustness.ipynb #5b4491db
+# %% ../../nbs/eval/11_robustness.ipynb #cb933966
 @dataclass
 class RobustnessReport:
     "How a model does when texts are changed, each way on its own."
@@ -66,7 +66,7 @@ class RobustnessReport:
         ps = holm_correction([r.loss.p for r in self.results])
         return [r.name for r, p in zip(self.results, ps) if p < .05 and r.loss.value > 0]
 
-# %% ../../nbs/eval/11_robustness.ipynb #a2b641d1
+# %% ../../nbs/eval/11_robustness.ipynb #4c08c9ed
 def measure_robustness(predict, # texts -> (rows, classes) probabilities
                        texts, y, names, # (rows,) str, (rows,) class ids; of the labels
                        changed, # name of a change -> (rows,) str
@@ -88,7 +88,7 @@ def measure_robustness(predict, # texts -> (rows, classes) probabilities
     shown = range(len(texts)) if rows is None else rows
     return RobustnessReport(found, right, list(texts), list(shown), [names[k] for k in y], answers)
 
-# %% ../../nbs/eval/11_robustness.ipynb #fd559e8c
+# %% ../../nbs/eval/11_robustness.ipynb #2c112928
 def _points(d): return format_interval(*(100 * v for v in (d.value, d.low, d.high)), 1)
 
 def robustness_table(report: RobustnessReport) -> ReportTable:
@@ -103,7 +103,7 @@ def robustness_table(report: RobustnessReport) -> ReportTable:
         f"The same {plural(len(report.texts), 'test row')}, 95 % intervals; surely: corrected for "
         f"{plural(len(report.results), 'look')}")
 
-# %% ../../nbs/eval/11_robustness.ipynb #192c91fb
+# %% ../../nbs/eval/11_robustness.ipynb #1f57f9aa
 def lost_rows_table(report: RobustnessReport, n=10) -> ReportTable:
     "Rows that were right and are wrong now, the surest of each way in turn."
     ways = [(r, at) for k in range(n) for r in report.results for at in r.lost[k:k + 1]]
@@ -113,7 +113,7 @@ def lost_rows_table(report: RobustnessReport, n=10) -> ReportTable:
     return ReportTable(["row", "change", "text", "changed text", "label", "answer now"], rows,
                        "Right before, wrong now")
 
-# %% ../../nbs/eval/11_robustness.ipynb #64928729
+# %% ../../nbs/eval/11_robustness.ipynb #3f249762
 def robustness_section(report: RobustnessReport) -> tuple: # title and blocks, as of `Report`
     "What a report shows."
     worst = max(report.results, key=lambda r: r.loss.value, default=None)
@@ -124,7 +124,7 @@ def robustness_section(report: RobustnessReport) -> tuple: # title and blocks, a
     lost = lost_rows_table(report)
     return "Robustness", [said, robustness_table(report), *([lost] if lost.rows else [])]
 
-# %% ../../nbs/eval/11_robustness.ipynb #c4bf1d8f
+# %% ../../nbs/eval/11_robustness.ipynb #d17169b0
 def robustness_evidence(report: RobustnessReport) -> dict:
     "What evidence.json says."
     return {"accuracy": report.accuracy.to_dict(), "surely_lost": report.sure(),

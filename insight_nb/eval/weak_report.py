@@ -15,7 +15,7 @@ from .metrics import Metric, proportion_metric
 from .report import Check
 from .scores import ScoreReport, beats_baseline
 
-# %% ../../nbs/eval/12_weak_report.ipynb #595409c6
+# %% ../../nbs/eval/12_weak_report.ipynb #3307f47b
 def rule_metrics(votes, # (rows, rules) class ids, -1: nothing
                  labeled, # positions of rows that people labeled
                  y, # (labeled rows,) class ids
@@ -34,7 +34,7 @@ def rule_metrics(votes, # (rows, rules) class ids, -1: nothing
             "accuracy": proportion_metric(votes[labeled, j][at] == y[at])})
     return found
 
-# %% ../../nbs/eval/12_weak_report.ipynb #ffe63524
+# %% ../../nbs/eval/12_weak_report.ipynb #6e580a22
 def _shown(m): return m if m.n else "–"
 
 def rule_table(titles, found, # of the rules; of `rule_metrics`
@@ -49,7 +49,7 @@ def rule_table(titles, found, # of the rules; of `rule_metrics`
                        f"{plural(len(rows), 'rule')}, 95 % intervals; the model of the votes sees "
                        "no labels")
 
-# %% ../../nbs/eval/12_weak_report.ipynb #e1a5948a
+# %% ../../nbs/eval/12_weak_report.ipynb #ec7c054a
 def vote_table(titles, votes, labeled, y, names, # as of `rule_metrics`; of the labels
                most=60) -> ReportTable: # lines
     "The precision of each rule for each label that it gives."
@@ -63,7 +63,7 @@ def vote_table(titles, votes, labeled, y, names, # as of `rule_metrics`; of the 
     rows = sorted(rows, key=lambda row: -row[2])[:most]
     return ReportTable(["rule", "label", "labeled rows", "precision"], rows)
 
-# %% ../../nbs/eval/12_weak_report.ipynb #72fa3bcb
+# %% ../../nbs/eval/12_weak_report.ipynb #b2cb0735
 def combined_table(given, y, names) -> ReportTable: # (labeled rows,) ids, -1: none; true ids
     "Precision and recall of the combined votes for each class; no label counts as a miss."
     given, y = np.asarray(given), np.asarray(y)
@@ -72,17 +72,17 @@ def combined_table(given, y, names) -> ReportTable: # (labeled rows,) ids, -1: n
     return ReportTable(["class", "labeled rows", "precision", "recall"], rows,
                        "The combined votes")
 
-# %% ../../nbs/eval/12_weak_report.ipynb #fb73ac18
+# %% ../../nbs/eval/12_weak_report.ipynb #cab714cb
 def compare_combinations(one, other, y) -> Difference: # (labeled rows,) ids, -1: none; true ids
     "How much more of the labeled rows the first gets right."
     y = np.asarray(y)
     return paired_difference(np.asarray(one) == y, np.asarray(other) == y)
 
-# %% ../../nbs/eval/12_weak_report.ipynb #cc9406f5
+# %% ../../nbs/eval/12_weak_report.ipynb #a10bd908
 _TITLES = {"accuracy": "accuracy where there is a weak label", "coverage": "rows with a weak label"}
 _NONE = Metric(float("nan"), float("nan"), float("nan"), 0, "")
 
-# %% ../../nbs/eval/12_weak_report.ipynb #f3d9b44e
+# %% ../../nbs/eval/12_weak_report.ipynb #fb95dd39
 class WeakLabelReport(ScoreReport):
     "A report that leads with what rules label, and how well."
     def __init__(self, names, given, # of the labels; (rows,) ids, -1: none
@@ -117,7 +117,7 @@ class WeakLabelReport(ScoreReport):
         measured = self.metrics["accuracy"].n
         return found if measured else [s for s in found if s[0] != "Result"]
 
-# %% ../../nbs/eval/12_weak_report.ipynb #0288e7b2
+# %% ../../nbs/eval/12_weak_report.ipynb #6123cb90
 def describe_weak(report: WeakLabelReport, data, method) -> WeakLabelReport: # dict; in words
     "Fill in what was used."
     report.data = data

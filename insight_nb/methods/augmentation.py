@@ -7,12 +7,13 @@ __all__ = ['AUGMENT_SHARE', 'MAX_TRIAL_ROWS', 'MAX_ROBUSTNESS_ROWS', 'TokenSynon
            'rows_to_make', 'AugmentationTrial', 'row_features', 'try_augmentations', 'AugmentedRows',
            'augment_training', 'text_robustness']
 
-# %% ../../nbs/methods/12_augmentation.ipynb #9932c58c
+# %% ../../nbs/methods/12_augmentation.ipynb #0d186e0d
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from fastcore.basics import patch
+from threadpoolctl import threadpool_limits
 
 from ..base.core import InputError, ReportTable, format_interval, plural, suggest
 from ..base.tables import write_frame
@@ -29,7 +30,7 @@ from .classical import class_probabilities, fit_linear, fit_vectorizer
 from ..models.backbone import load_backbone
 from ..train.inference import embed
 
-# %% ../../nbs/methods/12_augmentation.ipynb #ad176632
+# %% ../../nbs/methods/12_augmentation.ipynb #3cb49bd8
 _SIDES = ( # words of one side are never taken for words of the other
     ("good great best better nice excellent perfect love loved like happy glad fun beautiful win "
      "won success right true easy safe clean friendly wonderful amazing awesome positive strong "
@@ -39,7 +40,7 @@ _SIDES = ( # words of one side are never taken for words of the other
      "slow late closed close less low down last off out after sell refuse reject fail failed"))
 _SIDE = {w: k for k, words in enumerate(_SIDES) for w in words.split()}
 
-# %% ../../nbs/methods/12_augmentation.ipynb #17ed4b90
+# %% ../../nbs/methods/12_augmentation.ipynb #2d010367
 class TokenSynonyms:
     "Replaces words by near ones in the table of token vectors of an encoder."
     def __init__(self, backbone, # a `Backbone`
@@ -85,13 +86,13 @@ class TokenSynonyms:
             out.append("".join([*parts, text[at:]]))
         return out
 
-# %% ../../nbs/methods/12_augmentation.ipynb #63b47233
+# %% ../../nbs/methods/12_augmentation.ipynb #82c80c90
 AUGMENT_SHARE = .15 # of the places of a text
 def augmentation_ways(backbone) -> dict: # a `Backbone` -> name -> function, as of `perturb`
     "All perturbations, and those that take an encoder."
     return PERTURBATIONS | {"synonyms": TokenSynonyms(backbone)}
 
-# %% ../../nbs/methods/12_augmentation.ipynb #2e7814de
+# %% ../../nbs/methods/12_augmentation.ipynb #8ef085a9
 def check_augment(augment) -> list: # auto, none, or names by commas; names
     "What `augment` asks for. Raises InputError for an unknown name."
     known = [*PERTURBATIONS, "synonyms", "oversample"]
@@ -105,14 +106,14 @@ def check_augment(augment) -> list: # auto, none, or names by commas; names
                              f"{', '.join(known)}.")
     return names
 
-# %% ../../nbs/methods/12_augmentation.ipynb #8181880c
+# %% ../../nbs/methods/12_augmentation.ipynb #5907cdf2
 def rows_to_make(name, texts, y, ways, seed=0) -> MadeRows: # a known name; ids of the texts
     "The rows that a way makes: one of each row, or enough of rare classes."
     if name == "oversample":
         return make_rows(texts, list(ways), rare_rows(y, seed=seed), AUGMENT_SHARE, seed, ways)
     return make_rows(texts, [name], None, AUGMENT_SHARE, seed, ways)
 
-# %% ../../nbs/methods/12_augmentation.ipynb #d918d8dc
+# %% ../../nbs/methods/12_augmentation.ipynb #3f0e0e47
 @dataclass
 class AugmentationTrial:
     "What a way of making rows brought in cross-validation."
@@ -127,7 +128,7 @@ class AugmentationTrial:
         return {"made_rows": self.made, "gain": self.gain.to_dict(), "pays": self.pays,
                 "label_kept": self.kept.to_dict()}
 
-# %% ../../nbs/methods/12_augmentation.ipynb #62406ca6
+# %% ../../nbs/methods/12_augmentation.ipynb #27368a30
 def row_features(texts, backbone, device=None): # -> a function of texts; strengths; in words
     "What the linear model of the trial learns from."
     if check_tokenizer_coverage(texts, backbone.tokenizer)["fits"]:
@@ -138,7 +139,7 @@ def row_features(texts, backbone, device=None): # -> a function of texts; streng
     words = fit_vectorizer(texts)
     return (lambda new: words.transform(new).tocsr()), (1., 10., 100.), "words and pieces of words"
 
-# %% ../../nbs/methods/12_augmentation.ipynb #b25b888a
+# %% ../../nbs/methods/12_augmentation.ipynb #de5147a0
 def _fit(x, y, weights, strength, seed): # a linear model of weighted rows
     from sklearn.linear_model import LogisticRegression
     model = LogisticRegression(C=strength, max_iter=200, tol=1e-3, random_state=seed)
@@ -148,7 +149,7 @@ def _stack(a, b): # rows of vectors, sparse or not
     from scipy import sparse
     return sparse.vstack([a, b]).tocsr() if sparse.issparse(a) else np.concatenate([a, b])
 
-# %% ../../nbs/methods/12_augmentation.ipynb #cb149123
+# %% ../../nbs/methods/12_augmentation.ipynb #fce9eca9
 def _gain(better, worse, y, name, level, groups): # (rows,) bool
     if name != "oversample":
         return paired_difference(better, worse, level, groups)
@@ -157,7 +158,7 @@ def _gain(better, worse, y, name, level, groups): # (rows,) bool
     value = weights * (better.astype(float) - worse)
     return influence_difference(value.mean(), value - value.mean(), weights.max(), groups, level)
 
-# %% ../../nbs/methods/12_augmentation.ipynb #2196989b
+# %% ../../nbs/methods/12_augmentation.ipynb #715ee499
 @dataclass
 class _Trial: # what all ways share
     x: object # (rows, features)
@@ -166,28 +167,33 @@ class _Trial: # what all ways share
     folds: list # of (train, test) positions
     strength: float
     seed: int
-    plain: np.ndarray = None # (rows,) answers without made rows
+    models: list = None # of each fold, without made rows
+    plain: np.ndarray = None # (rows,) their answers
 
-# %% ../../nbs/methods/12_augmentation.ipynb #01753142
-def _answers(t: _Trial, made=None, x=None, whole=False): # -> (rows,) ids; (made,) ids without them
-    out, own = np.zeros(len(t.y), int), np.zeros(0 if made is None else len(made), int)
-    for train, test in t.folds:
-        features, y, weights = t.x[train], t.y[train], np.ones(len(train))
-        if made is not None:
-            inside, asked = np.isin(made.rows, train), np.isin(made.rows, test)
-            share = 1. if whole else .5
-            weights = np.r_[np.where(np.isin(train, made.rows), share, 1.),
-                            np.full(inside.sum(), share)]
-            y = np.r_[y, t.y[made.rows[inside]]]
-            if asked.any(): # by a model without made rows
-                plain = _fit(features, t.y[train], None, t.strength, t.seed)
-                own[asked] = class_probabilities(plain, x[asked], t.n_classes).argmax(1)
-            features = _stack(features, x[inside])
+# %% ../../nbs/methods/12_augmentation.ipynb #b0c4d3c5
+def _answers(t: _Trial, made, x, whole): # -> (rows,) ids; (made,) ids by models without them
+    out, own = np.zeros(len(t.y), int), np.zeros(len(made), int)
+    share = 1. if whole else .5
+    for (train, test), known in zip(t.folds, t.models):
+        inside, asked = np.isin(made.rows, train), np.isin(made.rows, test)
+        weights = np.r_[np.where(np.isin(train, made.rows), share, 1.),
+                        np.full(inside.sum(), share)]
+        y = np.r_[t.y[train], t.y[made.rows[inside]]]
+        features = _stack(t.x[train], x[inside])
+        if asked.any():
+            own[asked] = class_probabilities(known, x[asked], t.n_classes).argmax(1)
         model = _fit(features, y, weights, t.strength, t.seed)
         out[test] = class_probabilities(model, t.x[test], t.n_classes).argmax(1)
     return out, own
 
-# %% ../../nbs/methods/12_augmentation.ipynb #fc7688ca
+# %% ../../nbs/methods/12_augmentation.ipynb #ab25bdb2
+def _fit_plain(t: _Trial): # the models of all folds, and their answers
+    t.models, t.plain = [], np.zeros(len(t.y), int)
+    for train, test in t.folds:
+        t.models.append(_fit(t.x[train], t.y[train], None, t.strength, t.seed))
+        t.plain[test] = class_probabilities(t.models[-1], t.x[test], t.n_classes).argmax(1)
+
+# %% ../../nbs/methods/12_augmentation.ipynb #87f8869b
 def _folds(y, groups, seed, most=5): # positions of each fold
     from sklearn.model_selection import StratifiedGroupKFold
     groups = np.arange(len(y)) if groups is None else np.asarray(groups)
@@ -199,7 +205,7 @@ def _folds(y, groups, seed, most=5): # positions of each fold
 
 def _enough(y, folds): return len(y) > 9 and all(len(np.unique(y[a])) > 1 for a, _ in folds)
 
-# %% ../../nbs/methods/12_augmentation.ipynb #d11ae000
+# %% ../../nbs/methods/12_augmentation.ipynb #cee296bf
 def try_augmentations(texts, y, # (rows,) str, ids: training rows alone
                       names, ways, backbone, # of `check_augment`, of `augmentation_ways`
                       groups=None, seed=0, device=None) -> tuple: # trials; in words
@@ -211,15 +217,16 @@ def try_augmentations(texts, y, # (rows,) str, ids: training rows alone
         return [], "too few rows to measure"
     features, strengths, said = row_features(texts, backbone, device)
     x = features(texts)
-    trial = _Trial(x, y, int(y.max()) + 1, folds, fit_linear(x, y, strengths, seed).C, seed)
-    with warnings.catch_warnings():
+    trial = _Trial(x, y, int(y.max()) + 1, folds, strengths[0], seed)
+    with warnings.catch_warnings(), threadpool_limits(1, "blas"): # threads cost more than small fits
+        trial.strength = fit_linear(x, y, strengths, seed).C
         warnings.simplefilter("ignore") # of a linear model that needs more steps
-        trial.plain = _answers(trial)[0]
+        _fit_plain(trial)
         found = [_try(trial, texts, name, ways, features, 1 - .05 / len(names), groups)
                  for name in names]
     return found, f"{said}, {len(folds)} folds of {plural(len(y), 'training row')}"
 
-# %% ../../nbs/methods/12_augmentation.ipynb #3a5a4cfe
+# %% ../../nbs/methods/12_augmentation.ipynb #a416554a
 def _try(t: _Trial, texts, name, ways, features, level, groups):
     made = rows_to_make(name, texts, t.y, ways, t.seed)
     answers, own = t.plain, np.zeros(0, int)
@@ -229,10 +236,10 @@ def _try(t: _Trial, texts, name, ways, features, level, groups):
     return AugmentationTrial(name, len(made), gain,
                              proportion_metric(own == t.plain[made.rows]))
 
-# %% ../../nbs/methods/12_augmentation.ipynb #73f6ae13
+# %% ../../nbs/methods/12_augmentation.ipynb #e37a3573
 MAX_TRIAL_ROWS = 2000 # training rows that the trial looks at
 
-# %% ../../nbs/methods/12_augmentation.ipynb #ad97230e
+# %% ../../nbs/methods/12_augmentation.ipynb #1dbc27f0
 @dataclass
 class AugmentedRows:
     "The rows to train on, with those that were made, and what the trial measured."
@@ -249,7 +256,7 @@ class AugmentedRows:
     @property
     def originals(self) -> np.ndarray: return self.parts.train[:self.learned]
 
-# %% ../../nbs/methods/12_augmentation.ipynb #1fe3f74b
+# %% ../../nbs/methods/12_augmentation.ipynb #af26ec8b
 def augment_training(table: Table, parts: DataSplit, # all rows; their sides
                      augment, # auto, none, or names by commas
                      backbone=None, # folder or hub id; None: the embedded one
@@ -277,7 +284,7 @@ def augment_training(table: Table, parts: DataSplit, # all rows; their sides
         return nothing
     return _with_rows(nothing, [rows_to_make(n, texts, y, ways, seed) for n in used])
 
-# %% ../../nbs/methods/12_augmentation.ipynb #54443474
+# %% ../../nbs/methods/12_augmentation.ipynb #24c07891
 def _with_rows(found: AugmentedRows, made): # `MadeRows` of each way, positions in the training side
     train = found.parts.train
     texts = [t for m in made for t in m.texts]
@@ -293,7 +300,7 @@ def _with_rows(found: AugmentedRows, made): # `MadeRows` of each way, positions 
         found.table, found.parts = add_made_rows(found.table, found.parts, found.made)
     return found
 
-# %% ../../nbs/methods/12_augmentation.ipynb #074edad5
+# %% ../../nbs/methods/12_augmentation.ipynb #6f9b885d
 @patch
 def table_of_trials(self: AugmentedRows) -> ReportTable:
     "What each way brought, and whether it was used."
@@ -306,7 +313,7 @@ def table_of_trials(self: AugmentedRows) -> ReportTable:
 
 def _points(d): return format_interval(*(100 * v for v in (d.value, d.low, d.high)), 1)
 
-# %% ../../nbs/methods/12_augmentation.ipynb #740357fe
+# %% ../../nbs/methods/12_augmentation.ipynb #2945e903
 @patch
 def summary(self: AugmentedRows) -> str:
     "One or two sentences."
@@ -319,11 +326,11 @@ def summary(self: AugmentedRows) -> str:
     return (f"{plural(len(self.made), 'row')} were made from {self.learned:,} training rows by "
             f"{', '.join(self.used)}: {why}.")
 
-# %% ../../nbs/methods/12_augmentation.ipynb #142f344a
+# %% ../../nbs/methods/12_augmentation.ipynb #16a00c99
 @patch
 def __repr__(self: AugmentedRows): return self.summary()
 
-# %% ../../nbs/methods/12_augmentation.ipynb #e0e71fe8
+# %% ../../nbs/methods/12_augmentation.ipynb #7df15d67
 @patch
 def describe(self: AugmentedRows, report): # a `Report`, filled
     "Add the section and the evidence."
@@ -336,7 +343,7 @@ def describe(self: AugmentedRows, report): # a `Report`, filled
         "training_rows": self.learned, "measured_on": self.how,
         "trials": {t.name: t.to_dict() for t in self.trials}}
 
-# %% ../../nbs/methods/12_augmentation.ipynb #09fdb2a7
+# %% ../../nbs/methods/12_augmentation.ipynb #54c55411
 @patch
 def count_labeled(self: AugmentedRows, model): # a fitted estimator with `classes_`
     "Class counts of the estimator without made rows."
@@ -346,7 +353,7 @@ def count_labeled(self: AugmentedRows, model): # a fitted estimator with `classe
         model.class_count_ = counts
         model.bundle_.info["class_count"] = counts.tolist()
 
-# %% ../../nbs/methods/12_augmentation.ipynb #f10e7cea
+# %% ../../nbs/methods/12_augmentation.ipynb #98f0ffd9
 @patch
 def write_sample(self: AugmentedRows, folder, n=50, seed=0): # the folder of the results
     "Write made rows for a person to read: `augmented_sample.csv`."
@@ -357,10 +364,10 @@ def write_sample(self: AugmentedRows, folder, n=50, seed=0): # the folder of the
         Path(folder).mkdir(parents=True, exist_ok=True)
         write_frame(frame, Path(folder) / "augmented_sample.csv", force=True, spreadsheet=True)
 
-# %% ../../nbs/methods/12_augmentation.ipynb #e5bf53a2
+# %% ../../nbs/methods/12_augmentation.ipynb #3218538f
 MAX_ROBUSTNESS_ROWS = 1000
 
-# %% ../../nbs/methods/12_augmentation.ipynb #452073ff
+# %% ../../nbs/methods/12_augmentation.ipynb #4dc84d79
 def text_robustness(model, # fitted, with `predict_proba` and `classes_`
                     texts, labels, # (rows,) of both: rows that it has not seen
                     rows=None, groups=None, # (rows,) numbers to show; of any names
