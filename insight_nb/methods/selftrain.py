@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from fastcore.basics import patch
+from threadpoolctl import threadpool_limits
 
 from ..base.core import InputError, hash_texts, plural
 from ..base.intervals import student_quantile
@@ -124,6 +125,7 @@ def to_dict(self: Gate) -> dict: # for evidence
 # %% ../../nbs/methods/09_selftrain.ipynb #fdbd49a0
 LEAST_ROWS, MOST_ROWS = 20, 2000 # labeled ones that the gate looks at
 
+@threadpool_limits.wrap(limits=1, user_api="blas") # threads cost more than small fits
 def compare_out_of_fold(name, plain, other, # called with texts and ids, return what answers
                         texts, y, seed=0,
                         on_fold=None # called with folds done, and folds
@@ -305,6 +307,7 @@ def _learn_more(rung, model, labeled, pool, cuts, seed): # (texts, y, names); (w
     return fit_rung(rung, [*texts, *more], np.concatenate([y, made]), names, seed, weights), made
 
 # %% ../../nbs/methods/09_selftrain.ipynb #038b971e
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def self_train(rung, # with all texts read: of `read_once`
                texts, y, names, # labeled rows
                pool, # texts without labels; or pairs of lists: to answer, and to learn from
