@@ -6,7 +6,7 @@
 __all__ = ['FEW_GROUPS', 'group_codes', 'design_effect', 'student_quantile', 'student_tail', 'score_interval',
            'influence_variance', 'influence_interval', 'mean_interval', 'bounded_interval', 'rare_variance',
            'ratio_interval', 'wider_level', 'draw_rows', 'bootstrap', 'bootstrap_mean', 'groups_sentence',
-           'find_grouping']
+           'fold_error_factor', 'fold_level', 'find_grouping']
 
 # %% ../../nbs/base/12_intervals.ipynb #e7b6fc58
 from statistics import NormalDist
@@ -239,6 +239,17 @@ def groups_sentence(n, groups, # rows, or spans; how many groups they are of
         "groups at least, better on 30.")
     return (f"What is measured here comes from {plural(groups, 'group')}: its {n:,} cases say as "
             f"much as {effective:,.0f} independent ones, and all intervals allow for it.{few}")
+
+# %% ../../nbs/base/12_intervals.ipynb #803c0a32
+def fold_error_factor(folds) -> float: # of the cross-validation
+    "How much larger the standard error of a mean out of fold is than that of independent rows."
+    return float(np.sqrt(1 + folds / (folds - 1)))
+
+def fold_level(level, folds) -> float: # of an interval; of the cross-validation
+    "The level of the plain interval that is as wide as one that allows for folds."
+    normal = NormalDist()
+    z = normal.inv_cdf((1 + level) / 2) * fold_error_factor(folds)
+    return 2 * normal.cdf(z) - 1
 
 # %% ../../nbs/base/12_intervals.ipynb #58c1d289
 def _shuffled_p(x, codes, draws, rng): # how often chance explains as much

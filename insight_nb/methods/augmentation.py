@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from threadpoolctl import threadpool_limits
 
 from ..base.core import InputError, ReportTable, format_interval, plural, suggest
+from ..base.intervals import fold_level
 from ..base.tables import write_frame
 from ..data.augment import (
     PERTURBATIONS, MadeRows, add_made_rows, is_negation, make_rows, perturb, rare_rows, read_units)
@@ -222,7 +223,8 @@ def try_augmentations(texts, y, # (rows,) str, ids: training rows alone
         trial.strength = fit_linear(x, y, strengths, seed).C
         warnings.simplefilter("ignore") # of a linear model that needs more steps
         _fit_plain(trial)
-        found = [_try(trial, texts, name, ways, features, 1 - .05 / len(names), groups)
+        level = fold_level(1 - .05 / len(names), len(folds))
+        found = [_try(trial, texts, name, ways, features, level, groups)
                  for name in names]
     return found, f"{said}, {len(folds)} folds of {plural(len(y), 'training row')}"
 

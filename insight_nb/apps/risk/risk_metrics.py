@@ -14,7 +14,7 @@ import numpy as np
 
 from ...base.core import (
     InputError, ReportTable, format_interval, format_number, plural, shorten)
-from ...base.intervals import bounded_interval, group_codes
+from ...base.intervals import bounded_interval, fold_error_factor, group_codes
 from ...eval.compare import NORMAL
 from ...eval.metrics import (
     WILSON, Metric, make_metric, mean_metric, wilson_interval)
@@ -38,8 +38,7 @@ def fold_factor(y, share, # (rows,) bool and (rows,), as of `eval.scores.auroc_i
     "By how much the standard error of an AUC out of fold is above DeLong's."
     error = np.sqrt((auroc_influence(y, share)**2).sum()) / len(y)
     away = abs(share[y].mean() - .5) / error if error else np.inf # in standard errors
-    full = np.sqrt(1 + folds / (folds - 1))
-    return float(1 + (full - 1) * np.clip((6 - away) / 4, 0, 1))
+    return float(1 + (fold_error_factor(folds) - 1) * np.clip((6 - away) / 4, 0, 1))
 
 # %% ../../../nbs/apps/risk/02_risk_metrics.ipynb #7223996e
 def auroc_with_interval(y, p, # (rows,), and (rows,) or (shuffles, rows)
