@@ -219,7 +219,8 @@ def try_augmentations(texts, y, # (rows,) str, ids: training rows alone
     features, strengths, said = row_features(texts, backbone, device)
     x = features(texts)
     trial = _Trial(x, y, int(y.max()) + 1, folds, strengths[0], seed)
-    with warnings.catch_warnings(), threadpool_limits(1, "blas"): # threads cost more than small fits
+    # threads cost more than fits as small as these
+    with warnings.catch_warnings(), threadpool_limits(1, "blas"):
         trial.strength = fit_linear(x, y, strengths, seed).C
         warnings.simplefilter("ignore") # of a linear model that needs more steps
         _fit_plain(trial)
