@@ -512,8 +512,8 @@ def sentences(self: Alert, freq="day", quality=EXACT) -> list: # str each
             f"Said more often than before: {', '.join(shorten(w, 20) for w in self.words)}.")
     if self.name == DRIFT_SERIES:
         return said + [
-            "People write otherwise: the classifier may have got worse. Label these "
-            f"{len(self.texts_to_label)} texts before you believe its counts."]
+            "People write otherwise: the classifier may have got worse. Label the "
+            f"{plural(len(self.texts_to_label), 'text')} before you believe its counts."]
     if self.has_drift is None:
         said.append("Whether people write otherwise than before was not looked at.")
     elif self.has_drift:
