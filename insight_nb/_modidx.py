@@ -3414,6 +3414,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'insight_nb.eval.errors.label_issues': ( 'eval/errors.html#label_issues',
                                                                                  'insight_nb/eval/errors.py')},
             'insight_nb.eval.guard': { 'insight_nb.eval.guard._array': ('eval/guard.html#_array', 'insight_nb/eval/guard.py'),
+                                       'insight_nb.eval.guard._bound': ('eval/guard.html#_bound', 'insight_nb/eval/guard.py'),
                                        'insight_nb.eval.guard._finite': ('eval/guard.html#_finite', 'insight_nb/eval/guard.py'),
                                        'insight_nb.eval.guard.adapters_changed': ( 'eval/guard.html#adapters_changed',
                                                                                    'insight_nb/eval/guard.py'),

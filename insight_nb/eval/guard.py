@@ -243,6 +243,9 @@ def ranks_moved(before, # name of the layer -> rank at the start; None without A
         f"{found}: the rank schedule never started; train longer, or start it earlier")
 
 # %% ../../nbs/eval/05_guard.ipynb #7b422e38
+def _bound(v): # rounding differs from machine to machine: the next power of ten
+    return 10.**np.ceil(np.log10(v)) if 0 < v < 1e-4 else v
+
 def reload_equal(before, # (rows, classes) logits of the model in memory
                  after, # (rows, classes) logits of the reloaded bundle
                  tolerance=1e-3, # of a logit
@@ -259,7 +262,7 @@ def reload_equal(before, # (rows, classes) logits of the model in memory
     far = np.abs(a - b).max(initial=0)
     flips = int((a.argmax(1) != b.argmax(1)).sum())
     found = (f"{plural(len(a), 'row')}: {plural(flips, 'prediction')} changed, logits differ by "
-             f"at most {far:.1g}")
+             f"at most {_bound(far):.1g}")
     # NaN is no pass
     return Check("reload_equal", bool(len(a)) and far <= tolerance and not flips, found)
 

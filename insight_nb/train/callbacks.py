@@ -147,7 +147,7 @@ class CollapseGuard:
             raise CollapseError("the loss is not a finite number")
         if recent.mean() > 3 * max(self.constant_loss, t.state.losses[0]) + 1:
             raise CollapseError(
-                f"the loss increased to {recent.mean():.1f}; a constant answer has "
+                f"the loss increased to {recent.mean():.3g}; a constant answer has "
                 f"{self.constant_loss:.2f}")
 
     def on_epoch_end(self, trainer):

@@ -413,7 +413,8 @@ def correlation(names, pairs: dict | None) -> np.ndarray:
 def correlated_draws(matrix, draws, seed=0) -> np.ndarray:
     "A Gaussian copula."
     w, v = np.linalg.eigh(np.asarray(matrix, float))
-    z = np.random.default_rng(seed).normal(size=(draws, len(w))) @ (v * np.sqrt(np.maximum(w, 0))).T
+    root = (v * np.sqrt(np.maximum(w, 0))) @ v.T # the only symmetric one, on every machine
+    z = np.random.default_rng(seed).normal(size=(draws, len(w))) @ root
     return np.clip(ndtr(z), 1e-12, 1 - 1e-12)
 
 # %% ../../../nbs/decide/launch/01_value.ipynb #b8a08bcb
