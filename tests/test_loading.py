@@ -109,3 +109,15 @@ def test_a_bundle_with_a_fault_inside_ends_in_one_line(facts, word, tmp_path, ca
     assert main(["predict", str(folder), str(tmp_path / "t.csv")]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "Traceback" not in said
+
+
+def test_a_bundle_does_not_hold_what_its_tokenizer_did_last(tmp_path):
+    from insight_nb.models.backbone import load_backbone
+    from insight_nb.models.native import save_encoder
+
+    encoder = load_backbone()
+    save_encoder(encoder, tmp_path / "a", 32, weights=False)
+    encoder.tokenizer(["some words that are cut", "few"], truncation=True, max_length=4, padding=True)
+    save_encoder(encoder, tmp_path / "b", 32, weights=False)
+    first, second = ((tmp_path / name / "tokenizer.json").read_bytes() for name in "ab")
+    assert first == second

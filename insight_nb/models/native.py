@@ -64,6 +64,9 @@ def save_encoder(backbone: Backbone, folder, # made here
     folder = Path(folder)
     folder.mkdir()
     backbone.encoder.config.save_pretrained(folder)
+    if hasattr(backbone.tokenizer, "backend_tokenizer"): # as the last call left it, by chance
+        backbone.tokenizer.backend_tokenizer.no_padding()
+        backbone.tokenizer.backend_tokenizer.no_truncation()
     backbone.tokenizer.save_pretrained(folder)
     if not weights:
         return
