@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['printable', 'InputError', 'suggest', 'optional_import', 'package_versions', 'ReportTable', 'format_number',
            'format_cell', 'shorten', 'display_width', 'plural', 'escape_markdown', 'format_values', 'format_interval',
-           'lock_path', 'remove_leftovers', 'atomic_output', 'ScratchFolder', 'handle_signals', 'hash_file',
-           'hash_folder', 'hash_texts']
+           'format_points', 'lock_path', 'remove_leftovers', 'atomic_output', 'ScratchFolder', 'handle_signals',
+           'hash_file', 'hash_folder', 'hash_texts']
 
 # %% ../../nbs/base/01_core.ipynb #37eaf095
 import difflib
@@ -216,6 +216,12 @@ def format_interval(value, low, high, digits=3) -> str:
         return format_number(value, digits)
     value, low, high = format_values(value, low, high, digits)
     return f"{value} [{low}, {high}]"
+
+def format_points(m, digits=1) -> str: # whatever has value, low and high, as shares; or None
+    "The same in points or per cent: `75.1 [73.2, 77.0]`."
+    if m is None:
+        return "–"
+    return format_interval(100 * m.value, 100 * m.low, 100 * m.high, digits)
 
 # %% ../../nbs/base/01_core.ipynb #5826c81a
 def _temp_prefix(path): # short, and of this name alone

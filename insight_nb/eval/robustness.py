@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..base.core import ReportTable, format_interval, plural, shorten
+from ..base.core import ReportTable, format_points, plural, shorten
 from .compare import Difference, holm_correction, paired_difference
 from .metrics import Metric, proportion_metric
 
@@ -89,14 +89,12 @@ def measure_robustness(predict, # texts -> (rows, classes) probabilities
     return RobustnessReport(found, right, list(texts), list(shown), [names[k] for k in y], answers)
 
 # %% ../../nbs/eval/11_robustness.ipynb #2c112928
-def _points(d): return format_interval(*(100 * v for v in (d.value, d.low, d.high)), 1)
-
 def robustness_table(report: RobustnessReport) -> ReportTable:
     "A line for each way of changing texts, the largest loss first."
     sure = report.sure()
     rows = [["as they are", len(report.texts), report.accuracy, "", "", ""]]
     for r in sorted(report.results, key=lambda r: -r.loss.value):
-        rows.append([r.name, f"{r.changed:,}", r.accuracy, _points(r.loss),
+        rows.append([r.name, f"{r.changed:,}", r.accuracy, format_points(r.loss),
                      "yes" if r.name in sure else "no", r.moved])
     return ReportTable(
         ["texts", "changed", "accuracy", "loss, points", "surely", "answers that change"], rows,
@@ -120,7 +118,7 @@ def robustness_section(report: RobustnessReport) -> tuple: # title and blocks, a
     if worst is None:
         return "Robustness", ["No row could be changed in any of the ways."]
     said = (f"Each test row is asked again as people might write it. {worst.name} costs most: "
-            f"{_points(worst.loss)} points of accuracy.")
+            f"{format_points(worst.loss)} points of accuracy.")
     lost = lost_rows_table(report)
     return "Robustness", [said, robustness_table(report), *([lost] if lost.rows else [])]
 

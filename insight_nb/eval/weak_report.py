@@ -9,7 +9,7 @@ __all__ = ['rule_metrics', 'rule_table', 'vote_table', 'combined_table', 'compar
 # %% ../../nbs/eval/12_weak_report.ipynb #34bfc76d
 import numpy as np
 
-from ..base.core import ReportTable, format_interval, package_versions, plural, shorten
+from ..base.core import ReportTable, format_points, package_versions, plural, shorten
 from .compare import Difference, paired_difference
 from .metrics import Metric, proportion_metric
 from .report import Check
@@ -107,8 +107,7 @@ class WeakLabelReport(ScoreReport):
         if not self.metrics["accuracy"].n:
             return f"{self._head()}{said} How good they are is not known: no labeled row has one."
         right, often = self.metrics["accuracy"], self.baseline["accuracy"]
-        right = format_interval(*(100 * v for v in (right.value, right.low, right.high)), 1)
-        return (f"{self._head()}{said} {right} % of them are right, measured on "
+        return (f"{self._head()}{said} {format_points(right)} % of them are right, measured on "
                 f"{self.metrics['accuracy'].n:,} rows that people labeled; the most frequent label "
                 f"is that of {100 * often.value:.1f} %.")
 

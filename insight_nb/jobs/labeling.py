@@ -17,9 +17,9 @@ import pandas as pd
 from fastcore.basics import patch
 
 import insight_nb.eval.guard as guard
-from insight_nb.base.core import (
-    InputError, ReportTable, atomic_output, format_interval, hash_texts, package_versions, plural,
-    shorten)
+from ..base.core import (
+    InputError, ReportTable, atomic_output, format_interval, format_points, hash_texts,
+    package_versions, plural, shorten)
 from ..base.databases import Database
 from ..data.table import Table
 from ..eval.agreement import Agreement, measure_agreement
@@ -263,9 +263,8 @@ def summary(self: LabelingProgress) -> str:
     if ahead := self.expected():
         said.append(f"Expected after {self.after:,} more: {format_interval(*ahead)} (90 %).")
     if self.unseen.n and self.unseen.value > 0:
-        share = format_interval(*(100 * v for v in (self.unseen.value, self.unseen.low,
-                                                    self.unseen.high)), 1)
-        said.append(f"About {share} % of the rows are of a class that nobody has named yet.")
+        said.append(f"About {format_points(self.unseen)} % of the rows are of a class that nobody "
+                    "has named yet.")
     if self.stop:
         said.append(self.stop.summary())
     return " ".join(said)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STRATEGIES', 'REPLAY_FILE', 'HEAD_SENTENCES', 'parse_strategy', 'UpdateOptions', 'check_updatable', 'open_classifier',
-           'trainable_backbone', 'first_method', 'UpdateRun', 'BundleUpdate', 'format_points', 'format_share',
-           'store_replay', 'load_replay', 'sample_update']
+           'trainable_backbone', 'first_method', 'UpdateRun', 'BundleUpdate', 'format_share', 'store_replay',
+           'load_replay', 'sample_update']
 
 # %% ../../nbs/jobs/09_update.ipynb #ff2464ae
 import json
@@ -17,7 +17,7 @@ from fastcore.basics import patch
 
 import insight_nb.eval.guard as guard
 from ..base.core import (
-    InputError, ReportTable, atomic_output, format_interval, shorten, suggest)
+    InputError, ReportTable, atomic_output, format_interval, format_points, shorten, suggest)
 from ..base.files import read_frame
 from ..data.labels import same_labels
 from ..data.samples import load_sample
@@ -339,10 +339,6 @@ def difference(self: BundleUpdate, name, # a strategy that was run
     return paired_bootstrap(lambda i: gain[i].mean(), len(gain), seed=self.seed)
 
 # %% ../../nbs/jobs/09_update.ipynb #0d9b1c56
-def format_points(d) -> str: # a `Difference`, or None
-    "A difference in points of accuracy, with its interval."
-    return "–" if d is None else format_interval(100 * d.value, 100 * d.low, 100 * d.high, 1)
-
 def format_share(right) -> str: # (rows,) bool
     "The share of rows that are right, with its interval."
     if not len(right):

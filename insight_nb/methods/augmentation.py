@@ -15,7 +15,7 @@ import numpy as np
 from fastcore.basics import patch
 from threadpoolctl import threadpool_limits
 
-from ..base.core import InputError, ReportTable, format_interval, plural, suggest
+from ..base.core import InputError, ReportTable, format_points, plural, suggest
 from ..base.intervals import fold_level
 from ..base.tables import write_frame
 from ..data.augment import (
@@ -307,14 +307,12 @@ def _with_rows(found: AugmentedRows, made): # `MadeRows` of each way, positions 
 @patch
 def table_of_trials(self: AugmentedRows) -> ReportTable:
     "What each way brought, and whether it was used."
-    rows = [[t.name, f"{t.made:,}", _points(t.gain), "yes" if t.pays else "no", t.kept]
+    rows = [[t.name, f"{t.made:,}", format_points(t.gain), "yes" if t.pays else "no", t.kept]
             for t in self.trials]
     return ReportTable(["made rows by", "rows", "gain, points", "surely", "label kept"], rows,
                        f"{self.how or 'nothing was tried'}; intervals corrected for "
                        f"{plural(len(rows), 'look')}; label kept: answers of a model that has not "
                        "seen them stay")
-
-def _points(d): return format_interval(*(100 * v for v in (d.value, d.low, d.high)), 1)
 
 # %% ../../nbs/methods/12_augmentation.ipynb #2945e903
 @patch

@@ -52,7 +52,7 @@ def silence(self: Monitor) -> str: # a sentence, or nothing
         longest = max(longest, run)
     if quiet <= max(2 * longest, 2):
         return ""
-    return (f" No text came in the last {plural(quiet, freq)}, and never before were there more "
+    return (f"No text came in the last {plural(quiet, freq)}, and never before were there more "
             f"than {plural(longest, freq)} without one: is the feed cut? (To judge an old table, "
             "give the time of its end as now.)")
 
@@ -84,7 +84,8 @@ class MonitorReport(ScoreReport):
         if self.failed():
             failed = f"Don't rely on this yet: {', '.join(self.failed())} failed. "
         often = _how_often(m["false_alarm_interval"], every)
-        return (f"{failed}{head}{self.monitor.silence()} Of all charts together there is {often}; "
+        head = " ".join(filter(None, [head, self.monitor.silence()]))
+        return (f"{failed}{head} Of all charts together there is {often}; "
                 f"a rise of 10 points is seen after {format_delay(m['mean_delay'].value)} "
                 f"{every}.")
 
@@ -103,8 +104,7 @@ def sections(self: MonitorReport) -> list: # as of `Report`
         told += [*self.alert_sentences(alert), alert.table()]
     hot = sorted(monitor.series, key=lambda series: -len(series.alarms.found))[:12]
     charts = [series.plot(monitor.bucket_names(), 120) for series in hot]
-    quiet = monitor.silence().strip()
-    told += [quiet] if quiet else []
+    told += filter(None, [monitor.silence()])
     found = [("Alerts", told or ["No series is above its limit."]),
              ("Charts", [monitor.series_table(), *charts]),
              ("What was promised, and what is kept", [self.metrics_table(), *self.blocks]),

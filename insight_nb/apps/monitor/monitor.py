@@ -19,7 +19,7 @@ from scipy.special import expit
 from .baseline import (
     MIN_HOLIDAYS, Calendar, bucket_calendar, fit_baseline)
 from .stream import Stream
-from ...base.core import ReportTable, InputError, shorten, plural, suggest, format_interval
+from ...base.core import ReportTable, InputError, shorten, plural, suggest, format_points
 from insight_nb.apps.monitor.control_charts import (
     Alarms, BUCKETS_PER_MONTH, ControlChart, summarize_delay, get_chart, format_delay, mean_delay,
     arl_interval, arl0_per_chart)
@@ -469,12 +469,13 @@ def _where(self: Alert, freq):
     if self.n_after:
         peak = ""
         if self.peak:
-            peak = (f" In the alarm itself it was {_points(self.peak)} %, which is an upper "
+            peak = (f" In the alarm itself it was {format_points(self.peak)} %, which is an upper "
                     "number, since these buckets were picked because they were high.")
-        return (f"The share was {_points(self.share)} % in the {plural(self.n_after, freq)} after "
+        when = plural(self.n_after, freq)
+        return (f"The share was {format_points(self.share)} % in the {when} after "
                 f"the alarm was raised.{peak}")
-    return (f"The share is {_points(self.share)} % since then; this window was picked because it "
-            "was high, so the number is an upper one.")
+    return (f"The share is {format_points(self.share)} % since then; this window was picked "
+            "because it was high, so the number is an upper one.")
 
 _FALL = .15 # of the specificity, that classifiers are seen to suffer
 
@@ -487,12 +488,10 @@ def expected_precision(self: Alert, quality: ClassifierQuality):
         min(1., p * quality.sensitivity / max(q, 1e-9))
         for p in (self.share.value, self.baseline_share.value))
 
-def _points(m): return format_interval(*(100 * v for v in (m.value, m.low, m.high)), 1)
-
 def _rise(m): # in words; an alarm that was over at once may be followed by less than usual
     if m.value >= 0:
-        return f"{_points(m)} points above"
-    return f"{_points(Metric(-m.value, -m.high, -m.low, m.n, m.method))} points below"
+        return f"{format_points(m)} points above"
+    return f"{format_points(Metric(-m.value, -m.high, -m.low, m.n, m.method))} points below"
 
 # %% ../../../nbs/apps/monitor/03_monitor.ipynb #5e606c27
 @patch
