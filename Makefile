@@ -17,21 +17,22 @@ help:               ## this list
 demo: .venv/ok      ## install, then the main job on a real sample: a report and a model in runs/demo
 	$(BIN)/insight-nb run classify --out runs/demo --force
 
-# The same threads, backend and network everywhere, so that outputs are the same everywhere.
-test slow faults: export OMP_NUM_THREADS ?= 2
+# The same threads, backend and network everywhere, so that outputs are the same everywhere. One
+# thread for each process: notebooks and tests run side by side, and threads that wait keep a core.
+test slow faults privacy: export OMP_NUM_THREADS ?= 1
 test slow faults: export MPLBACKEND := agg
 test slow faults: export HF_HUB_OFFLINE := 1
 test slow faults: export INSIGHT_NB_PROGRESS := quiet
 test: .venv/ok      ## install, then every notebook (but for cells marked slow), then the rules of the whole and the recipes on small tables
 	$(BIN)/nbdev-test --timing $(SAVE) --skip-folder-re '^([_.]|recipes|benchmarks|lessons)'
 	$(if $(SAVE),$(BIN)/nbdev-clean)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 slow: .venv/ok      ## the slow cells and the lessons too (recipes and benchmarks are run on their own)
 	$(BIN)/nbdev-test --timing --flags slow --skip-folder-re '^([_.]|recipes|benchmarks)'
 faults: .venv/ok    ## on demand: faults planted into runs, each of which must be seen (some minutes)
 	$(BIN)/python -m pytest -q -m slow tests/faults
 privacy: .venv/ok   ## on demand: no file that a masked run or service leaves holds a planted value (a minute)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow tests/test_privacy.py
+	$(BIN)/python -m pytest -q -m slow tests/test_privacy.py
 mutants: .venv/ok   ## on demand: 300 small changes to base, data, eval and decide; does each notebook notice?
 	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[mutants]'
 	nice $(BIN)/python tests/mutants.py

@@ -1,9 +1,14 @@
 """Tables to try things on, and one small trained bundle for all tests that need one."""
 
 import csv
+import json
 import os
+import shutil
+import subprocess
+import sys
 import types
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -119,7 +124,7 @@ def trained(tmp_path_factory):
 def in_process(path, notebook, given):
     "Run a recipe's cells here, and report an error as papermill would."
     names = {"display": lambda *_: None}
-    Path(notebook).touch()
+    shutil.copy(path, notebook)
     try:
         for cell in Notebook(path).code:
             exec(compile(_python(cell.source), "recipe", "exec"), names)
@@ -127,6 +132,47 @@ def in_process(path, notebook, given):
                 names.update(given)
     except Exception as e:
         raise type("Stopped", (Exception,), {"ename": type(e).__name__, "evalue": str(e)}) from e
+
+
+LISTENER = """
+import contextlib, io, json, sys, traceback
+say = sys.stdout
+for line in sys.stdin:
+    asked, out, wrong = json.loads(line), io.StringIO(), ""
+    sys.argv = ["-c", *asked["words"]]
+    with contextlib.redirect_stdout(out):
+        try:
+            exec(asked["code"], {"__name__": "__main__"})
+        except BaseException:
+            wrong = traceback.format_exc()
+    print(json.dumps([out.getvalue(), wrong]), file=say, flush=True)
+"""
+
+
+@pytest.fixture(scope="session")
+def other_process():
+    """Another Python, which runs scripts one after the other and so imports once: a function of a
+    script and its arguments that returns what it printed."""
+    process = subprocess.Popen([sys.executable, "-c", LISTENER], cwd="/", text=True,
+                               env=os.environ | {"HF_HUB_OFFLINE": "1"}, encoding="utf-8",
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def ask(code, *words):
+        asked = {"code": code, "words": [str(w) for w in words]}
+        print(json.dumps(asked), file=process.stdin, flush=True)
+        said, wrong = json.loads(process.stdout.readline())
+        assert not wrong, wrong
+        return said
+
+    yield ask
+    process.stdin.close()
+    process.wait(60)
+
+
+def run_here(*words):
+    "`insight-nb run`, whose recipe runs in this process: a kernel would import all anew."
+    with mock.patch.object(cli, "_papermill", in_process):
+        return main(["run", *map(str, words)])
 
 
 @pytest.fixture

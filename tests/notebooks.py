@@ -4,7 +4,7 @@ import ast
 import json
 import re
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import insight_nb
@@ -178,8 +178,9 @@ class Notebook:
         }
 
 
+@cache
 def every() -> list[Notebook]:
-    "All notebooks of the project."
+    "All notebooks of the project, each read and parsed once."
     paths = sorted(NBS.rglob("*.ipynb"))
     return [Notebook(p) for p in paths if ".ipynb_checkpoints" not in p.parts]
 

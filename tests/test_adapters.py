@@ -2,8 +2,6 @@
 to the last bit. And what is planted is found."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -55,7 +53,7 @@ def made(task, method):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_same_in_another_process(task, tmp_path):
+def test_the_same_in_another_process(task, tmp_path, other_process):
     asked = [(t, TEXTS[0]) for t in TEXTS] if task == "pair" else TEXTS
     want = {}
     for method in METHODS:
@@ -67,12 +65,7 @@ def test_the_same_in_another_process(task, tmp_path):
         )
         here = bundle_logits(load_bundle(tmp_path / method), asked)
         want[method] = np.concatenate(here) if isinstance(here, list) else here
-    # a folder named bottleneck would be taken for a package
-    subprocess.run(
-        [sys.executable, "-c", ASK, str(tmp_path), json.dumps({m: asked for m in METHODS})],
-        check=True,
-        cwd="/",
-    )
+    other_process(ASK, tmp_path, json.dumps({m: asked for m in METHODS}))
     for method in METHODS:
         assert np.array_equal(np.load(tmp_path / f"{method}.npy"), want[method]), method
     # and the methods differ

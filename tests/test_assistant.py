@@ -3,9 +3,8 @@
 import json
 
 import pytest
-from conftest import refused, write_csv
+from conftest import refused, run_here, write_csv
 from insight_nb.apps.assistant.assistant import load_assistant
-from insight_nb.cli import main
 
 KINDS = {
     "card": [
@@ -72,18 +71,8 @@ def test_a_run_leaves_an_assistant(tmp_path):
         "flows": tmp_path / "flows.json",
         "out_of_scope": strange,
     }
-    assert (
-        main(
-            [
-                "run",
-                "assistant",
-                *(w for k, v in given.items() for w in ("-p", k, str(v))),
-                "--out",
-                str(tmp_path / "runs"),
-            ]
-        )
-        == 0
-    )
+    words = [w for k, v in given.items() for w in ("-p", k, v)]
+    assert run_here("assistant", *words, "--out", tmp_path / "runs") == 0
     e = json.loads((tmp_path / "runs/evidence.json").read_text(encoding="utf-8"))
     assert {"in_scope_accuracy", "oos_auroc", "oos_recall", "recall_at_1"} <= set(
         e["metrics"]

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import SECTIONS, refused, rows_of, write_csv
+from conftest import SECTIONS, refused, rows_of, run_here, write_csv
 from insight_nb import load
 from insight_nb.cli import main
 from test_recipes import GUARD
@@ -21,21 +21,8 @@ TEXTS = ["a fine room", "<b>bad</b> food", "房间很好 👍"]
 
 
 def climb(table, out, *more):
-    return main(
-        [
-            "run",
-            "ladder",
-            "-p",
-            "table",
-            str(table),
-            "-p",
-            "max_length",
-            "32",
-            "--out",
-            str(out),
-            *more,
-        ]
-    )
+    given = ["-p", "table", table, "-p", "max_length", "32"]
+    return run_here("ladder", *given, "--out", out, *more)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import in_process, refused, write_csv
+from conftest import in_process, refused, run_here, write_csv
 from insight_nb.apps.recommend.collaborative import (
     EASE,
     ItemKNN,
@@ -28,7 +28,7 @@ from insight_nb.apps.recommend.recommender import (
     item_vectors,
     load_recommender,
 )
-from insight_nb.cli import main, recipes
+from insight_nb.cli import recipes
 from insight_nb.base.core import InputError
 from insight_nb.data.samples import load_sample
 
@@ -48,32 +48,10 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     frame = small(700)
     frame.loc[frame.item == "t001", "text"] = "<script>alert(1)</script> 侦探"
     frame.loc[3, "rating"] = np.nan
-    status = main(
-        [
-            "run",
-            "recommend",
-            "-p",
-            "table",
-            save(frame),
-            "-p",
-            "categories",
-            "kind",
-            "-p",
-            "event",
-            "event",
-            "-p",
-            "target_event",
-            "buy",
-            "-p",
-            "min_history",
-            "2",
-            "-p",
-            "folds",
-            "1",
-            "--out",
-            "out",
-        ]
-    )
+    given = {"table": save(frame), "categories": "kind", "event": "event", "target_event": "buy",
+             "min_history": 2, "folds": 1}
+    words = [w for pair in given.items() for w in ("-p", *pair)]
+    status = run_here("recommend", *words, "--out", "out")
     assert status == 0
     e = json.loads((tmp_path / "out" / "evidence.json").read_text(encoding="utf-8"))
     assert (

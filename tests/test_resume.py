@@ -7,10 +7,12 @@ import time
 
 import pytest
 from compare_runs import COMMAND, content, files_of
-from conftest import rows_of, write_csv
+from conftest import rows_of, run_here, tiny_encoder, write_csv
 from insight_nb.cli import checkpoint_file, main
 
-QUICK = ["-p", "epochs", "3", "-p", "max_length", "24", "-p", "batch_size", "16"]
+# a small encoder, whose checkpoints are small, and so many steps that a signal comes in time
+QUICK = ["-p", "backbone", "tiny", "-p", "epochs", "3", "-p", "max_length", "24",
+         "-p", "batch_size", "4"]
 ENV = {**os.environ, "INSIGHT_NB_CHECKPOINT_SECONDS": "0", "INSIGHT_NB_PROGRESS": "quiet"}
 
 
@@ -19,10 +21,15 @@ def start(table, out, *more):
     return subprocess.Popen(command, env=ENV, stderr=subprocess.PIPE, text=True)
 
 
-def test_a_run_that_the_system_ended_goes_on(tmp_path):
-    table = write_csv(tmp_path / "rows.csv", rows_of(200))
+def run(table, out, *more): # in this process, but for the kernel
+    return main(["run", "classify", "-p", "table", table, *QUICK, "--out", str(out), *more])
+
+
+def test_a_run_that_the_system_ended_goes_on(tmp_path, capsys):
+    tiny_encoder("tiny")
+    table = write_csv(tmp_path / "rows.csv", rows_of(400))
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert start(table, whole).wait(200) == 0
+    assert run(table, whole) == 0
     assert not checkpoint_file(whole).exists()
 
     process = start(table, cut)
@@ -32,13 +39,12 @@ def test_a_run_that_the_system_ended_goes_on(tmp_path):
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 143
     assert "To go on: insight-nb run classify -p" in process.stderr.read()
-    again = start(table, cut) # what was trained is not lost to a word forgotten
-    assert again.wait(60) == 2
-    assert "--resume" in again.stderr.read() and checkpoint_file(cut).exists()
+    assert run(table, cut) == 2 # what was trained is not lost to a word forgotten
+    assert "--resume" in capsys.readouterr().err and checkpoint_file(cut).exists()
     assert checkpoint_file(cut).exists() and not cut.exists()
     assert [p for p in tmp_path.iterdir() if p.name.startswith(".cut.")] == []
 
-    assert start(table, cut, "--resume").wait(200) == 0
+    assert run(table, cut, "--resume") == 0
     assert not checkpoint_file(cut).exists()
     assert files_of(whole) == files_of(cut)
     different = [n for n in files_of(whole) if content(whole / n) != content(cut / n)]
@@ -46,19 +52,20 @@ def test_a_run_that_the_system_ended_goes_on(tmp_path):
 
 
 def test_a_checkpoint_of_other_rows_or_settings_is_refused(tmp_path, capsys):
-    table = write_csv(tmp_path / "rows.csv", rows_of(60))
-    other = write_csv(tmp_path / "other.csv", rows_of(63))
+    tiny_encoder("tiny")
+    table = write_csv(tmp_path / "rows.csv", rows_of(400))
+    other = write_csv(tmp_path / "other.csv", rows_of(403))
     process = start(table, tmp_path / "a")
     while not checkpoint_file(tmp_path / "a").exists():
         assert process.poll() is None, process.stderr.read()
         time.sleep(.02)
     process.send_signal(signal.SIGTERM)
     process.wait(60)
-    again = ["run", "classify", *QUICK, "--out", str(tmp_path / "a"), "--resume"]
+    again = ["classify", *QUICK, "--out", str(tmp_path / "a"), "--resume"]
     for given, word in ((["-p", "table", other], "another set of rows"),
                         (["-p", "table", table, "-p", "smoothing", "0.1"], "another loss"),
-                        (["-p", "table", table, "-p", "method", "lora"], "another method")):
-        assert main([*again, *given]) == 2
+                        (["-p", "table", table, "-p", "method", "bitfit"], "another method")):
+        assert run_here(*again, *given) == 2
         said = capsys.readouterr().err
         assert word in said and said.count("\n") <= 2, said
         assert checkpoint_file(tmp_path / "a").exists() and not (tmp_path / "a").exists()

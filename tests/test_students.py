@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import LABELS, SECTIONS, refused, rows_of, write_csv
+from conftest import LABELS, SECTIONS, refused, rows_of, run_here, write_csv
 from transformers import AutoModel
 
 from insight_nb import load
@@ -112,7 +112,7 @@ def test_a_student_larger_than_its_teacher():
 
 @pytest.fixture(scope="module")
 def shipped(trained, tmp_path_factory):
-    "A run of the recipe with a real kernel: an ensemble of two, a student of two layers."
+    "A run of the recipe: an ensemble of two, a student of two layers."
     folder = tmp_path_factory.mktemp("students")
     rows = rows_of(260)
     texts = write_csv(folder / "texts.csv", [{"text": r["text"]} for r in rows[:200]])
@@ -120,7 +120,7 @@ def shipped(trained, tmp_path_factory):
     twice = ",".join([str(trained / "bundle")] * 2)
     given = {"bundle": twice, "table": texts, "test": test, "student": "layers:2", "epochs": 2}
     words = [word for pair in given.items() for word in ("-p", *map(str, pair))]
-    assert main(["run", "distill", *words, "--out", str(folder / "run")]) == 0
+    assert run_here("distill", *words, "--out", folder / "run") == 0
     return folder
 
 

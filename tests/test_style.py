@@ -3,6 +3,7 @@
 import ast
 import re
 from collections import Counter
+from functools import cache
 from statistics import median
 
 import pytest
@@ -107,11 +108,16 @@ FAULTS = {
     crowded_statements: "if a: b = 1"}
 
 
-def parsed(source): return ast.parse(_python(source))
+def parsed(source): return _python(source).splitlines(), ast.parse(_python(source))
 
 
+@cache
 def code():
-    "(place, source) of every code cell and every test file."
+    "(place, source, its lines as Python, its tree) of every code cell and every test file."
+    return [(place, source, *parsed(source)) for place, source in sources()]
+
+
+def sources():
     for nb in every():
         for i, cell in enumerate(nb.cells):
             if cell.kind == "code":
@@ -123,9 +129,8 @@ def code():
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: r.__name__)
 def test_style(rule):
     wrong = []
-    for place, source in code():
-        lines = _python(source).splitlines()
-        for number in rule(source, parsed(source)):
+    for place, source, lines, tree in code():
+        for number in rule(source, tree):
             wrong.append(f"{place}: {lines[number - 1].strip()[:90]}")
     assert not wrong, f"{rule.__doc__} {len(wrong)} places:\n" + "\n".join(wrong[:40])
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import LABELS, in_process, refused, rows_of, write_csv
+from conftest import LABELS, in_process, refused, rows_of, run_here, write_csv
 from insight_nb.base.core import InputError
 from insight_nb.cli import main, recipes
 from insight_nb.data.sources import open_table
@@ -199,12 +199,12 @@ def test_bundle_and_table_go_together(ends):
     refused(update(ends, table="new.csv"), "bundle goes together with table or feedback")
 
 
-def test_a_run_leaves_what_it_promises(folder, tmp_path): # with a real kernel
+def test_a_run_leaves_what_it_promises(folder, tmp_path):
     given = {"bundle": folder / "first", "table": table("new.csv", NEW[:50]),
              "old": table("old.csv", OLD[:90]), "old_test": table("test.csv", OLD[90:]),
              "keep_rows": 20, **HOW}
     words = map(str, words_of(**given))
-    assert main(["run", "update", *words, "--out", "b"]) == 0
+    assert run_here("update", *words, "--out", "b") == 0
     evidence = json.loads((tmp_path / "b" / "evidence.json").read_text(encoding="utf-8"))
     found = evidence["update"]["strategies"]
     assert set(found) == {"before", "replay+distill", "plain", "anew"}

@@ -8,7 +8,7 @@ import sys
 
 import httpx
 import pandas as pd
-from conftest import rows_of, write_csv
+from conftest import rows_of, run_here, tiny_encoder, write_csv
 from insight_nb.cli import main
 
 COMMAND = [sys.executable, "-c",
@@ -19,13 +19,13 @@ def done(*words):
     assert main([str(w) for w in words]) == 0, words
 
 
-def test_train_export_serve_feedback_update_decide(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def test_train_export_serve_feedback_update_decide(tmp_path, capsys):
+    tiny_encoder("tiny")
     rows = rows_of(400)
     train = write_csv("train.csv", rows[:240])
     new, asked = write_csv("new.csv", rows[240:320]), rows[320:]
-    small = ("-p", "max_length", "24", "-p", "epochs", "2", "-p", "seed", "1")
-    done("run", "classify", "-p", "table", train, *small, "--out", "first")
+    small = ("-p", "backbone", "tiny", "-p", "max_length", "24", "-p", "epochs", "2")
+    assert run_here("classify", "-p", "table", train, *small, "--out", "first") == 0
     done("export", "first/bundle", "--to", "onnx", "--out", "first.onnx.d", "--table", new,
          "--label", "label")
     proof = json.loads((tmp_path / "first.onnx.d" / "certificate.json").read_text())
@@ -51,13 +51,13 @@ def test_train_export_serve_feedback_update_decide(tmp_path, monkeypatch, capsys
     done("feedback", "show", "answers.db")
     assert re.search(r"[01]\.\d{3} \[0\.\d{3}, [01]\.\d{3}\] right", capsys.readouterr().out)
 
-    done("run", "update", "-p", "bundle", "first/bundle", "-p", "table", new, "-p", "old", train,
-         "-p", "feedback", "answers.db", "-p", "compare", "false", "-p", "epochs", "1",
-         "--out", "second")
+    words = ["-p", "bundle", "first/bundle", "-p", "table", new, "-p", "old", train,
+             "-p", "feedback", "answers.db", "-p", "compare", "false", "-p", "epochs", "1"]
+    assert run_here("update", *words, "--out", "second") == 0
     evidence = json.loads((tmp_path / "second" / "evidence.json").read_text(encoding="utf-8"))
     guard = {c["check"]: c["passed"] for c in evidence["guard"]}
     assert guard["fair_test"] and guard["reload_equal"] and guard["old_head_rows"]
     done("predict", "second/bundle", new, "--out", "again.csv")
     assert (pd.read_csv("again.csv")["error"].fillna("") == "").all()
-    done("run", "decide", "-p", "evidence", "second/evidence.json", "--out", "memo")
+    assert run_here("decide", "-p", "evidence", "second/evidence.json", "--out", "memo") == 0
     assert (tmp_path / "memo" / "memo.md").read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..base.core import InputError, ReportTable
+from ..base.core import InputError, ReportTable, plural
 from ..base.tensors import choose_device, set_seed
 from ..data.dataset import TokenDataset
 from ..data.tokens import TokenizedTexts
@@ -31,7 +31,7 @@ def machine_name(device=None) -> str: # of `choose_device`
         return f"{properties.name} with {properties.total_memory / 1e9:.0f} GB"
     if device.type == "mps":
         return "the GPU of a Mac"
-    return f"a CPU with {torch.get_num_threads()} threads, no GPU"
+    return f"a CPU with {plural(torch.get_num_threads(), 'thread')}, no GPU"
 
 # %% ../../nbs/jobs/04_colab.ipynb #e13a1d2e
 def sentence_rows(n, seed=0) -> TokenDataset:
