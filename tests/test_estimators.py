@@ -96,8 +96,12 @@ def test_the_checks_of_scikit_learn(kind, backbone):
                             on_fail=None, on_skip=None)
     assert [f["check_name"] for f in found if f["status"] == "failed"] == []
     assert sum(f["status"] == "passed" for f in found) > 40
-    for plain in (TextClassifier, TextRegressor, MultiLabelClassifier, PairClassifier, SpanTagger):
-        check_estimator(plain(backbone))  # of texts: whether it can be cloned
+
+
+@pytest.mark.parametrize("kind", [TextClassifier, TextRegressor, MultiLabelClassifier,
+                                  PairClassifier, SpanTagger])
+def test_estimators_of_texts_can_be_cloned(kind, backbone):
+    check_estimator(kind(backbone))
 
 
 def test_the_tools_of_scikit_learn(backbone):
