@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['held_out_probabilities', 'find_wrong_labels', 'neighbor_distances', 'find_off_topic', 'find_alike_classes',
-           'find_leaks', 'find_drift', 'reading_warnings', 'spoil_rows', 'RowAudit', 'row_vectors', 'RowAuditReport',
-           'write_audit', 'undo_audit', 'redo_audit']
+           'find_leaks', 'id_order', 'find_telling_ids', 'find_drift', 'reading_warnings', 'spoil_rows', 'RowAudit',
+           'row_vectors', 'RowAuditReport', 'write_audit', 'undo_audit', 'redo_audit']
 
 # %% ../../nbs/jobs/13_audit.ipynb #cddc6052
+import re
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from fastcore.basics import patch
 from ..base.core import (
     InputError, atomic_output, package_versions, plural, shorten, suggest)
 from ..base.files import read_frame
+from ..base.privacy import mask
 from ..base.tables import write_frame
 from ..base.text import extract_words
 from ..base.tensors import choose_device
@@ -184,6 +187,54 @@ def _telling_words(table, y, names, most, least=20):
                 "nothing is done: see that people will write it too"))
     return found
 
+# %% ../../nbs/jobs/13_audit.ipynb #a7861922
+def id_order(cells) -> np.ndarray | None: # str -> (rows,) ranks, as people sort ids; None: no ids
+    "The places of ids in order: by words, and numbers by size."
+    texts = pd.Series(cells, dtype=str)
+    odd = texts.str.fullmatch(r"-?\d*[.,]\d+") # a measurement
+    if (texts.nunique() < .9 * len(cells) or odd.mean() > .1 or texts.str.len().median() > 40
+            or texts.str.contains(r"\d", regex=True).mean() < .9):
+        return None
+    keys = []
+    for text in texts.str.slice(0, 40):
+        parts = re.split(r"(?a)(\d+)", text)
+        keys.append(tuple(int(p) if i % 2 else p for i, p in enumerate(parts)))
+    place = {key: i for i, key in enumerate(sorted(set(keys)))}
+    return np.array([place[key] for key in keys])
+
+# %% ../../nbs/jobs/13_audit.ipynb #4d49d0c8
+def _by_neighbors(order, y, folds=5, seed=0): # (rows,) bool: was the label told rightly?
+    from sklearn.neighbors import KNeighborsClassifier
+    fold, right = np.random.default_rng(seed).integers(folds, size=len(y)), np.zeros(len(y), bool)
+    for k in range(folds):
+        learn, told = fold != k, fold == k
+        if told.any() and learn.sum() >= 5:
+            model = KNeighborsClassifier(5).fit(order[learn, None], y[learn])
+            right[told] = model.predict(order[told, None]) == y[told]
+    return right
+
+def find_telling_ids(table: Table, y) -> list: # (rows,) class ids -> of `Finding`
+    "Columns with ids, and numbers in the texts, whose order tells the label."
+    columns = {f"the order of column {name!r}": table.frame[name] for name in table.frame.columns
+               if name not in (table.text, table.label)}
+    columns["the order of the first long number in the texts"] = pd.Series(
+        table.texts, table.frame.index).str.extract(r"(?a)(\d{4,})")[0]
+    found = []
+    for what, cells in columns.items():
+        at = np.flatnonzero([invalid_text_reason(v) is None for v in cells])
+        order = id_order([to_text(v) for v in cells.iloc[at]]) if len(at) >= 50 else None
+        if order is None:
+            continue
+        most = np.bincount(y[at]).max() / len(at)
+        told = proportion_metric(_by_neighbors(order, y[at]))
+        if told.low > most + (1 - most) / 5:
+            found.append(Finding(
+                "ids that give the label away", "look", (),
+                f"{what} alone tells the label in {told.value:.0%} [{told.low:.0%}, "
+                f"{told.high:.0%}] of {plural(len(at), 'row')}; the most frequent label is right "
+                f"in {most:.0%}", "nothing is done: see how the table was put together"))
+    return found
+
 # %% ../../nbs/jobs/13_audit.ipynb #e6480c50
 def find_drift(vectors, side, # (rows, width); (rows,) bool: on the second side?
                what="the training rows from the test rows", seed=0) -> list: # of `Finding`
@@ -260,7 +311,10 @@ def in_cells(self: RowAudit) -> list: # of `Finding`
     if self.test is not None:
         found += find_leaked_copies(table, self.test)
     found += find_boilerplate(table) + find_other_scripts(table) + find_columns(table)
-    return found + (find_leaks(table, self.y, self.labels.names) if self.learnable else [])
+    if self.learnable:
+        found += find_leaks(table, self.y, self.labels.names) + find_telling_ids(table, self.y)
+    # a reason may quote a text
+    return [replace(f, reason=mask([f.reason])[0]) for f in found]
 
 # %% ../../nbs/jobs/13_audit.ipynb #439ec564
 def row_vectors(texts, backbone, # list of str; a `Backbone`
