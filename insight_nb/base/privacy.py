@@ -120,7 +120,8 @@ class PersonalData:
     kind: str # one of PERSONAL_KINDS
     text: str
 
-_PLAUSIBLE = re.compile(r"\d{4}|\d\.\d{1,3}\.|@|://|:.*:|-[A-ZÄÖÜ]{1,2} \d|[京-龥][A-Z]")
+_PLAUSIBLE = re.compile(r"\d{4}|(?:\d[ ./()-]{0,3}){6}|\d\.\d{1,3}\.|@|://|:.*:"
+                        r"|-[A-ZÄÖÜ]{1,2} \d|[京-龥][A-Z]")
 
 _PASSES = 8 # a value that touches another is seen when that one is gone
 
