@@ -218,14 +218,13 @@ def test_an_export_says_that_it_masks_nothing_and_its_card_masks(masked, plain, 
 
 @pytest.mark.slow
 def test_made_rows_and_unlabeled_ones_and_a_robustness_report_hold_no_value(tmp_path):
-    rows, values = people()
+    rows, values = people(240)
+    rows = [row for row in rows if row["text"].isascii()] # the encoder reads English
     others = [f"{row['text']} again" for row in rows[:60]]
     table = write_csv(tmp_path / "table.csv", rows)
     more = write_csv(tmp_path / "more.csv", [{"text": t} for t in others])
-    tiny_encoder(tmp_path / "tiny")
-    given = {"table": table, "backbone": tmp_path / "tiny", "epochs": 1, "max_length": 32,
-             "anyway": "true", "mask": "true", "adapt": "true", "unlabeled": more,
-             "augment": "typos", "robustness": "true"}
+    given = {"table": table, "epochs": 1, "max_length": 32, "mask": "true", "adapt": "true",
+             "unlabeled": more, "augment": "typos", "robustness": "true"}
     words = [w for name, value in given.items() for w in ("-p", name, str(value))]
     assert main(["run", "classify", *words, "--out", str(tmp_path / "out" / "run")]) == 0
     assert (tmp_path / "out" / "run" / "augmented_sample.csv").exists()
