@@ -220,7 +220,10 @@ def test_an_export_says_that_it_masks_nothing_and_its_card_masks(masked, plain, 
 def test_made_rows_and_unlabeled_ones_and_a_robustness_report_hold_no_value(tmp_path):
     rows, values = people(240)
     rows = [row for row in rows if row["text"].isascii()] # the encoder reads English
-    others = [f"{row['text']} again" for row in rows[:60]]
+    words = "box late door ring shop blue cold fast lamp shoe wine coat".split()
+    others = [f"{words[i % 12]} {words[i // 12]} and {words[i * 5 % 7]}, ask {planted(1000 + i)}"
+              for i in range(96)]
+    values += [planted(1000 + i) for i in range(96)]
     table = write_csv(tmp_path / "table.csv", rows)
     more = write_csv(tmp_path / "more.csv", [{"text": t} for t in others])
     given = {"table": table, "epochs": 1, "max_length": 32, "mask": "true", "adapt": "true",
