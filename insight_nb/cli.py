@@ -710,6 +710,8 @@ def _export(args):
     except ExportRefused as e:
         raise RunError(e) from None
     print(found.table())
+    if found.warning:
+        print(f"note: {found.warning}")
     if args.push:
         from insight_nb.ship.export import push_folder
         print(push_folder(args.out, args.push))

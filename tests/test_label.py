@@ -39,12 +39,20 @@ def test_there_and_back_by_csv():
     asked = fill("a", "one.csv")
     second = run("b", labeled=["one.csv"], second="second", store="kept.sqlite", price=1.,
                  point_value=10.)
-    assert second["labeling"]["labels"] == 20 and second["labeling"]["shared_rows"] == 20
+    assert second["labeling"]["labels"] == 16 and second["labeling"]["shared_rows"] == 20
+    assert second["labeling"]["disputed_rows"] == second["data"]["rows"]["disputed"] == 4
     assert .4 < second["labeling"]["kappa"]["value"] < 1
-    assert second["metrics"]["accuracy"]["n"] == 10 and not second["labeling"]["stop"]
+    assert 6 <= second["metrics"]["accuracy"]["n"] <= 10 and not second["labeling"]["stop"]
     assert not fill("b", "two.csv") & asked
-    third = run("c", labeled=["two.csv"], store="kept.sqlite")
+    torn = pd.read_csv("b/disagreements.csv", keep_default_na=False)
+    assert list(torn.columns) == ["text", "agreed", "label by first", "label by second"]
+    assert (torn["label by first"] != torn["label by second"]).all() and len(torn) == 4
+    assert "third look" in Path("b/report.html").read_text(encoding="utf-8")
+    torn["agreed"] = [TRUTH[text] for text in torn.text]
+    torn.to_csv("settled.csv", index=False)
+    third = run("c", labeled=["two.csv", "settled.csv"], store="kept.sqlite")
     assert third["labeling"]["labels"] == 40  # the store holds the first twenty
+    assert third["labeling"]["disputed_rows"] == 0 and not Path("c/disagreements.csv").exists()
     test = pd.read_csv("c/labeled_test.csv", keep_default_na=False)
     train = pd.read_csv("c/labeled_train.csv", keep_default_na=False)
     assert (len(test), len(train)) == (20, 20) and not set(test.text) & set(train.text)
@@ -53,7 +61,7 @@ def test_there_and_back_by_csv():
     page = Path("c/report.html").read_text(encoding="utf-8")
     assert "<script>alert" not in page and "Accuracy now" in page
     store = LabelStore("kept.sqlite")
-    assert len(store.frame()) == 60
+    assert len(store.frame()) == 64
     store.close()
 
 

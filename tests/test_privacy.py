@@ -1,13 +1,17 @@
 "Nothing that a run or a service leaves holds a masked value."
 
 import json
+import re
 
+import numpy as np
+import pandas as pd
 import pytest
-from conftest import tiny_encoder, write_csv
+from conftest import in_process, tiny_encoder, write_csv
 from insight_nb.base.privacy import find_personal_data
 from insight_nb.cli import main
 from insight_nb.jobs.loading import load, open_bundle
 from insight_nb.ship.serve import ServeOptions, Service, make_app
+from notebooks import NBS
 from starlette.testclient import TestClient
 
 OPENERS = {"good": ["fine parcel, write to", "谢谢，很满意，请联系"],
@@ -172,3 +176,114 @@ def test_a_table_goes_out_masked_and_comes_back(tmp_path, capsys):
     assert all(v in back.read_text(encoding="utf-8-sig") for v in values)
     assert main(["mask", str(out), "--out", str(tmp_path / "x.csv"), "--undo"]) == 2
     assert "by its key alone" in capsys.readouterr().err
+
+
+def run_card(folder, text):
+    "The snippet of an export's README, run as its users would; its variables."
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    code = card.split("```python\n")[1].split("```")[0]
+    names = {}
+    exec(code.replace("FOLDER", str(folder)).replace("a text", text), names)
+    return card, names
+
+
+@pytest.mark.slow
+def test_an_export_says_that_it_masks_nothing_and_its_card_masks(masked, plain, tmp_path, capsys):
+    "Asked rows with values, both sides read masked ones, and the snippet answers as the bundle."
+    rows, values = people(60)
+    table, bundle = write_csv(tmp_path / "rows.csv", rows), masked[0] / "run" / "bundle"
+    out = tmp_path / "exports"
+    for target in ("onnx", "sentence-transformers"):
+        more = ["--label", "label"] if target == "onnx" else []
+        assert main(["export", str(bundle), "--to", target, "--out", str(out / target),
+                     "--table", table, *more]) == 0
+        said = capsys.readouterr().out
+        assert "an export masks nothing: mask what it is asked first" in said
+        proof = json.loads((out / target / "certificate.json").read_text(encoding="utf-8"))
+        assert proof["masked"] is True and proof["equal_answers"] == 1.
+    assert leaks(out, values) == []
+    assert json.loads((out / "onnx" / "export.json").read_text(encoding="utf-8"))["mask"] is True
+    text = rows[0]["text"]
+    card, names = run_card(out / "onnx", text)
+    logits = np.asarray(names["logits"], float)[0]
+    probs = np.exp(logits - logits.max())
+    assert np.allclose(probs / probs.sum(), load(bundle).predict_proba([text])[0], atol=1e-4)
+    assert "an export masks nothing" in card
+    assert main(["export", str(plain[0] / "run" / "bundle"), "--to", "onnx", "--out",
+                 str(out / "open"), "--table", table]) == 0
+    said = capsys.readouterr().out
+    card = (out / "open" / "README.md").read_text(encoding="utf-8")
+    assert "masks nothing" not in said + card and "insight_nb" not in card.split("```")[1]
+
+
+@pytest.mark.slow
+def test_made_rows_and_unlabeled_ones_and_a_robustness_report_hold_no_value(tmp_path):
+    rows, values = people(240)
+    rows = [row for row in rows if row["text"].isascii()] # the encoder reads English
+    words = "box late door ring shop blue cold fast lamp shoe wine coat".split()
+    others = [f"{words[i % 12]} {words[i // 12]} and {words[i * 5 % 7]}, ask {planted(1000 + i)}"
+              for i in range(96)]
+    values += [planted(1000 + i) for i in range(96)]
+    table = write_csv(tmp_path / "table.csv", rows)
+    more = write_csv(tmp_path / "more.csv", [{"text": t} for t in others])
+    given = {"table": table, "epochs": 1, "max_length": 32, "mask": "true", "adapt": "true",
+             "unlabeled": more, "augment": "typos", "robustness": "true"}
+    words = [w for name, value in given.items() for w in ("-p", name, str(value))]
+    assert main(["run", "classify", *words, "--out", str(tmp_path / "out" / "run")]) == 0
+    assert (tmp_path / "out" / "run" / "augmented_sample.csv").exists()
+    assert leaks(tmp_path / "out", values) == []
+
+
+@pytest.mark.slow
+def test_what_comes_of_a_masked_bundle_masks_unasked(masked, tmp_path):
+    "A student, and an update with new rows and with what the feedback store kept."
+    rows, values = people()
+    bundle, out = masked[0] / "run" / "bundle", tmp_path / "out"
+    table = write_csv(tmp_path / "new.csv", rows)
+    given = ["-p", "bundle", str(bundle), "-p", "table", table]
+    assert main(["run", "distill", *given, "-p", "student", "vectors", "--out",
+                 str(out / "student")]) == 0
+    more = ["-p", "feedback", str(masked[0] / "answers.db"), "-p", "compare", "false"]
+    assert main(["run", "update", *given, *more, "-p", "epochs", "1", "--out",
+                 str(out / "new")]) == 0
+    assert leaks(out, values) == []
+    for name in ("student", "new"):
+        info = json.loads((out / name / "bundle" / "bundle.json").read_text(encoding="utf-8"))
+        assert info["mask"] is True
+
+
+@pytest.mark.slow
+def test_who_labels_by_table_or_by_panel_reads_no_value(tmp_path):
+    rows, values = people(60)
+    write_csv(tmp_path / "pool.csv", rows)
+    given = {"table": "pool.csv", "rows": 10, "test_rows": 10, "mask": True, "label": "none"}
+    words = [w for name, value in given.items() for w in ("-p", name, str(value).lower())]
+    assert main(["run", "label", *words, "--out", "out"]) == 0
+    asked = pd.read_csv("out/to_label.csv", keep_default_na=False)
+    assert len(asked) == 10 and re.search(r"\[[A-Z]+_1\]", " ".join(asked["text"]))
+    asked["none"] = ["good", "bad"] * 5
+    asked.to_csv("filled.csv", index=False)
+    in_process(NBS / "recipes" / "label.ipynb", "run.ipynb",
+               given | {"out": "again", "labeled": ["filled.csv"]})
+    for folder in ("out", "again"):
+        assert leaks(tmp_path / folder, values) == []
+    cell = json.loads((tmp_path / "again" / "label.ipynb").read_text(encoding="utf-8"))["cells"][0]
+    assert "'mask': True" in "".join(cell["source"])
+
+
+@pytest.mark.slow
+def test_reports_of_an_audit_and_of_weak_labels_quote_no_value(tmp_path):
+    "The list of findings is for the owner of the rows, and holds the texts; the report doesn't."
+    rows, values = people(120)
+    for row in rows:
+        row["agent"] = values[0]
+    write_csv(tmp_path / "table.csv", rows)
+    assert main(["run", "audit", "-p", "table", "table.csv", "-p", "models", "false", "--out",
+                 "audit"]) == 0
+    assert leaks(tmp_path / "audit", values, ("findings.csv",)) == []
+    write_csv(tmp_path / "rules.csv", [
+        {"pattern": "fine|谢谢", "label": "good", "kind": "keyword"},
+        {"pattern": "broken|退款", "label": "bad", "kind": "keyword"}])
+    assert main(["run", "weak", "-p", "table", "table.csv", "-p", "functions", "rules.csv", "-p",
+                 "mask", "true", "--out", "weak"]) == 0
+    assert leaks(tmp_path / "weak", [v for v in values if v != values[0]]) == []

@@ -120,7 +120,8 @@ class PersonalData:
     kind: str # one of PERSONAL_KINDS
     text: str
 
-_PLAUSIBLE = re.compile(r"\d{4}|\d\.\d{1,3}\.|@|://|:.*:|-[A-ZÄÖÜ]{1,2} \d|[京-龥][A-Z]")
+_PLAUSIBLE = re.compile(r"\d{4}|(?:\d[ ./()-]{0,3}){6}|\d\.\d{1,3}\.|@|://|:.*:"
+                        r"|-[A-ZÄÖÜ]{1,2} \d|[京-龥][A-Z]")
 
 _PASSES = 8 # a value that touches another is seen when that one is gone
 
@@ -231,14 +232,18 @@ class Masker:
                    for s in spans if s["label"] in _TAGS]
 
 # %% ../../nbs/base/14_privacy.ipynb #9cbe9aee
-_TAGS = {"PER": "NAME", "PERSON": "NAME", "LOC": "ADDRESS", "ADDRESS": "ADDRESS", "GPE": "ADDRESS"}
+_TAGS = {"PER": "NAME", "PERSON": "NAME", "LOC": "ADDRESS", "ADDRESS": "ADDRESS", "GPE": "ADDRESS",
+         "LOCATION": "ADDRESS"}
 
 def _kind(name): return name.strip("[]").rsplit("_", 1)[0]
 
 def _merge(first, more): # what has a form goes before what a model says
-    taken = {i for p in first for i in range(p.start, p.end)}
-    new = [p for p in more if taken.isdisjoint(range(p.start, p.end))]
-    return sorted(first + new, key=_place)
+    found, taken = list(first), {i for p in first for i in range(p.start, p.end)}
+    for p in more: # of two that overlap, the first one stays
+        if taken.isdisjoint(range(p.start, p.end)):
+            found.append(p)
+            taken.update(range(p.start, p.end))
+    return sorted(found, key=_place)
 
 @patch
 def mask(self: Masker, texts) -> tuple: # of str -> the same with names; lists of `PersonalData`

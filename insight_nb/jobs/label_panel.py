@@ -15,7 +15,8 @@ from ..base.core import InputError, optional_import, plural
 from ..base.html import write_cell_notebook
 from ..data.sources import open_frame
 from ..data.table import clean_table
-from .labeling import LabelingSession, LabelStore, cached_vectors
+from .labeling import (
+    LabelingSession, LabelStore, cached_vectors, check_masked)
 
 # %% ../../nbs/jobs/15_label_panel.ipynb #6e0f8c60
 KEYS = {"s": "skip", "u": "unsure", "z": "undo", "h": "hint"} # key -> what it does
@@ -213,10 +214,14 @@ def widget(self: LabelPanel):
 def open_panel(table, store, # whatever `open_frame` opens; the path of the labels
                text="text", annotator="me", # column; who answers
                names=(), encoder=None, # labels to begin with; as of `cached_vectors`
+               mask=False, # put names in the place of personal data in the texts
                **settings): # of `LabelingSession`: strategy, test_rows, seed
     "The panel over a table; the vectors are kept beside the labels. Raises InputError."
     frame, name, notes = open_frame(table)
-    texts, kept = clean_table(frame, text, None, name, notes).texts, LabelStore(store)
+    rows, kept = clean_table(frame, text, None, name, notes), LabelStore(store)
+    if mask:
+        check_masked(kept, store)
+    texts = (rows.mask() if mask else rows).texts
     extra = kept.texts_besides(texts)
     file = Path(store).with_suffix(".vectors.npz")
     vectors = cached_vectors([*texts, *extra], file, encoder)

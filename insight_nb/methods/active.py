@@ -153,7 +153,8 @@ def core_set_rows(pool: Pool, n):
 
 # %% ../../nbs/methods/08_active.ipynb #5cc691b9
 def contrastive_rows(pool: Pool, n, neighbors=10): # labeled rows to look at
-    "Rows whose labeled neighbors are answered differently (CAL)."
+    """Rows whose labeled neighbors are answered differently (CAL). With many classes worse than
+    random."""
     from sklearn.neighbors import NearestNeighbors
     k = min(neighbors, len(pool.labeled))
     near = NearestNeighbors(n_neighbors=k).fit(pool.x[pool.labeled])
