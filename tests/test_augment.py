@@ -21,6 +21,7 @@ from insight_nb.data.augment import (
 from insight_nb.data.samples import synthetic
 from insight_nb.data.split import split
 from insight_nb.data.table import clean_table
+from insight_nb.methods import classical
 from insight_nb.methods.augmentation import (
     TokenSynonyms,
     augment_training,
@@ -195,6 +196,55 @@ def test_a_whole_run_with_made_rows():
         LABELS)
 
 
+def test_the_ladder_with_made_rows(monkeypatch):
+    "No fold of a rung holds a made row apart from the row that it was made from."
+    apart, cut = [], classical.group_folds
+
+    def spied(y, groups, *more):
+        found = cut(y, groups, *more)
+        codes = np.asarray(groups)
+        apart.extend(not set(codes[a]) & set(codes[b]) for a, b in found)
+        return found
+
+    monkeypatch.setattr(classical, "group_folds", spied)
+    rows = rows_of(150)
+    write_csv("table.csv", rows)
+    given = {"table": "table.csv", "rungs": "majority,TF-IDF + linear", "state": "state",
+             "device": "cpu"}
+    pages = {}
+    for augment in ("none", "typos,oversample"):
+        out = augment[:5]
+        in_process(NBS / "recipes" / "ladder.ipynb", "run.ipynb",
+                   given | {"augment": augment, "out": out})
+        pages[out] = json.loads(Path(out, "evidence.json").read_text(encoding="utf-8"))
+    plain, e = pages.values()
+    more = e["augmentation"]
+    assert len(apart) >= 4 and all(apart)
+    assert "augmentation" not in plain and more["used"] == ["typos"]
+    assert e["data"]["rows"]["train"] == more["training_rows"] + sum(more["made_rows"].values())
+    assert more["training_rows"] == plain["data"]["rows"]["train"]
+    # nothing of the first ladder was taken for the second, whose rows are others
+    assert len(list(Path("state").glob("*.json"))) == 4
+    sizes = [c["curves"]["TF-IDF + linear"]["sizes"] for c in (plain, e)]
+    assert sizes[0] == sizes[1]  # a learning curve counts labels that people gave
+    page = Path("typos/report.html").read_text(encoding="utf-8")
+    assert "Augmentation" in page and "<script>alert" not in page
+    assert Path("typos/augmented_sample.csv").is_file()
+
+
+def test_made_rows_are_in_the_group_of_their_source():
+    frame = synthetic(150, chinese=.3).assign(who=lambda f: [None, *(f.index[1:] // 3)])
+    table = clean_table(frame)
+    for rules in ({}, {"group": "who"}):
+        found = augment_training(table, split(table, seed=0, **rules), "typos")
+        own = found.groups()
+        assert len(own) == len(found.parts.train) and len(found.made) > 20
+        place = {row: g for row, g in zip(found.originals, own)}
+        assert own[found.learned:] == [place[row] for row in found.made.rows]
+        assert found.labeled_parts().train.tolist() == found.originals.tolist()
+    assert len(set(own)) < found.learned  # by customers, and the row of nobody alone
+
+
 def test_what_is_refused(ends):
     write_csv("table.csv", rows_of(60))
 
@@ -202,4 +252,8 @@ def test_what_is_refused(ends):
 
     refused(end("-p", "augment", "typoes"), "Did you mean 'typos'")
     refused(end("-p", "augment", "auto,typos"), "augment has 'auto'")
+    refused(ends("run", "ladder", "-p", "table", "table.csv", "-p", "augment", "typoes", "--out",
+                 "o"), "Did you mean 'typos'")
+    refused(ends("run", "ladder", "-p", "task", "tag", "-p", "augment", "auto", "--out", "o"),
+            "augment is for labels of texts")
     assert check_augment("") == []
