@@ -58,7 +58,8 @@ def test_rows_that_it_has_learned_from(trained):
 
 
 def test_chinese_rows_of_an_english_encoder(trained):
-    rows = [{"text": f"第{i}间客房宽敞，{'热情' if i % 2 else '冷淡'}{i * 7}", "label": LABELS[i % 2]}
+    said = ["冷淡", "热情"]
+    rows = [{"text": f"第{i}间客房宽敞，{said[i % 2]}{i * 7}", "label": LABELS[i % 2]}
             for i in range(40)]
     e, _ = run("a", bundle=str(trained / "bundle"), table=write_csv("new.csv", rows), rows=30)
     assert checks(e)["language"] is False and e["metrics"]["accuracy"]["n"] == 30

@@ -154,7 +154,7 @@ def test_groups_stay_on_one_side_of_the_gate(monkeypatch):
     rung = SelfTraining(Tfidf(), pool)
     rung.row_groups = [f"client {o}" for o in owner]
     rung.fit(named, told, ("a", "b"))
-    assert len(seen) > 30 and not any(seen)  # ten folds of the gate, and three in each self-training
+    assert len(seen) > 30 and not any(seen)  # of the gate, and of each self-training
     assert rung.details["gate"]["rows"] == 150 and rung.chosen.row_groups is None
     blind = compare_out_of_fold("x", memory(False), memory(True), named, told)
     apart = compare_out_of_fold("x", memory(False), memory(True), named, told,
