@@ -8,7 +8,7 @@ __all__ = ['AUGMENT_SHARE', 'MAX_TRIAL_ROWS', 'MAX_ROBUSTNESS_ROWS', 'TokenSynon
            'augment_training', 'text_robustness']
 
 # %% ../../nbs/methods/12_augmentation.ipynb #0d186e0d
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from threadpoolctl import threadpool_limits
 
 from ..base.core import InputError, ReportTable, format_points, plural, suggest
-from ..base.intervals import fold_level
+from ..base.intervals import fold_level, group_codes
 from ..base.tables import write_frame
 from ..data.augment import (
     PERTURBATIONS, MadeRows, add_made_rows, is_negation, make_rows, perturb, rare_rows, read_units)
@@ -302,6 +302,23 @@ def _with_rows(found: AugmentedRows, made): # `MadeRows` of each way, positions 
     if len(found.made):
         found.table, found.parts = add_made_rows(found.table, found.parts, found.made)
     return found
+
+# %% ../../nbs/methods/12_augmentation.ipynb #fd922004
+@patch
+def groups(self: AugmentedRows) -> list | None: # (training rows,); None: each row on its own
+    "Which training rows belong together: those of a given group, and made rows with their sources."
+    given, own = self.parts.groups, self.originals
+    named = None if given is None else [given[i] for i in own]
+    if not len(self.made):
+        return named
+    codes = np.arange(len(own)) if named is None else group_codes(named, len(own))
+    place = {row: code for row, code in zip(own.tolist(), codes.tolist())}
+    return [*codes.tolist(), *(place[row] for row in self.made.rows.tolist())]
+
+@patch
+def labeled_parts(self: AugmentedRows) -> DataSplit:
+    "The split without made rows."
+    return replace(self.parts, train=self.originals)
 
 # %% ../../nbs/methods/12_augmentation.ipynb #6f9b885d
 @patch
