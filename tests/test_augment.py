@@ -198,7 +198,7 @@ def test_a_whole_run_with_made_rows():
 
 def test_the_ladder_with_made_rows(monkeypatch):
     "No fold of a rung holds a made row apart from the row that it was made from."
-    apart, cut = [], classical.group_folds
+    apart, cut = [], classical.grouped_folds
 
     def spied(y, groups, *more):
         found = cut(y, groups, *more)
@@ -206,7 +206,7 @@ def test_the_ladder_with_made_rows(monkeypatch):
         apart.extend(not set(codes[a]) & set(codes[b]) for a, b in found)
         return found
 
-    monkeypatch.setattr(classical, "group_folds", spied)
+    monkeypatch.setattr(classical, "grouped_folds", spied)
     rows = rows_of(150)
     write_csv("table.csv", rows)
     given = {"table": "table.csv", "rungs": "majority,TF-IDF + linear", "state": "state",

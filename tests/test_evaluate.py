@@ -63,7 +63,7 @@ def test_chinese_rows_of_an_english_encoder(trained):
             for i in range(40)]
     e, _ = run("a", bundle=str(trained / "bundle"), table=write_csv("new.csv", rows), rows=30)
     assert checks(e)["language"] is False and e["metrics"]["accuracy"]["n"] == 30
-    assert e["evaluated"]["changed"]["accuracy"]["difference"]["high"] < 0
+    assert e["evaluated"]["changed"]["accuracy"]["difference"]["value"] < 0
 
 
 def test_what_is_refused(trained, ends):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TUNING_ROWS', 'Rung', 'BudgetExceeded', 'TimeBudget', 'Majority', 'LabelNames', 'fit_vectorizer', 'n_folds',
-           'group_folds', 'repeat_rows', 'fit_linear', 'class_probabilities', 'Tfidf']
+           'grouped_folds', 'repeat_rows', 'fit_linear', 'class_probabilities', 'Tfidf']
 
 # %% ../../nbs/methods/00_classical.ipynb #df9b0964
 import inspect
@@ -162,7 +162,7 @@ def n_folds(y, max_folds=4) -> int:
     return min(max_folds, least) if least > 1 else 0
 
 # %% ../../nbs/methods/00_classical.ipynb #52603501
-def group_folds(y, groups, # (rows,) ids, and any names
+def grouped_folds(y, groups, # (rows,) ids, and any names
                 folds=5, seed=0) -> list: # of (learned, asked) positions; empty: one group alone
     "Folds that keep each group on one side, with the shares of the labels as far as that goes."
     from sklearn.model_selection import StratifiedGroupKFold
@@ -252,7 +252,7 @@ def _strength(model, x, y, groups, strengths, seed, tell):
     k = n_folds(y, most)
     if not k or len(strengths) == 1 or len(np.unique(y)) < 2:
         return strengths[len(strengths) // 2]
-    apart = [] if groups is None else group_folds(y, groups[often], most, seed)
+    apart = [] if groups is None else grouped_folds(y, groups[often], most, seed)
     if groups is not None and not apart:
         return strengths[len(strengths) // 2]
     parts = StratifiedKFold(k, shuffle=True, random_state=seed)

@@ -23,7 +23,7 @@ from ..data.tokens import tokenize
 from ..eval.calibrate import fit_temperature
 from ..eval.metrics import softmax
 from .classical import (
-    TimeBudget, Rung, class_probabilities, fit_linear, group_folds)
+    TimeBudget, Rung, class_probabilities, fit_linear, grouped_folds)
 from .frozen import LinearProbe
 from ..train.inference import embed
 from .prompt import EMPTY_NAME, label_texts
@@ -176,7 +176,7 @@ def stratified_holdout(y, share=.2, max_rows=500, seed=0,
     groups."""
     rng, out = np.random.default_rng(seed), np.zeros(len(y), dtype=bool)
     if groups is not None:
-        apart = group_folds(y, groups, round(1 / share), seed)
+        apart = grouped_folds(y, groups, round(1 / share), seed)
         if apart:
             out[apart[0][1]] = True
         return out

@@ -27,7 +27,7 @@ from ..data.sources import open_table
 from ..data.split import distinct_rows
 from ..eval.metrics import wilson_interval
 from .classical import (
-    Rung, Tfidf, TimeBudget, fit_linear, fit_vectorizer, group_folds)
+    Rung, Tfidf, TimeBudget, fit_linear, fit_vectorizer, grouped_folds)
 from .frozen import LinearProbe
 from ..models.backbone import load_backbone
 from ..train.adapt import adapt_encoder
@@ -83,7 +83,7 @@ def repeated_folds(y, folds=5, repeats=2, seed=0, # (rows,) ids
     rows, single = np.flatnonzero(often), np.flatnonzero(~often)
     for r in range(repeats):
         if groups is not None:
-            found += group_folds(y, groups, folds, 1000 * r + seed)
+            found += grouped_folds(y, groups, folds, 1000 * r + seed)
             continue
         parts = StratifiedKFold(folds, shuffle=True, random_state=1000 * r + seed)
         with warnings.catch_warnings():
