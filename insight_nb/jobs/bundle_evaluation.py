@@ -28,7 +28,7 @@ from ..eval.robustness import robustness_evidence, robustness_section
 from .loading import load
 from .text_estimators import TextClassifier, TextEstimator
 from .training import find_copies
-from .update import load_replay, store_replay
+from .update import load_replay
 from .update_rows import spellings
 from ..methods.augmentation import text_robustness
 from ..models.backbone import count_parameters
