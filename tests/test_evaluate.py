@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 import pandas as pd
-import pytest
 from conftest import LABELS, SECTIONS, in_process, refused, rows_of, write_csv
 from insight_nb.base.core import hash_folder
 from insight_nb.jobs.rungs import save_rung
@@ -29,18 +28,18 @@ def checks(e): return {g["check"]: g["passed"] for g in e["guard"]}
 
 
 def test_a_whole_run(trained):
-    bundle, table = trained / "bundle", write_csv("new.csv", ROWS[150:])
+    bundle, table = trained / "bundle", write_csv("new.csv", ROWS[150:200])
     before = hash_folder(bundle)
     e, page = run("a", bundle=str(bundle), table=table, robustness=True)
     assert set(e) >= SECTIONS and e["task"] == "classify" and checks(e).keys() >= GUARD
-    assert e["metrics"]["accuracy"]["n"] == e["data"]["rows"]["test"] == 90
+    assert e["metrics"]["accuracy"]["n"] == e["data"]["rows"]["test"] == 50
     was = json.loads((trained / "evidence.json").read_text(encoding="utf-8"))["metrics"]
     for name, m in e["evaluated"]["changed"].items():
         assert m["then"]["value"] == was[name]["value"] and m["now"] == e["metrics"][name]
         assert m["difference"]["low"] <= m["difference"]["value"] <= m["difference"]["high"]
     assert set(e["evaluated"]["changed"]) == {"accuracy", "macro_f1", "mcc", "log_loss"}
-    assert e["robustness"]["changes"]["typos"]["changed_rows"] > 20
-    assert e["calibration"]["n"] == 90 and checks(e)["reload_equal"] and e["data"]["sha256"]
+    assert e["robustness"]["changes"]["typos"]["changed_rows"] > 10
+    assert e["calibration"]["n"] == 50 and checks(e)["reload_equal"] and e["data"]["sha256"]
     assert all(w in page for w in ("Then and now", "Robustness", "Calibration", "很好"))
     assert "<script>alert" not in page and "<b>good" not in page
     assert hash_folder(bundle) == before and not Path("a/bundle").exists()
@@ -49,11 +48,11 @@ def test_a_whole_run(trained):
 def test_rows_that_it_has_learned_from(trained):
     shutil.copytree(trained / "bundle", "bundle")
     store_replay("bundle", *zip(*((r["text"], r["label"]) for r in ROWS[:12])))
-    rows = [r | {"shop": i // 5, "label": r["label"].upper()} for i, r in enumerate(ROWS[:60])]
+    rows = [r | {"shop": i // 5, "label": r["label"].upper()} for i, r in enumerate(ROWS[:30])]
     e, page = run("a", bundle="bundle", table=write_csv("new.csv", rows), group="shop")
     assert checks(e)["split_duplicates"] is False and e["evaluated"]["kept_rows_found_here"] == 12
     assert "12 of the 12 rows that the bundle keeps have a copy here" in page
-    assert e["metrics"]["accuracy"]["groups"] == 12
+    assert e["metrics"]["accuracy"]["groups"] == 6
     assert any("is '<b>good</b>' in the bundle" in note for note in e["data"]["notes"])
 
 
@@ -94,11 +93,6 @@ def test_what_is_refused(trained, ends):
     refused(end(own, good, "-p", "group", "shop"), "no column 'shop' to group by")
     refused(end(own, good, "-p", "rows", "0"), "rows is 0")
     refused(ends("run", "evaluate", "-p", "bundle", own, "--out", "o"), "give both bundle")
-
-
-@pytest.mark.parametrize("given", [{"text": "note"}, {"label": "text"}], ids=["text", "label"])
-def test_columns_that_are_not_there(trained, ends, given):
-    good = write_csv("good.csv", ROWS[150:170])
-    words = [w for k, v in given.items() for w in ("-p", k, v)]
-    refused(ends("run", "evaluate", "-p", "bundle", trained / "bundle", "-p", "table", good, *words,
-                 "--out", "o"), *given.values())
+    for given in ({"text": "note"}, {"label": "text"}):
+        words = [w for k, v in given.items() for w in ("-p", k, v)]
+        refused(end(own, good, *words), *given.values())
