@@ -4748,8 +4748,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                             'insight_nb/methods/augmentation.py'),
                                                  'insight_nb.methods.augmentation.AugmentedRows.table_of_trials': ( 'methods/augmentation.html#augmentedrows.table_of_trials',
                                                                                                                     'insight_nb/methods/augmentation.py'),
-                                                 'insight_nb.methods.augmentation.AugmentedRows.used': ( 'methods/augmentation.html#augmentedrows.used',
-                                                                                                         'insight_nb/methods/augmentation.py'),
                                                  'insight_nb.methods.augmentation.AugmentedRows.write_sample': ( 'methods/augmentation.html#augmentedrows.write_sample',
                                                                                                                  'insight_nb/methods/augmentation.py'),
                                                  'insight_nb.methods.augmentation.TokenSynonyms': ( 'methods/augmentation.html#tokensynonyms',
