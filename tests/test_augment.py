@@ -4,6 +4,7 @@ gate and the robustness report say of a whole run."""
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -21,8 +22,10 @@ from insight_nb.data.augment import (
 from insight_nb.data.samples import synthetic
 from insight_nb.data.split import split
 from insight_nb.data.table import clean_table
-from insight_nb.methods import classical
+from insight_nb.eval.compare import Difference
+from insight_nb.methods import augmentation, classical
 from insight_nb.methods.augmentation import (
+    AugmentationTrial,
     TokenSynonyms,
     augment_training,
     augmentation_ways,
@@ -221,6 +224,27 @@ def test_the_ladder_with_made_rows(monkeypatch):
     page = Path("run/report.html").read_text(encoding="utf-8")
     assert "Augmentation" in page and "<script>alert" not in page
     assert Path("run/augmented_sample.csv").is_file()
+
+
+def test_auto_takes_the_best_way_alone(monkeypatch):
+    "And names it, oversampling too, whose rows are of rare classes alone."
+    def trial(name, gain):
+        d = Difference(gain, gain - .01, gain + .01, 0., 60, "")
+        return AugmentationTrial(name, 9, d, None)
+
+    monkeypatch.setattr(augmentation, "try_augmentations", lambda *_: (
+        [trial("typos", .02), trial("oversample", .05), trial("case", 0.)], "here"))
+    frame = pd.DataFrame(rows_of(90)).drop(index=range(3, 90, 3))  # most of one class is gone
+    table = clean_table(frame)
+    found = augment_training(table, split(table, seed=0), "auto")
+    assert found.used == ["oversample"] and len(found.made) > 3
+    assert {table.labels[i] for i in found.made.rows} == {LABELS[0]}
+    assert "by oversample, of rare classes alone: it surely pays" in found.summary()
+    report = SimpleNamespace(lead_sections=[], extra={})
+    trials = found.trials
+    found.trials = []
+    found.describe(report)
+    assert report.extra["augmentation"]["used"] == ["oversample"] and len(trials) == 3
 
 
 def test_made_rows_are_in_the_group_of_their_source():
