@@ -493,7 +493,7 @@ def summary(out # the folder of a run
     lines += [("measured", f"against {against}, not labels")] if against != "labels" else []
     lines += [("groups", told)] if (told := _group_line(e)) else []
     lines += [("guard", _guard_line(e["guard"]))] if e.get("guard") else []
-    lines += [("cost", _cost_line(e))] if e.get("cost") else []
+    lines += [("cost", told)] if e.get("cost") and (told := _cost_line(e)) else []
     lines += [("decision", format_cell(json.loads(decision.read_text(
         encoding="utf-8"))["said"]))] if decision.exists() else []
     lines += [(Path(name).stem, f"{out}/{name}")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 COMMAND = [sys.executable, "-c", "from insight_nb.cli import main; raise SystemExit(main())"]
 RECIPES = ("classify tag regress multilabel pair ladder decide assistant monitor recommend risk "
-           "diagnose distill audit label weak").split()
+           "diagnose distill audit label weak evaluate").split()
 TEXTS = ["text,second", "The parcel came late and broken.,I want my money back",
          "很好的服务，下次还来,谢谢", "<b>so good</b> 😀,yes", "Anna Smith lives in Paris.,where?"]
 # Of these keys the values depend on the machine, the moment or the package's own names.

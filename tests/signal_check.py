@@ -32,7 +32,7 @@ OPTIONS = {
     "assistant": {"rows": 200}, "diagnose": {"rows": 200, "epochs": 1, "folds": 0},
     "risk": {"folds": 3, "repeats": 1, "compare": "false"}, "distill": {"rows": 100, "epochs": 1},
     "update": {"rows": 60, "epochs": 1, "compare": "false"}, "monitor": {}, "recommend": {},
-    "decide": {}, "label": {"test_rows": 20}, "weak": {}}
+    "decide": {}, "label": {"test_rows": 20}, "weak": {}, "evaluate": {"rows": 100}}
 TIMES = {"classify": 20, "ladder": 20}  # of the others: 5
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 ENDS = {signal.SIGKILL: {-9}, signal.SIGTERM: {143, -15}, signal.SIGINT: {0, 2, 130, -2}}

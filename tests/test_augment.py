@@ -4,6 +4,7 @@ gate and the robustness report say of a whole run."""
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,10 @@ from insight_nb.data.augment import (
 from insight_nb.data.samples import synthetic
 from insight_nb.data.split import split
 from insight_nb.data.table import clean_table
+from insight_nb.eval.compare import Difference
+from insight_nb.methods import augmentation, classical
 from insight_nb.methods.augmentation import (
+    AugmentationTrial,
     TokenSynonyms,
     augment_training,
     augmentation_ways,
@@ -195,6 +199,67 @@ def test_a_whole_run_with_made_rows():
         LABELS)
 
 
+def test_the_ladder_with_made_rows(monkeypatch):
+    "No fold of a rung holds a made row apart from the row that it was made from."
+    apart, cut = [], classical.grouped_folds
+
+    def spied(y, groups, *more):
+        found = cut(y, groups, *more)
+        codes = np.asarray(groups)
+        apart.extend(not set(codes[a]) & set(codes[b]) for a, b in found)
+        return found
+
+    monkeypatch.setattr(classical, "grouped_folds", spied)
+    write_csv("table.csv", rows_of(90))
+    given = {"table": "table.csv", "rungs": "majority,TF-IDF + linear", "state": "state",
+             "device": "cpu", "augment": "typos,oversample", "out": "run"}
+    in_process(NBS / "recipes" / "ladder.ipynb", "run.ipynb", given)
+    e = json.loads(Path("run/evidence.json").read_text(encoding="utf-8"))
+    more = e["augmentation"]
+    assert len(apart) >= 4 and all(apart)
+    assert more["used"] == ["typos"] and set(more["trials"]) == {"typos", "oversample"}
+    assert e["data"]["rows"]["train"] == more["training_rows"] + sum(more["made_rows"].values())
+    # a learning curve counts labels that people gave
+    assert max(e["curves"]["TF-IDF + linear"]["sizes"]) == more["training_rows"]
+    page = Path("run/report.html").read_text(encoding="utf-8")
+    assert "Augmentation" in page and "<script>alert" not in page
+    assert Path("run/augmented_sample.csv").is_file()
+
+
+def test_auto_takes_the_best_way_alone(monkeypatch):
+    "And names it, oversampling too, whose rows are of rare classes alone."
+    def trial(name, gain):
+        d = Difference(gain, gain - .01, gain + .01, 0., 60, "")
+        return AugmentationTrial(name, 9, d, None)
+
+    monkeypatch.setattr(augmentation, "try_augmentations", lambda *_: (
+        [trial("typos", .02), trial("oversample", .05), trial("case", 0.)], "here"))
+    frame = pd.DataFrame(rows_of(90)).drop(index=range(3, 90, 3))  # most of one class is gone
+    table = clean_table(frame)
+    found = augment_training(table, split(table, seed=0), "auto")
+    assert found.used == ["oversample"] and len(found.made) > 3
+    assert {table.labels[i] for i in found.made.rows} == {LABELS[0]}
+    assert "by oversample, of rare classes alone: it surely pays" in found.summary()
+    report = SimpleNamespace(lead_sections=[], extra={})
+    trials = found.trials
+    found.trials = []
+    found.describe(report)
+    assert report.extra["augmentation"]["used"] == ["oversample"] and len(trials) == 3
+
+
+def test_made_rows_are_in_the_group_of_their_source():
+    frame = synthetic(150, chinese=.3).assign(who=lambda f: [None, *(f.index[1:] // 3)])
+    table = clean_table(frame)
+    for rules in ({}, {"group": "who"}):
+        found = augment_training(table, split(table, seed=0, **rules), "typos")
+        own = found.groups()
+        assert len(own) == len(found.parts.train) and len(found.made) > 20
+        place = {row: g for row, g in zip(found.originals, own)}
+        assert own[found.learned:] == [place[row] for row in found.made.rows]
+        assert found.labeled_parts().train.tolist() == found.originals.tolist()
+    assert len(set(own)) < found.learned  # by customers, and the row of nobody alone
+
+
 def test_what_is_refused(ends):
     write_csv("table.csv", rows_of(60))
 
@@ -202,4 +267,8 @@ def test_what_is_refused(ends):
 
     refused(end("-p", "augment", "typoes"), "Did you mean 'typos'")
     refused(end("-p", "augment", "auto,typos"), "augment has 'auto'")
+    refused(ends("run", "ladder", "-p", "table", "table.csv", "-p", "augment", "typoes", "--out",
+                 "o"), "Did you mean 'typos'")
+    refused(ends("run", "ladder", "-p", "task", "tag", "-p", "augment", "auto", "--out", "o"),
+            "augment is for labels of texts")
     assert check_augment("") == []

@@ -154,6 +154,11 @@ def distill(trained=None):
             "labeled": table(texts()), "label": name("label"), "student": "tfidf"}
 
 
+def evaluate(trained=None):
+    return USUAL | {"bundle": str(trained), "table": table(texts(first=999)),
+                    "group": name("group")}
+
+
 def update(trained=None):
     return USUAL | {"bundle": str(trained), "table": table(texts(first=999)),
                     "old": table(texts(), word="old"),
@@ -210,7 +215,7 @@ def teacher(tmp_path_factory):
     return folder / name("out") / "bundle"
 
 
-@pytest.mark.parametrize("make", [distill, update], ids=["distill", "update"])
+@pytest.mark.parametrize("make", [distill, evaluate, update], ids=lambda make: make.__name__)
 def test_markup_in_what_others_trained(make, teacher, capsys):
     status = run(make.__name__, make(teacher))
     assert status == 0, capsys.readouterr().err

@@ -14,7 +14,8 @@ from insight_nb.jobs.rungs import load_rung, save_rung
 from insight_nb.methods import selftrain
 from insight_nb.methods.classical import Tfidf
 from insight_nb.methods.selftrain import (
-    Consistency, Gate, SelfTraining, UnlabeledTexts, open_unlabeled, unlabeled_rungs)
+    Consistency, Gate, SelfTraining, UnlabeledTexts, compare_out_of_fold, open_unlabeled,
+    unlabeled_rungs)
 from insight_nb.models.backbone import EMBEDDED_SHA256
 from notebooks import NBS
 
@@ -131,6 +132,53 @@ def test_few_rows_and_odd_classes():
     assert rung.predict_proba(texts[:2]).shape == (2, 3)
     soft = np.eye(2)[y[:40]] * .8 + .1 # of a teacher
     assert SelfTraining(Tfidf(), pool).fit(texts[:40], soft, ("a", "b")).gate.rows == 40
+
+
+def test_groups_stay_on_one_side_of_the_gate(monkeypatch):
+    """Thirty customers, each with an opinion and words of their own: a made-up method that knows
+    customers again pays only where a customer is on both sides of a fold."""
+    texts, y = words_of(150)
+    owner = np.arange(150) // 5
+    told = np.random.default_rng(1).integers(2, size=30)[owner]
+    named = [f"{t} client{o}" for t, o in zip(texts, owner)]
+    pool, seen = UnlabeledTexts(words_of(120, 5)[0], "made up"), []
+    right = selftrain.repeated_folds
+
+    def folds(y, *a, **k):
+        found = right(y, *a, **k)
+        own = k.get("groups", a[3] if len(a) > 3 else None)
+        if own is not None:
+            seen.extend(bool(set(own[i]) & set(own[j])) for i, j in found if len(j))
+        return found
+
+    monkeypatch.setattr(selftrain, "repeated_folds", folds)
+    rung = SelfTraining(Tfidf(), pool)
+    rung.row_groups = [f"client {o}" for o in owner]
+    rung.fit(named, told, ("a", "b"))
+    assert len(seen) > 30 and not any(seen)  # of the gate, and of each self-training
+    assert rung.details["gate"]["rows"] == 150 and rung.chosen.row_groups is None
+    blind = compare_out_of_fold("x", memory(False), memory(True), named, told)
+    apart = compare_out_of_fold("x", memory(False), memory(True), named, told,
+                                groups=owner)
+    assert blind.opened and not apart.opened
+    few = compare_out_of_fold("x", memory(False), memory(True), named, told,
+                              groups=owner // 6)
+    assert "rows of 5 groups can't tell" in few.reason
+
+
+class Memory:
+    "The opinion of the customer, if it was heard; else that of most."
+    def __init__(self, known, often): self.known, self.often = known, often
+
+    def predict_proba(self, texts):
+        return np.eye(2)[[self.known.get(t.split()[-1], self.often) for t in texts]]
+
+
+def memory(knows):
+    def fit(texts, y, groups=None):
+        known = {t.split()[-1]: int(c) for t, c in zip(texts, y)} if knows else {}
+        return Memory(known, int(np.bincount(y).argmax()))
+    return fit
 
 
 def test_settings_tell_rungs_apart_and_stay():

@@ -364,7 +364,9 @@ def _facts(self: Report):
     def some(x, show=definition_table): return [show(x)] if x else []
 
     unit = f"per_{UNITS.get(self.task, 'text')}"
-    cost = self.cost and {k.replace("per_text", unit): v for k, v in self.cost.items()}
+    cost = {k.replace("per_text", unit): v for k, v in (self.cost or {}).items()}
+    if all(v is None for v in cost.values()): # nothing was trained, and nothing was timed
+        cost = {}
 
     versions = self.versions and self.versions | {"seed": self.seed}
     return [("Cost", some(cost)), ("Guard", some(self.guard, lambda _: self.guard_table())),

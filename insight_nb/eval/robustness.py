@@ -119,6 +119,8 @@ def robustness_section(report: RobustnessReport) -> tuple: # title and blocks, a
         return "Robustness", ["No row could be changed in any of the ways."]
     said = (f"Each test row is asked again as people might write it. {worst.name} costs most: "
             f"{format_points(worst.loss)} points of accuracy.")
+    if not report.sure():
+        said += " No way surely costs any."
     lost = lost_rows_table(report)
     return "Robustness", [said, robustness_table(report), *([lost] if lost.rows else [])]
 

@@ -15,23 +15,31 @@ from .metrics import Metric, proportion_metric
 from .report import Check
 from .scores import ScoreReport, beats_baseline
 
+# %% ../../nbs/eval/12_weak_report.ipynb #b2c4dcde
+def _own(groups, rows): # of some rows
+    return None if groups is None else np.asarray(groups, dtype=object)[rows]
+
+def _share(right, at, groups=None) -> Metric: # (rows,) bool both: what is counted, and where
+    return proportion_metric(right[at], _own(groups, at) if at.any() else None)
+
 # %% ../../nbs/eval/12_weak_report.ipynb #3307f47b
 def rule_metrics(votes, # (rows, rules) class ids, -1: nothing
                  labeled, # positions of rows that people labeled
                  y, # (labeled rows,) class ids
+                 groups=None # (rows,) of any names: rows of a group are not independent
                 ) -> list: # of dict, one for each rule: name -> Metric
     "Coverage, overlap, conflict and accuracy of each rule."
     votes, y = np.asarray(votes), np.asarray(y)
-    voted, found = votes >= 0, []
+    voted, found, labeled = votes >= 0, [], np.asarray(labeled, int)
     for j in range(votes.shape[1]):
         beside = np.delete(voted, j, 1)
         differs = beside & (np.delete(votes, j, 1) != votes[:, [j]])
         at = voted[labeled, j]
         found.append({
-            "coverage": proportion_metric(voted[:, j]),
-            "overlap": proportion_metric(voted[:, j] & beside.any(1)),
-            "conflict": proportion_metric(voted[:, j] & differs.any(1)),
-            "accuracy": proportion_metric(votes[labeled, j][at] == y[at])})
+            "coverage": proportion_metric(voted[:, j], groups),
+            "overlap": proportion_metric(voted[:, j] & beside.any(1), groups),
+            "conflict": proportion_metric(voted[:, j] & differs.any(1), groups),
+            "accuracy": _share(votes[labeled, j] == y, at, _own(groups, labeled))})
     return found
 
 # %% ../../nbs/eval/12_weak_report.ipynb #6e580a22
@@ -51,32 +59,36 @@ def rule_table(titles, found, # of the rules; of `rule_metrics`
 
 # %% ../../nbs/eval/12_weak_report.ipynb #ec7c054a
 def vote_table(titles, votes, labeled, y, names, # as of `rule_metrics`; of the labels
+               groups=None, # (rows,) of any names
                most=60) -> ReportTable: # lines
     "The precision of each rule for each label that it gives."
-    votes, y, rows = np.asarray(votes)[labeled], np.asarray(y), []
+    votes, y, rows, own = np.asarray(votes)[labeled], np.asarray(y), [], _own(groups, labeled)
     for j, title in enumerate(titles):
         for k, name in enumerate(names):
             at = votes[:, j] == k
             if at.any():
                 rows.append([shorten(title, 46), shorten(name, 30), int(at.sum()),
-                             proportion_metric(y[at] == k)])
+                             _share(y == k, at, own)])
     rows = sorted(rows, key=lambda row: -row[2])[:most]
     return ReportTable(["rule", "label", "labeled rows", "precision"], rows)
 
 # %% ../../nbs/eval/12_weak_report.ipynb #b2cb0735
-def combined_table(given, y, names) -> ReportTable: # (labeled rows,) ids, -1: none; true ids
+def combined_table(given, y, names, # (labeled rows,) ids, -1: none; true ids
+                   groups=None) -> ReportTable: # (labeled rows,) of any names
     "Precision and recall of the combined votes for each class; no label counts as a miss."
     given, y = np.asarray(given), np.asarray(y)
-    rows = [[shorten(name, 40), int((y == k).sum()), _shown(proportion_metric(y[given == k] == k)),
-             _shown(proportion_metric(given[y == k] == k))] for k, name in enumerate(names)]
+    rows = [[shorten(name, 40), int((y == k).sum()), _shown(_share(y == k, given == k, groups)),
+             _shown(_share(given == k, y == k, groups))] for k, name in enumerate(names)]
     return ReportTable(["class", "labeled rows", "precision", "recall"], rows,
                        "The combined votes")
 
 # %% ../../nbs/eval/12_weak_report.ipynb #cab714cb
-def compare_combinations(one, other, y) -> Difference: # (labeled rows,) ids, -1: none; true ids
+def compare_combinations(one, other, y, # (labeled rows,) ids, -1: none; true ids
+                         groups=None) -> Difference: # (labeled rows,) of any names
     "How much more of the labeled rows the first gets right."
     y = np.asarray(y)
-    return paired_difference(np.asarray(one) == y, np.asarray(other) == y)
+    own = groups if len(y) else None
+    return paired_difference(np.asarray(one) == y, np.asarray(other) == y, groups=own)
 
 # %% ../../nbs/eval/12_weak_report.ipynb #a10bd908
 _TITLES = {"accuracy": "accuracy where there is a weak label", "coverage": "rows with a weak label"}
@@ -86,17 +98,18 @@ _NONE = Metric(float("nan"), float("nan"), float("nan"), 0, "")
 class WeakLabelReport(ScoreReport):
     "A report that leads with what rules label, and how well."
     def __init__(self, names, given, # of the labels; (rows,) ids, -1: none
-                 labeled, y, seed=0): # positions of labeled rows; their (labeled rows,) ids
+                 labeled, y, seed=0, # positions of labeled rows; their (labeled rows,) ids
+                 groups=None): # (rows,) of any names: rows of a group are not independent
         super().__init__("weak", list(names), _TITLES, "the most frequent label", seed=seed)
         self.given, self.y = np.asarray(given), np.asarray(y)
         self.labeled = np.asarray(labeled, int)
-        told = self.given[self.labeled] >= 0
-        coverage = proportion_metric(self.given >= 0)
+        told, own = self.given[self.labeled] >= 0, _own(groups, self.labeled)
+        coverage = proportion_metric(self.given >= 0, groups)
         nothing = {"accuracy": _NONE, "coverage": _NONE}
-        right = proportion_metric(self.given[self.labeled][told] == self.y[told])
+        right = _share(self.given[self.labeled] == self.y, told, own)
         if told.any():
             often = np.bincount(self.y).argmax()
-            nothing["accuracy"] = proportion_metric(self.y[told] == often)
+            nothing["accuracy"] = _share(self.y == often, told, own)
         self.set_metrics({"accuracy": right if right.n else _NONE, "coverage": coverage}, nothing)
         if told.any():
             self.add(beats_baseline(self))

@@ -8,6 +8,7 @@ __all__ = ['CURVE_RUNGS', 'TextComparison', 'read_descriptions', 'curve_blocks',
 
 # %% ../../nbs/jobs/11_comparison.ipynb #23a69b08
 import shutil
+from dataclasses import replace
 
 import numpy as np
 from fastcore.basics import patch
@@ -29,6 +30,7 @@ from ..eval.scores import ScoreReport, beats_baseline
 from .setup import PACKAGES
 from .tagging import check_entity_types, split_tagged
 from .training import hint_groups, split_rows
+from ..methods.augmentation import AugmentedRows, augment_training, check_augment
 from ..methods.classical import BudgetExceeded
 from ..methods.evaluation import Evaluation, TagEvaluation
 from ..methods.fine_tuned import EncoderRung
@@ -60,10 +62,13 @@ class TextComparison:
         self.device, self.seed, self.notes = choose_device(device), seed, []
         self.encoder = load_backbone(backbone)
         self.unlabeled = UnlabeledTexts() # of `read_unlabeled`
+        self.augmented = None # of `augment`
 
     @staticmethod
-    def check_options(goal=None, class_weights=None, unlabeled=False): # unlabeled rows, or adapt
-        "Raise an InputError for a goal or class weights that can't work."
+    def check_options(goal=None, class_weights=None, unlabeled=False, # unlabeled rows, or adapt
+                      augment="none"): # as of `check_augment`
+        "Raise an InputError for a goal, class weights or made rows that can't work."
+        check_augment(augment)
         if goal is not None and not 0 < goal < 1:
             raise InputError(f"goal is {goal:g}: give a score above 0 and below 1, such as 0.95.")
         if class_weights not in (None, "balanced"):
@@ -162,6 +167,20 @@ def split(self: TextComparison, tables=(None, None), # for validation and test
 
 TextComparison.split_source = staticmethod(split_rows)
 
+@patch
+def augment(self: TextComparison, augment="none") -> AugmentedRows: # after `split`
+    "Rows made of the training rows; all rungs learn from them, too."
+    empty = self.parts.valid[:0]
+    whole = replace(self.parts, train=self.train_at, valid=empty)
+    found = augment_training(self.source, whole, augment, self.backbone, self.seed, self.device)
+    if len(found.made):
+        made = found.parts.train[found.learned:]
+        self.source, self.train_at = found.table, found.parts.train
+        train = np.concatenate([self.parts.train, made])
+        self.parts = replace(found.parts, train=train, valid=self.parts.valid)
+    self.augmented = found
+    return found
+
 # %% ../../nbs/jobs/11_comparison.ipynb #6870e427
 @patch
 def make_evaluation(self: TextComparison) -> Evaluation:
@@ -170,11 +189,20 @@ def make_evaluation(self: TextComparison) -> Evaluation:
     labels = LabelEncoder.fit([source.labels[i] for i in train])
     y = labels.transform(source.labels)
     self.names = labels.names
-    self.class_sizes = np.bincount(y[train], minlength=len(labels))
-    names = self.parts.groups
+    given = train[:self.augmented.learned] # but for made rows
+    self.class_sizes = np.bincount(y[given], minlength=len(labels))
     return Evaluation([source.texts[i] for i in train], y[train],
                       [source.texts[i] for i in test], y[test], labels.names, self.seed,
-                      self.parts.test_groups, names and [names[i] for i in train])
+                      self.parts.test_groups, self.augmented.groups())
+
+@patch
+def labeled_evaluation(self: TextComparison) -> Evaluation:
+    "The evaluation without made rows: these are no labels that anybody gave."
+    whole, n = self.evaluation, self.augmented.learned
+    if not len(self.augmented.made):
+        return whole
+    own = None if self.parts.groups is None else whole.train_groups[:n]
+    return replace(whole, train=whole.train[:n], train_y=whole.train_y[:n], train_groups=own)
 
 # %% ../../nbs/jobs/11_comparison.ipynb #2020cd9f
 @patch
@@ -195,6 +223,8 @@ def sliceable_frame(self: TextComparison): return self.source.frame
 @patch
 def prepare(self: TextComparison, columns=()): # to slice by
     "The evaluation; prints what is known of the rows."
+    if self.augmented is None:
+        self.augment()
     self.evaluation = self.make_evaluation()
     self.check_slices(columns)
     texts = [self.source.texts[i] for i in self.train_at]
@@ -233,7 +263,8 @@ def learning_curves(self: TextComparison, ladder, limit=60) -> dict: # seconds f
         if rung.name not in CURVE_RUNGS or rung.name not in done:
             continue
         try:
-            curves[rung.name] = measure_learning_curve(rung, self.evaluation, time_limit=limit)
+            curves[rung.name] = measure_learning_curve(rung, self.labeled_evaluation(),
+                                                       time_limit=limit)
         except (InputError, BudgetExceeded) as e:
             print(f"{rung.name}: no learning curve, {e}")
     return curves
@@ -448,8 +479,10 @@ class TagComparison(TextComparison):
     split_source = staticmethod(split_tagged)
 
     @staticmethod
-    def check_options(goal=None, class_weights=None, unlabeled=False):
+    def check_options(goal=None, class_weights=None, unlabeled=False, augment="none"):
         "Raise an InputError: all are for labels of texts."
+        if check_augment(augment):
+            raise InputError("augment is for labels of texts: leave it out for tags.")
         if unlabeled:
             raise InputError("unlabeled and adapt are for labels of texts: leave them out for "
                              "tags.")
@@ -462,6 +495,7 @@ class TagComparison(TextComparison):
     def open(self, name, text="text", label="label"):
         return open_tagged(name, text, label, mask=self.mask)
     def check_rows(self): pass
+    def augment(self, augment="none"): pass
     def sliceable_frame(self): return self.source.to_table().frame.iloc[:, :0] # no column
     def bundle_facts(self):
         found = super().bundle_facts() | {"overlap": self.length // 4}

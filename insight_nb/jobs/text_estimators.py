@@ -31,7 +31,7 @@ from ..data.targets import (
     as_rows, check_one_kind, find_classes, is_indicator, label_kind, label_rows, read_labels,
     read_texts, regression_targets)
 from ..data.tokens import check_tokenizer_coverage
-from ..eval.calibrate import calibrate, fit_temperature
+from ..eval.calibrate import calibrate, fit_temperature, measure_temperature
 from ..eval.report import GUARD, Check, Report
 from ..eval.scores import (
     ScoreReport, beats_baseline, best_thresholds, label_metrics, label_table, regression_metrics)
@@ -43,7 +43,7 @@ from insight_nb.jobs.training import (
 from ..models.tasks import (
     ClassificationTask, MultiLabelTask, RegressionTask, class_weights)
 from ..ship.bundle import Bundle, bundle_info, load_bundle, save_bundle
-from ..ship.predict import bundle_logits, predict as predict_texts
+from ..ship.predict import bundle_logits, predict as predict_texts, time_per_text
 from ..train.adapt import copy_backbone
 from ..train.callbacks import Progress
 from ..train.inference import optimize_for_inference, predict_logits
@@ -519,7 +519,9 @@ def truncated(self: TextEstimator, texts, parts) -> np.ndarray: # (rows,) bool
 def evaluate(self: TextEstimator, X=None, y=None, # rows that the model has not seen; None: the
              # test rows of the split that `fit` was given
              untrained=False, # measure the model as it was before training as well
-             source=None, # the `Table` that the rows of `fit` are of; None: one is made
+             # the `Table` that the rows of `fit` are of, or those of X where the model was opened;
+             # None: one is made
+             source=None,
              groups=None # (rows,) of X: rows of a group are not independent
             ) -> Report:
     "The report of a recipe: every number with its interval, and the guard."
@@ -532,14 +534,14 @@ def evaluate(self: TextEstimator, X=None, y=None, # rows that the model has not 
     before = self.untrained_probabilities(asked) if untrained else None
     groups = parts.test_groups if groups is None else check_groups(groups, len(asked))
     report = self.measure(truth, logits, before, groups)
-    if not trained:
-        return self.finish_opened(report, asked, logits)
     made, columns = self.table_of(texts, y)
     if source is not None:
         made, columns = source, list(getattr(self, "feature_names_in_", [source.text]))
     if groups is None and source is not None:
         report.group_hint = hint_groups(source, parts.test, report.row_losses)
     self.list_rows(report, made, y, parts, logits)
+    if not trained:
+        return self.finish_opened(report, asked, logits, made)
     cut = guard.truncation(self.truncated(texts, parts), self.setup_.length)
     return self.finish(report.add(cut), made, parts, columns, logits)
 
@@ -582,7 +584,8 @@ def ask_again(self: TextEstimator, texts, logits): # as they were measured
     return opened, some, [logits[i] for i in some], got
 
 @patch
-def finish_opened(self: TextEstimator, report, texts, logits) -> Report:
+def finish_opened(self: TextEstimator, report, texts, logits,
+                  source=None) -> Report: # the `Table` of the rows
     "Fill in what can be said of a bundle that was opened."
     bundle, info, names = self.bundle_, self.bundle_.info, self.bundle_.model.task.names
     opened, some, wanted, got = self.ask_again(texts, logits)
@@ -596,9 +599,17 @@ def finish_opened(self: TextEstimator, report, texts, logits) -> Report:
                guard.label_order(names, names, opened.info["labels"], names),
                guard.truncation(cut, info["max_length"]))
     report.data = {"source": "X", "rows": {"test": len(texts)}, "labels": info["labels"]}
+    if source is not None:
+        report.data |= {"source": source.name, "sha256": source.digest(),
+                        "dropped": source.dropped, "notes": list(source.notes)}
+    if getattr(source, "masked", None) is not None:
+        report.data["masked"] = source.masked
     report.model = {"backbone": info["backbone"]["name"], "identity": info["backbone"]["identity"]}
-    report.cost = {"device": bundle.device.type}
+    report.cost = {"predict_ms_per_text": time_per_text(bundle, [texts[i] for i in some]),
+                   "device": bundle.device.type}
     report.versions = package_versions(*PACKAGES)
+    tokenizer, asked = bundle.model.backbone.tokenizer, join_pairs(texts)
+    report.add(guard.language(check_tokenizer_coverage(asked, tokenizer)))
     missing, there = "the model was not trained in this session", {c.name for c in report.guard}
     report.add(*(Check(name, None, missing) for name in GUARD if name not in there))
     return self.remember(report)
@@ -639,15 +650,19 @@ def measure(self: TextClassifier, y, logits, # answers; (rows, classes)
     if hasattr(self, "valid_logits_"):
         report.calibration = calibrate(self.valid_logits_, self.valid_labels_, logits, labels)
         report.add(*only_red(self.check_temperature(report.calibration["temperature"])))
+    elif not hasattr(self, "trainer_"): # it was opened
+        report.calibration = measure_temperature(self.bundle_.info["temperature"], logits, labels)
+        report.calibration["method"] = "the temperature of the bundle"
     return report.add(guard.beats_majority(labels, probs.argmax(1), learned, groups),
                       guard.small_classes(self.names(), counts))
 
 @patch
 def list_rows(self: TextClassifier, report, source, y, parts, logits):
     "List the surest mistakes and the likely label errors."
-    if hasattr(self, "valid_logits_"):
+    if hasattr(self, "valid_logits_") or not hasattr(self, "trainer_"):
         task, temperature = self.bundle_.model.task, self.bundle_.info["temperature"]
-        probs = (task.postprocess(z, temperature)[1] for z in (self.valid_logits_, logits))
+        valid = getattr(self, "valid_logits_", logits[:0]) # none, where it was opened
+        probs = (task.postprocess(z, temperature)[1] for z in (valid, logits))
         list_rows(report, source, self.encode(y), parts, *probs)
 
 # %% ../../nbs/jobs/05_text_estimators.ipynb #91e9ffa4

@@ -136,8 +136,9 @@ def adapt_to_rows(setup, # a `FineTuningSetup` that has its encoder
     y = labels.transform(source.labels)[parts.train]
     found = adapt_encoder(setup.encoder, [*texts, *more.texts], setup.length, seed,
                           device=setup.device, **how)
-    gate = gate_adaptation(setup.encoder, found.backbone, texts, y, labels.names, setup.length,
-                           seed, setup.device)
+    own = parts.groups and [parts.groups[i] for i in parts.train]
+    gate = gate_adaptation(setup.encoder, found.backbone, texts, y, setup.length, seed,
+                           setup.device, own)
     return AdaptedStart(found, gate, more)
 
 # %% ../../nbs/jobs/01_training.ipynb #c955317c

@@ -8,7 +8,7 @@ __all__ = ['AUGMENT_SHARE', 'MAX_TRIAL_ROWS', 'MAX_ROBUSTNESS_ROWS', 'TokenSynon
            'augment_training', 'text_robustness']
 
 # %% ../../nbs/methods/12_augmentation.ipynb #0d186e0d
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from threadpoolctl import threadpool_limits
 
 from ..base.core import InputError, ReportTable, format_points, plural, suggest
-from ..base.intervals import fold_level
+from ..base.intervals import fold_level, group_codes
 from ..base.tables import write_frame
 from ..data.augment import (
     PERTURBATIONS, MadeRows, add_made_rows, is_negation, make_rows, perturb, rare_rows, read_units)
@@ -253,9 +253,8 @@ class AugmentedRows:
     how: str = ""
     asked: str = "none" # auto, none, or names
     learned: int = 0 # training rows that are no made rows
+    used: list = field(default_factory=list) # ways that made rows, such as oversample
 
-    @property
-    def used(self) -> list: return sorted(self.made.counts())
     @property
     def originals(self) -> np.ndarray: return self.parts.train[:self.learned]
 
@@ -285,7 +284,9 @@ def augment_training(table: Table, parts: DataSplit, # all rows; their sides
         used = [t.name for t in paying[:1]] # the best alone: no mixture was measured
     if not used:
         return nothing
-    return _with_rows(nothing, [rows_to_make(n, texts, y, ways, seed) for n in used])
+    made = {name: rows_to_make(name, texts, y, ways, seed) for name in used}
+    nothing.used = sorted(name for name, rows in made.items() if len(rows))
+    return _with_rows(nothing, list(made.values()))
 
 # %% ../../nbs/methods/12_augmentation.ipynb #24c07891
 def _with_rows(found: AugmentedRows, made): # `MadeRows` of each way, positions in the training side
@@ -301,7 +302,26 @@ def _with_rows(found: AugmentedRows, made): # `MadeRows` of each way, positions 
                           [found.made.names[i] for i in out])
     if len(found.made):
         found.table, found.parts = add_made_rows(found.table, found.parts, found.made)
+    else:
+        found.used = []
     return found
+
+# %% ../../nbs/methods/12_augmentation.ipynb #fd922004
+@patch
+def groups(self: AugmentedRows) -> list | None: # (training rows,); None: each row on its own
+    "Which training rows belong together: those of a given group, and made rows with their sources."
+    given, own = self.parts.groups, self.originals
+    named = None if given is None else [given[i] for i in own]
+    if not len(self.made):
+        return named
+    codes = np.arange(len(own)) if named is None else group_codes(named, len(own))
+    place = {row: code for row, code in zip(own.tolist(), codes.tolist())}
+    return [*codes.tolist(), *(place[row] for row in self.made.rows.tolist())]
+
+@patch
+def labeled_parts(self: AugmentedRows) -> DataSplit:
+    "The split without made rows."
+    return replace(self.parts, train=self.originals)
 
 # %% ../../nbs/methods/12_augmentation.ipynb #6f9b885d
 @patch
@@ -311,8 +331,9 @@ def table_of_trials(self: AugmentedRows) -> ReportTable:
             for t in self.trials]
     return ReportTable(["made rows by", "rows", "gain, points", "surely", "label kept"], rows,
                        f"{self.how or 'nothing was tried'}; intervals corrected for "
-                       f"{plural(len(rows), 'look')}; label kept: answers of a model that has not "
-                       "seen them stay")
+                       f"{plural(len(rows), 'look')}; gain: of accuracy, by oversample of the mean "
+                       "recall of the classes; label kept: answers of a model that has not seen "
+                       "them stay")
 
 # %% ../../nbs/methods/12_augmentation.ipynb #2945e903
 @patch
@@ -324,8 +345,9 @@ def summary(self: AugmentedRows) -> str:
         return ("No rows were made: in cross-validation on the training rows no way of making "
                 "them surely pays." if self.trials else f"No rows were made: {self.how}.")
     why = "it surely pays" if self.asked == "auto" else "that was asked for"
+    what = ", of rare classes alone" if self.used == ["oversample"] else ""
     return (f"{plural(len(self.made), 'row')} were made from {self.learned:,} training rows by "
-            f"{', '.join(self.used)}: {why}.")
+            f"{', '.join(self.used)}{what}: {why}.")
 
 # %% ../../nbs/methods/12_augmentation.ipynb #16a00c99
 @patch

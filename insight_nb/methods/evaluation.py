@@ -44,10 +44,12 @@ class Evaluation:
     names: tuple # of the labels
     seed: int = 0
     groups: list | None = None # (rows,) names: rows of a group are not independent
-    train_groups: list | None = None # (train rows,)
+    train_groups: list | None = None # (train rows,): no group is on both sides of a rung's folds
     metric = "accuracy"
 
-    def fit(self, rung): rung.fit(self.train, self.train_y, self.names, self.seed)
+    def fit(self, rung):
+        rung.row_groups = self.train_groups
+        rung.fit(self.train, self.train_y, self.names, self.seed)
     def predict_proba(self, rung): return rung.predict_proba(self.texts) # (rows, labels)
     def predict_one(self, rung, i): return rung.predict_proba([self.texts[i]])
     # name -> Metric
@@ -59,7 +61,8 @@ class Evaluation:
         return hash_texts([
             *self.names, *self.train, *map(str, self.train_y), None, *self.texts,
             *map(str, self.y),
-            str(self.seed), *map(str, self.groups or ())])
+            str(self.seed), *map(str, self.groups or ()),
+            *([None, *map(str, self.train_groups)] if self.train_groups else ())])
     def pack(self, probs): return np.asarray(probs, dtype=np.float32) # answers as an array
     def unpack(self, values): return values.astype(np.float64)
     def __len__(self): return len(self.texts)

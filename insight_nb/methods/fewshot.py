@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..base.core import InputError, plural
+from ..base.intervals import group_codes
 from ..data.dataset import TokenDataset
 from ..data.tokens import tokenize
 from ..eval.calibrate import fit_temperature
 from ..eval.metrics import softmax
-from .classical import TimeBudget, Rung, fit_linear, class_probabilities
+from .classical import (
+    TimeBudget, Rung, class_probabilities, fit_linear, grouped_folds)
 from .frozen import LinearProbe
 from ..train.inference import embed
 from .prompt import EMPTY_NAME, label_texts
@@ -41,16 +43,22 @@ def prototypes(x, y, classes) -> np.ndarray:
     return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-9)
 
 # %% ../../nbs/methods/03_fewshot.ipynb #5bd6560e
-# (rows, classes) cosines; rows whose label has no other row are NaN
-def leave_one_out_similarity(x, y, classes) -> np.ndarray:
-    "The likeness of each row to the prototypes, that of its own label made without it."
-    sums = np.zeros((classes, x.shape[1]))
-    n = np.bincount(y, minlength=classes)
+# (rows, classes) cosines; rows whose label has no other row, of another group, are NaN
+def leave_one_out_similarity(x, y, classes, groups=None) -> np.ndarray: # (rows,) of any names
+    "The likeness of each row to the prototypes, that of its own label made without its group."
+    sums, n = np.zeros((classes, x.shape[1])), np.bincount(y, minlength=classes)
     np.add.at(sums, y, x)
-    cosines = x @ prototypes(x, y, classes).T
-    rest = sums[y] - x
+    cosines, mine, size = x @ prototypes(x, y, classes).T, x, np.ones(len(y), int)
+    if groups is not None: # what the group has of this label
+        pairs = np.stack([group_codes(groups, len(y)), y], 1)
+        _, at, count = np.unique(pairs, axis=0, return_inverse=True, return_counts=True)
+        at = at.ravel()
+        mine = np.zeros((len(count), x.shape[1]))
+        np.add.at(mine, at, x)
+        mine, size = mine[at], count[at]
+    rest = sums[y] - mine
     own = (rest * x).sum(1) / np.maximum(np.linalg.norm(rest, axis=1), 1e-9)
-    cosines[np.arange(len(y)), y] = np.where(n[y] > 1, own, np.nan)
+    cosines[np.arange(len(y)), y] = np.where(n[y] > size, own, np.nan)
     return cosines
 
 # %% ../../nbs/methods/03_fewshot.ipynb #7a1055e5
@@ -65,7 +73,8 @@ class Prototype(LinearProbe):
         x = self.vectors(texts)
         self.means = prototypes(x, y, k)
         self.there = np.bincount(y, minlength=k) > 0
-        cosines = np.where(self.there, leave_one_out_similarity(x, y, k), -np.inf)
+        cosines = np.where(self.there, leave_one_out_similarity(
+            x, y, k, self.row_groups), -np.inf)
         known = ~np.isnan(cosines).any(1)
 
         def loss(t):
@@ -161,9 +170,16 @@ class ContrastiveTask:
             self.sharp * cosines, labels), torch.tensor(float(len(out)))
 
 # %% ../../nbs/methods/03_fewshot.ipynb #9fa75640
-def stratified_holdout(y, share=.2, max_rows=500, seed=0) -> np.ndarray: # (rows,) bool
-    "Rows to hold out: a share of each label that has three rows or more."
+def stratified_holdout(y, share=.2, max_rows=500, seed=0,
+                       groups=None) -> np.ndarray: # (rows,) of any names; (rows,) bool
+    """Rows to hold out: a share of each label that has three rows or more, or with groups whole
+    groups."""
     rng, out = np.random.default_rng(seed), np.zeros(len(y), dtype=bool)
+    if groups is not None:
+        apart = grouped_folds(y, groups, round(1 / share), seed)
+        if apart:
+            out[apart[0][1]] = True
+        return out
     for c in np.unique(y):
         of = rng.permutation(np.flatnonzero(y == c))
         if len(of) > 2:
@@ -255,7 +271,7 @@ def learn(self: Contrastive, texts, y):
     "Tune and fit without some rows, to calibrate, then with all."
     if len(np.unique(y)) < 2:
         raise InputError(f"{plural(len(y), 'row')} of one label: there is nothing to tell apart.")
-    held = stratified_holdout(y, seed=self.seed)
+    held = stratified_holdout(y, seed=self.seed, groups=self.row_groups)
     self.temperature = 1.
     few = len(y) < 50 * len(self.names)
     if held.any():

@@ -47,7 +47,7 @@ class LinearProbe(Rung):
         self.mean, self.scale = x.mean(0), x.std() + 1e-9
         self.model = fit_linear(
             (x - self.mean) / self.scale, y, self.strengths, self.seed, balanced=self.balanced,
-            on_progress=self.check_time_budget, weights=self.row_weights)
+            on_progress=self.check_time_budget, weights=self.row_weights, groups=self.row_groups)
 
     def predict_proba(self, texts):
         return class_probabilities(

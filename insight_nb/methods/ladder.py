@@ -493,7 +493,8 @@ def measure_learning_curve(rung: Rung, evaluation: Evaluation, parts=(8, 4, 2, 1
         for n, at in list(zip(sizes, nested_subsets(evaluation.train_y, sizes, seed,
                                                      evaluation.train_groups)))[::-1]:
             one = copy.copy(rung)
-            texts = [evaluation.train[i] for i in at]
+            texts, own = [evaluation.train[i] for i in at], evaluation.train_groups
+            one.row_groups = None if own is None else [own[i] for i in at]
             one.fit(texts, evaluation.train_y[at], evaluation.names, seed)
             scores.append((n, evaluation.right(evaluation.predict_proba(one)).mean()))
             if hasattr(rung, "strengths"): # chosen once, with all rows

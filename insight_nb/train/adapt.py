@@ -24,7 +24,7 @@ from ..base.core import InputError, ReportTable, format_interval, plural
 from ..base.intervals import mean_interval
 from ..base.tensors import Batch, set_seed
 from ..data.dataset import TokenDataset
-from ..data.split import duplicate_groups
+from ..data.split import distinct_rows
 from ..data.tokens import check_tokenizer_coverage, iter_chunks, tokenize
 from ..eval.metrics import Metric
 from ..models.backbone import Backbone, freeze
@@ -187,8 +187,7 @@ def texts_to_adapt(texts, tokenizer, # str each
     texts = list(dict.fromkeys(texts))
     order = np.random.default_rng(seed).permutation(len(texts))[:2 * at_most]
     texts = [texts[i] for i in order]
-    groups = duplicate_groups(texts)[1]
-    texts = [texts[i] for i in np.flatnonzero(groups == np.arange(len(texts)))][:at_most]
+    texts = [texts[i] for i in np.flatnonzero(distinct_rows(texts)[0])[:at_most]]
     if len(texts) < LEAST_TEXTS:
         raise InputError(f"{plural(len(texts), 'different text')} are too few to adapt an encoder "
                          f"to: give {LEAST_TEXTS} or more, or leave adapt out.")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from harness import around, registrar
 from insight_nb.base.databases import Database
-from insight_nb.jobs import feedback_rows, update, update_rows
+from insight_nb.jobs import update, update_rows
 from insight_nb.models import heads, native
 from insight_nb.ship import export, feedback
 from insight_nb.ship.feedback import FeedbackStore
@@ -225,7 +225,7 @@ def on_side(patch, side):
     def move(old, *args):
         rows, said = old(*args)
         return rows.assign(side=side), said
-    around(patch, feedback_rows, "feedback_rows", move)
+    around(patch, update_rows, "feedback_rows", move)
 
 
 @fault("drawn answers train", "answers that were drawn to test are trained on", "feedback",
@@ -243,7 +243,7 @@ def _(patch):
 @fault("rows of another bundle", "corrections of another bundle's answers are learned", "feedback",
        "test: feedback_rows_are_of_the_bundle", "answered by another bundle")
 def _(patch):
-    patch.setattr(feedback_rows, "_of_bundle", lambda found, *_: found[
+    patch.setattr(update_rows, "_of_bundle", lambda found, *_: found[
         found.label.notna() & found.texts.notna()])
 
 

@@ -17,7 +17,7 @@ from harness import Found, Outcome, ask, error_of, guard_lines, run_recipe, writ
 from insight_nb.base.core import InputError, hash_folder
 from insight_nb.base.tensors import set_seed
 from insight_nb.cli import main
-from insight_nb.jobs import feedback_rows
+from insight_nb.jobs import update_rows
 from insight_nb.jobs.loading import open_bundle
 from insight_nb.jobs.rungs import save_rung
 from insight_nb.jobs.text_estimators import TextClassifier
@@ -190,9 +190,9 @@ def run_feedback(folder: Path) -> list:
             o.version = bundle_version(read_info(words_bundle()))
             fill_in(o)
         o.rows, _ = read_store(o.path)
-        learned, o.notes = feedback_rows.feedback_rows(o.path, read_info(words_bundle()))
+        learned, o.notes = update_rows.feedback_rows(o.path, read_info(words_bundle()))
         o.learned = learned
-        line = feedback_rows.check_fair_test(learned)
+        line = update_rows.check_fair_test(learned)
         o.found += [Found("guard: fair_test", line.detail)] if line.passed is False else []
         forget(o)
         hide(o)
