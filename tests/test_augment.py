@@ -234,7 +234,7 @@ def test_auto_takes_the_best_way_alone(monkeypatch):
 
     monkeypatch.setattr(augmentation, "try_augmentations", lambda *_: (
         [trial("typos", .02), trial("oversample", .05), trial("case", 0.)], "here"))
-    frame = pd.DataFrame(rows_of(90)).drop(index=range(3, 90, 3))  # most of one class is gone
+    frame = pd.DataFrame(rows_of(120)).drop(index=range(30, 120, 3))  # most of one class is gone
     table = clean_table(frame)
     found = augment_training(table, split(table, seed=0), "auto")
     assert found.used == ["oversample"] and len(found.made) > 3

@@ -10,6 +10,7 @@ import pytest
 from conftest import SECTIONS, in_process, refused, rows_of, write_csv
 from insight_nb import load
 from insight_nb.base.core import InputError
+from insight_nb.data.split import duplicate_groups
 from insight_nb.jobs.rungs import load_rung, save_rung
 from insight_nb.methods import selftrain
 from insight_nb.methods.classical import Tfidf
@@ -198,10 +199,10 @@ def test_no_copy_comes_in_and_many_rows_do():
     labeled = texts[:500]
     found = open_unlabeled(pd.DataFrame({"text": [t.title() + " ..." for t in texts]}),
                            labeled=labeled)
-    plain = {selftrain.duplicate_groups([a, b])[0].tolist() == [0, 0]
+    plain = {duplicate_groups([a, b])[0].tolist() == [0, 0]
              for a, b in zip(labeled, found.texts)}
     assert plain == {False}
-    both = selftrain.duplicate_groups([*labeled, *found.texts])[1]
+    both = duplicate_groups([*labeled, *found.texts])[1]
     assert not set(both[:500]) & set(both[500:])
     few = open_unlabeled(pd.DataFrame({"text": texts}), labeled=labeled, at_most=100)
     again = open_unlabeled(pd.DataFrame({"text": texts}), labeled=labeled, at_most=100)

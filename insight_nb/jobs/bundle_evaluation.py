@@ -258,8 +258,10 @@ def evaluate_bundle(path, # of the bundle
     then, source = carried_metrics(model.bundle_.info), rows.source
     asked = {} if isinstance(source, TaggedTexts) else {"source": source}
     report = model.evaluate(rows.X, rows.y, groups=groups, **asked)
-    found = BundleEvaluation(report, pair_metrics(then, report.metrics,
-                                                  getattr(source, "fine", False)))
+    titles = getattr(report, "metric_titles", LABELS) # the leading one first
+    now = {k: report.metrics[k] for k in titles if k in report.metrics}
+    pairs = pair_metrics(then, now, getattr(source, "fine", False))
+    found = BundleEvaluation(report, pairs)
     line, seen = check_unseen(path, rows.X if model.pairs else rows.texts, source.name)
     report.add(line)
     if robustness and isinstance(model, TextClassifier) and report.task == "classify" and (
