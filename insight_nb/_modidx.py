@@ -6414,6 +6414,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'insight_nb/train/tracking.py'),
                                            'insight_nb.train.tracking.Tracking.finish': ( 'train/tracking.html#tracking.finish',
                                                                                           'insight_nb/train/tracking.py'),
+                                           'insight_nb.train.tracking.Tracking.follow_ladder': ( 'train/tracking.html#tracking.follow_ladder',
+                                                                                                 'insight_nb/train/tracking.py'),
                                            'insight_nb.train.tracking.Tracking.log_params': ( 'train/tracking.html#tracking.log_params',
                                                                                               'insight_nb/train/tracking.py'),
                                            'insight_nb.train.tracking.Tracking.log_result': ( 'train/tracking.html#tracking.log_result',

@@ -175,6 +175,7 @@ def train(self: SpanTagger, tagged, options):
     "Make windows, train, and choose how much the order of tags counts."
     setup = self.setup_
     setup.checkpoint, setup.resume = getattr(self, "checkpoint", (None, False))
+    setup.callbacks = getattr(self, "callbacks", [])
     data = TaggingRows(setup, tagged, self.parts_, options.get("overlap"),
                        options.get("context", True))
     if self.verbose:

@@ -160,6 +160,7 @@ class Distillation:
         mix_labels(np.ones((0, 1)), [], share)
         self.source = next(filter(None, map(encoder_source, teacher.models)), None)
         self.students, self.results = [], []
+        self.tracking = None # a `Tracking` that follows the trainings
         self.masked = None # kind of personal data -> places masked in the rows; None: not looked
         for name, layers in self.kinds.items():
             self.check_student(name, layers)
@@ -313,6 +314,8 @@ def train_layers(self: Distillation, name, keep, # layers
     rows, too_long = token_dataset(self.texts, student.backbone.tokenizer, source.max_length,
                                    self.targets, source.overlap is not None)
     trainer = self.layer_trainer(student, rows, given)
+    if self.tracking:
+        trainer.callbacks.append(self.tracking.child(name))
     trainer.fit()
     if trainer.interrupted:
         raise KeyboardInterrupt

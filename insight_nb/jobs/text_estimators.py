@@ -210,13 +210,15 @@ def make_setup(self: TextEstimator) -> FineTuningSetup:
                            seed=self.seed(), device=self.device)
 
 @patch
-def prepare(self: TextEstimator, checkpoint=None, out=None, resume=False):
+def prepare(self: TextEstimator, checkpoint=None, out=None, resume=False,
+            tracking=None): # a `Tracking` that follows the training
     """Say before any row is read what can't work; show what is to be trained. The rest is as of
     `FineTuningSetup.set_checkpoint`, and `fit` keeps to it."""
     self.check_options()
     setup = self.make_setup()
     setup.set_checkpoint(checkpoint, out, resume)
     self.checkpoint = setup.checkpoint, setup.resume
+    self.callbacks = [tracking] if tracking else []
     return setup
 
 @patch
@@ -292,6 +294,7 @@ def train(self: TextEstimator, texts, y, weights, options):
     "Tokenize, train, tune. `parts_` says which rows train."
     setup, parts = self.setup_, self.parts_
     setup.checkpoint, setup.resume = getattr(self, "checkpoint", (None, False))
+    setup.callbacks = getattr(self, "callbacks", [])
     task = self.make_task([y[i] for i in parts.train], options)
     rows = self.read_tokens(texts, y)
     train, valid = rows.select(parts.train), rows.select(parts.valid)

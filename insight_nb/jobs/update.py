@@ -161,6 +161,7 @@ class BundleUpdate:
                  device=None): # of `choose_device`
         self.path, self.rows, self.options = path, rows, options
         self.seed, self.device, self.runs, self.dataset = seed, device, {}, None
+        self.tracking = None # a `Tracking` that follows the trainings
         bundle, self.label_ids = open_classifier(path, device), rows.label_ids()
         self.info = bundle.info
         names = tuple(bundle.labels.names)
@@ -283,6 +284,8 @@ def train(self: BundleUpdate, strategy,
     "Train by one strategy."
     setup, model, old_model = self.start(strategy)
     setup.set_checkpoint(*checkpoint)
+    if self.tracking: # the first strategy is the run itself
+        setup.callbacks = [self.tracking.child(strategy) if self.runs else self.tracking]
     dataset, penalty, kept = self.read_tokens(setup), [], None
     used = self.used_rows(strategy)
     if old_model is not None:

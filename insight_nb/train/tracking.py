@@ -513,6 +513,15 @@ def log_result(self: Tracking, result): # a `MethodResult` of a rung
     part.each("log_series", [(part.step, _finite(scores))])
     part.close(result.status == "failed")
 
+@patch
+def follow_ladder(self: Tracking, show=None): # called first, with the ladder
+    "A function for `Ladder.on_progress`, which writes down the rung that has just ended."
+    def follow(ladder):
+        if show:
+            show(ladder)
+        self.log_result(ladder.steps[-1])
+    return follow
+
 # %% ../../nbs/train/08_tracking.ipynb #a6fce44d
 def start_tracking(track, # names of TRACKERS separated by commas; None: none
                    recipe, # its name
