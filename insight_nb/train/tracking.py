@@ -105,12 +105,10 @@ class TensorBoardRun:
     name = "tensorboard"
     def __init__(self, place: RunPlace, title=None, # of a child
                  parent=None):
-        tracking = optional_import("accelerate.tracking", "track")
-        self.place, self.part = place, f"tensorboard/{re.sub('[^A-Za-z0-9._-]+', '_', title or '')}"
-        opened = tracking.TensorBoardTracker(self.part, place.folder)
-        opened.main_process_only = False # who writes is known: see `start_tracking`
-        opened.start()
-        self.writer = opened.writer
+        self.place, part = place, re.sub("[^A-Za-z0-9._-]+", "_", title or "")
+        optional_import("tensorboard", "track")
+        written = optional_import("torch.utils.tensorboard", "track")
+        self.writer = written.SummaryWriter(str(place.folder / "tensorboard" / part))
 
     def child(self, title): return TensorBoardRun(self.place, title, self)
     def log_params(self, values):
@@ -217,8 +215,8 @@ def wandb_mode() -> str: # online, offline, disabled or shared
 
 QUIET_WANDB = {"silent": True, "console": "off", "save_code": False, "disable_git": True,
                "disable_code": True, "disable_job_creation": True, "x_disable_meta": True,
-               "x_disable_stats": True, "x_disable_machine_info": True, "init_timeout": 8.,
-               "finish_timeout": 600.}
+               "x_disable_stats": True, "x_disable_machine_info": True,
+               "x_save_requirements": False, "init_timeout": 8., "finish_timeout": 600.}
 
 def import_wandb(place: RunPlace):
     "W&B without reports to its makers; what it puts aside lies beside the runs."
@@ -234,16 +232,13 @@ class WandbRun:
     name = "wandb"
     def __init__(self, place: RunPlace, title=None, parent=None): # as of `TensorBoardRun`
         self.place, self.wandb = place, import_wandb(place)
-        tracking = optional_import("accelerate.tracking", "track")
         known = self.wandb.Settings.model_fields
         quiet = {k: v for k, v in QUIET_WANDB.items() if k in known}
         place.home.mkdir(parents=True, exist_ok=True)
-        opened = tracking.WandBTracker(
-            os.environ.get("WANDB_PROJECT", "insight_nb"), name=title or place.name,
+        self.run = self.wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "insight_nb"), name=title or place.name,
             group=place.name, job_type="part" if parent else place.recipe, dir=str(place.home),
             mode=wandb_mode(), reinit="create_new", settings=self.wandb.Settings(**quiet))
-        opened.start()
-        self.run = opened.run
         self.run.define_metric("train/*", step_metric="step") # a second start counts anew
         self.run.define_metric("epoch/*", step_metric="step")
 
