@@ -25,6 +25,7 @@ from ..eval.calibrate import expected_calibration_error, reliability_bins
 from ..eval.compare import Difference, paired_difference
 from ..eval.metrics import WILSON, evaluate, wilson_interval
 from ..eval.report import Check
+from ..eval.row_predictions import row_predictions
 from ..eval.scores import ScoreReport, beats_baseline
 from .loading import load
 from .rungs import save_rung
@@ -512,6 +513,10 @@ def make_report(self: Distillation, student: Student, checks, # of `ship`
     shares = np.tile(self.targets.mean(0), (len(self.truth), 1))
     report.set_metrics(result.metrics, evaluate(self.truth, shares))
     report.headline = why
+    said = [[self.names[i] for i in side] for side in (self.truth, result.probs.argmax(1))]
+    report.predictions = row_predictions("classify", self.names, self.test_texts, *said,
+                                         result.probs)
+    report.predictions.masked = self.masked is not None
     report.calibration = {"method": "as the student gives them",
                           "ece": expected_calibration_error(result.probs, self.truth),
                           "reliability": reliability_bins(result.probs, self.truth)}
