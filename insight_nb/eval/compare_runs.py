@@ -133,7 +133,8 @@ def check_comparable(first: ComparedRun, other: ComparedRun):
     if one.kind != two.kind:
         raise InputError(f"{first.name} predicts {KINDS_OF_TRUTH[one.kind]}, and {other.name} "
                          f"{KINDS_OF_TRUTH[two.kind]}: they can't be compared.")
-    lost, more = sorted(set(one.labels) - set(two.labels)), sorted(set(two.labels) - set(one.labels))
+    lost = sorted(set(one.labels) - set(two.labels))
+    more = sorted(set(two.labels) - set(one.labels))
     if one.kind in ("classify", "multilabel") and (lost or more):
         said = [f"{plural(len(names), 'label')} {what}, such as {shorten(names[0], 30)!r}"
                 for names, what in ((lost, "less"), (more, "more")) if names]
@@ -262,7 +263,8 @@ def save(self: RunComparison, file, force=False): # .html or .json; replace what
     if end == ".json":
         text = json.dumps(self.to_dict(), ensure_ascii=False, indent=1) + "\n"
     else:
-        sections = [("Metrics", [self.metrics_table()]), ("Differences", [self.differences_table()])]
+        sections = [("Metrics", [self.metrics_table()]),
+                    ("Differences", [self.differences_table()])]
         text = html_page("Runs side by side", self.verdict(), sections, True)
     with atomic_output(file, force, file=True) as temp:
         temp.write_text(text, encoding="utf-8")

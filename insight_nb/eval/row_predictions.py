@@ -99,8 +99,8 @@ def read_predictions(folder) -> RowPredictions: # of a run
     import pyarrow.parquet as pq
     file = Path(folder) / PREDICTIONS_FILE
     if not file.is_file():
-        raise InputError(f"{folder} holds no {PREDICTIONS_FILE}: runs of this version of insight_nb "
-                         "keep it; run it again.")
+        raise InputError(f"{folder} holds no {PREDICTIONS_FILE}: a run of this version of "
+                         "insight_nb keeps it; run it again.")
     try:
         table = pq.read_table(file)
         about = json.loads(table.schema.metadata[b"insight_nb"])

@@ -252,10 +252,10 @@ class WandbRun:
 
 @patch
 def log_files(self: WandbRun, files): # of paths
+    run = re.sub("[^A-Za-z0-9._-]+", "-", self.place.name)
     for file in files:
         kind = "model" if file.is_dir() else "report"
-        made = self.wandb.Artifact(f"{re.sub('[^A-Za-z0-9._-]+', '-', self.place.name)}-{file.stem}",
-                                   type=kind)
+        made = self.wandb.Artifact(f"{run}-{file.stem}", type=kind)
         add = made.add_dir if file.is_dir() else made.add_file
         add(str(file))
         self.run.log_artifact(made)
