@@ -28,7 +28,6 @@ def hash_text(text) -> str: # 64 hexadecimal digits
 KINDS_OF_TRUTH = { # of `RowPredictions.kind` -> what a truth is
     "classify": "a label", "multilabel": "any number of labels", "regress": "a number",
     "tag": "spans: start, end, label"}
-
 @dataclass
 class RowPredictions:
     "Truth and prediction of each test row."
@@ -42,6 +41,7 @@ class RowPredictions:
     def __repr__(self):
         return f"{plural(len(self), 'prediction')} of {KINDS_OF_TRUTH[self.kind]}"
 
+# %% ../../nbs/eval/13_row_predictions.ipynb #030c4697
 def _cell(kind, value): # as it is stored
     if kind == "regress":
         return float(value)
@@ -82,7 +82,6 @@ def row_predictions(kind, labels, # of `RowPredictions`
 
 # %% ../../nbs/eval/13_row_predictions.ipynb #721db2b0
 PREDICTIONS_FILE = "predictions.parquet" # in the folder of a run
-
 @patch
 def save(self: RowPredictions, folder): # of a run
     "Write the file."
@@ -94,6 +93,7 @@ def save(self: RowPredictions, folder): # of a run
     pq.write_table(table.replace_schema_metadata({"insight_nb": text}),
                    Path(folder) / PREDICTIONS_FILE, compression="zstd")
 
+# %% ../../nbs/eval/13_row_predictions.ipynb #8af97044
 def read_predictions(folder) -> RowPredictions: # of a run
     "Read the file. Raises InputError where there is none, or something else."
     import pyarrow.parquet as pq
@@ -127,6 +127,7 @@ def common_rows(runs) -> list: # of `RowPredictions`; of each the positions of t
         common = common[common.isin(other)]
     return [k.get_indexer(common) for k in keys]
 
+# %% ../../nbs/eval/13_row_predictions.ipynb #3ddab548
 def changed_truths(first: RowPredictions, second: RowPredictions) -> int:
     "How many texts both have, with other truths."
     a, b = (said.frame.groupby("text_sha256")["truth"].agg(sorted) for said in (first, second))
