@@ -546,6 +546,13 @@ def _run(args):
         raise InputError(f"Which recipe?{suggest('', recipes())} A notebook's path works too.")
     print(summary(run_recipe(args.recipe, args.p, args.out, args.force, args.resume)))
 
+def _compare(args):
+    from insight_nb.eval.compare_runs import compare_runs
+    found = compare_runs(args.runs)
+    for file in args.out or ():
+        found.save(file, args.force)
+    print(found)
+
 def _run_help(args):
     text = args.parser.format_help()
     if not args.recipe:
@@ -780,13 +787,6 @@ def _feedback(args):
             print(f"{plural(store.purge(args.days), 'answer')} deleted")
         else:
             print(*store.estimates() or ["no answer is kept here yet"], sep="\n")
-
-def _compare(args):
-    from insight_nb.eval.compare_runs import compare_runs
-    found = compare_runs(args.runs)
-    for file in args.out or ():
-        found.save(file, args.force)
-    print(found)
 
 def _samples(args):
     from insight_nb.data.samples import samples

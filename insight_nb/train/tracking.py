@@ -219,7 +219,8 @@ def wandb_mode() -> str: # online, offline, disabled or shared
 QUIET_WANDB = {"silent": True, "console": "off", "save_code": False, "disable_git": True,
                "disable_code": True, "disable_job_creation": True, "x_disable_meta": True,
                "x_disable_stats": True, "x_disable_machine_info": True,
-               "x_save_requirements": False, "init_timeout": 8., "finish_timeout": 600.}
+               "x_save_requirements": False, "host": "-", "init_timeout": 8.,
+               "finish_timeout": 600.}
 
 # %% ../../nbs/train/08_tracking.ipynb #fe568e74
 def import_wandb(place: RunPlace):
@@ -330,7 +331,8 @@ def open_run(name, place: RunPlace):
         with _patience(3, 0):
             if local:
                 return RUN_KINDS[name](place)
-            return run_within(20 if address.startswith("http") else 8, lambda: RUN_KINDS[name](place))
+            seconds = 20 if address.startswith("http") else 8
+            return run_within(seconds, lambda: RUN_KINDS[name](place))
     except Exception as e:
         if not setting:
             raise
