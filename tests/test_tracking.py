@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import WORDS, refused, rows_of, run_here, tiny_encoder, write_csv
+from insight_nb.base.core import InputError
 from insight_nb.cli import main
 from insight_nb.eval.row_predictions import PREDICTIONS_FILE, read_predictions
 from insight_nb.train import tracking
@@ -159,8 +160,10 @@ def test_an_address_that_does_not_answer(address, mlflow, ends, monkeypatch):
             address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         began = time.monotonic()
+        with pytest.raises(InputError, match="MLFLOW_TRACKING_URI is"):
+            tracking.start_tracking("mlflow", "classify")
+        assert time.monotonic() - began < 10
         end = ends("run", "classify", "-p", "track", "mlflow")
-        assert time.monotonic() - began < 10 + 15 * ("mlflow" not in sys.modules)
     refused(end, "MLFLOW_TRACKING_URI", "leave mlflow out of track")
 
 
@@ -245,7 +248,8 @@ def test_wandb(tiny, monkeypatch):
     assert {("a-bundle", "model"), ("a-report", "report"), ("a-evidence", "report")} <= kept
     whole = file.read_bytes()
     assert found["data"]["sha256"].encode() in whole and b"stay number" not in whole
-    assert {r.run.host for r in wandb_records(file) if r.WhichOneof("record_type") == "run"} == {"-"}
+    hosts = {r.run.host for r in wandb_records(file) if r.WhichOneof("record_type") == "run"}
+    assert hosts == {"-"} # not this machine's name
 
 
 # Predictions, and runs side by side

@@ -322,12 +322,12 @@ def open_run(name, place: RunPlace):
     whatever else goes wrong elsewhere."""
     setting, address = named_address(name, place)
     local = name != "mlflow" or mlflow_address(place)[0].startswith("sqlite:")
-    if name == "mlflow":
-        import_mlflow()
     try:
         if name == "mlflow" and not setting: # where nothing is yet
             place.home.mkdir(parents=True, exist_ok=True)
         check_reachable(address or (mlflow_address(place)[0] if name == "mlflow" else ""))
+        if name == "mlflow":
+            import_mlflow() # outside of what is timed
         with _patience(3, 0):
             if local:
                 return RUN_KINDS[name](place)
