@@ -546,6 +546,13 @@ def _run(args):
         raise InputError(f"Which recipe?{suggest('', recipes())} A notebook's path works too.")
     print(summary(run_recipe(args.recipe, args.p, args.out, args.force, args.resume)))
 
+def _compare(args):
+    from insight_nb.eval.compare_runs import compare_runs
+    found = compare_runs(args.runs)
+    for file in args.out or ():
+        found.save(file, args.force)
+    print(found)
+
 def _run_help(args):
     text = args.parser.format_help()
     if not args.recipe:
@@ -810,6 +817,9 @@ _FEEDBACK = """examples:
   insight-nb feedback show answers.db
   insight-nb feedback sample answers.db --rows 200 --out to_label.csv
   insight-nb feedback import answers.db labeled.csv"""
+_COMPARE = """examples:
+  insight-nb compare runs/a runs/b
+  insight-nb compare runs/classify-* --out compare.html"""
 _MASK = """examples:
   insight-nb mask reviews.csv --text review --key key.json --out masked.csv
   insight-nb mask masked.csv --text review --key key.json --undo --out back.csv"""
@@ -829,12 +839,14 @@ def make_parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"insight-nb {insight_nb.__version__}")
     commands = top.add_subparsers(
         dest="command", required=True, parser_class=_Parser,
-        metavar="run | predict | export | serve | feedback | check | mask | samples")
+        metavar="run | compare | predict | export | serve | feedback | check | mask | samples")
     def add(name, call, about, examples="examples:\n  insight-nb samples", **kw):
         sub = commands.add_parser(name, help=about, description=about, epilog=examples, **kw)
         sub.set_defaults(call=call, parser=sub)
         return sub
     _run_arguments(add("run", _run, "run a recipe: a notebook that is a job", _RUN, add_help=False))
+    _compare_arguments(
+        add("compare", _compare, "runs side by side, with paired differences", _COMPARE))
     _predict_arguments(
         add("predict", _predict, "predict the rows of a table with a bundle", _PREDICT))
     _export_arguments(
@@ -874,6 +886,12 @@ def _predict_arguments(p):
                    help="cpu, cuda or mps; default: the best that this machine has")
     p.add_argument("--force", action="store_true", help="replace FILE")
     _store_arguments(p)
+
+def _compare_arguments(p):
+    p.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs, two or more")
+    p.add_argument("--out", action="append", metavar="FILE",
+                   help="write the comparison as .html or .json too; repeatable")
+    p.add_argument("--force", action="store_true", help="replace FILE")
 
 def _mask_arguments(p):
     p.add_argument("table", metavar="TABLE", help="a file, a hub id or sample:NAME")

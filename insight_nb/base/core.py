@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['printable', 'InputError', 'suggest', 'optional_import', 'package_versions', 'ReportTable', 'format_number',
            'format_cell', 'shorten', 'display_width', 'plural', 'escape_markdown', 'format_values', 'format_interval',
-           'format_points', 'lock_path', 'remove_leftovers', 'atomic_output', 'ScratchFolder', 'handle_signals',
-           'hash_file', 'hash_folder', 'hash_texts']
+           'format_points', 'lock_path', 'final_path', 'remove_leftovers', 'atomic_output', 'ScratchFolder',
+           'handle_signals', 'hash_file', 'hash_folder', 'hash_texts']
 
 # %% ../../nbs/base/01_core.ipynb #37eaf095
 import difflib
@@ -279,6 +279,11 @@ def _owner(file): # for a sentence
 # %% ../../nbs/base/01_core.ipynb #a29145dc
 # a temporary folder of `atomic_output`, or a lock
 _LEFT = re.compile(r"\.(.+)\.insight_nb_(?:[a-z0-9_]{8}|lock)", re.DOTALL)
+
+def final_path(path) -> Path: # that `atomic_output` may have yielded
+    "Where a path will lie when its block has ended; any other path is as it was."
+    path = Path(path)
+    return path.parent.with_name(path.name) if _LEFT.fullmatch(path.parent.name) else path
 
 def remove_leftovers(folder):
     "Remove what killed processes left in a folder; what living ones are writing stays."

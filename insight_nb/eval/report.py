@@ -66,6 +66,7 @@ class Report:
         self.classes = self.confusion_matrix = self.majority = None
         self.data = self.model = self.calibration = self.cost = self.versions = self.history = None
         self.mistakes = self.suspects = None
+        self.predictions = None # a `RowPredictions`: what was said of each test row
         self.headline, self.lead_sections = "", [] # a sentence; (title, blocks) before all others
         self.row_losses = None # (test rows,) wrong or right, or how far off
         self.group_hint = "" # a sentence, where rows seem to come in groups that nobody named
@@ -460,10 +461,12 @@ def evidence(self: Report) -> dict:
 # %% ../../nbs/eval/01_report.ipynb #a12be618
 @patch
 def save(self: Report, folder): # created if it does not exist
-    "Write `evidence.json` and `report.html` into a folder."
+    "Write `evidence.json`, `report.html` and the predictions, if any, into a folder."
     text = json.dumps(self.evidence(), indent=1, sort_keys=True, ensure_ascii=False,
                       allow_nan=False)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "evidence.json").write_text(text + "\n", encoding="utf-8")
     (folder / "report.html").write_text(self.to_html(), encoding="utf-8")
+    if self.predictions is not None:
+        self.predictions.save(folder)

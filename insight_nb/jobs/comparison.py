@@ -26,6 +26,7 @@ from ..eval.calibrate import expected_calibration_error, reliability_bins
 from ..eval.compare import detectable_table, slice_table
 from ..eval.learning_curve import backtest_curve, backtest_table
 from ..eval.report import Check
+from ..eval.row_predictions import RowPredictions, row_predictions
 from ..eval.scores import ScoreReport, beats_baseline
 from .setup import PACKAGES
 from .tagging import check_entity_types, split_tagged
@@ -403,6 +404,16 @@ def language_check(self: TextComparison, rung) -> Check:
 
 # %% ../../nbs/jobs/11_comparison.ipynb #0b04b7e0
 @patch
+def keep_predictions(self: TextComparison, shown) -> RowPredictions:
+    "What a method said of each test row, without its text."
+    asked, names = self.evaluation, self.names
+    said = [[names[i] for i in side] for side in (asked.y, shown.predictions.argmax(1))]
+    kept = row_predictions("classify", names, asked.texts, *said, shown.predictions,
+                           self.source.frame.index[self.parts.test], asked.groups)
+    kept.masked = self.mask
+    return kept
+
+@patch
 def hint_groups(self: TextComparison, shown) -> str: # as of `hint_groups` of the training
     "A column by which the rows of a method are right or wrong together."
     wrong = ~self.evaluation.right(shown.predictions)
@@ -419,6 +430,7 @@ def make_report(self: TextComparison, ladder, shown, checks) -> ScoreReport: # a
     if self.parts.groups is None:
         report.group_hint = self.hint_groups(shown)
     report.calibration = self.calibration(shown) or report.calibration
+    report.predictions = self.keep_predictions(shown)
     rung = next(r for r in ladder.rungs if r.name == shown.name)
     alone = "every rung is trained by itself: see the recipe classify"
     report.add(
@@ -528,6 +540,14 @@ def slice_tables(self: TagComparison, ladder, columns=()) -> list: return []
 def calibration(self: TagComparison, shown): return None
 @patch
 def hint_groups(self: TagComparison, shown) -> str: return ""
+@patch
+def keep_predictions(self: TagComparison, shown) -> RowPredictions:
+    test, kinds = self.evaluation.tagged, sorted(self.class_sizes)
+    spans = ([test.spans(i, tags) for i, tags in enumerate(side)]
+             for side in (test.tags, shown.predictions))
+    kept = row_predictions("tag", kinds, test.texts, *spans, groups=self.evaluation.groups)
+    kept.masked = self.mask
+    return kept
 
 @patch
 def constant_answers(self: TagComparison):

@@ -69,6 +69,7 @@ class FineTuningSetup:
         self.rule = None # of `make_trainer`
         self.texts = None # of `check_shipped`: what the bundle was asked
         self.checkpoint, self.resume = None, False # of `set_checkpoint`
+        self.callbacks = [] # more of them for the trainer, such as a `Tracking`
 
     def __repr__(self):
         weights, trained = count_parameters(self.encoder)

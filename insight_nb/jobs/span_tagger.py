@@ -20,6 +20,7 @@ from ..data.table import invalid_text_reason, to_text
 from ..data.targets import as_rows, read_texts
 from ..data.tags import (
     TaggedTexts, is_cased, join_tagged, join_words, make_tag_windows, open_tagged)
+from ..eval.row_predictions import row_predictions
 from ..eval.scores import ScoreReport, beats_baseline, bundle_matches_report
 from ..eval.spans import (
     offset_counts, span_counts, span_metrics, span_table, word_counts, word_table)
@@ -175,6 +176,7 @@ def train(self: SpanTagger, tagged, options):
     "Make windows, train, and choose how much the order of tags counts."
     setup = self.setup_
     setup.checkpoint, setup.resume = getattr(self, "checkpoint", (None, False))
+    setup.callbacks = getattr(self, "callbacks", [])
     data = TaggingRows(setup, tagged, self.parts_, options.get("overlap"),
                        options.get("context", True))
     if self.verbose:
@@ -291,6 +293,9 @@ def measure_split(self: SpanTagger) -> tuple: # the report; lists of tags
     report.set_metrics(metrics, baseline, span_table(span_counts(test.tags, found), own),
                        word_table(word_counts(test.tags, found, names), names, own))
     report.history = self.history_
+    spans = ([test.spans(i, tags) for i, tags in enumerate(side)] for side in (test.tags, found))
+    report.predictions = row_predictions("tag", self.classes_, test.texts, *spans, groups=own)
+    report.predictions.masked = test.masked is not None
     return report, found
 
 # %% ../../nbs/jobs/06_span_tagger.ipynb #bc6fc684

@@ -25,6 +25,7 @@ from ..eval.calibrate import expected_calibration_error, reliability_bins
 from ..eval.compare import Difference, paired_difference
 from ..eval.metrics import WILSON, evaluate, wilson_interval
 from ..eval.report import Check
+from ..eval.row_predictions import row_predictions
 from ..eval.scores import ScoreReport, beats_baseline
 from .loading import load
 from .rungs import save_rung
@@ -160,6 +161,7 @@ class Distillation:
         mix_labels(np.ones((0, 1)), [], share)
         self.source = next(filter(None, map(encoder_source, teacher.models)), None)
         self.students, self.results = [], []
+        self.tracking = None # a `Tracking` that follows the trainings
         self.masked = None # kind of personal data -> places masked in the rows; None: not looked
         for name, layers in self.kinds.items():
             self.check_student(name, layers)
@@ -313,6 +315,8 @@ def train_layers(self: Distillation, name, keep, # layers
     rows, too_long = token_dataset(self.texts, student.backbone.tokenizer, source.max_length,
                                    self.targets, source.overlap is not None)
     trainer = self.layer_trainer(student, rows, given)
+    if self.tracking:
+        trainer.callbacks.append(self.tracking.child(name))
     trainer.fit()
     if trainer.interrupted:
         raise KeyboardInterrupt
@@ -509,6 +513,10 @@ def make_report(self: Distillation, student: Student, checks, # of `ship`
     shares = np.tile(self.targets.mean(0), (len(self.truth), 1))
     report.set_metrics(result.metrics, evaluate(self.truth, shares))
     report.headline = why
+    said = [[self.names[i] for i in side] for side in (self.truth, result.probs.argmax(1))]
+    report.predictions = row_predictions("classify", self.names, self.test_texts, *said,
+                                         result.probs)
+    report.predictions.masked = self.masked is not None
     report.calibration = {"method": "as the student gives them",
                           "ece": expected_calibration_error(result.probs, self.truth),
                           "reliability": reliability_bins(result.probs, self.truth)}

@@ -33,6 +33,7 @@ from ..data.targets import (
 from ..data.tokens import check_tokenizer_coverage
 from ..eval.calibrate import calibrate, fit_temperature, measure_temperature
 from ..eval.report import GUARD, Check, Report
+from ..eval.row_predictions import RowPredictions, row_predictions
 from ..eval.scores import (
     ScoreReport, beats_baseline, best_thresholds, label_metrics, label_table, regression_metrics)
 from .setup import PACKAGES, FineTuningSetup, check_settings, only_red
@@ -210,13 +211,15 @@ def make_setup(self: TextEstimator) -> FineTuningSetup:
                            seed=self.seed(), device=self.device)
 
 @patch
-def prepare(self: TextEstimator, checkpoint=None, out=None, resume=False):
+def prepare(self: TextEstimator, checkpoint=None, out=None, resume=False,
+            tracking=None): # a `Tracking` that follows the training
     """Say before any row is read what can't work; show what is to be trained. The rest is as of
     `FineTuningSetup.set_checkpoint`, and `fit` keeps to it."""
     self.check_options()
     setup = self.make_setup()
     setup.set_checkpoint(checkpoint, out, resume)
     self.checkpoint = setup.checkpoint, setup.resume
+    self.callbacks = [tracking] if tracking else []
     return setup
 
 @patch
@@ -292,6 +295,7 @@ def train(self: TextEstimator, texts, y, weights, options):
     "Tokenize, train, tune. `parts_` says which rows train."
     setup, parts = self.setup_, self.parts_
     setup.checkpoint, setup.resume = getattr(self, "checkpoint", (None, False))
+    setup.callbacks = getattr(self, "callbacks", [])
     task = self.make_task([y[i] for i in parts.train], options)
     rows = self.read_tokens(texts, y)
     train, valid = rows.select(parts.train), rows.select(parts.valid)
@@ -540,6 +544,8 @@ def evaluate(self: TextEstimator, X=None, y=None, # rows that the model has not 
     if groups is None and source is not None:
         report.group_hint = hint_groups(source, parts.test, report.row_losses)
     self.list_rows(report, made, y, parts, logits)
+    numbers = made.frame.index[parts.test]
+    report.predictions = self.keep_predictions(truth, asked, logits, numbers, groups)
     if not trained:
         return self.finish_opened(report, asked, logits, made)
     cut = guard.truncation(self.truncated(texts, parts), self.setup_.length)
@@ -627,6 +633,23 @@ def untrained_probabilities(self: TextEstimator, texts) -> np.ndarray: # (rows, 
 @patch
 def report_seed(self: TextEstimator) -> int: # of the intervals
     return self.setup_.seed if hasattr(self, "setup_") else 0
+
+@patch
+def keep_predictions(self: TextEstimator, y, texts, logits, # of the measured rows
+                     rows, groups=None) -> RowPredictions: # (rows,) their numbers; any names
+    "What stays with a run: truth and prediction of each row, without its text."
+    task, info, encoded = self.bundle_.model.task, self.bundle_.info, self.encode(y)
+    found, probs = task.postprocess(logits, info["temperature"])
+    if task.name == "classify":
+        truth = [task.names[i] for i in encoded]
+    elif task.name == "multilabel":
+        truth = [[n for n, yes in zip(task.names, row) if yes] for row in encoded]
+    else:
+        truth, probs = regression_targets(y, "y", constant=True), None
+    kept = row_predictions(task.name, task.names, join_pairs(texts), truth, found, probs, rows,
+                           groups)
+    kept.masked = bool(info.get("mask"))
+    return kept
 
 # %% ../../nbs/jobs/05_text_estimators.ipynb #a5a869f6
 @patch

@@ -252,6 +252,7 @@ def make_trainer(setup: FineTuningSetup, model, # of `setup.model`
         callbacks.append(WeightAveraging())
     if unfreeze:
         callbacks.append(GradualUnfreezing())
+    callbacks += setup.callbacks
     if setup.checkpoint: # the last, so that it finds what the others have done
         callbacks.append(Checkpoint(setup.checkpoint))
     return Trainer(model, train, valid, score, config, callbacks, device=setup.device)

@@ -27,6 +27,7 @@ from ..eval.calibrate import calibrate
 from ..eval.compare import paired_bootstrap
 from ..eval.metrics import wilson_interval
 from ..eval.report import Check, Report
+from ..eval.row_predictions import row_predictions
 from .setup import FineTuningSetup
 from .text_estimators import TextClassifier
 from .training import (
@@ -161,6 +162,7 @@ class BundleUpdate:
                  device=None): # of `choose_device`
         self.path, self.rows, self.options = path, rows, options
         self.seed, self.device, self.runs, self.dataset = seed, device, {}, None
+        self.tracking = None # a `Tracking` that follows the trainings
         bundle, self.label_ids = open_classifier(path, device), rows.label_ids()
         self.info = bundle.info
         names = tuple(bundle.labels.names)
@@ -283,6 +285,8 @@ def train(self: BundleUpdate, strategy,
     "Train by one strategy."
     setup, model, old_model = self.start(strategy)
     setup.set_checkpoint(*checkpoint)
+    if self.tracking: # the first strategy is the run itself
+        setup.callbacks = [self.tracking.child(strategy) if self.runs else self.tracking]
     dataset, penalty, kept = self.read_tokens(setup), [], None
     used = self.used_rows(strategy)
     if old_model is not None:
@@ -513,6 +517,12 @@ def measure(self: BundleUpdate, name) -> Report: # a strategy that was run
     report = Report("update", self.rows.names, self.seed)
     report.measure(y[parts.test], probs, y[run.used])
     report.calibration, report.history = run.calibration, run.trainer.state.history
+    said = [[self.rows.names[i] for i in side] for side in (y[parts.test], probs.argmax(1))]
+    source, at = self.rows.source, parts.test
+    report.predictions = row_predictions(
+        "classify", self.rows.names, [source.texts[i] for i in at], *said, probs,
+        source.frame.index[at])
+    report.predictions.masked = source.masked is not None
     list_rows(report, self.rows.source, y, parts,
               task.postprocess(run.valid_logits, temperature)[1], probs)
     report.headline = self.headline(name)

@@ -25,6 +25,7 @@ class Rung:
     "A method that learns from labeled texts."
     name, needs, limit = "rung", "nothing", None
     device = "cpu" # where it computes; None: the best that there is
+    callbacks = () # more of them for the trainer of a rung that has one, such as a `Tracking`
     # rare labels weigh as much as frequent ones, if the method minimizes a loss
     balanced = False
     row_weights = None # (rows,) how much each row counts, where a linear model learns; None: alike

@@ -249,7 +249,8 @@ def tune(self: Contrastive, texts, y, more=0.): # as of `TimeBudget`
     vectors = embed(texts, encoder, self.max_length, device=self.device)
     self.model.head.anchors.data = torch.from_numpy(
         prototypes(vectors, y, len(self.names))).float()
-    self.trainer = Trainer(self.model, rows, config=settings, callbacks=[TimeBudget(self, more)],
+    self.trainer = Trainer(self.model, rows, config=settings,
+                           callbacks=[TimeBudget(self, more), *self.callbacks],
                            device=self.device, precision=self.precision)
     self.trainer.fit()
     if self.trainer.interrupted:

@@ -71,8 +71,8 @@ def train(self: EncoderRung, dataset: TokenDataset, n_rows, **task): # as of `de
         n_rows, len(self.names), self.method, self.model.backbone.width, seed=self.seed, **task,
         **self.given or {})
     self.trainer = Trainer(self.model, dataset, config=config,
-                           callbacks=[CollapseGuard(), TimeBudget(self)], device=self.device,
-                           precision=self.precision)
+                           callbacks=[CollapseGuard(), TimeBudget(self), *self.callbacks],
+                           device=self.device, precision=self.precision)
     self.trainer.fit()
     if self.trainer.interrupted:
         raise KeyboardInterrupt
