@@ -370,6 +370,8 @@ def row_vectors(texts, backbone, # list of str; a `Backbone`
     from sklearn.preprocessing import normalize
     words = fit_vectorizer(texts).transform(texts).tocsr()
     width = min(200, words.shape[0] - 1, words.shape[1] - 1)
+    if width < 1: # one row
+        return words.toarray(), words, "none: there is one row"
     return (normalize(TruncatedSVD(width, random_state=seed).fit_transform(words)), words,
             "words and pieces of words, since the encoder has no tokens for these texts")
 
