@@ -88,8 +88,7 @@ def find_repeats(table: Table) -> list: # of `Finding`
         word = "equal" if name == "exact" else "nearly equal"
         found += _finding(
             f"{name} copies", "drop", rows[later], f"the text is {word} to that of an earlier row "
-            "with the same label, however that is written", "a row fewer to learn from",
-            safe=name == "exact")
+            "with the same label", "a row fewer to learn from", safe=name == "exact")
         found += _finding(
             f"{name} copies with other labels", "drop", rows[outvoted],
             f"two thirds of the rows with {word} texts have another label",
