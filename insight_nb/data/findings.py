@@ -327,7 +327,8 @@ def undo_changes(frame: pd.DataFrame, changes: Changes) -> pd.DataFrame: # as of
     _check_digest(frame, changes.result, "the table that the changes made")
     n = len(frame) + len(changes.removed)
     stayed = np.setdiff1d(np.arange(n), changes.removed.index)
-    whole = pd.concat([frame.astype(object).set_axis(stayed), changes.removed.astype(object)])
+    sides = (frame.astype(object).set_axis(stayed), changes.removed.astype(object))
+    whole = pd.concat([side for side in sides if len(side)] or sides[:1])
     return _with_cells(whole.sort_index(), changes.cells, 2)
 
 # %% ../../nbs/data/13_findings.ipynb #6224d03a
