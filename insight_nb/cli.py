@@ -658,6 +658,10 @@ def _check(args):
     from insight_nb.data.table import clean_table
     if args.undo:
         return _undo(args)
+    of_fix = {"--accept": args.accept != "none", "--test": args.test, "--models": args.models}
+    idle = [] if args.fix else [word for word, said in of_fix.items() if said]
+    if idle:
+        raise InputError(f"{idle[0]} does nothing without --fix: name a folder to write to.")
     label = None if args.label == "none" else args.label
     with contextlib.ExitStack() as stack:
         temp = None

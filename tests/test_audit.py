@@ -76,6 +76,7 @@ BAD = {
     "no such list": (["--accept", "none.csv"], "there is no file"),
     "a folder that is there": (["--fix", "."], "exists"),
     "another sheet": (["--sheet", "May"], "2 rows|no sheet|"),
+    "nothing to write": (["--accept", "safe"], "--accept does nothing without --fix"),
     "a test table without the column": (["--test", "other.csv"], "has no column 'text'")}
 
 
@@ -84,7 +85,7 @@ def test_one_line(name, call):
     words, said = BAD[name]
     write_frame(NASTY, "t.csv")
     write_frame(NASTY.rename(columns={"text": "words"}), "other.csv")
-    fix = [] if "--fix" in words else ["--fix", "f"]
+    fix = [] if "--fix" in words or name == "nothing to write" else ["--fix", "f"]
     code, _, error = call("check", "t.csv", *fix, *words)
     if name != "another sheet":  # which a CSV file has not
         assert code == 2 and said in error and error.count("\n") == 1

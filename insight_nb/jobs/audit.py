@@ -57,8 +57,10 @@ def held_out_probabilities(vectors, # (rows, width)
     with np.errstate(all="ignore"):
         sides = list(split.split(vectors, _common(y, parts), groups))
     for train, test in sides:
-        model = fit_linear(vectors[train], y[train], (10.,), seed)
-        out[test] = class_probabilities(model, vectors[test], n_classes)
+        out[test] = 1 / n_classes # where one class alone is left to learn from
+        if len(np.unique(y[train])) > 1:
+            model = fit_linear(vectors[train], y[train], (10.,), seed)
+            out[test] = class_probabilities(model, vectors[test], n_classes)
     return out
 
 def _common(y, parts): # classes with too few rows for each fold are one, for the split alone
@@ -370,6 +372,8 @@ def row_vectors(texts, backbone, # list of str; a `Backbone`
     from sklearn.preprocessing import normalize
     words = fit_vectorizer(texts).transform(texts).tocsr()
     width = min(200, words.shape[0] - 1, words.shape[1] - 1)
+    if width < 1: # one row
+        return words.toarray(), words, "none: there is one row"
     return (normalize(TruncatedSVD(width, random_state=seed).fit_transform(words)), words,
             "words and pieces of words, since the encoder has no tokens for these texts")
 
@@ -380,8 +384,8 @@ def by_model(self: RowAudit, backbone) -> list: # of `Finding`
     table, found, n = self.table, [], len(self.table)
     texts = table.texts + (self.test.texts if self.test is not None else [])
     vectors, features, self.vectors_from = row_vectors(texts, backbone, self.device, self.seed)
-    if self.learnable:
-        groups = table_duplicates(table)[1]
+    groups = table_duplicates(table)[1]
+    if self.learnable and len(np.unique(groups)) > 1:
         self.probs = held_out_probabilities(features[:n], self.y, len(self.labels), groups,
                                             seed=self.seed)
         found += find_wrong_labels(table, self.y, self.probs, self.labels.names)

@@ -8,6 +8,7 @@ __all__ = ['TUNING_ROWS', 'Rung', 'BudgetExceeded', 'TimeBudget', 'Majority', 'L
 
 # %% ../../nbs/methods/00_classical.ipynb #df9b0964
 import inspect
+import re
 import time
 import warnings
 from collections import Counter
@@ -152,8 +153,9 @@ def fit_vectorizer(texts, max_features=60_000): # texts: list of str; limit for 
         pieces = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), **how)
     else:
         pieces = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), **how)
-    return make_union(TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", **how),
-                      pieces).fit(texts)
+    words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", **how)
+    found = [words] if any(re.search(r"\w", text) for text in texts) else [] # emoji alone
+    return make_union(*found, pieces).fit(texts)
 
 # %% ../../nbs/methods/00_classical.ipynb #bd4ef603
 def n_folds(y, max_folds=4) -> int:
