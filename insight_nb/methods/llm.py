@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONNECT_SECONDS', 'MOST_BYTES', 'chat_address', 'read_key', 'CallBudget', 'Reply', 'parse_reply', 'ReplyCache',
-           'post_json', 'retry_seconds', 'LLMClient', 'may_pass']
+           'post_json', 'retry_seconds', 'LLMClient', 'may_pass', 'list_models']
 
 # %% ../../nbs/methods/10_llm.ipynb #78cab1fd
 import hashlib
@@ -380,26 +380,40 @@ def unreachable(self: LLMClient, said) -> InputError: # bytes
     return InputError(f"nothing answers at {self.host} ({why}): start the server, or check the "
                       "address. What was answered is kept.")
 
+# %% ../../nbs/methods/10_llm.ipynb #02610cfe
+def list_models(url, key="") -> tuple: # of `chat_address` -> status, the beginning of the answer
+    "What a server says of its models. Raises as `post_json` does."
+    connection, target = _connect(url.removesuffix("/chat/completions") + "/models", 4)
+    try:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        connection.request("GET", target, headers=headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read(4096)
+    finally:
+        connection.close()
+
 # %% ../../nbs/methods/10_llm.ipynb #4204e66d
 @patch
 def check_reachable(self: LLMClient):
-    "Raises InputError within ten seconds where nothing listens."
-    failed = ["no answer within 9 s"] # until it is known better
+    "Raises InputError within ten seconds where nothing listens, or nothing that is meant."
+    failed, found = ["no answer within 9 s"], []
     def knock():
-        connection = _connect(self.url, CONNECT_SECONDS)[0]
         try:
-            connection.connect()
+            found.append(list_models(self.url, read_key(self.url)[0]))
             failed.clear()
+        except TimeoutError:
+            failed[:] = [] if found else ["no answer in time"]
         except (OSError, http.client.HTTPException) as e:
             failed[0] = str(e) or type(e).__name__
-        finally:
-            connection.close()
 
     thread = threading.Thread(target=knock, daemon=True) # looking up a name has no time-out
     thread.start()
     thread.join(9)
     if failed:
         raise self.unreachable(failed[0].encode())
+    status, said = found[0]
+    if status in (401, 403) or status == 200 and said.lstrip()[:1] == b"<":
+        raise self.explain(status, said)
 
 # %% ../../nbs/methods/10_llm.ipynb #02a60689
 @patch

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OUTCOMES', 'MOST_LETTERS', 'check_distinct', 'parse_label', 'outcome_of', 'token_probabilities', 'RowAnswer',
-           'position_bias', 'LanguageModel', 'PromptedLLM', 'RecordedAnswers']
+           'position_bias', 'LanguageModel', 'PromptedLLM', 'RecordedAnswers', 'PromptComparison', 'compare_prompted']
 
 # %% ../../nbs/methods/11_llm_rung.ipynb #fe345f9e
 import hashlib
@@ -20,6 +20,8 @@ from fastcore.basics import patch
 from ..base.core import InputError, ReportTable, format_interval, plural, shorten
 from ..base.privacy import Masker
 from ..data.sources import open_frame
+from ..eval.cascade import Cascade
+from ..eval.report import Check
 from ..eval.calibrate import fit_temperature
 from ..eval.metrics import softmax, wilson_interval
 from .classical import Rung
@@ -417,3 +419,133 @@ class RecordedAnswers(LanguageModel):
         if at is not None:
             p = (np.eye(len(p))[at] + self.shares) / 2
         return RowAnswer(outcome, p, None, [reply])
+
+# %% ../../nbs/methods/11_llm_rung.ipynb #e97e6fa3
+@dataclass
+class PromptComparison:
+    "A language model beside the best method of the others."
+    ladder: object # that has run
+    step: object # `MethodResult` of the language model
+    other: object # of the best other method
+    error_price: float | None = None # of a wrong answer
+
+    @property
+    def facts(self): return self.step.details["llm"]
+    @property
+    def prices(self): # of a text: of the language model or None, of the other
+        llm = self.step.cost.get("money_per_text")
+        return llm, self.other.cost["batch_ms_per_text"] / 3.6e6 * self.ladder.price
+    @property
+    def gain(self): return self.ladder.evaluation.compare(self.step.predictions, self.other.predictions)
+    @property
+    def over_majority(self): # paired, on the rows that were asked
+        exam = self.ladder.evaluation
+        shares = np.bincount(exam.train_y, minlength=len(exam.names)) / len(exam.train_y)
+        return exam.compare(self.step.predictions, np.tile(shares, (len(exam), 1)))
+
+def compare_prompted(ladder, error_price=None) -> PromptComparison | None: # None: not asked
+    "The comparison, where a language model and another method were finished."
+    asked = [s for s in ladder.done if "llm" in s.details]
+    others = [s for s in ladder.done if "llm" not in s.details]
+    if not asked or not others:
+        return None
+    def score(s): return s.metrics[ladder.evaluation.metric].value
+    return PromptComparison(ladder, asked[0], max(others, key=score), error_price)
+
+# %% ../../nbs/methods/11_llm_rung.ipynb #2fa6d3db
+@patch
+def volumes(self: PromptComparison) -> tuple: # texts a month; None where the price is not known
+    "From where on the other method is cheaper: machine on demand, machine always on."
+    llm, own = self.prices
+    if llm is None:
+        return None, None
+    train = self.other.cost["train_seconds"] / 3600 * self.ladder.price
+    demand = train / (llm - own) if llm > own else float("inf")
+    return demand, (train + 730 * self.ladder.price) / llm if llm else float("inf")
+
+@patch
+def summary(self: PromptComparison) -> str:
+    "The answer, in a few sentences."
+    d, (demand, always) = self.gain, self.volumes()
+    if d.low > 0:
+        who = f"{self.step.name} is better than {self.other.name}"
+    elif d.high < 0:
+        who = f"{self.step.name} is worse than {self.other.name}"
+    else:
+        who = f"{self.step.name} is not shown to differ from {self.other.name}"
+    points = format_interval(100 * d.value, 100 * d.low, 100 * d.high, 1)
+    said = f"{who}: {points} points on {plural(d.n, 'row')} that both were asked."
+    if demand is None:
+        return said + " Give llm_price_in and llm_price_out, and the volumes are told."
+    if not np.isfinite(demand):
+        return said + f" A text costs no more with {self.step.name}, at any volume."
+    return said + (f" {self.other.name} is cheaper from {demand:,.0f} texts a month on where the "
+                   f"machine runs on demand, from {always:,.0f} where it is always on.")
+
+# %% ../../nbs/methods/11_llm_rung.ipynb #f6f4c832
+@patch
+def table(self: PromptComparison) -> ReportTable:
+    "What came of asking."
+    f, rows = self.facts, []
+    rows.append(["texts asked", f"{f['asked']:,} of {f['rows']:,}"])
+    rows += [[k, f"{f[k]:,} ({f[k] / max(f['asked'], 1):.1%})"] for k in OUTCOMES]
+    rows.append(["better than the most frequent label, points", _points(self.over_majority)])
+    rows += [["tokens read, written", f"{f['tokens_in']:,}, {f['tokens_out']:,}"
+              + (" (partly estimated)" if f["tokens_estimated"] else "")],
+             ["money for these texts", f"{f['money']:.4g}" if "money" in f else "no prices given"],
+             ["seconds for a text, p50, p95", f"{f['seconds_p50']:.2f}, {f['seconds_p95']:.2f}"],
+             ["replies from the cache", f"{f['from_cache']:,} of {f['replies']:,}"],
+             ["places masked", ", ".join(f"{n} {k}" for k, n in f["masked"].items()) or "none"]]
+    if f["position"]:
+        p = f["position"]
+        rows.append([f"answers at places {p['places'][0]} of the list", f"{p['shares'][0]:.1%} "
+                     f"[{p['low'][0]:.1%}, {p['high'][0]:.1%}], expected {p['expected'][0]:.1%}"])
+    return ReportTable(["what", self.step.name], rows,
+                       "An answer that can't be used is counted as wrong")
+
+def _points(d): return format_interval(100 * d.value, 100 * d.low, 100 * d.high, 1)
+
+@patch
+def checks(self: PromptComparison) -> list: # of `Check`
+    "Three lines of the guard."
+    f, d, p = self.facts, self.over_majority, self.facts["position"]
+    lost, test = f["unusable"] / max(f["asked"], 1), p and p["p"]
+    chance = "" if test is None else f"p {test:.2g}; {p['counts']} answers by place in the list"
+    return [
+        Check("llm_beats_majority", bool(d.low > 0),
+              f"{self.step.name}: {_points(d)} points better than the most frequent label"),
+        Check("llm_usable", lost <= .05, f"{f['unusable']:,} of {f['asked']:,} answers of "
+              f"{self.step.name} can't be used ({f['refused']} refused, {f['invented']} invented, "
+              f"{f['empty']} empty)"),
+        Check("llm_position", None if test is None else not p["found"],
+              chance or "too few answers with a known place")]
+
+# %% ../../nbs/methods/11_llm_rung.ipynb #d0135238
+@patch
+def cascade(self: PromptComparison) -> Cascade | None: # None: too few rows
+    "The other method answers what it is sure of, the language model the rest."
+    exam, at = self.ladder.evaluation, self.ladder.evaluation.answered(self.step.predictions)
+    if at.sum() < 20:
+        return None
+    llm, own = self.prices
+    right = [exam.right(s.predictions)[at] for s in (self.other, self.step)]
+    return Cascade(self.other.predictions.max(1)[at], *right, own, llm or 0., self.error_price,
+                   exam.groups_of(at), exam.seed)
+
+@patch
+def blocks(self: PromptComparison) -> list:
+    "For a report: sentences, tables, a figure."
+    found, two = [self.summary(), self.table()], self.cascade()
+    if two is None:
+        return found
+    names = f"The cascade: {self.other.name} answers, its doubtful texts go to {self.step.name}."
+    return [*found, names, two.summary(), two.table(), *([two.plot()] if self.prices[0] else [])]
+
+@patch
+def evidence(self: PromptComparison) -> dict: # of plain values
+    two, (demand, always) = self.cascade(), self.volumes()
+    def plain(v): return None if v is None or not np.isfinite(v) else float(v)
+    return {"model": self.step.name, "other": self.other.name, "difference": self.gain.to_dict(),
+            "over_majority": self.over_majority.to_dict(), "cheaper_from_on_demand": plain(demand),
+            "cheaper_from_always_on": plain(always), "cascade": two and two.evidence(),
+            **self.facts}
