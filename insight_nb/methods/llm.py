@@ -11,7 +11,6 @@ import hashlib
 import http.client
 import json
 import os
-import re
 import ssl
 import threading
 import time
@@ -66,6 +65,7 @@ class CallBudget:
     sent: int = field(default=0, init=False) # requests
     spent: float = field(default=0., init=False)
     reserved: float = field(default=0., init=False) # for requests on their way
+    on_way: int = field(default=0, init=False) # how many these are
     closed: bool = field(default=False, init=False) # nothing is sent any more
 
     def __post_init__(self):
@@ -93,13 +93,14 @@ class CallBudget:
 def reserve(self: CallBudget, most) -> bool: # of the request's cost
     "Whether one more request may be sent; if so it is counted."
     with self.changed:
-        while self.reserved and not self.closed and not self._fits(most):
+        while self.on_way and not self.closed and not self._fits(most):
             self.changed.wait()
         if self.closed or not self._fits(most):
             self.closed = True
             self.changed.notify_all()
             return False
-        self.sent, self.reserved = self.sent + 1, self.reserved + most
+        self.sent, self.on_way = self.sent + 1, self.on_way + 1
+        self.reserved += most
         return True
 
 @patch
@@ -111,7 +112,8 @@ def _fits(self: CallBudget, most):
 def settle(self: CallBudget, most, paid): # as it was reserved; as it was
     "Book the true cost of a request."
     with self.changed:
-        self.reserved, self.spent = max(self.reserved - most, 0.), self.spent + paid
+        self.on_way, self.spent = self.on_way - 1, self.spent + paid
+        self.reserved = max(self.reserved - most, 0.) if self.on_way else 0. # no rounding stays
         self.changed.notify_all()
 
 @patch

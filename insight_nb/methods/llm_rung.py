@@ -25,7 +25,7 @@ from ..eval.report import Check
 from ..eval.calibrate import fit_temperature
 from ..eval.metrics import softmax, wilson_interval
 from .classical import Rung
-from .llm import LLMClient, Reply
+from .llm import Reply
 from .prompt import label_texts
 from ..models.backbone import load_backbone
 from ..train.inference import embed
