@@ -154,6 +154,44 @@ def method_names(self: TextComparison, names=None) -> list:
     "The ways of fine-tuning as a list."
     return [m.strip() for m in (names or self.default_methods).split(",") if m.strip()]
 
+# %% ../../nbs/jobs/11_comparison.ipynb #b56e7faa
+@patch
+def prompted_rungs(self: TextComparison, url=None, model=None, # an address, its model
+                   answers=None, # a table with the columns text and answer
+                   descriptions=None, # a table of labels
+                   limits=None, # fields of `CallBudget`
+                   how=None, # arguments of `PromptedLLM`
+                   folder=None # for the replies
+                  ) -> list: # of `Rung`: none, or one for each that is given
+    "The rungs of a language model. Raises InputError for an address where none is."
+    if not url and not answers:
+        if model:
+            raise InputError("llm_model needs llm: the address of the language model.")
+        return []
+    if self.task != "classify":
+        raise InputError("llm is for labels of texts: leave it out for tags.")
+    from insight_nb.methods.llm import CallBudget, LLMClient, ReplyCache
+    from insight_nb.methods.llm_rung import PromptedLLM, RecordedAnswers
+    budget, found = CallBudget(**limits or {}), []
+    if answers:
+        prices = (budget.price_in, budget.price_out) if budget.has_prices else None
+        found.append(RecordedAnswers(answers, prices))
+    if url:
+        client = LLMClient(url, model, budget, ReplyCache(folder))
+        rung = PromptedLLM(client, descriptions=descriptions and read_descriptions(descriptions),
+                           backbone=self.encoder, **how or {})
+        client.check_reachable()
+        found.append(rung)
+    return found
+
+@patch
+def compare_prompted(self: TextComparison, ladder, error_price=None):
+    "The `PromptComparison` of a ladder; None where no language model was asked."
+    if not any("llm" in s.details for s in ladder.done):
+        return None
+    from insight_nb.methods.llm_rung import compare_prompted
+    return compare_prompted(ladder, error_price)
+
 # %% ../../nbs/jobs/11_comparison.ipynb #83a1506b
 @patch
 def split(self: TextComparison, tables=(None, None), # for validation and test
@@ -307,7 +345,7 @@ def length_groups(texts) -> list: # of names, text by text
 @patch
 def slice_tables(self: TextComparison, ladder, columns=()) -> list: # of `ReportTable`
     "The three best methods in each slice."
-    best = sorted(ladder.done, key=lambda s: -s.metrics["accuracy"].value)[:3]
+    best = sorted(ladder.asked_all, key=lambda s: -s.metrics["accuracy"].value)[:3]
     right, tables = {s.name: self.evaluation.right(s.predictions) for s in best}, []
     for column in ["length", *columns]:
         if column == "length":
@@ -386,7 +424,8 @@ def constant_answers(self: TextComparison): # (test rows, labels)
 @patch
 def calibration(self: TextComparison, shown) -> dict | None:
     "How far the probabilities of a method can be trusted."
-    answers, y = shown.predictions, self.evaluation.y
+    at = self.evaluation.answered(shown.predictions)
+    answers, y = self.evaluation.complete(shown.predictions)[at], self.evaluation.y[at]
     return {"method": "as the rung gives them", "ece": expected_calibration_error(answers, y),
             "log_loss": shown.metrics["log_loss"].value,
             "reliability": reliability_bins(answers, y)}
@@ -416,8 +455,9 @@ def keep_predictions(self: TextComparison, shown) -> RowPredictions:
 @patch
 def hint_groups(self: TextComparison, shown) -> str: # as of `hint_groups` of the training
     "A column by which the rows of a method are right or wrong together."
+    at = self.evaluation.answered(shown.predictions)
     wrong = ~self.evaluation.right(shown.predictions)
-    return hint_groups(self.source, self.parts.test, wrong)
+    return hint_groups(self.source, np.asarray(self.parts.test)[at], wrong[at])
 
 # %% ../../nbs/jobs/11_comparison.ipynb #11ad3c64
 @patch
@@ -425,7 +465,10 @@ def make_report(self: TextComparison, ladder, shown, checks) -> ScoreReport: # a
     "The report with its metrics and its guard."
     report = ScoreReport("ladder", self.names, self.titles, self.baseline_title,
                          self.smaller_is_better, seed=self.seed)
-    report.set_metrics(shown.metrics, self.evaluation.measure(self.constant_answers()))
+    constant = self.constant_answers()
+    if not isinstance(constant, list): # on the rows that the method was asked
+        constant = np.where(self.evaluation.answered(shown.predictions)[:, None], constant, np.nan)
+    report.set_metrics(shown.metrics, self.evaluation.measure(constant))
     report.headline = ladder.recommend()[1]
     if self.parts.groups is None:
         report.group_hint = self.hint_groups(shown)

@@ -53,10 +53,16 @@ class Evaluation:
     def predict_proba(self, rung): return rung.predict_proba(self.texts) # (rows, labels)
     def predict_one(self, rung, i): return rung.predict_proba([self.texts[i]])
     # name -> Metric
-    def measure(self, probs) -> dict: return evaluate(self.y, probs, groups=self.groups)
-    def compare(self, a, b, level=.95) -> Difference: # answers of two rungs
-        return paired_difference(self.right(a), self.right(b), level, self.groups)
-    def right(self, probs): return probs.argmax(1) == self.y # (rows,) bool
+    def measure(self, probs) -> dict:
+        at = self.answered(probs)
+        return evaluate(self.y[at], self.complete(probs)[at], groups=self.groups_of(at))
+    def compare(self, a, b, level=.95) -> Difference: # answers of two rungs, where both were asked
+        at = self.answered(a) & self.answered(b)
+        return paired_difference(self.right(a)[at], self.right(b)[at], level, self.groups_of(at))
+    def right(self, probs): # (rows,) bool
+        return (probs.argmax(1) == self.y) & (probs.sum(1) > 0)
+    def groups_of(self, at): # (rows,) bool
+        return None if self.groups is None else [g for g, here in zip(self.groups, at) if here]
     def digest(self):
         return hash_texts([
             *self.names, *self.train, *map(str, self.train_y), None, *self.texts,
@@ -66,6 +72,28 @@ class Evaluation:
     def pack(self, probs): return np.asarray(probs, dtype=np.float32) # answers as an array
     def unpack(self, values): return values.astype(np.float64)
     def __len__(self): return len(self.texts)
+
+# %% ../../nbs/methods/06_evaluation.ipynb #035b6d39
+@patch
+def answered(self: Evaluation, probs) -> np.ndarray: # (rows,) bool
+    "Which rows a method was asked."
+    return ~np.isnan(np.asarray(probs)[:, 0])
+
+@patch
+def complete(self: Evaluation, probs) -> np.ndarray: # (rows, labels)
+    "The shares of the labels where an answer could not be used, so placed that it is wrong."
+    probs = np.asarray(probs)
+    useless = np.flatnonzero(~probs.any(1))
+    if not len(useless):
+        return probs
+    out, shares = probs.copy(), np.bincount(self.train_y, minlength=len(self.names)) + 1.
+    for i in useless:
+        p = shares / shares.sum()
+        top = int(np.delete(np.arange(len(p)), self.y[i])[np.delete(p, self.y[i]).argmax()])
+        p[self.y[i]], p[top] = sorted((p[self.y[i]], p[top]))
+        p[top] += 1e-6
+        out[i] = p / p.sum()
+    return out
 
 # %% ../../nbs/methods/06_evaluation.ipynb #49043c09
 class TagEvaluation(Evaluation):
@@ -83,6 +111,7 @@ class TagEvaluation(Evaluation):
     def fit(self, rung): rung.fit(self.train, self.names, self.seed)
     def predict_proba(self, rung): return rung.predict_tags(self.tagged) # tags of each text
     def predict_one(self, rung, i): return rung.predict_tags(self.tagged.select([i]))
+    def answered(self, tags): return np.ones(len(self), bool)
     def counts(self, tags): return span_counts(self.tagged.tags, tags)[""]
     def measure(self, tags):
         return {
@@ -158,6 +187,13 @@ def _timed(act):
     began = time.perf_counter()
     return act(), time.perf_counter() - began
 
+def _time_single(rung, evaluation): # some texts, each alone
+    some = np.linspace(0, len(evaluation) - 1, 50).astype(int)
+    alone = [_timed(lambda: evaluation.predict_one(rung, i))[1] for i in some]
+    p50, p95 = 1e3 * np.quantile(alone, [.5, .95])
+    return {"predict_ms_per_text": float(p50), "predict_ms_p50": float(p50),
+            "predict_ms_p95": float(p95)}
+
 # %% ../../nbs/methods/06_evaluation.ipynb #b2c274e9
 def evaluate_method(rung: Rung, evaluation: Evaluation, limit=None, # seconds that it may take
                     keep=None) -> MethodResult: # called with the rung that has learned
@@ -169,14 +205,10 @@ def evaluate_method(rung: Rung, evaluation: Evaluation, limit=None, # seconds th
         with MemoryMeter() as memory:
             _, fit_seconds = _timed(lambda: evaluation.fit(rung))
             step.predictions, seconds = _timed(lambda: evaluation.predict_proba(rung))
-        some = np.linspace(0, len(evaluation) - 1, 50).astype(int)
-        alone = [_timed(lambda: evaluation.predict_one(rung, i))[1] for i in some]
         step.metrics = evaluation.measure(step.predictions)
+        own = rung.costs or _time_single(rung, evaluation)
         step.cost = {
-            "train_seconds": fit_seconds, "batch_ms_per_text": 1e3 * seconds / len(evaluation),
-            "predict_ms_per_text": 1e3 * float(np.median(alone)),
-            "predict_ms_p50": 1e3 * float(np.median(alone)),
-            "predict_ms_p95": 1e3 * float(np.quantile(alone, .95)),
+            "train_seconds": fit_seconds, "batch_ms_per_text": 1e3 * seconds / len(evaluation), **own,
             "parameters": rung.num_parameters, "megabytes": rung.size_mb,
             "memory_mb": memory.increase}
         step.status, step.why = "done", getattr(rung, "remark", "")

@@ -141,6 +141,9 @@ class Ladder:
 
     @property
     def done(self): return [s for s in self.steps if s.status == "done"]
+    @property
+    def asked_all(self): # without those that were asked a sample of the test rows
+        return [s for s in self.done if self.evaluation.answered(s.predictions).all()]
 
 # %% ../../nbs/methods/07_ladder.ipynb #2d501cf7
 @patch
@@ -162,6 +165,8 @@ def run(self: Ladder) -> Ladder:
             step = self.run_method(rung, left)
         if step.cost: # ms a text = hours / 3.6 for a million
             step.cost["per_million"] = step.cost["batch_ms_per_text"] / 3.6 * self.price
+            if "money_per_text" in step.cost: # it is not this machine that is paid
+                step.cost["per_million"] = 1e6 * step.cost["money_per_text"]
         self.steps.append(step)
         (self.on_progress or show_progress)(self)
     return self
@@ -207,7 +212,8 @@ def line(self: Ladder, s: MethodResult) -> str:
 @patch(as_prop=True)
 def best(self: Ladder) -> MethodResult | None:
     "The rung with the highest score; the cheapest of equals."
-    return max(self.done, key=lambda s: s.metrics[self.evaluation.metric].value, default=None)
+    return max(self.asked_all or self.done, key=lambda s: s.metrics[self.evaluation.metric].value,
+               default=None)
 
 # %% ../../nbs/methods/07_ladder.ipynb #1a54ff58
 @patch
@@ -243,7 +249,9 @@ def paired_differences(self: Ladder, step: MethodResult) -> list[Difference]:
 @patch
 # that it loses no more than the margin
 def is_noninferior(self: Ladder, step: MethodResult) -> bool:
-    return all(d.high <= self.margin for d in self.paired_differences(step))
+    others = [s for s in self.done if s is not step]
+    return all(d.high <= self.margin if s in self.asked_all else d.low <= 0
+               for s, d in zip(others, self.paired_differences(step)))
 
 @patch
 # infinite for a rung that loses more
@@ -253,7 +261,7 @@ def noninferiority_sample_size(self: Ladder, step: MethodResult, power=.8) -> fl
                        max(len(self.done) - 1, 1))
     more = NORMAL.inv_cdf(power)
     need = [
-        math.inf if d.value >= self.margin else len(self.evaluation) *
+        math.inf if d.value >= self.margin else d.n *
         ((d.high - d.low) / 2 * (1 + more / z) /
          (self.margin - d.value))**2 for d in self.paired_differences(step)]
     return max(need, default=0.)
@@ -272,7 +280,7 @@ def recommend(self: Ladder) -> tuple: # the `MethodResult` to stop at, or None; 
 
     points = "1 point" if self.margin == .01 else f"{100 * self.margin:g} points"
     sure = f"{100 * self.confidence:g} %"
-    at = next((s for s in done if self.is_noninferior(s)), None)
+    at = next((s for s in self.asked_all or done if self.is_noninferior(s)), None)
     if at is None:
         return None, self._undecided(points, sure) + self._absent()
     cost = f"; a million texts cost {_money(at.cost['per_million'])}" + (
@@ -298,7 +306,14 @@ def _rows(n): return f"{float(f'{n:.2g}'):,.0f}"
 def _absent(self: Ladder): # what is not known, and what rests on few groups
     gone = [f"{s.name} ({s.status})" for s in self.steps if s.status != "done"]
     told = describe_groups(self.best.metrics[self.evaluation.metric]) if self.best else ""
-    return (f" Not known: {', '.join(gone)}." if gone else "") + (f" {told}" if told else "")
+    return "".join([f" Not known: {', '.join(gone)}." if gone else "", _sampled(self),
+                    f" {told}" if told else ""])
+
+def _sampled(self): # which methods were asked a sample only
+    few = [s for s in self.done if s not in self.asked_all]
+    each = [f"{s.name} {self.evaluation.answered(s.predictions).sum():,}" for s in few]
+    return (f" Of the {len(self.evaluation):,} test rows, {', '.join(each)} were asked; what "
+            "is said of other rungs holds for all.") if few and self.asked_all else ""
 
 # %% ../../nbs/methods/07_ladder.ipynb #f8e3c6df
 @patch
