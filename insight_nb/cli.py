@@ -843,14 +843,12 @@ def make_parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"insight-nb {insight_nb.__version__}")
     commands = top.add_subparsers(
         dest="command", required=True, parser_class=_Parser,
-        metavar="run | compare | predict | export | serve | feedback | check | mask | samples")
+        metavar="run | predict | export | serve | feedback | compare | check | mask | samples")
     def add(name, call, about, examples="examples:\n  insight-nb samples", **kw):
         sub = commands.add_parser(name, help=about, description=about, epilog=examples, **kw)
         sub.set_defaults(call=call, parser=sub)
         return sub
     _run_arguments(add("run", _run, "run a recipe: a notebook that is a job", _RUN, add_help=False))
-    _compare_arguments(
-        add("compare", _compare, "runs side by side, with paired differences", _COMPARE))
     _predict_arguments(
         add("predict", _predict, "predict the rows of a table with a bundle", _PREDICT))
     _export_arguments(
@@ -858,6 +856,8 @@ def make_parser() -> argparse.ArgumentParser:
     _serve_arguments(add("serve", _serve, "answer over HTTP", _SERVE))
     _feedback_arguments(
         add("feedback", _feedback, "corrections of answers that were kept", _FEEDBACK))
+    _compare_arguments(
+        add("compare", _compare, "runs side by side, with paired differences", _COMPARE))
     _check_arguments(add("check", _check, "report on a table, without training", _CHECK))
     _mask_arguments(add("mask", _mask, "write a table without personal data, and undo it", _MASK))
     add("samples", _samples, "list the sample tables")
