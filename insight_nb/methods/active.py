@@ -117,6 +117,8 @@ def cluster_rows(x, n, seed=0, # (rows, width); how many clusters
     "The row nearest the center of each of n clusters: (n or fewer,) positions."
     from sklearn.cluster import KMeans
     n = min(n, len(x))
+    if n < 1: # the pool is empty
+        return np.zeros(0, int)
     means = KMeans(n, n_init=1, max_iter=20, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore") # copies can't fill n clusters
