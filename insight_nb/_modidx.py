@@ -5243,6 +5243,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'insight_nb.methods.llm': { 'insight_nb.methods.llm.CallBudget': ('methods/llm.html#callbudget', 'insight_nb/methods/llm.py'),
                                         'insight_nb.methods.llm.CallBudget.__post_init__': ( 'methods/llm.html#callbudget.__post_init__',
                                                                                              'insight_nb/methods/llm.py'),
+                                        'insight_nb.methods.llm.CallBudget._calls_left': ( 'methods/llm.html#callbudget._calls_left',
+                                                                                           'insight_nb/methods/llm.py'),
                                         'insight_nb.methods.llm.CallBudget._fits': ( 'methods/llm.html#callbudget._fits',
                                                                                      'insight_nb/methods/llm.py'),
                                         'insight_nb.methods.llm.CallBudget.close': ( 'methods/llm.html#callbudget.close',

@@ -154,44 +154,6 @@ def method_names(self: TextComparison, names=None) -> list:
     "The ways of fine-tuning as a list."
     return [m.strip() for m in (names or self.default_methods).split(",") if m.strip()]
 
-# %% ../../nbs/jobs/11_comparison.ipynb #b56e7faa
-@patch
-def prompted_rungs(self: TextComparison, url=None, model=None, # an address, its model
-                   answers=None, # a table with the columns text and answer
-                   descriptions=None, # a table of labels
-                   limits=None, # fields of `CallBudget`
-                   how=None, # arguments of `PromptedLLM`
-                   folder=None # for the replies
-                  ) -> list: # of `Rung`: none, or one for each that is given
-    "The rungs of a language model. Raises InputError for an address where none is."
-    if not url and not answers:
-        if model:
-            raise InputError("llm_model needs llm: the address of the language model.")
-        return []
-    if self.task != "classify":
-        raise InputError("llm is for labels of texts: leave it out for tags.")
-    from insight_nb.methods.llm import CallBudget, LLMClient, ReplyCache
-    from insight_nb.methods.llm_rung import PromptedLLM, RecordedAnswers
-    budget, found = CallBudget(**limits or {}), []
-    if answers:
-        prices = (budget.price_in, budget.price_out) if budget.has_prices else None
-        found.append(RecordedAnswers(answers, prices))
-    if url:
-        client = LLMClient(url, model, budget, ReplyCache(folder))
-        rung = PromptedLLM(client, descriptions=descriptions and read_descriptions(descriptions),
-                           backbone=self.encoder, **how or {})
-        client.check_reachable()
-        found.append(rung)
-    return found
-
-@patch
-def compare_prompted(self: TextComparison, ladder, error_price=None):
-    "The `PromptComparison` of a ladder; None where no language model was asked."
-    if not any("llm" in s.details for s in ladder.done):
-        return None
-    from insight_nb.methods.llm_rung import compare_prompted
-    return compare_prompted(ladder, error_price)
-
 # %% ../../nbs/jobs/11_comparison.ipynb #83a1506b
 @patch
 def split(self: TextComparison, tables=(None, None), # for validation and test
@@ -522,6 +484,44 @@ def describe(self: TextComparison, report, ladder, shown):
         "peak_memory_mb": peak_memory_mb(self.device), "device": self.device.type,
         "devices": {r.name: choose_device(r.device).type for r in ladder.rungs}}
     report.versions = package_versions(*PACKAGES)
+
+# %% ../../nbs/jobs/11_comparison.ipynb #b56e7faa
+@patch
+def prompted_rungs(self: TextComparison, url=None, model=None, # an address, its model
+                   answers=None, # a table with the columns text and answer
+                   descriptions=None, # a table of labels
+                   limits=None, # fields of `CallBudget`
+                   how=None, # arguments of `PromptedLLM`
+                   folder=None # for the replies
+                  ) -> list: # of `Rung`: none, or one for each that is given
+    "The rungs of a language model. Raises InputError for an address where none is."
+    if not url and not answers:
+        if model:
+            raise InputError("llm_model needs llm: the address of the language model.")
+        return []
+    if self.task != "classify":
+        raise InputError("llm is for labels of texts: leave it out for tags.")
+    from insight_nb.methods.llm import CallBudget, LLMClient, ReplyCache
+    from insight_nb.methods.llm_rung import PromptedLLM, RecordedAnswers
+    budget, found = CallBudget(**limits or {}), []
+    if answers:
+        prices = (budget.price_in, budget.price_out) if budget.has_prices else None
+        found.append(RecordedAnswers(answers, prices))
+    if url:
+        client = LLMClient(url, model, budget, ReplyCache(folder))
+        rung = PromptedLLM(client, descriptions=descriptions and read_descriptions(descriptions),
+                           backbone=self.encoder, **how or {})
+        client.check_reachable()
+        found.append(rung)
+    return found
+
+@patch
+def compare_prompted(self: TextComparison, ladder, error_price=None):
+    "The `PromptComparison` of a ladder; None where no language model was asked."
+    if not any("llm" in s.details for s in ladder.done):
+        return None
+    from insight_nb.methods.llm_rung import compare_prompted
+    return compare_prompted(ladder, error_price)
 
 # %% ../../nbs/jobs/11_comparison.ipynb #49623ba1
 class TagComparison(TextComparison):

@@ -208,7 +208,8 @@ def evaluate_method(rung: Rung, evaluation: Evaluation, limit=None, # seconds th
         step.metrics = evaluation.measure(step.predictions)
         own = rung.costs or _time_single(rung, evaluation)
         step.cost = {
-            "train_seconds": fit_seconds, "batch_ms_per_text": 1e3 * seconds / len(evaluation), **own,
+            "train_seconds": fit_seconds, "batch_ms_per_text": 1e3 * seconds / len(evaluation),
+            **own,
             "parameters": rung.num_parameters, "megabytes": rung.size_mb,
             "memory_mb": memory.increase}
         step.status, step.why = "done", getattr(rung, "remark", "")

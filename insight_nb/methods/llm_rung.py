@@ -66,8 +66,9 @@ def parse_label(text, names) -> int | None: # an answer; the labels
     return found[0] if len(found) == 1 else None
 
 # %% ../../nbs/methods/11_llm_rung.ipynb #f0a306bf
-_REFUSALS = re.compile(r"(?i)^\W*(i['’]?m sorry|sorry|i can(no|['’])t|i am (not able|unable)|i['’]m "
-                       r"(not able|unable)|i won['’]t|as an ai|抱歉|对不起|很抱歉|我无法|我不能|作为(一个)?ai)")
+_REFUSALS = re.compile(r"(?i)^\W*(i['’]?m sorry|sorry|i can(no|['’])t|i am (not able|unable)|"
+                       r"i['’]m (not able|unable)|i won['’]t|as an ai|"
+                       r"抱歉|对不起|很抱歉|我无法|我不能|作为(一个)?ai)")
 OUTCOMES = "answered", "repaired", "refused", "invented", "empty"
 
 def outcome_of(reply: Reply, names) -> tuple: # -> one of OUTCOMES, the label or None
@@ -138,8 +139,8 @@ def position_bias(positions, labels) -> dict: # (answers,) places from 0; how ma
         p = float(chisquare(counts, expected * counts.sum()).pvalue)
     low, high = wilson_interval(counts, np.full(parts, n))
     return {"places": [f"{a + 1}–{b}" if b - a > 1 else f"{b}" for a, b in zip(edges, edges[1:])],
-            "counts": counts.tolist(), "shares": (counts / n).tolist(), "low": np.ravel(low).tolist(),
-            "high": np.ravel(high).tolist(), "expected": expected.tolist(), "p": p,
+            "counts": counts.tolist(), "shares": (counts / n).tolist(),
+            "low": np.ravel(low).tolist(), "high": np.ravel(high).tolist(), "expected": expected.tolist(), "p": p,
             "found": p is not None and p < .01}
 
 # %% ../../nbs/methods/11_llm_rung.ipynb #fa709a08
@@ -179,7 +180,8 @@ def measure(self: LanguageModel, rows):
     seconds = np.array([r.seconds for r in rows] or [0.])
     p50, p95 = 1e3 * np.quantile(seconds, [.5, .95])
     self.costs = {
-        "batch_ms_per_text": 1e3 * float(seconds.mean()) / workers, "predict_ms_per_text": float(p50),
+        "batch_ms_per_text": 1e3 * float(seconds.mean()) / workers,
+        "predict_ms_per_text": float(p50),
         "predict_ms_p50": float(p50), "predict_ms_p95": float(p95)}
     found = self.details["llm"]
     budget = self.client.budget if self.client else None
@@ -278,14 +280,17 @@ def question(self: PromptedLLM, text, near=()) -> tuple: # training rows -> mess
     "What is sent about a text, personal data masked."
     text = self.masked(text)
     order = self.order_of(text)
-    return self.prompt(text, order, [(self.masked(self.texts[j]), int(self.y[j])) for j in near]), order
+    shown = [(self.masked(self.texts[j]), int(self.y[j])) for j in near]
+    return self.prompt(text, order, shown), order
 
 @patch
 def settings_of_call(self: PromptedLLM, vote=0) -> dict:
     "What is asked of the server beside the prompt."
-    schema = {"type": "object", "properties": {"label": {"type": "string", "enum": list(self.names)}},
-              "required": ["label"], "additionalProperties": False}
-    form = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
+    label = {"type": "string", "enum": list(self.names)}
+    schema = {"type": "object", "properties": {"label": label}, "required": ["label"],
+              "additionalProperties": False}
+    form = {"type": "json_schema",
+            "json_schema": {"name": "answer", "strict": True, "schema": schema}}
     longest = max(len(n.encode()) for n in self.names)
     how = {"temperature": 0., "max_tokens": longest + 24, "response_format": form}
     if self.votes > 1:
@@ -319,7 +324,8 @@ def classify(self: PromptedLLM, messages, order) -> RowAnswer | None: # of `ques
     found = [f for f in found if f]
     if not found:
         return None
-    labels, replies = [at for _, at, _ in found if at is not None], [r for *_, rs in found for r in rs]
+    labels = [at for _, at, _ in found if at is not None]
+    replies = [r for *_, rs in found for r in rs]
     if not labels:
         return RowAnswer(found[0][0], np.zeros(len(self.names)), None, replies)
     counts = np.bincount(labels, minlength=len(self.names))
@@ -392,7 +398,7 @@ class RecordedAnswers(LanguageModel):
         self.known = {}
         for row in frame.to_dict("records"):
             text, answer = str(row["text"]).strip(), row["answer"]
-            answer = answer if isinstance(answer, str) else ("" if answer != answer else str(answer))
+            answer = "" if answer is None or answer != answer else str(answer)
             number = [row.get(c, 0) for c in ("tokens_in", "tokens_out", "seconds")]
             n_in, n_out, seconds = (float(v) if v == v and v is not None else 0. for v in number)
             reply = Reply(answer, [], False, int(n_in), int(n_out), seconds, True)
@@ -436,7 +442,8 @@ class PromptComparison:
         llm = self.step.cost.get("money_per_text")
         return llm, self.other.cost["batch_ms_per_text"] / 3.6e6 * self.ladder.price
     @property
-    def gain(self): return self.ladder.evaluation.compare(self.step.predictions, self.other.predictions)
+    def gain(self): # paired
+        return self.ladder.evaluation.compare(self.step.predictions, self.other.predictions)
     @property
     def over_majority(self): # paired, on the rows that were asked
         exam = self.ladder.evaluation
