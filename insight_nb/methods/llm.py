@@ -103,6 +103,7 @@ def reserve(self: CallBudget, most) -> bool: # of the request's cost
         self.reserved += most
         return True
 
+# %% ../../nbs/methods/10_llm.ipynb #ea62de22
 @patch
 def _fits(self: CallBudget, most):
     paid = self.money is None or self.spent + self.reserved + most <= self.money
@@ -111,6 +112,7 @@ def _fits(self: CallBudget, most):
 @patch
 def _calls_left(self: CallBudget): return self.calls is None or self.sent < self.calls
 
+# %% ../../nbs/methods/10_llm.ipynb #202f0371
 @patch
 def settle(self: CallBudget, most, paid): # as it was reserved; as it was
     "Book the true cost of a request."
@@ -119,6 +121,7 @@ def settle(self: CallBudget, most, paid): # as it was reserved; as it was
         self.reserved = max(self.reserved - most, 0.) if self.on_way else 0. # no rounding stays
         self.changed.notify_all()
 
+# %% ../../nbs/methods/10_llm.ipynb #c83925ad
 @patch
 def close(self: CallBudget):
     "Let nothing more be sent."
@@ -192,6 +195,7 @@ class ReplyCache:
 # %% ../../nbs/methods/10_llm.ipynb #4af5f216
 _CONNECT_SECONDS, _MOST_BYTES = 8, 8_000_000
 
+# %% ../../nbs/methods/10_llm.ipynb #a6226f20
 def _connect(url, seconds): # -> a connection, the target of the request
     parts = urlsplit(url)
     secure, host = parts.scheme == "https", parts.hostname
@@ -207,6 +211,7 @@ def _connect(url, seconds): # -> a connection, the target of the request
     connection.set_tunnel(host, parts.port or 443)
     return connection, parts.path
 
+# %% ../../nbs/methods/10_llm.ipynb #d4a45e22
 def post_json(url, body, key="", seconds=60) -> tuple: # bytes -> status, headers, bytes
     "Send one request. Raises OSError or http.client.HTTPException where nothing comes back."
     connection, target = _connect(url, min(_CONNECT_SECONDS, seconds))
@@ -305,6 +310,7 @@ def payload(self: LLMClient, wanted) -> dict: # as it was asked for
         body["max_completion_tokens"] = wanted["max_tokens"] # the newer name
     return body
 
+# %% ../../nbs/methods/10_llm.ipynb #4d48ceec
 @patch
 def drop_field(self: LLMClient, sent, body) -> bool: # the request, bytes
     "Leave out what the server has turned down: what it names, or else the next that may go."
@@ -371,6 +377,7 @@ def ask(self: LLMClient, messages, **settings) -> Reply | None: # None: beyond t
         failed += 1
     return None
 
+# %% ../../nbs/methods/10_llm.ipynb #93b251ad
 def may_pass(status, body) -> bool: # bytes
     "Whether the same request may work later."
     if status == 200: # JSON that was cut off; a page never becomes an answer

@@ -46,6 +46,7 @@ def check_distinct(names):
                              "rename one of them, case and spaces don't count.")
         seen[plain] = n
 
+# %% ../../nbs/methods/11_llm_rung.ipynb #30b61292
 def parse_label(text, names) -> int | None: # an answer; the labels
     "The label that an answer names; None: none, or several."
     text = re.sub(r"^```\w*|```$", "", text.strip()).strip()
@@ -259,6 +260,7 @@ def learn(self: PromptedLLM, texts, y):
     if self.calibrate and len(texts):
         self.fit_temperature()
 
+# %% ../../nbs/methods/11_llm_rung.ipynb #a432feb6
 @patch
 def neighbors(self: PromptedLLM, texts, own=()) -> list: # of texts that are training rows: where
     "The training rows that are most similar to each text, the most similar one last."
@@ -317,6 +319,7 @@ def ask_once(self: PromptedLLM, messages, vote=0) -> tuple: # -> outcome, label,
     new, at = outcome_of(second, self.names)
     return ("repaired" if new == "answered" else new), at, [first, second]
 
+# %% ../../nbs/methods/11_llm_rung.ipynb #c5b26483
 @patch
 def classify(self: PromptedLLM, messages, order) -> RowAnswer | None: # of `question`
     "Ask about a text; None where the budget ended before."
@@ -359,6 +362,7 @@ def ask_rows(self: PromptedLLM, texts, own=()) -> dict: # texts -> index: `RowAn
     found = self.client.run(lambda a: self.classify(*a), asked, tell)
     return {i: r for i, r in enumerate(found) if r is not None}
 
+# %% ../../nbs/methods/11_llm_rung.ipynb #eddd09df
 @patch
 def predict_proba(self: PromptedLLM, texts):
     texts = list(texts)
@@ -450,6 +454,7 @@ class PromptComparison:
         shares = np.bincount(exam.train_y, minlength=len(exam.names)) / len(exam.train_y)
         return exam.compare(self.step.predictions, np.tile(shares, (len(exam), 1)))
 
+# %% ../../nbs/methods/11_llm_rung.ipynb #93985cc0
 def compare_prompted(ladder, error_price=None) -> PromptComparison | None: # None: not asked
     "The comparison, where a language model and another method were finished."
     asked = [s for s in ladder.done if "llm" in s.details]
@@ -470,6 +475,7 @@ def volumes(self: PromptComparison) -> tuple: # texts a month; None where the pr
     demand = train / (llm - own) if llm > own else float("inf")
     return demand, (train + 730 * self.ladder.price) / llm if llm else float("inf")
 
+# %% ../../nbs/methods/11_llm_rung.ipynb #eec0dc2c
 @patch
 def summary(self: PromptComparison) -> str:
     "The answer, in a few sentences."
@@ -512,6 +518,7 @@ def table(self: PromptComparison) -> ReportTable:
 
 def _points(d): return format_interval(100 * d.value, 100 * d.low, 100 * d.high, 1)
 
+# %% ../../nbs/methods/11_llm_rung.ipynb #9b6a94c2
 @patch
 def checks(self: PromptComparison) -> list: # of `Check`
     "Three lines of the guard."
