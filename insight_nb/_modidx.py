@@ -1823,6 +1823,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'insight_nb.cli._predict_arguments': ('cli.html#_predict_arguments', 'insight_nb/cli.py'),
                                 'insight_nb.cli._predict_rows': ('cli.html#_predict_rows', 'insight_nb/cli.py'),
                                 'insight_nb.cli._progress': ('cli.html#_progress', 'insight_nb/cli.py'),
+                                'insight_nb.cli._refuse_idle': ('cli.html#_refuse_idle', 'insight_nb/cli.py'),
                                 'insight_nb.cli._renamed': ('cli.html#_renamed', 'insight_nb/cli.py'),
                                 'insight_nb.cli._rows_to_ask': ('cli.html#_rows_to_ask', 'insight_nb/cli.py'),
                                 'insight_nb.cli._run': ('cli.html#_run', 'insight_nb/cli.py'),

@@ -570,6 +570,19 @@ def _run_help(args):
         f"\n{args.recipe}: {about}",
         f"  {'-p NAME':<15}{'type':<15}{'default':<18}meaning", *lines])
 
+def _refuse_idle(args): # options of `check --fix`
+    options = {"--accept": args.accept != "none", "--test": args.test, "--models": args.models}
+    for word, said in options.items():
+        if said:
+            raise InputError(f"{word} does nothing without --fix: name a folder to write to.")
+
+def _undo(args):
+    from insight_nb.base.tables import write_frame
+    from insight_nb.jobs.audit import undo_audit
+    frame = undo_audit(args.table)
+    write_frame(frame, args.undo, args.force)
+    print(f"{plural(len(frame), 'row')}, as they were, in {args.undo}")
+
 # %% ../nbs/90_cli.ipynb #d37d4150
 def _predict(args):
     from insight_nb.data.sources import open_frame
@@ -658,10 +671,8 @@ def _check(args):
     from insight_nb.data.table import clean_table
     if args.undo:
         return _undo(args)
-    of_fix = {"--accept": args.accept != "none", "--test": args.test, "--models": args.models}
-    idle = [] if args.fix else [word for word, said in of_fix.items() if said]
-    if idle:
-        raise InputError(f"{idle[0]} does nothing without --fix: name a folder to write to.")
+    if not args.fix:
+        _refuse_idle(args)
     label = None if args.label == "none" else args.label
     with contextlib.ExitStack() as stack:
         temp = None
@@ -697,13 +708,6 @@ def _fix(args, frame, table):
     known = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xlsx")
     print(write_audit(args.fix, frame, table, found, args.accept,
                       suffix if suffix in known else ".csv", args.force))
-
-def _undo(args):
-    from insight_nb.base.tables import write_frame
-    from insight_nb.jobs.audit import undo_audit
-    frame = undo_audit(args.table)
-    write_frame(frame, args.undo, args.force)
-    print(f"{plural(len(frame), 'row')}, as they were, in {args.undo}")
 
 # %% ../nbs/90_cli.ipynb #8a58db4e
 def _export(args):
