@@ -141,7 +141,8 @@ def position_bias(positions, labels) -> dict: # (answers,) places from 0; how ma
     low, high = wilson_interval(counts, np.full(parts, n))
     return {"places": [f"{a + 1}–{b}" if b - a > 1 else f"{b}" for a, b in zip(edges, edges[1:])],
             "counts": counts.tolist(), "shares": (counts / n).tolist(),
-            "low": np.ravel(low).tolist(), "high": np.ravel(high).tolist(), "expected": expected.tolist(), "p": p,
+            "low": np.ravel(low).tolist(), "high": np.ravel(high).tolist(),
+            "expected": expected.tolist(), "p": p,
             "found": p is not None and p < .01}
 
 # %% ../../nbs/methods/11_llm_rung.ipynb #fa709a08
