@@ -29,6 +29,7 @@ test: .venv/ok      ## install, then every notebook (but for cells marked slow),
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 slow: .venv/ok      ## the slow cells and the lessons too (recipes and benchmarks are run on their own)
 	$(BIN)/nbdev-test --timing --flags slow --skip-folder-re '^([_.]|recipes|benchmarks)'
+	$(BIN)/python -m pytest -q -m slow tests/test_estimators.py tests/test_small_package.py
 faults: .venv/ok    ## on demand: faults planted into runs, each of which must be seen (some minutes)
 	$(BIN)/python -m pytest -q -m slow tests/faults
 privacy: .venv/ok   ## on demand: no file that a masked run or service leaves holds a planted value (a minute)

@@ -90,7 +90,8 @@ EXPECTED = {"check_sample_weight_equivalence_on_dense_data": SEEDED,
             "check_classifiers_train": NUMBERS, "check_regressors_train": NUMBERS}
 
 
-@pytest.mark.parametrize("kind", [NumberClassifier, NumberRegressor])
+@pytest.mark.parametrize("kind", [
+    NumberClassifier, pytest.param(NumberRegressor, marks=pytest.mark.slow)])
 def test_the_checks_of_scikit_learn(kind, backbone):
     found = check_estimator(kind(backbone, **QUICK), expected_failed_checks=EXPECTED,
                             on_fail=None, on_skip=None)

@@ -52,6 +52,7 @@ def test_the_folders_are_gone(site):
     assert (file.startswith(str(site)), gone) == (True, "None None")
 
 
+@pytest.mark.slow
 def test_classify_and_predict(site, tmp_path):
     table = write_csv(tmp_path / "table.csv", rows_of(150))
     run(site, "run", "classify", "-p", "table", table, "-p", "epochs", 1, "-p", "max_length", 32,
