@@ -50,7 +50,7 @@ TITLES_OF_METRICS = {
     "subset_accuracy": "all labels right", "f1": "F1 of whole spans", "precision": "precision",
     "recall": "recall", "mae": "mean absolute error", "rmse": "root mean squared error",
     "r2": "R²", "spearman": "Spearman's correlation"}
-LESS_IS_BETTER = {"mae", "rmse"}
+LESS_IS_BETTER = {"log_loss", "mae", "rmse"}
 
 def run_metrics(said: RowPredictions, rows) -> dict: # positions; name -> Metric
     "The metrics of some rows, with their intervals."
