@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TITLES_OF_METRICS', 'LESS_IS_BETTER', 'MIN_COMMON_ROWS', 'decode_rows', 'run_metrics', 'run_differences',
-           'ComparedRun', 'read_run', 'check_comparable', 'RunComparison', 'describe_rows', 'compare_runs']
+           'ComparedRun', 'read_run', 'check_comparable', 'RunComparison', 'describe_rows', 'compare_runs', 'join_runs']
 
 # %% ../../nbs/eval/14_compare_runs.ipynb #70f4cb97
 import json
@@ -175,7 +175,10 @@ def compare_runs(folders) -> RunComparison: # two or more
     "Compare runs. Raises InputError where they can't be compared."
     if len(folders) < 2:
         raise InputError("one run can't be compared: name two or more folders.")
-    runs = [read_run(folder) for folder in folders]
+    return join_runs([read_run(folder) for folder in folders])
+
+def join_runs(runs) -> RunComparison: # of `ComparedRun`, two or more
+    "As `compare_runs`, of runs that are open."
     for other in runs[1:]:
         check_comparable(runs[0], other)
     said = [run.predictions for run in runs]

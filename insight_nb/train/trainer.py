@@ -56,7 +56,7 @@ class Trainer:
         self.train_dataset = train_dataset
         self.valid_dataset = valid_dataset
         self.score_fn = score_fn
-        self.config = config
+        self.config = self.planned = config # planned: before a restart made it gentler
         self.callbacks = list(callbacks)
         self.device, self.precision = device, precision
         self.collapses = []
