@@ -14,13 +14,22 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from .core import (
-    ReportTable, atomic_output, escape_markdown, format_cell, shorten)
+    ReportTable, atomic_output, escape_markdown, format_cell)
 
 # %% ../../nbs/base/07_html.ipynb #394bdfaf
+_NAMES, _LETTERS = 12, 40 # names of a list that are shown; letters from which one is a sentence
+
+def _listed(items): # texts
+    sentences = any(len(x) > _LETTERS and " " in x for x in items)
+    if sentences:
+        return "; ".join(items)
+    more = f" and {len(items) - _NAMES:,} more" if len(items) > _NAMES else ""
+    return ", ".join(items[:_NAMES]) + more
+
+# %% ../../nbs/base/07_html.ipynb #533816b3
 def _fact(v):
     if isinstance(v, (list, tuple)):
-        return ", ".join(shorten(_fact(x), 30) for x in v[:12]) + (
-            f" and {len(v) - 12} more" if len(v) > 12 else "")
+        return _listed([_fact(x) for x in v])
     if isinstance(v, bool) or v is None:
         return {True: "yes", False: "no", None: "–"}[v]
     if isinstance(v, int) and v >= 10_000:
@@ -29,7 +38,7 @@ def _fact(v):
         return f"{v:.4g}"
     if isinstance(v, float):
         return f"{v:,.0f}"
-    return shorten(v, 80)
+    return format_cell(v)
 
 # %% ../../nbs/base/07_html.ipynb #85e0f4f8
 def _flat(d, before=""):

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 
 from ..base.core import InputError, ReportTable, hash_texts, plural, shorten
 from ..base.privacy import find_personal_data, mask
@@ -42,7 +43,7 @@ class Finding:
 # %% ../../nbs/data/13_findings.ipynb #e88b43c1
 def findings_table(findings) -> ReportTable:
     "What was found, most rows first."
-    rows = [[f.kind, len(f.rows), f.action, "yes" if f.safe else "", shorten(f.reason, 90)]
+    rows = [[f.kind, len(f.rows), f.action, "yes" if f.safe else "", f.reason]
             for f in sorted(findings, key=lambda f: -len(f.rows))]
     return ReportTable(["kind", "rows", "action", "safe", "reason"], rows)
 
@@ -285,31 +286,55 @@ class Changes:
     cells: list # [row, column, old, new, kind] each
     removed: pd.DataFrame # the rows that went, under their numbers, with all their cells
     reasons: dict # row that went -> [action, kind]
+    # not done: [row, column, new, kind, kind of the finding that has the cell] each
+    skipped: list = field(default_factory=list)
 
 def frame_digest(frame: pd.DataFrame) -> str: # sha256 of its columns and cells
     def cell(v): return "" if invalid_text_reason(v) == "missing text" else str(v)
     return hash_texts([str(c) for c in frame.columns] + [
         cell(v) for c in frame.columns for v in frame[c].tolist()])
 
+# %% ../../nbs/data/13_findings.ipynb #ea74092f
+@patch
+def not_done(self: Changes) -> str: # "": all was done
+    "A sentence that says what was not done, why, and what to do."
+    rows = defaultdict(list)
+    for row, column, _, kind, first in self.skipped:
+        rows[kind, column, first].append(row)
+    if not rows:
+        return ""
+    said = []
+    for (kind, column, first), at in rows.items():
+        some = ", ".join(map(str, at[:5])) + (", …" if len(at) > 5 else "")
+        said.append(f"{kind} (column {column!r}, {plural(len(at), 'row')}: {some}), since {first} "
+                    "changed these cells first")
+    return (f"Not done: {'; '.join(said)}. A cell is changed once: look at the new table, and run "
+            "this again on it")
+
+# %% ../../nbs/data/13_findings.ipynb #8bc2dd4d
 def apply_findings(frame: pd.DataFrame, # rows 0 to n - 1, as `read_frame` gives them
                    findings, # those that were said yes to
                    text, label) -> tuple: # names of columns -> the new table, `Changes`
     "Do what the findings propose. Raises InputError for a finding that is only to be looked at."
-    cells, reasons = {}, {}
+    cells, reasons, skipped = {}, {}, []
     for f in findings:
         if f.action == "look":
             raise InputError(f"{f.kind}: there is nothing to be done but to look.")
         for row in f.rows:
             if f.action in ("drop", "set aside"):
                 reasons.setdefault(row, [f.action, f.kind])
-            else:
-                column = label if f.action == "relabel" else text
-                cells.setdefault((row, column), (f.new[row], f.kind))
+                continue
+            column = label if f.action == "relabel" else text
+            new, kind = cells.setdefault((row, column), (f.new[row], f.kind))
+            if new != f.new[row]:
+                skipped.append([row, column, f.new[row], f.kind, kind])
     done = [[row, column, frame.at[row, column], new, kind]
             for (row, column), (new, kind) in sorted(cells.items()) if row not in reasons]
+    skipped = [s for s in skipped if s[0] not in reasons]
     removed = frame.loc[sorted(reasons)]
     result = _with_cells(frame, done, 3).drop(index=removed.index).reset_index(drop=True)
-    return result, Changes(frame_digest(frame), frame_digest(result), done, removed, reasons)
+    return result, Changes(frame_digest(frame), frame_digest(result), done, removed, reasons,
+                           skipped)
 
 def _with_cells(frame, cells, which): # position of the cell in a line of the log
     frame = frame.copy()
@@ -346,10 +371,12 @@ def _check_digest(frame, known, what):
 def changes_to_json(changes: Changes) -> str: # lines of JSON; the first has both digests
     "The log, but for the cells of rows that went."
     head = {"source": changes.source, "result": changes.result, "changed": len(changes.cells),
-            "removed": len(changes.reasons)}
+            "removed": len(changes.reasons), "not_done": len(changes.skipped)}
     lines = [dict(zip(("row", "column", "old", "new", "kind"), c)) for c in changes.cells]
     lines += [{"row": row, "action": action, "kind": kind}
               for row, (action, kind) in sorted(changes.reasons.items())]
+    names = ("row", "column", "not_done", "kind", "changed_by")
+    lines += [dict(zip(names, s)) for s in changes.skipped]
     return "".join(json.dumps(v, ensure_ascii=False, default=str) + "\n" for v in [head, *lines])
 
 def changes_from_json(text, # of `changes_to_json`
@@ -358,10 +385,12 @@ def changes_from_json(text, # of `changes_to_json`
     try:
         head, *lines = [json.loads(line) for line in text.splitlines() if line.strip()]
         cells = [[v["row"], v["column"], v["old"], v["new"], v["kind"]]
-                 for v in lines if "column" in v]
+                 for v in lines if "old" in v]
+        skipped = [[v["row"], v["column"], v["not_done"], v["kind"], v["changed_by"]]
+                   for v in lines if "not_done" in v]
         reasons = {v["row"]: [v["action"], v["kind"]] for v in lines if "action" in v}
         return Changes(head["source"], head["result"], cells,
-                       removed.set_axis(sorted(reasons)), reasons)
+                       removed.set_axis(sorted(reasons)), reasons, skipped)
     except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError("the log of changes is damaged, or the rows that went are not those that "
                          "it names.") from None

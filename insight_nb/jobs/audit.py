@@ -501,8 +501,9 @@ def write_audit(out, frame, # a folder; the table as it was read
         return (f"{plural(len(findings), 'finding')} in {out}: nothing was changed. Write yes or "
                 "no in the column accept of findings.csv, and give that file, or accept safe")
     gone = plural(len(changes.removed), "row")
-    return (f"{plural(len(changes.cells), 'cell')} changed and {gone} taken out: {len(new):,} of "
+    said = (f"{plural(len(changes.cells), 'cell')} changed and {gone} taken out: {len(new):,} of "
             f"{plural(len(frame), 'row')} are in {out}")
+    return f"{said}. {changes.not_done()}" if changes.skipped else said
 
 # %% ../../nbs/jobs/13_audit.ipynb #5188e0fd
 def _read_audit(folder):
