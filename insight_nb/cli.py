@@ -668,17 +668,20 @@ def _mask(args):
 def _check(args):
     from insight_nb.data.audit import audit
     from insight_nb.data.sources import open_frame
-    from insight_nb.data.table import clean_table
+    from insight_nb.data.table import clean_table, optional_column
     if args.undo:
         return _undo(args)
     if not args.fix:
         _refuse_idle(args)
-    label = None if args.label == "none" else args.label
+    if args.fix:
+        from insight_nb.jobs.audit import check_accept
+        check_accept(args.accept)
     with contextlib.ExitStack() as stack:
         temp = None
         if args.json:
             temp = stack.enter_context(atomic_output(args.json, args.force, file=True))
         frame, name, notes = open_frame(args.table, _sheet(args.sheet))
+        label = optional_column(args.label, frame.columns)
         table = clean_table(frame, args.text, label, name, notes)
         found = audit(table)
         if args.backbone != "none":

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LANGUAGES', 'held_out_probabilities', 'find_wrong_labels', 'neighbor_distances', 'find_off_topic',
            'find_alike_classes', 'find_leaks', 'id_order', 'find_telling_ids', 'language_identifier',
-           'find_other_languages', 'find_drift', 'reading_warnings', 'spoil_rows', 'RowAudit', 'row_vectors',
-           'RowAuditReport', 'write_audit', 'undo_audit', 'redo_audit']
+           'find_other_languages', 'find_drift', 'reading_warnings', 'spoil_rows', 'read_dates', 'RowAudit',
+           'row_vectors', 'RowAuditReport', 'check_accept', 'write_audit', 'undo_audit', 'redo_audit']
 
 # %% ../../nbs/jobs/13_audit.ipynb #cddc6052
 import re
@@ -28,7 +28,8 @@ from ..base.tables import write_frame
 from ..base.text import extract_words
 from ..base.tensors import choose_device
 from ..data.findings import (
-    Finding, accepted_findings, apply_findings, changes_from_json, changes_to_json,
+    FINDING_KINDS, Finding, accepted_findings, apply_findings, changes_from_json, changes_to_json,
+    check_queue,
     find_boilerplate, find_columns, find_garbled, find_leaked_copies, find_other_scripts,
     find_personal, find_repeats, find_spellings, findings_frame, findings_table, redo_changes,
     undo_changes, usual_spellings)
@@ -319,6 +320,18 @@ def spoil_rows(frame: pd.DataFrame, seed=0, # columns text and label
         frame.at[i, "text"] = (frame.at[i, "text"] + " café, très bien").encode().decode("latin-1")
     return pd.concat([frame, frame.iloc[at[3 * n:4 * n]]], ignore_index=True)
 
+# %% ../../nbs/jobs/13_audit.ipynb #56f76b3c
+def read_dates(table: Table, time) -> pd.Series: # (rows,) of one zone; NaT where there is none
+    "The dates of a column. Raises InputError where it is not there, or holds no date."
+    if time not in table.frame.columns:
+        raise InputError(f"{table.name} has no column {time!r} for the "
+                         f"time.{suggest(time, table.frame.columns)}")
+    when = pd.to_datetime(table.frame[time], errors="coerce", utc=True, format="mixed")
+    if when.isna().all():
+        raise InputError(f"{table.name}: column {time!r} holds no dates, such as 2026-05-31. Name "
+                         "another one for the time, or leave it out.")
+    return when
+
 # %% ../../nbs/jobs/13_audit.ipynb #66ed84b3
 class RowAudit:
     "Everything that is found in a table. `findings` holds those of the cells first."
@@ -328,9 +341,8 @@ class RowAudit:
                  seed=0, device=None): # of `choose_device`
         self.table, self.test, self.time, self.seed = table, test, time, seed
         self.device = device
-        if time is not None and time not in table.frame.columns:
-            raise InputError(f"{table.name} has no column {time!r} for the "
-                             f"time.{suggest(time, table.frame.columns)}")
+        if time is not None:
+            read_dates(table, time)
         usual = usual_spellings(table.labels) # a model sees labels that are written in one way
         values = [usual.get(v, v) for v in table.labels or ()]
         self.labels = LabelEncoder.fit(values) if values else None
@@ -394,7 +406,7 @@ def by_model(self: RowAudit, backbone) -> list: # of `Finding`
     if self.test is not None:
         found += find_drift(features, np.arange(len(texts)) >= n, seed=self.seed)
     if self.time is not None:
-        when = pd.to_datetime(table.frame[self.time], errors="coerce", utc=True, format="mixed")
+        when = read_dates(table, self.time)
         later = (when > when.median()).to_numpy()
         found += find_drift(features[:n], later, "the older half of the rows from the newer one",
                             self.seed)
@@ -467,12 +479,31 @@ def report(self: RowAudit, source, # in words
     return found
 
 # %% ../../nbs/jobs/13_audit.ipynb #195ae686
+_LISTS = (".csv", ".xlsx", ".parquet") # of findings, with yes and no
+
+def _is_list(accept): return Path(str(accept)).suffix in _LISTS
+
+def _named_kinds(accept): return [k.strip() for k in str(accept).split(",") if k.strip()]
+
+def check_accept(accept): # as of `write_audit`
+    "Raise an InputError, before anything is looked for, for words that can't be meant."
+    if _is_list(accept):
+        return check_queue(read_frame(Path(accept))[0])
+    if not _named_kinds(accept):
+        raise InputError("accept is empty: say none, safe, or kinds of findings, by commas.")
+    words = ("none", "safe")
+    for kind in [] if accept in words else _named_kinds(accept):
+        if kind not in FINDING_KINDS and not kind.startswith("texts in "):
+            raise InputError(f"accept is {shorten(kind, 40)!r}, which is no kind of finding."
+                             f"{suggest(kind, [*words, *FINDING_KINDS])} Or give the list with yes "
+                             "and no in the column accept.")
+
 def _chosen(findings, accept): # "none", "safe", kinds, or the path of a list with yes and no
-    if isinstance(accept, (str, Path)) and Path(accept).suffix in (".csv", ".xlsx", ".parquet"):
+    if _is_list(accept):
         return accepted_findings(findings, read_frame(Path(accept))[0])
     if accept == "safe":
         return [f for f in findings if f.safe]
-    kinds = [] if accept == "none" else [k.strip() for k in str(accept).split(",")]
+    kinds = [] if accept == "none" else _named_kinds(accept)
     known = sorted({f.kind for f in findings if f.action != "look"})
     for kind in kinds:
         if kind not in known:
@@ -481,6 +512,7 @@ def _chosen(findings, accept): # "none", "safe", kinds, or the path of a list wi
                              "list with yes and no in the column accept.")
     return [f for f in findings if f.kind in kinds]
 
+# %% ../../nbs/jobs/13_audit.ipynb #b44c5d39
 def write_audit(out, frame, # a folder; the table as it was read
                 table: Table, findings, # of `RowAudit`
                 accept="none", # "none", "safe", kinds by commas, or a list of findings (a file)

@@ -6,7 +6,7 @@
 __all__ = ['QUERY_STRATEGIES', 'standardize', 'VectorProbe', 'Pool', 'random_rows', 'margin_rows', 'entropy_rows', 'cluster_rows',
            'diverse_rows', 'core_set_rows', 'contrastive_rows', 'check_strategy', 'first_rows', 'unlike_rows',
            'unseen_share', 'next_rows', 'LabelingRun', 'simulate_labeling', 'StrategyComparison', 'compare_strategies',
-           'StopDecision', 'should_stop']
+           'StopDecision', 'check_prices', 'should_stop']
 
 # %% ../../nbs/methods/08_active.ipynb #2477f4a4
 import warnings
@@ -351,15 +351,22 @@ class StopDecision:
                 f"{high:,.0f}) and cost {self.cost:,.0f}.")
 
 # %% ../../nbs/methods/08_active.ipynb #3e231c5f
+def check_prices(price, point_value): # of a label, of a point of accuracy; None: not asked
+    "Raises InputError for one without the other, and for prices that are none."
+    if (price is None) != (point_value is None):
+        raise InputError("price and point_value belong together: give both, or neither.")
+    both = [] if price is None else [price, point_value]
+    if not all(np.isfinite(v) and v > 0 for v in both):
+        raise InputError(f"a label for {price:g} and a point for {point_value:g}: both must be "
+                         "above 0.")
+
 def should_stop(sizes, scores, # (batches,) labels, accuracy on the same random test side
                 price, # of a label
                 point_value, # of a point of accuracy, in the same money
                 step=50, # labels of a batch
                 seed=0) -> StopDecision:
-    "Do more labels pay? Raises InputError for prices that are none."
-    if not (price > 0 and point_value > 0 and np.isfinite([price, point_value]).all()):
-        raise InputError(f"a label for {price:g} and a point for {point_value:g}: both must be "
-                         "above 0.")
+    "Do more labels pay? Raises InputError as `check_prices`."
+    check_prices(price, point_value)
     n = int(np.max(sizes)) if len(sizes) else 0
     few = len(np.unique(sizes)) < 5
     if few or n < 4 * np.min(sizes):

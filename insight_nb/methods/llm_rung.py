@@ -391,16 +391,12 @@ class RecordedAnswers(LanguageModel):
     needs = "a table with the columns text and answer"
     def __init__(self, table, # path
                  prices=None): # of a million tokens that are read, and written
-        self.table, self.prices = table, prices
-
-    def learn(self, texts, y):
-        check_distinct(self.names)
-        frame, name, _ = open_frame(self.table)
+        self.table, self.prices, self.known = table, prices, {}
+        frame, name, _ = open_frame(table)
         for column in ("text", "answer"):
             if column not in frame.columns:
                 raise InputError(f"{name} has no column {column!r}: answers need the columns text "
                                  "and answer.")
-        self.known = {}
         for row in frame.to_dict("records"):
             text, answer = str(row["text"]).strip(), row["answer"]
             answer = "" if answer is None or answer != answer else str(answer)
@@ -409,6 +405,8 @@ class RecordedAnswers(LanguageModel):
             reply = Reply(answer, [], False, int(n_in), int(n_out), seconds, True)
             if self.known.setdefault(text, reply).text != answer:
                 raise InputError(f"{name} has two answers to {shorten(text)!r}: keep one.")
+
+    def learn(self, texts, y): check_distinct(self.names)
 
     def predict_proba(self, texts):
         rows = {i: self.known.get(str(t).strip()) for i, t in enumerate(texts)}
