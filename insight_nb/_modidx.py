@@ -1618,6 +1618,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'insight_nb.base.privacy._plain': ('base/privacy.html#_plain', 'insight_nb/base/privacy.py'),
                                          'insight_nb.base.privacy._replace': ('base/privacy.html#_replace', 'insight_nb/base/privacy.py'),
                                          'insight_nb.base.privacy._search': ('base/privacy.html#_search', 'insight_nb/base/privacy.py'),
+                                         'insight_nb.base.privacy.check_mask': ( 'base/privacy.html#check_mask',
+                                                                                 'insight_nb/base/privacy.py'),
                                          'insight_nb.base.privacy.count_personal_data': ( 'base/privacy.html#count_personal_data',
                                                                                           'insight_nb/base/privacy.py'),
                                          'insight_nb.base.privacy.find_personal_data': ( 'base/privacy.html#find_personal_data',

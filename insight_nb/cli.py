@@ -101,6 +101,9 @@ def parse_value(p, # a Parameter
         result = math.nan
     if result == result and result not in (math.inf, -math.inf):
         return result
+    if p.name == "mask" and p.type == "bool": # a tagger's bundle, perhaps
+        from insight_nb.base.privacy import check_mask
+        check_mask(value)
     kind = {"int": "a whole number", "float": "a number", "bool": "true or false"}[p.type]
     raise InputError(
         f"Parameter {p.name!r} must be {kind}{' or none' if p.optional else ''}, not {value!r}.")

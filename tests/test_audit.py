@@ -72,7 +72,8 @@ def test_nothing_is_changed_unasked(call):
 
 
 BAD = {
-    "no such kind": (["--accept", "typos"], "no rows were found of kind 'typos'"),
+    "no such kind": (["--accept", "typos"], "accept is 'typos', which is no kind of finding"),
+    "a kind without rows": (["--accept", "boilerplate"], "no rows were found of kind"),
     "no such list": (["--accept", "none.csv"], "there is no file"),
     "a folder that is there": (["--fix", "."], "exists"),
     "another sheet": (["--sheet", "May"], "2 rows|no sheet|"),
@@ -102,6 +103,32 @@ def test_a_log_that_was_changed(call):
             f.write("\n".join(log))
         code, _, error = call("check", "f", "--undo", "back.csv")
         assert code == 2 and error.count("\n") == 1, error
+
+
+def test_what_was_not_done_is_said(call):
+    "Two findings want one cell: the first has it, and the second is named, here and in the log."
+    frame = synthetic(60)
+    frame.loc[3, "text"], frame.loc[3, "label"] = "cafÃ© ann@mail.com", frame.label[3].upper()
+    write_frame(frame, "t.csv")
+    kinds = "personal data,garbled texts,labels written in two ways"
+    code, said, error = call("check", "t.csv", "--fix", "f", "--accept", kinds)
+    assert code == 0 and "Not done: garbled texts (column 'text', 1 row: 3)" in said, error
+    assert "run this again on it" in said
+    new = read_frame("f/table.csv")[0]
+    assert new.text[3] == "café [EMAIL_1]" and new.label[3] == synthetic(60).label[3]
+    with open("f/changes.jsonl", encoding="utf-8") as log:
+        lines = [json.loads(line) for line in log]
+    assert lines[0]["not_done"] == 1 and lines[-1]["changed_by"] == "personal data"
+    assert call("check", "f", "--undo", "back.csv")[0] == 0
+    assert frame_digest(read_frame("back.csv")[0]) == frame_digest(read_frame("t.csv")[0])
+
+
+@pytest.mark.parametrize("name", ["none", "None", ""])
+def test_a_table_without_labels(name, call):
+    write_frame(NASTY[["text"]], "t.csv")
+    assert call("check", "t.csv", "--label", name)[0] == 0
+    code, _, error = call("check", "t.csv", "--label", "stars")
+    assert code == 2 and "no column 'stars'" in error and error.count("\n") == 1
 
 
 def test_the_recipe():

@@ -75,6 +75,23 @@ def test_what_is_refused(ends):
     refused(end("-p", "strategy", "margins"), "Did you mean 'margin'")
     refused(end("-p", "price", "1"), "price and point_value belong together")
     refused(end("-p", "second", "b"), "give labeled too")
+    refused(end("-p", "label", "text"), "named as the text and as the label")
+    refused(end("-p", "labeled", "empty.csv", "-p", "second", "b"), "no label in any")
+    frame = pd.DataFrame({"text": list(TRUTH), "labels": "a"})
+    frame.to_csv("pool.csv", index=False) # else all these labels would be left out
+    refused(end(), "no column 'label' with labels. Did you mean 'labels'?")
+    frame.rename(columns={"text": "label"}).to_csv("pool.csv", index=False)
+    refused(end("-p", "text", "label", "-p", "label", "none"), "name another one for the labels")
+
+
+@pytest.mark.parametrize("name", ["none", "None", "", "topic"])
+def test_a_table_without_labels(name):
+    frame = pd.DataFrame({"text": list(TRUTH)[:60]})
+    frame.to_csv("pool.csv", index=False)
+    in_process(NBS / "recipes" / "label.ipynb", "run.ipynb",
+               {"table": "pool.csv", "label": name, "rows": 4, "test_rows": 10, "out": "o"})
+    asked = pd.read_csv("o/to_label.csv", keep_default_na=False)
+    assert list(asked) == ["text", "topic" if name == "topic" else "label"] and len(asked) == 4
 
 
 def test_force_does_not_lose_labels(tmp_path, monkeypatch):

@@ -170,6 +170,9 @@ BAD = {  # parameters -> words of the message
     "goal": (["goal", "1.5"], "goal is 1.5"),
     "no such method": (["method", "lara"], "Did you mean 'lora'?"),
     "sure": (["confidence", "95"], "confidence is 95"),
+    "unlabeled": (["unlabeled", "gone.csv"], "gone.csv"),
+    "answers": (["llm_answers", "gone.csv"], "gone.csv"),
+    "no causal model": (["causal_model", "./nowhere"], "nowhere"),
     "weights": (["class_weights", "odd"], "class_weights is 'odd'"),
     "no such model": (["entailment_model", "./nowhere"], "nowhere"),
 }

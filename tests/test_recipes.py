@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import LABELS, SECTIONS, train
+from conftest import LABELS, SECTIONS, in_process, refused, train
 from insight_nb.cli import read_recipe, recipes
 from notebooks import Notebook
 
@@ -154,3 +154,58 @@ def same(folder):
 def test_one_seed_one_result(trained, tmp_path):
     assert train(trained.parent / "table.csv", tmp_path / "again") == 0
     assert same(tmp_path / "again") == same(trained)
+
+
+EARLY = [ # recipe, parameters, words of the message
+    ("label", {"price": "-1", "point_value": "2"}, "a label for -1 and a point for 2"),
+    ("label", {"device": "tpu"}, "device is 'tpu'"),
+    ("label", {"encoder": "./nowhere"}, "nowhere"),
+    ("label", {"strategy": "margins"}, "Did you mean 'margin'"),
+    ("audit", {"accept": "exact copy"}, "Did you mean 'exact copies'"),
+    ("audit", {"accept": "gone.csv"}, "gone.csv"),
+    ("audit", {"device": "tpu"}, "device is 'tpu'"),
+    ("audit", {"backbone": "./nowhere"}, "nowhere"),
+    ("audit", {"time": "day", "models": "false"}, "leave models on, or time out"),
+    ("weak", {"least": "2", "functions": "rules.csv"}, "least is 2"),
+    ("weak", {"functions": "gone.csv"}, "gone.csv"),
+    ("ladder", {"margin": "0"}, "margin is 0"),
+    ("ladder", {"confidence": "95"}, "confidence is 95"),
+    ("ladder", {"price": "-1"}, "price is -1"),
+    ("ladder", {"learning_rate": "-1"}, "learning_rate is -1"),
+    ("ladder", {"llm_error_price": "-1"}, "llm_error_price is -1"),
+    ("ladder", {"llm_answers": "gone.csv"}, "gone.csv"),
+    ("ladder", {"state": "state.txt"}, "state is 'state.txt', which is a file"),
+    ("evaluate", {"bundle": "nowhere"}, "no such folder"),
+    ("evaluate", {"bundle": "nowhere", "device": "tpu"}, "device is 'tpu'"),
+]
+
+
+@pytest.mark.parametrize("recipe, given, words", EARLY, ids=[f"{r} {[*g]}" for r, g, _ in EARLY])
+def test_what_needs_no_row_is_refused_before_the_table_is_read(recipe, given, words, ends):
+    "The table is not there: who looks at it first would name it."
+    with open("state.txt", "w") as file:
+        file.write("a file")
+    more = [w for k, v in given.items() for w in ("-p", k, v)]
+    refused(ends("run", recipe, "-p", "table", "missing.csv", *more, "--out", "o"), words)
+
+
+def test_names_of_columns_need_a_table(ends):
+    "The recipe would else train its sample first."
+    refused(ends("run", "evaluate", "-p", "text", "note", "--out", "o"), "name columns of a table")
+
+
+MASKING = [name for name, path in recipes().items() if "mask" in read_recipe(path)[1]]
+
+
+@pytest.mark.parametrize("recipe", MASKING)
+def test_a_tagger_is_not_taken_for_yes(recipe, ends):
+    "Names are masked in the table, or else a bundle would see them whenever it is asked."
+    said = "insight-nb mask TABLE --names BUNDLE --out FILE"
+    refused(ends("run", recipe, "-p", "mask", "runs/names/bundle", "--out", "o"), said)
+    with pytest.raises(Exception) as stopped: # in a notebook no command line stands before it
+        in_process(recipes()[recipe], "run.ipynb", {"mask": "runs/names/bundle", "out": "o"})
+    assert "say true or false. It masks what has a form" in stopped.value.evalue
+
+
+def test_every_recipe_that_trains_masks():
+    assert len(MASKING) == 13 and {"classify", "tag", "ladder", "update"} <= set(MASKING)

@@ -78,7 +78,10 @@ def test_the_ladder_reads_them(tables):
 def test_adapt_is_gated_and_said(tables, monkeypatch):
     e, page = run("classify", "a", unlabeled="more.csv", adapt=True, epochs=1)
     gate, used = e["adapted"]["gate"], e["adapted"]["unlabeled"]
-    assert used["texts"] <= 90 and gate["rows"] == e["data"]["rows"]["train"]
+    n = e["data"]["rows"]["train"]
+    assert used["texts"] <= 90 and gate["rows"] == n == e["adapted"]["training_rows"]
+    said = f"those of {n} training rows and {used['texts']} texts without labels; copies count once"
+    assert said in page and e["adapted"]["texts"] < n + used["texts"]
     begun = EMBEDDED_SHA256 if not gate["opened"] else e["adapted"]["identity"]
     assert e["model"]["identity"] == begun and "Adapted to your texts" in page
     # as if it had paid: training begins with the copy, and the bundle is whole

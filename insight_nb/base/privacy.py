@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PERSONAL_KINDS', 'passes_luhn', 'passes_iban', 'passes_chinese_id', 'PersonalData', 'find_personal_data', 'MaskKey',
-           'load_mask_key', 'Masker', 'mask', 'unmask', 'mask_words', 'star_out', 'count_personal_data', 'masked_note']
+           'load_mask_key', 'Masker', 'mask', 'unmask', 'mask_words', 'star_out', 'count_personal_data', 'masked_note',
+           'check_mask']
 
 # %% ../../nbs/base/14_privacy.ipynb #1028378f
 import hashlib
@@ -315,3 +316,13 @@ def masked_note(counts) -> str: # kind -> how many
     "A sentence that says what was masked."
     said = ", ".join(f"{n:,} {kind}" for kind, n in sorted(counts.items())) or "none was found"
     return f"personal data masked in texts: {said}"
+
+# %% ../../nbs/base/14_privacy.ipynb #63a4046a
+def check_mask(mask): # of a recipe
+    "Raises InputError for what is neither True nor False, such as the bundle of a tagger."
+    if isinstance(mask, bool):
+        return
+    raise InputError(
+        f"mask is {shorten(repr(mask), 60)}: say true or false. It masks what has a form, such as "
+        "e-mail addresses and phones. For names and addresses mask the table first, and in the "
+        "same way whatever the bundle is asked: insight-nb mask TABLE --names BUNDLE --out FILE")

@@ -172,6 +172,8 @@ def _changes(texts, labels, faults):
         "texts that were not strings, now text": sum(not isinstance(v, str) for v in texts),
         "texts with null characters or half emoji, now �": sum(
             isinstance(v, str) and clean_text(v) != v for v in texts),
+        "texts with masked names, such as [NAME_1] (mask what a model of them is asked, too)": sum(
+            isinstance(v, str) and ("[NAME_" in v or "[ADDRESS_" in v) for v in texts),
         "labels that were not strings, now text": sum(not isinstance(v, str) for v in labels),
         "labels with space around them, now without": sum(
             isinstance(v, str) and v != v.strip(_BLANK) for v in labels)}

@@ -38,7 +38,8 @@ from ..methods.fine_tuned import EncoderRung
 from ..methods.fewshot import Contrastive
 from ..methods.ladder import default_rungs, measure_learning_curve, tag_rungs
 from ..methods.selftrain import UnlabeledTexts, open_unlabeled, unlabeled_rungs
-from ..models.backbone import count_parameters, load_backbone
+from ..models.backbone import (
+    count_parameters, fetch_model, load_backbone, load_tokenizer)
 from .loading import open_bundle
 from .rungs import can_save, save_rung
 from ..ship.bundle import read_info, write_manifest
@@ -133,6 +134,9 @@ def make_rungs(self: TextComparison, methods=None, # ways of fine-tuning, separa
               ) -> list: # of `Rung`, cheapest first
     "All methods for these rows."
     told = descriptions and read_descriptions(descriptions)
+    for model in (entailment_model, causal_model): # is it there? It is loaded when its turn comes
+        if model:
+            fetch_model(model, load_tokenizer)
     found = default_rungs(self.backbone, self.length, told, entailment_model, causal_model,
                           self.method_names(methods), settings, self.device)
     more = unlabeled_rungs(self.unlabeled, self.encoder, self.length,

@@ -108,17 +108,24 @@ class AdaptedStart:
     adaptation: Adaptation
     gate: Gate
     unlabeled: UnlabeledTexts
+    rows: int # training rows, whose texts were read without their labels
 
     @property
     def backbone(self): # None: the encoder as it was
         return self.adaptation.backbone if self.gate.opened else None
     def summary(self) -> str:
         used = "training begins with it" if self.gate.opened else "the encoder as it was is used"
-        return (f"The encoder was {self.adaptation.summary()}. Linear models on its vectors, "
-                f"against those of the encoder as it was: {self.gate.summary()}; {used}.")
+        more = ""
+        if len(self.unlabeled):
+            more = f" and {plural(len(self.unlabeled), 'text')} without labels"
+        return (f"The encoder was {self.adaptation.summary()}. These texts, learned from or held "
+                f"out, are those of {plural(self.rows, 'training row')}{more}; copies count once. "
+                "Linear models on its vectors, against those of the encoder as it was: "
+                f"{self.gate.summary()}; {used}.")
     def to_dict(self) -> dict: # for evidence
         return self.adaptation.to_dict() | {
-            "gate": self.gate.to_dict(), "unlabeled": self.unlabeled.to_dict()}
+            "gate": self.gate.to_dict(), "unlabeled": self.unlabeled.to_dict(),
+            "training_rows": self.rows}
 
 # %% ../../nbs/jobs/01_training.ipynb #df8ceaf8
 def adapt_to_rows(setup, # a `FineTuningSetup` that has its encoder
@@ -139,7 +146,7 @@ def adapt_to_rows(setup, # a `FineTuningSetup` that has its encoder
     own = parts.groups and [parts.groups[i] for i in parts.train]
     gate = gate_adaptation(setup.encoder, found.backbone, texts, y, setup.length, seed,
                            setup.device, own)
-    return AdaptedStart(found, gate, more)
+    return AdaptedStart(found, gate, more, len(texts))
 
 # %% ../../nbs/jobs/01_training.ipynb #c955317c
 MIN_ROWS = 40 # from so many on, some are set aside unless told otherwise

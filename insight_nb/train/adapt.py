@@ -231,8 +231,8 @@ class Adaptation:
 def summary(self: Adaptation) -> str:
     shown = format_interval(self.change.value, self.change.low, self.change.high, 2)
     told = f"; {self.stopped}" if self.stopped else ""
-    return (f"adapted on {plural(self.texts, 'text')} without labels: the loss of hidden "
-            f"tokens on {self.before.n:,} held-out texts went from {self.before.value:.2f} to "
+    return (f"adapted on {plural(self.texts, 'text')}: the loss of hidden tokens on "
+            f"{self.before.n:,} held-out texts went from {self.before.value:.2f} to "
             f"{self.after.value:.2f} ({shown}){told}")
 
 # %% ../../nbs/train/07_adapt.ipynb #5ec13f7c
@@ -272,7 +272,7 @@ def _prepare(backbone, texts, max_length, seed): # model, rows to learn, rows to
 
 # %% ../../nbs/train/07_adapt.ipynb #d47be7f5
 def adapt_encoder(backbone: Backbone, # it stays as it is
-                  texts, # str each, without labels
+                  texts, # str each; labels take no part
                   max_length=128, # tokens
                   seed=0, passes=None, # over the texts; None: of `adapt_passes`
                   seconds=None, # limit for the whole; None: none
