@@ -269,6 +269,7 @@ def check_queue(queue: pd.DataFrame) -> list: # (lines,) bool: which ones were s
         yes.append(word in _YES and invalid_text_reason(row) is None)
     return yes
 
+# %% ../../nbs/data/13_findings.ipynb #b8db6e26
 def accepted_findings(findings, queue: pd.DataFrame) -> list: # of `Finding`, with fewer rows
     "What was said yes to. Raises InputError for a queue of another table, and as `check_queue`."
     chosen = defaultdict(set)
@@ -303,6 +304,7 @@ class Changes:
     # not done: [row, column, new, kind, kind of the finding that has the cell] each
     skipped: list = field(default_factory=list)
 
+# %% ../../nbs/data/13_findings.ipynb #2fa7ff43
 def frame_digest(frame: pd.DataFrame) -> str: # sha256 of its columns and cells
     def cell(v): return "" if invalid_text_reason(v) == "missing text" else str(v)
     return hash_texts([str(c) for c in frame.columns] + [
@@ -350,6 +352,7 @@ def apply_findings(frame: pd.DataFrame, # rows 0 to n - 1, as `read_frame` gives
     return result, Changes(frame_digest(frame), frame_digest(result), done, removed, reasons,
                            skipped)
 
+# %% ../../nbs/data/13_findings.ipynb #7f72495d
 def _with_cells(frame, cells, which): # position of the cell in a line of the log
     frame = frame.copy()
     for column in {c[1] for c in cells}:

@@ -119,6 +119,7 @@ def optional_column(name, # as a parameter gives it
     here = said in list(map(str, columns))
     return said if here or said.strip().casefold() not in ("", "none") else None
 
+# %% ../../nbs/data/00_table.ipynb #fdfd5d70
 def find_label_column(frame, label, text, name="frame"): # as of `clean_table` -> str, or None
     """The column of labels, in a table that may have none. Raises InputError for the column of the
     texts, and for a name that is nearly that of a column."""

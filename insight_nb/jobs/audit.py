@@ -485,6 +485,7 @@ def _is_list(accept): return Path(str(accept)).suffix in _LISTS
 
 def _named_kinds(accept): return [k.strip() for k in str(accept).split(",") if k.strip()]
 
+# %% ../../nbs/jobs/13_audit.ipynb #d145e829
 def check_accept(accept): # as of `write_audit`
     "Raise an InputError, before anything is looked for, for words that can't be meant."
     if _is_list(accept):
@@ -498,6 +499,7 @@ def check_accept(accept): # as of `write_audit`
                              f"{suggest(kind, [*words, *FINDING_KINDS])} Or give the list with yes "
                              "and no in the column accept.")
 
+# %% ../../nbs/jobs/13_audit.ipynb #25b4e45d
 def _chosen(findings, accept): # "none", "safe", kinds, or the path of a list with yes and no
     if _is_list(accept):
         return accepted_findings(findings, read_frame(Path(accept))[0])

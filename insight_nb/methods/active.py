@@ -360,6 +360,7 @@ def check_prices(price, point_value): # of a label, of a point of accuracy; None
         raise InputError(f"a label for {price:g} and a point for {point_value:g}: both must be "
                          "above 0.")
 
+# %% ../../nbs/methods/08_active.ipynb #e2a0621e
 def should_stop(sizes, scores, # (batches,) labels, accuracy on the same random test side
                 price, # of a label
                 point_value, # of a point of accuracy, in the same money
