@@ -31,7 +31,7 @@ from ..eval.compare_runs import (
 from .selftrain import repeated_folds
 from ..train.callbacks import progress_mode
 from ..train.search import (
-    StudyResult, TrialStudy, describe_settings, format_setting, is_range, search)
+    StudyResult, TrialStudy, describe_settings, format_setting, is_range, open_storage, search)
 
 # %% ../../nbs/methods/13_tuning.ipynb #60140941
 RANK_NAMES = {"lora": "rank", "adalora": "target", "bottleneck": "size", "prefix": "length"}
@@ -206,6 +206,7 @@ def tune(task: TuningTask,
         raise InputError(f"minutes is {minutes:g}: give more than 0, or leave it out.")
     if space is not None:
         check_names(task.estimator, space)
+    open_storage(storage) # what can't be used is said before any training
     default = task.fit()
     settings = current_settings(default)
     if space is None:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STARTUP', 'NOBODY', 'is_range', 'is_logarithmic', 'check_space', 'parse_space', 'SearchTrial', 'owner', 'is_alive',
-           'TrialStudy', 'no_store', 'draw_setting', 'EndTrial', 'StudyResult', 'describe_settings', 'format_setting',
-           'kept_trial', 'search']
+           'TrialStudy', 'no_store', 'open_storage', 'draw_setting', 'EndTrial', 'StudyResult', 'describe_settings',
+           'format_setting', 'kept_trial', 'search']
 
 # %% ../../nbs/train/09_search.ipynb #b119fa79
 import math
@@ -133,11 +133,10 @@ class TrialStudy:
         self.optuna.logging.set_verbosity(self.optuna.logging.ERROR)
         self.quarters = {} # number of a trial -> how far it has reported
         try:
-            if self.file is not None:
-                self.file.parent.mkdir(parents=True, exist_ok=True)
+            store = open_storage(self.file)
             with self.alone():
                 self.study = self.optuna.create_study(
-                    storage=self.open_storage(), study_name=name, direction="maximize",
+                    storage=store, study_name=name, direction="maximize",
                     load_if_exists=True, pruner=self.optuna.pruners.MedianPruner(STARTUP, 2))
                 self.check_same(first or {})
         except OSError as e:
@@ -153,15 +152,16 @@ def no_store(file, e) -> InputError: # what went wrong
 def alone(self: TrialStudy): # a context in which no other process changes the study
     return nullcontext() if self.file is None else lock_path(self.file, wait=60)
 
-@patch
-def open_storage(self: TrialStudy): # of Optuna; None: memory
-    "The store. Raises InputError for a file that is something else, or can't be written."
-    if self.file is None:
+def open_storage(file=None): # an SQLite file, made where there is none; None: memory
+    "A store of Optuna. Raises InputError for a file that is something else, or can't be written."
+    optuna = optional_import("optuna", "tune")
+    if file is None:
         return None
     try:
-        return self.optuna.storages.RDBStorage(f"sqlite:///{self.file.absolute()}")
-    except Exception as e: # of the database's library, which is not imported here
-        raise no_store(self.file, e) from None
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        return optuna.storages.RDBStorage(f"sqlite:///{Path(file).absolute()}")
+    except Exception as e: # of the system, or of the database's library
+        raise no_store(file, e) from None
 
 # %% ../../nbs/train/09_search.ipynb #6afaa736
 @patch
