@@ -437,6 +437,27 @@ def resume_parameters(known, out, resume, force=False) -> dict: # of a recipe; a
     return {"checkpoint": str(file.absolute()), "resume": resume}
 
 # %% ../nbs/90_cli.ipynb #0a4c778e
+def _follow(path, given): # one of several processes of a training: nothing of it is kept
+    given |= {"track": None} if "track" in given else {}
+    with ScratchFolder() as folder:
+        try:
+            _papermill(path, folder / "notebook.ipynb", given | {"out": str(folder)})
+        except Exception as e:
+            if getattr(e, "ename", "") != "FollowerDone":
+                raise _stopped(e) from None
+    raise SystemExit(0)
+
+@contextlib.contextmanager
+def _processes(path, known, given, words): # of the parameters, for the others
+    if "processes" not in known and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise InputError(f"{path.stem} works in one process: start it without a launcher.")
+    if given.get("processes", 1) < 2:
+        yield
+        return
+    from insight_nb.train.processes import start_group
+    with start_group(given["processes"], ["run", str(path), *words]):
+        yield
+
 def run_recipe(recipe, # a recipe's name or a notebook's path
         given=(), # (name, text) pairs: the parameters
         out=None, # the folder for the results; None: the first free name under runs/
@@ -460,15 +481,17 @@ def run_recipe(recipe, # a recipe's name or a notebook's path
     out = Path(out) if out else next_free_path(path.stem)
     check_output_dir(out, force)
     given |= resume_parameters(known, out, resume, force)
+    words = [w for name, value in asked for w in ("-p", name, str(value))]
+    if os.environ.get("RANK", "0") != "0":
+        return _follow(path, given)
     try:
-        with atomic_output(out, force) as temp:
+        with _processes(path, known, given, words), atomic_output(out, force) as temp:
             temp.mkdir()
             _execute(path, temp, out, given)
     except BaseException as e:
         if not isinstance(e, InputError) and checkpoint_file(out).exists():
             again = ["insight-nb", "run", str(recipe)]
-            again += [word for name, value in asked for word in ("-p", name, str(value))]
-            again += ["--resume", "--out", str(out)]
+            again += [*words, "--resume", "--out", str(out)]
             _say(f"What was trained is kept. To go on: {shlex.join(again)}")
         raise
     checkpoint_file(out).unlink(missing_ok=True)

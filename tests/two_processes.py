@@ -1,33 +1,51 @@
-"""The training run of test_processes.py: each process runs this file with the folder for its
-results."""
+"""The trainings of test_processes.py: each process runs this file with the folder for its results,
+and the name of an estimator."""
 import os
 import sys
-import numpy as np
-from safetensors.torch import save_file
-from insight_nb.data.dataset import TokenDataset
-from insight_nb.data.tokens import tokenize
-from insight_nb.models.backbone import Backbone
-from insight_nb.models.tasks import ClassificationTask, Model
-from insight_nb.base.tensors import FakeEncoder, FakeTokenizer, set_seed
-from insight_nb.train.optim import TrainConfig
+import insight_nb.train.trainer as trainer
+import torch
+from insight_nb import SpanTagger, TextClassifier
 from insight_nb.train.checkpoint import Checkpoint
-from insight_nb.train.trainer import Trainer
+from insight_nb.train.processes import FollowerDone
+from safetensors.torch import save_file
 
-r = np.random.default_rng(0)
-y = r.integers(0, 2, 245) # the last batch is an odd one
-texts = ["".join(r.choice(list("abm" if c else "yzm"), r.integers(3, 12))) for c in y]
-rows = TokenDataset(tokenize(texts, FakeTokenizer(), max_length=16), labels=y)
-set_seed(0)
-model = Model(Backbone(FakeEncoder(width=8, vocab=5000), FakeTokenizer(), "fake", width=8),
-              ClassificationTask(["late", "early"], dropout=0.))
-settings = TrainConfig(epochs=2, batch_size=16, learning_rate=5e-3, head_learning_rate=5e-2)
-trainer = Trainer(model, rows, rows, lambda y, answers: float((answers == y).mean()), settings,
-                  device="cpu", precision="no")
-trainer.fit()
-# all processes write the same run: it must come out whole
-Checkpoint(f"{sys.argv[1]}/run.safetensors").save(trainer)
-if trainer.accelerator.is_main_process:
-    save_file(trainer.model.state_dict(), f"{sys.argv[1]}/weights.safetensors")
-losses = [h["loss"] for h in trainer.state.history]
-# one write, so that two processes never mix their lines (print writes piece by piece)
-os.write(1, f"{trainer.accelerator.num_processes} processes, losses {losses}\n".encode())
+
+class NoDropout:
+    "Each process draws dropout for its own rows: without it, both must give the same."
+    def on_train_begin(self, t):
+        for part in t.model.modules():
+            if isinstance(part, torch.nn.Dropout):
+                part.p = 0.
+
+
+trainer.default_precision = lambda device="cpu": "no" # 16 bits round what is shared out otherwise
+words = "bright clean warm lovely kind", "broken dirty late rude cold", "房间 干净 早餐 服务 安静"
+
+
+def train(kind, folder, encoder):
+    y = [i * 7 % 3 for i in range(101)] # the last batch is an odd one
+    X = [f"{words[c].split()[i % 5]} {words[c].split()[i // 5 % 5]} stay {i}"
+         for i, c in enumerate(y)]
+    how = {"backbone": encoder, "epochs": 2, "batch_size": 16, "max_length": 16, "device": "cpu"}
+    if kind == "tag":
+        model, X = SpanTagger(**how), [text.split() for text in X]
+        y = [["B-GOOD" if c == 0 else "O", "O", "O", "B-NUMBER"] for c in y]
+    else:
+        model = TextClassifier(method=kind, rank=4 if kind == "lora" else None, **how)
+    checkpoint = Checkpoint(f"{folder}/{kind}.run.safetensors") # all processes ask for it
+    model.callbacks = [NoDropout(), checkpoint]
+    try:
+        model.fit(X, y, valid=20)
+    except FollowerDone:
+        return "a follower"
+    save_file(model.bundle_.model.state_dict(), f"{folder}/{kind}.safetensors")
+    return f"{model.trainer_.processes} processes, {model.setup_.differing} differ"
+
+
+folder, encoder, *ports = sys.argv[1:]
+group = dict(os.environ)
+for i, kind in enumerate(("full", "lora", "tag")):
+    if ports: # each training is a group of its own
+        os.environ.update(group, MASTER_PORT=ports[i])
+    # one write, so that two processes never mix their lines
+    os.write(1, f"{kind}: {train(kind, folder, encoder)}\n".encode())

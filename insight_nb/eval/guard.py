@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['weights_finite', 'label_order', 'row_order', 'loss_fell', 'not_shown_better', 'beats_majority', 'truncation',
            'split_duplicates', 'small_classes', 'distinct_labels', 'adapters_changed', 'ranks_moved', 'reload_equal',
-           'language', 'groups_apart', 'times_in_order', 'best_kept']
+           'language', 'groups_apart', 'times_in_order', 'best_kept', 'processes_agree']
 
 # %% ../../nbs/eval/05_guard.ipynb #14c0702f
 import numpy as np
@@ -298,10 +298,21 @@ def times_in_order(times, # (all rows,) that can be compared
                  f"{later:,} of {len(learned):,} rows to learn from are later than the oldest test "
                  "row: the result is too good")
 
-# %% ../../nbs/eval/05_guard.ipynb #ee471e50
+# %% ../../nbs/eval/05_guard.ipynb #2fcbb042
 def best_kept(best, # score of the best epoch, larger is better
               now, # of the weights that are kept
               rows) -> Check: # of validation
     "The weights that are kept have the score of the best epoch."
     found = f"the best epoch has {best:.4f} on {rows:,} validation rows, the kept weights {now:.4f}"
     return Check("best_kept", now >= best - max(.02 * max(abs(best), 1), 2 / rows), found)
+
+# %% ../../nbs/eval/05_guard.ipynb #ee471e50
+def processes_agree(differing, # weights that are not the same in all processes
+                    processes) -> Check: # how many trained together
+    "After a training in several processes all have the same weights."
+    found = f"{processes} processes trained together"
+    if differing:
+        return Check("processes_agree", False,
+                     f"{found}, and {plural(differing, 'weight')} differ from one to the other: "
+                     "train again in one process")
+    return Check("processes_agree", True, f"{found} and ended with the same weights")

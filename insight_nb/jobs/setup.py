@@ -69,6 +69,7 @@ class FineTuningSetup:
         self.rule = None # of `make_trainer`
         self.texts = None # of `check_shipped`: what the bundle was asked
         self.checkpoint, self.resume = None, False # of `set_checkpoint`
+        self.differing = None # of `end_group`: weights that differ from process to process
         self.callbacks = [] # more of them for the trainer, such as a `Tracking`
 
     def __repr__(self):
@@ -217,6 +218,8 @@ def checks(self: FineTuningSetup, trainer, bundle, # after training; written and
         found.append(guard.distinct_labels(len(names), same_labels(names)))
     if self.kept:
         found += only_red(guard.best_kept(*self.kept))
+    if self.differing is not None:
+        found.append(guard.processes_agree(self.differing, trainer.processes))
     return found
 
 # %% ../../nbs/jobs/00_setup.ipynb #6a02c081

@@ -131,6 +131,7 @@ def setup(self: Trainer):
     "Seed, move to the device, make optimizer and batches, forget any earlier run."
     s = self.config
     self.accelerator = make_accelerator(self.device, self.precision)
+    self.processes = self.accelerator.num_processes
     set_seed(s.seed + self.accelerator.process_index)
     optimize_for_inference(self.model)
     self.initial_weights = WeightSnapshot(self.model.state_dict())
@@ -567,5 +568,5 @@ def cost(self: Trainer) -> dict:
         self.state.train_seconds if self.state.train_seconds else 0.,
         "padding_share": float(self.batches.padding_share),
         "device": str(self.accelerator.device.type), "precision": self.accelerator.mixed_precision,
-        "steps": self.state.global_step, "processes": self.accelerator.num_processes,
+        "steps": self.state.global_step, "processes": self.processes,
         "peak_memory_mb": peak_memory_mb(self.accelerator.device)}
