@@ -168,7 +168,6 @@ def find_recipe(name # of a recipe, or the path of a notebook
         raise InputError(f"There is no notebook {name!r}: check the path.")
     return Path(name)
 
-# %% ../nbs/90_cli.ipynb #470f5a21
 def read_recipe(path # of a notebook
                ) -> tuple: # (title, name -> Parameter)
     "The title and the parameters of a recipe. Raises `InputError` when the file is no recipe."
@@ -436,7 +435,7 @@ def resume_parameters(known, out, resume, force=False) -> dict: # of a recipe; a
         _say(f"no checkpoint {file}: the run begins at its start.")
     return {"checkpoint": str(file.absolute()), "resume": resume}
 
-# %% ../nbs/90_cli.ipynb #0a4c778e
+# %% ../nbs/90_cli.ipynb #a7c55d5e
 def _follow(path, given): # one of several processes of a training: nothing of it is kept
     given |= {"track": None} if "track" in given else {}
     with ScratchFolder() as folder:
@@ -458,6 +457,7 @@ def _processes(path, known, given, words): # of the parameters, for the others
     with start_group(given["processes"], ["run", str(path), *words]):
         yield
 
+# %% ../nbs/90_cli.ipynb #0a4c778e
 def run_recipe(recipe, # a recipe's name or a notebook's path
         given=(), # (name, text) pairs: the parameters
         out=None, # the folder for the results; None: the first free name under runs/
@@ -564,6 +564,32 @@ class _Parser(argparse.ArgumentParser):
                 f"{extra[0]!r}.{suggest(extra[0], self._option_string_actions)}")
         return found, extra
 
+def _predict_folder(args): # a folder of tables, or one in a store
+    from insight_nb.jobs.loading import open_bundle
+    from insight_nb.ship.scoring import ScoringJob, manifest_table, score_folder
+    if not args.out:
+        raise InputError("--out names the folder for the results of a folder: give one.")
+    columns = (args.text, args.second) if args.second else args.text
+    job = ScoringJob(args.bundle, args.table, args.out, columns, args.probabilities, args.prefix,
+                     args.precision, args.device, args.vectors, open_bundle)
+    def tell(f): _say(f"{f['file']}: {f['failed'] or plural(f['rows'], 'row')}")
+    found = score_folder(job, args.force, args.engine, args.address, args.workers, tell)
+    print(manifest_table(found))
+    if found["failed"]:
+        raise InputError(f"{plural(len(found['failed']), 'file')} failed: see manifest.json. "
+                         "Mend what is wrong, and start again: what is done is kept.")
+
+def _engine_arguments(p):
+    p.add_argument("--engine", choices=("local", "ray"),
+                   help="TABLE and FILE are folders, or addresses such as s3://bucket/texts: one "
+                        "file after another here, or all on the workers of Ray")
+    p.add_argument("--address", metavar="HOST:PORT", help="of a Ray that runs; default: start one")
+    p.add_argument("--workers", type=int, metavar="N",
+                   help="of Ray; default: one for each GPU, or else for each core")
+    p.add_argument("--vectors", action="store_true",
+                   help="with --engine: the vector of each text in place of an answer")
+
+
 # %% ../nbs/90_cli.ipynb #d6fcbfcf
 def _run(args):
     if args.help:
@@ -611,6 +637,10 @@ def _undo(args):
 
 # %% ../nbs/90_cli.ipynb #d37d4150
 def _predict(args):
+    if args.engine:
+        return _predict_folder(args)
+    if args.address or args.workers or args.vectors:
+        raise InputError("--address, --workers and --vectors belong to --engine: name one.")
     from insight_nb.data.sources import open_frame
     from insight_nb.base.files import read_chunks
     chunks = read_chunks(
@@ -922,6 +952,7 @@ def _predict_arguments(p):
     p.add_argument("--device", metavar="DEVICE",
                    help="cpu, cuda or mps; default: the best that this machine has")
     p.add_argument("--force", action="store_true", help="replace FILE")
+    _engine_arguments(p)
     _store_arguments(p)
 
 def _compare_arguments(p):
