@@ -92,7 +92,7 @@ def tiny_encoder(folder):
     from transformers import BertConfig, BertModel
     tokenizer = load_backbone().tokenizer
     BertModel(BertConfig(vocab_size=tokenizer.vocab_size, hidden_size=8, num_hidden_layers=1,
-                         num_attention_heads=2, intermediate_size=8)).save_pretrained(folder)
+                         num_attention_heads=2, intermediate_size=16)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return load_backbone(str(folder))
 
