@@ -13,6 +13,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from insight_nb import cli
+from insight_nb.base.core import lock_path
 from insight_nb.cli import main
 from notebooks import Notebook, _python
 
@@ -114,10 +115,14 @@ def damage(file, how):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    "The folder that a run leaves."
-    folder = tmp_path_factory.mktemp("trained")
+    "The folder that a run leaves. Where tests run side by side, the first that wants it makes it."
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "trained"
+    folder.mkdir(exist_ok=True)
     os.environ["INSIGHT_NB_CACHE"] = str(folder / "cache")
-    assert train(write_csv(folder / "table.csv", rows_of(150)), folder / "run") == 0
+    with lock_path(folder / "made", wait=300):
+        if not (folder / "run").exists():
+            assert train(write_csv(folder / "table.csv", rows_of(150)), folder / "run") == 0
     return folder / "run"
 
 
