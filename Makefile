@@ -5,7 +5,7 @@ export UV_COMPILE_BYTECODE ?= 1
 # Slow tests with a target of their own; `make slow` runs all others.
 FAULTS = tests/faults
 PRIVACY = tests/test_privacy.py
-WORLD = $(addprefix tests/test_,disk.py surroundings.py security.py markup.py browser.py)
+WORLD = $(addprefix tests/test_,disk.py surroundings.py world.py security.py markup.py browser.py)
 FILES = git ls-files -co --exclude-standard -- nbs insight_nb README.md | sort | xargs sha256sum
 
 .PHONY: help demo test lab slow faults privacy mutants kills world audit docs export check colab pandas3 clean
