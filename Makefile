@@ -2,6 +2,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export UV_COMPILE_BYTECODE ?= 1
+# Slow tests with a target of their own; `make slow` runs all others.
+FAULTS = tests/faults
+PRIVACY = tests/test_privacy.py
+WORLD = $(addprefix tests/test_,disk.py surroundings.py world.py security.py markup.py browser.py)
 FILES = git ls-files -co --exclude-standard -- nbs insight_nb README.md | sort | xargs sha256sum
 
 .PHONY: help demo test lab slow faults privacy mutants kills world audit docs export check colab pandas3 clean
@@ -27,13 +31,13 @@ test: .venv/ok      ## install, then every notebook (but for cells marked slow),
 	$(BIN)/nbdev-test --timing $(SAVE) --skip-folder-re '^([_.]|recipes|benchmarks|lessons)'
 	$(if $(SAVE),$(BIN)/nbdev-clean)
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
-slow: .venv/ok      ## the slow cells and the lessons too (recipes and benchmarks are run on their own)
+slow: .venv/ok      ## on demand: the slow cells, the lessons, and the slow tests that no target below runs
 	$(BIN)/nbdev-test --timing --flags slow --skip-folder-re '^([_.]|recipes|benchmarks)'
-	$(BIN)/python -m pytest -q -m slow tests/test_estimators.py tests/test_small_package.py
+	$(BIN)/python -m pytest -q -m slow $(addprefix --ignore=,$(FAULTS) $(PRIVACY) $(WORLD))
 faults: .venv/ok    ## on demand: faults planted into runs, each of which must be seen (some minutes)
-	$(BIN)/python -m pytest -q -m slow tests/faults
+	$(BIN)/python -m pytest -q -m slow $(FAULTS)
 privacy: .venv/ok   ## on demand: no file that a masked run or service leaves holds a planted value (a minute)
-	$(BIN)/python -m pytest -q -m slow tests/test_privacy.py
+	$(BIN)/python -m pytest -q -m slow $(PRIVACY)
 mutants: .venv/ok   ## on demand: 300 small changes to base, data, eval and decide; does each notebook notice?
 	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[mutants]'
 	nice $(BIN)/python tests/mutants.py
@@ -60,7 +64,7 @@ kills: .venv/ok     ## on demand, an hour: signals at random moments of every re
 	$(BIN)/python tests/signal_check.py
 	$(BIN)/python tests/kill_check.py
 world: .venv/ok     ## on demand, a quarter of an hour: small disks, odd surroundings, markup in every field of every recipe
-	$(BIN)/python -m pytest -q -m slow tests/test_disk.py tests/test_surroundings.py tests/test_security.py tests/test_markup.py tests/test_browser.py
+	$(BIN)/python -m pytest -q -m slow $(WORLD)
 audit: .venv/ok     ## on demand: known holes of the installed packages (asks pypi.org), and what bandit finds in the package
 	$(BIN)/uv tool run bandit -q -c pyproject.toml -r insight_nb
 	$(BIN)/uv pip list --python $(BIN)/python --exclude-editable --format freeze | sed 's/+cpu//' > .venv/installed.txt

@@ -13,6 +13,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from insight_nb import cli
+from insight_nb.base.core import lock_path
 from insight_nb.cli import main
 from notebooks import Notebook, _python
 
@@ -92,7 +93,7 @@ def tiny_encoder(folder):
     from transformers import BertConfig, BertModel
     tokenizer = load_backbone().tokenizer
     BertModel(BertConfig(vocab_size=tokenizer.vocab_size, hidden_size=8, num_hidden_layers=1,
-                         num_attention_heads=2, intermediate_size=8)).save_pretrained(folder)
+                         num_attention_heads=2, intermediate_size=16)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return load_backbone(str(folder))
 
@@ -114,10 +115,14 @@ def damage(file, how):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    "The folder that a run leaves."
-    folder = tmp_path_factory.mktemp("trained")
+    "The folder that a run leaves. Where tests run side by side, the first that wants it makes it."
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "trained"
+    folder.mkdir(exist_ok=True)
     os.environ["INSIGHT_NB_CACHE"] = str(folder / "cache")
-    assert train(write_csv(folder / "table.csv", rows_of(150)), folder / "run") == 0
+    with lock_path(folder / "made", wait=300):
+        if not (folder / "run").exists():
+            assert train(write_csv(folder / "table.csv", rows_of(150)), folder / "run") == 0
     return folder / "run"
 
 

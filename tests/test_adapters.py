@@ -6,9 +6,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_encoder
 from insight_nb.base.core import InputError
 from insight_nb.eval import guard
-from insight_nb.models.adapters import METHODS, add_adapter
+from insight_nb.models.adapters import METHODS, add_adapter, method_options
 from insight_nb.models.backbone import load_backbone
 from insight_nb.models.tagging import TaggingTask
 from insight_nb.models.tasks import ClassificationTask, Model, MultiLabelTask, RegressionTask
@@ -37,11 +38,11 @@ for name, texts in json.loads(sys.argv[2]).items():
 """
 
 
-def made(task, method):
+def made(task, method, encoder=None, rank=None):
     "A model whose adapter and head are not as they began."
     set_seed(0)
-    body = load_backbone()
-    adapter = add_adapter(body, method)
+    body = load_backbone(encoder)
+    adapter = add_adapter(body, method, **method_options(method, rank))
     model = Model(body, TASKS[task]())
     with torch.no_grad():
         for p in [
@@ -55,11 +56,13 @@ def made(task, method):
 @pytest.mark.parametrize("task", TASKS)
 def test_the_same_in_another_process(task, tmp_path, other_process):
     asked = [(t, TEXTS[0]) for t in TEXTS] if task == "pair" else TEXTS
+    tiny_encoder(tmp_path / "tiny")
     want = {}
     for method in METHODS:
+        rank = 4 if method in ("lora", "adalora", "bottleneck", "prefix") else None
         save_bundle(
             tmp_path / method,
-            made(task, method),
+            made(task, method, str(tmp_path / "tiny"), rank),
             32,
             facts={"tag": {"overlap": 8}, "pair": {"second": "other"}}.get(task),
         )

@@ -79,9 +79,9 @@ def test_negations():
 
 
 def test_large_and_many():
-    big = "word not 12 好房间 " * 20_000
+    big = "word not 12 好房间 " * 5_000
     for name in PERTURBATIONS:
-        assert len(perturb([big, "a" * 10**6, "好" * 10**5], name)) == 3
+        assert len(perturb([big, "a" * 2 * 10**5, "好" * 2 * 10**4], name)) == 3
 
 
 def test_made_rows_know_their_source():

@@ -317,6 +317,7 @@ def on_a_small_disk(folder):
     keep_on_a_small_disk()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not can_mount(), reason="no small disk can be made here")
 def test_a_full_disk_under_what_other_libraries_write(tiny, tmp_path):
     "Parquet by pyarrow, weights by safetensors, tokenizers, SQLite: the disk is really full."

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import SECTIONS, refused, rows_of, run_here, write_csv
+from conftest import SECTIONS, refused, rows_of, run_here, tiny_encoder, write_csv
 from insight_nb import load
 from insight_nb.cli import main
 from test_recipes import GUARD
@@ -31,7 +31,11 @@ def climbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("climbed")
     os.environ["INSIGHT_NB_CACHE"] = str(folder / "cache")
     rows = [r | {"shop": "<i>north</i>" if i % 2 else "南"} for i, r in enumerate(rows_of(240))]
+    tiny_encoder(folder / "tiny")
     how = [
+        "-p",
+        "backbone",
+        folder / "tiny",
         "-p",
         "rungs",
         f"{CHEAP},prototypes,full fine-tune",

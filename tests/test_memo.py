@@ -324,6 +324,7 @@ def test_a_yaml_bomb_is_no_matter():
 # The rule, on projects whose truth is known
 
 
+@pytest.mark.slow
 def test_the_launch_rule_pays():
     names = {"projects": 60}
     for cell in Notebook(NBS / "benchmarks" / "launch.ipynb").code:  # its assertions hold here too

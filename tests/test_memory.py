@@ -3,7 +3,7 @@ parts, the result is that of the smaller parts, and the report says so."""
 import numpy as np
 import pandas as pd
 import torch
-from conftest import rows_of
+from conftest import rows_of, tiny_encoder
 from insight_nb.data.labels import LabelEncoder
 from insight_nb.data.sources import open_table
 from insight_nb.eval.report import Report
@@ -14,12 +14,12 @@ from insight_nb.ship.bundle import load_bundle, save_bundle
 from insight_nb.train.inference import predict_logits
 
 
-def trained(tmp_path, most=None, pass_tokens=None):
+def trained(tmp_path, encoder, most=None, pass_tokens=None):
     "A whole job on texts of 16 tokens; `most`: tokens that this machine can take at once."
     frame = pd.DataFrame(rows_of(120))
     frame["text"] += " and so on, and on and on, as long as it takes to fill the line"
     source, parts = split_rows(open_table(frame))
-    setup = FineTuningSetup(max_length=16, device="cpu")
+    setup = FineTuningSetup(encoder, max_length=16, device="cpu")
     labels = LabelEncoder.fit(source.labels)
     rows = token_dataset(source.texts, setup.encoder.tokenizer, setup.length,
                          labels.transform(source.labels))[0]
@@ -44,8 +44,9 @@ def trained(tmp_path, most=None, pass_tokens=None):
 
 
 def test_the_result_is_that_of_the_smaller_batch(tmp_path):
-    weights, logits, notes = trained(tmp_path, most=200)
-    wanted, wanted_logits, calm = trained(tmp_path, pass_tokens=128)
+    tiny_encoder("tiny")
+    weights, logits, notes = trained(tmp_path, "tiny", most=200)
+    wanted, wanted_logits, calm = trained(tmp_path, "tiny", pass_tokens=128)
     for name, tensor in weights.items():
         torch.testing.assert_close(tensor, wanted[name], rtol=0, atol=1e-6)
     np.testing.assert_allclose(logits, wanted_logits, rtol=0, atol=1e-5)

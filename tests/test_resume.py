@@ -21,8 +21,8 @@ def start(table, out, *more):
     return subprocess.Popen(command, env=ENV, stderr=subprocess.PIPE, text=True)
 
 
-def run(table, out, *more): # in this process, but for the kernel
-    return main(["run", "classify", "-p", "table", table, *QUICK, "--out", str(out), *more])
+def run(table, out, *more):
+    return run_here("classify", "-p", "table", table, *QUICK, "--out", out, *more)
 
 
 def test_a_run_that_the_system_ended_goes_on(tmp_path, capsys):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import SECTIONS, in_process, refused, rows_of, write_csv
+from conftest import SECTIONS, in_process, refused, rows_of, tiny_encoder, write_csv
 from insight_nb import load
 from insight_nb.base.core import InputError
 from insight_nb.data.split import duplicate_groups
@@ -52,64 +52,68 @@ def tables(monkeypatch):
     return {row["text"] for row in rows[:240]}
 
 
-def test_the_ladder_reads_them(tables):
-    e, page = run("ladder", "a", unlabeled="more.csv", adapt=True,
-                  rungs=f"TF-IDF + linear,{SELF},{ADAPTED}", margin=60.)
+@pytest.mark.parametrize("names", [(SELF,), pytest.param((SELF, ADAPTED), marks=pytest.mark.slow)])
+def test_the_ladder_reads_them(names, tables):
+    e, page = run("ladder", "a", unlabeled="more.csv", adapt=ADAPTED in names,
+                  rungs=",".join(["TF-IDF + linear", *names]), margin=60.)
     assert set(e) >= SECTIONS | {"rungs"}
     used = e["data"]["unlabeled"]
     # the copies and the shouted copies of labeled rows are gone
     assert used["texts"] <= 90 and used["removed"]["copies of labeled rows"] >= 480
     told = {r["name"]: r for r in e["rungs"]}
     assert {r["status"] for r in told.values()} == {"done"}
-    for name in (SELF, ADAPTED):
+    for name in names:
         gate = told[name]["details"]["gate"]
         assert gate["low"] <= gate["gain"] <= gate["high"] and gate["rows"] > 100
         assert ("paid: " if gate["opened"] else "did not pay: ") in told[name]["why"]
         assert gate["opened"] or told[name]["why"].split("; ")[0] in page
     if not told[SELF]["details"]["gate"]["opened"]: # then it is the plain method, to the row
         assert told[SELF]["metrics"] == told["TF-IDF + linear"]["metrics"]
-    adaptation = told[ADAPTED]["details"]["adaptation"]
-    assert adaptation["identity"] != EMBEDDED_SHA256 and adaptation["texts"] > 100
+    if ADAPTED in names:
+        adaptation = told[ADAPTED]["details"]["adaptation"]
+        assert adaptation["identity"] != EMBEDDED_SHA256 and adaptation["texts"] > 100
     assert "Rows without labels" in page and "<script>alert" not in page
     assert not [g for g in e["guard"] if g["passed"] is False]
     assert load("a/bundle").predict(["lovely warm stay"]).shape == (1,)
 
 
 def test_adapt_is_gated_and_said(tables, monkeypatch):
-    e, page = run("classify", "a", unlabeled="more.csv", adapt=True, epochs=1)
+    began = tiny_encoder("tiny").identity
+    tiny = {"backbone": "tiny", "adapt": True, "epochs": 8, "learning_rate": 1e-2}
+    e, page = run("classify", "a", unlabeled="more.csv", **tiny)
     gate, used = e["adapted"]["gate"], e["adapted"]["unlabeled"]
     n = e["data"]["rows"]["train"]
     assert used["texts"] <= 90 and gate["rows"] == n == e["adapted"]["training_rows"]
     said = f"those of {n} training rows and {used['texts']} texts without labels; copies count once"
     assert said in page and e["adapted"]["texts"] < n + used["texts"]
-    begun = EMBEDDED_SHA256 if not gate["opened"] else e["adapted"]["identity"]
+    begun = began if not gate["opened"] else e["adapted"]["identity"]
     assert e["model"]["identity"] == begun and "Adapted to your texts" in page
     # as if it had paid: training begins with the copy, and the bundle is whole
     opened = Gate("adapted", .05, .01, .09, 150, 10)
     monkeypatch.setattr("insight_nb.jobs.training.gate_adaptation", lambda *_: opened)
-    e, page = run("classify", "b", adapt=True, epochs=1)
+    e, page = run("classify", "b", **tiny)
     assert e["adapted"]["gate"]["opened"] and "paid: +5.0 points [1.0, 9.0]" in page
-    assert e["model"]["identity"] == e["adapted"]["identity"] != EMBEDDED_SHA256
+    assert e["model"]["identity"] == e["adapted"]["identity"] != began
     red = [g["check"] for g in e["guard"] if g["passed"] is False]
     assert red == ["language"] # a third of these texts is Chinese
     assert {g["check"]: g["passed"] for g in e["guard"]}["reload_equal"]
     assert len(load("b/bundle").predict(["dirty cold stay", "房间 干净"])) == 2
 
 
-def test_where_it_pays_the_gate_opens_and_the_bundle_answers_alike(tmp_path):
+@pytest.mark.parametrize("kind", [SelfTraining, pytest.param(Consistency, marks=pytest.mark.slow)])
+def test_where_it_pays_the_gate_opens_and_the_bundle_answers_alike(kind, tmp_path):
     texts, y = words_of(2000)
     asked, names = texts[1600:], ("a", "b")
     pool = UnlabeledTexts(texts[150:1600], "made up")
     plain = Tfidf().fit(texts[:150], y[:150], names)
-    for kind in (SelfTraining, Consistency):
-        rung = kind(Tfidf(), pool).fit(texts[:150], y[:150], names)
-        assert rung.gate.opened, rung.remark
-        right = [(r.predict_proba(asked).argmax(1) == y[1600:]).mean() for r in (rung, plain)]
-        assert right[0] > right[1] + .03
-        info = save_rung(tmp_path / rung.name, rung)
-        opened = load_rung(tmp_path / rung.name).rung
-        np.testing.assert_allclose(opened.predict_proba(asked), rung.predict_proba(asked))
-        assert info["rung"]["name"] == rung.name and info["details"]["gate"]["opened"]
+    rung = kind(Tfidf(), pool).fit(texts[:150], y[:150], names)
+    assert rung.gate.opened, rung.remark
+    right = [(r.predict_proba(asked).argmax(1) == y[1600:]).mean() for r in (rung, plain)]
+    assert right[0] > right[1] + .03
+    info = save_rung(tmp_path / rung.name, rung)
+    opened = load_rung(tmp_path / rung.name).rung
+    np.testing.assert_allclose(opened.predict_proba(asked), rung.predict_proba(asked))
+    assert info["rung"]["name"] == rung.name and info["details"]["gate"]["opened"]
 
 
 def test_a_shut_gate_is_the_plain_method():

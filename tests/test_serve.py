@@ -26,6 +26,7 @@ from test_browser import CHROMIUM, FLAGS
 from test_export import LABELS, saved
 
 from insight_nb.base.tensors import set_seed
+from insight_nb.cli import main
 from insight_nb.models.tagging import TaggingTask
 from insight_nb.models.tasks import ClassificationTask, MultiLabelTask, RegressionTask
 from insight_nb.ship.bundle import load_bundle
@@ -61,7 +62,7 @@ def test_no_request_of_the_description_is_an_error_of_the_service(folder, tmp_pa
         operation = found.ok()
 
         @given(case=operation.as_strategy())
-        @settings(max_examples=300 if operation.path in POSTS else 20, deadline=None,
+        @settings(max_examples=200 if operation.path in POSTS else 20, deadline=None,
                   suppress_health_check=list(HealthCheck), database=None, derandomize=True)
         def ask(case):
             status = case.call().status_code
@@ -69,7 +70,7 @@ def test_no_request_of_the_description_is_an_error_of_the_service(folder, tmp_pa
             counts[status] = counts.get(status, 0) + 1
 
         ask()
-    assert counts[200] > 20 and counts[400] > 20 and sum(counts.values()) >= 600
+    assert counts[200] > 20 and counts[400] > 20 and sum(counts.values()) >= 400
 
 
 def test_no_bytes_are_an_error_of_the_service(folder):
@@ -129,7 +130,7 @@ def start(*words, **environment):
     return process, int(line.rsplit(":", 1)[1])
 
 
-def test_on_sigterm_it_answers_what_it_holds(folder):
+def test_on_sigterm_it_answers_what_it_holds(folder, capsys):
     process, port = start(folder, "--port", "0")
     deadline = time.time() + 20
     while True:
@@ -139,9 +140,8 @@ def test_on_sigterm_it_answers_what_it_holds(folder):
         except urllib.error.URLError:
             assert time.time() < deadline
             time.sleep(.1)
-    taken = subprocess.run([*COMMAND, "serve", str(folder), "--port", str(port)], text=True,
-                           capture_output=True)
-    assert taken.returncode == 2 and "choose another --port" in taken.stderr
+    assert main(["serve", str(folder), "--port", str(port)]) == 2
+    assert "choose another --port" in capsys.readouterr().err
     found = []
     many = [threading.Thread(target=lambda: found.append(
         post(port, {"texts": ["some text " * 30] * 1000}))) for _ in range(3)]
@@ -333,10 +333,11 @@ def test_a_token_closes_all_but_health_and_the_page(folder, sent, knows):
         assert "Models" not in client.get("/").text and "password" in client.get("/").text
 
 
-def test_the_token_comes_from_the_environment_and_an_empty_one_is_refused(folder):
-    empty = subprocess.run([*COMMAND, "serve", str(folder), "--port", "0"], text=True,
-                           capture_output=True, env={**os.environ, "INSIGHT_NB_TOKEN": ""})
-    assert empty.returncode == 2 and "the token is empty" in empty.stderr
+def test_the_token_comes_from_the_environment_and_an_empty_one_is_refused(
+        folder, monkeypatch, capsys):
+    monkeypatch.setenv("INSIGHT_NB_TOKEN", "")
+    assert main(["serve", str(folder), "--port", "0"]) == 2
+    assert "the token is empty" in capsys.readouterr().err
     process, port = start(folder, "--port", "0", "--host", "0.0.0.0", INSIGHT_NB_TOKEN="hidden")
     try:
         with pytest.raises(urllib.error.HTTPError) as refused:
@@ -351,8 +352,9 @@ def test_the_token_comes_from_the_environment_and_an_empty_one_is_refused(folder
     assert "warning" not in said
 
 
-@pytest.mark.parametrize("host, warned", [("0.0.0.0", True), ("127.0.0.1", False),
-                                          ("localhost", False)])
+@pytest.mark.parametrize("host, warned", [
+    ("0.0.0.0", True), pytest.param("127.0.0.1", False, marks=pytest.mark.slow),
+    pytest.param("localhost", False, marks=pytest.mark.slow)])
 def test_an_open_address_without_a_token_is_warned_of(folder, host, warned):
     process, port = start(folder, "--port", "0", "--host", host)
     process.send_signal(signal.SIGTERM)
@@ -372,9 +374,8 @@ def test_the_log_has_each_row_and_only_when_told(folder, tmp_path, capfd):
     assert [line["prediction"] for line in lines] == [a["prediction"] for a in found]
     assert lines[1]["error"] == "missing text" and oct(log.stat().st_mode)[-3:] == "600"
     assert "a secret text" not in "".join(capfd.readouterr())
-    words = [*COMMAND, "serve", str(folder), "--log", str(tmp_path / "no" / "log")]
-    refused = subprocess.run(words, capture_output=True, text=True)
-    assert refused.returncode == 2 and "can't be written" in refused.stderr
+    assert main(["serve", str(folder), "--log", str(tmp_path / "no" / "log")]) == 2
+    assert "can't be written" in capfd.readouterr().err
 
 
 def test_each_limit_is_told_with_its_own_status(folder):

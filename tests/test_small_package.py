@@ -62,6 +62,14 @@ def test_classify_and_predict(site, tmp_path):
     assert (tmp_path / "answers.csv").read_text(encoding="utf-8").count("\n") >= 150
 
 
+def test_every_module_that_is_left_can_be_imported(site):
+    found = [p.relative_to(site).with_suffix("") for p in (site / "insight_nb").rglob("*.py")]
+    names = [".".join(p.parts) for p in found if not p.name.startswith("_")]
+    assert len(names) > 60
+    run(site, code=f"import importlib\nfor name in {names}: importlib.import_module(name)")
+
+
+@pytest.mark.slow
 def test_ladder(site, tmp_path):
     table = write_csv(tmp_path / "table.csv", rows_of(150))
     run(site, "run", "ladder", "-p", "table", table, "-p", "rungs", "majority,TF-IDF + linear",

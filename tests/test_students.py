@@ -118,7 +118,7 @@ def shipped(trained, tmp_path_factory):
     texts = write_csv(folder / "texts.csv", [{"text": r["text"]} for r in rows[:200]])
     test = write_csv(folder / "test.csv", rows[200:])
     twice = ",".join([str(trained / "bundle")] * 2)
-    given = {"bundle": twice, "table": texts, "test": test, "student": "layers:2", "epochs": 2}
+    given = {"bundle": twice, "table": texts, "test": test, "student": "layers:2", "epochs": 1}
     words = [word for pair in given.items() for word in ("-p", *map(str, pair))]
     assert run_here("distill", *words, "--out", folder / "run") == 0
     return folder

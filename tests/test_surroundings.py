@@ -47,6 +47,7 @@ def predicted(**more):
     return Path("o.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_same_answers_in_every_world(bundle):
     want = predicted()
     worlds = list(WORLDS.values())

@@ -196,7 +196,7 @@ def test_samples_are_what_they_are_said_to_be():
     assert len(SAMPLE_SERIES) == 14
 
 
-@pytest.mark.parametrize("name", ["austres", "nile"])
+@pytest.mark.parametrize("name", [pytest.param("austres", marks=pytest.mark.slow), "nile"])
 def test_the_choice_beats_the_naive_and_the_naive_is_there(name):
     found = make_forecast(sample_series(name))
     assert found.record.mase(found.method).mean() < found.record.mase("naive").mean()
@@ -210,6 +210,7 @@ def test_the_choice_beats_the_naive_and_the_naive_is_there(name):
     ).all()
 
 
+@pytest.mark.slow
 def test_noise_is_no_win():
     """Random walks: the best of four methods has less error than the naive in most of them, and is
     used in few."""

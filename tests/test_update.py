@@ -113,8 +113,9 @@ def test_an_adapter_is_merged_into_a_whole_bundle(folder, tmp_path):
     assert {"reload_equal", "adapters_changed"}.isdisjoint(report.failed())
 
 
-def test_a_bundle_of_an_adapter_stays_one(tmp_path):
-    model = TextClassifier(method="lora", rank=4, max_length=32, epochs=1, device="cpu")
+def test_a_bundle_of_an_adapter_stays_one(folder, tmp_path):
+    model = TextClassifier(str(folder / "tiny"), method="lora", rank=4, max_length=32, epochs=1,
+                           device="cpu")
     model.fit(OLD.text[:60], OLD.label[:60]).save(tmp_path / "lora")
     job = BundleUpdate(tmp_path / "lora", plan(tmp_path / "lora"), UpdateOptions(epochs=1),
                        device="cpu")

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import run_here
+from insight_nb.cli import main
 
 COMMAND = Path(sys.executable).with_name("insight-nb")
 PARAMETERS = '''word: str = "banana"  # the word to count
@@ -75,11 +77,12 @@ def test_two_runs_into_one_folder():
     assert "a is being written by another process, number " in wrong
     assert first.wait(60) == 0
     assert Path("a/word.txt").read_text() == "first"
-    assert run("run", "toy.ipynb", "--out", "a")[0] == 2
+    assert main(["run", "toy.ipynb", "--out", "a"]) == 2
     assert Path("a/word.txt").read_text() == "first"
 
 
-@pytest.mark.parametrize("number", ["SIGKILL", "SIGHUP", "SIGTERM"])
+@pytest.mark.parametrize("number", [
+    "SIGKILL", *(pytest.param(n, marks=pytest.mark.slow) for n in ("SIGHUP", "SIGTERM"))])
 def test_what_an_ended_run_leaves_is_removed(number, tmp_path):
     process = start("run", "toy.ipynb", "--out", "a", "-p", "seconds", "60",
                     preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))
@@ -115,7 +118,8 @@ def test_no_module_of_the_current_folder_is_run():
     assert not Path("executed").exists()
 
 
-@pytest.mark.parametrize("out", ["备忘 é", """it's "two"\nlines""", "a{b}%20&<i>"])
+@pytest.mark.parametrize("out", [
+    "备忘 é", """it's "two"\nlines""", pytest.param("a{b}%20&<i>", marks=pytest.mark.slow)])
 def test_the_notebook_names_the_final_folder(out):
     status, said, wrong = run("run", "toy.ipynb", "--out", out, "-p", "word", "x\x1b]0;owned\x07")
     assert (status, wrong) == (0, "")
@@ -138,20 +142,21 @@ def test_a_file_may_grow_no_larger():
 
 
 def test_a_link_stays_a_link():
-    assert run("run", "toy.ipynb", "--out", "real")[0] == 0
+    assert run_here("toy.ipynb", "--out", "real") == 0
     Path("link").symlink_to("real")
-    assert run("run", "toy.ipynb", "--out", "link", "-p", "word", "again")[0] == 2
-    assert run("run", "toy.ipynb", "--out", "link", "-p", "word", "again", "--force")[0] == 0
+    again = ["toy.ipynb", "--out", "link", "-p", "word", "again"]
+    assert run_here(*again) == 2 and Path("real/word.txt").read_text() == "banana"
+    assert run_here(*again, "--force") == 0
     assert Path("link").is_symlink() and Path("real/word.txt").read_text() == "again"
 
 
-def test_an_empty_name():
-    status, _, wrong = run("run", "toy.ipynb", "--out", "")
-    assert (status, wrong.strip()) == (
-        2, "insight-nb: --out is empty: name a folder, or leave --out away.")
+def test_an_empty_name(capsys):
+    assert main(["run", "toy.ipynb", "--out", ""]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said == "insight-nb: --out is empty: name a folder, or leave --out away."
 
 
-@pytest.mark.parametrize("encoding", ["gbk", "ascii"])
+@pytest.mark.parametrize("encoding", [pytest.param("gbk", marks=pytest.mark.slow), "ascii"])
 def test_output_in_another_encoding(encoding, trained):
     Path("t.csv").write_text("text,label\n好,很好\nGrüße 👍,b\n" * 3, encoding="utf-8")
     other = os.environ | {"PYTHONIOENCODING": encoding}

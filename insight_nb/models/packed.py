@@ -8,6 +8,7 @@ __all__ = ['PACKABLE', 'grid_positions', 'to_grid', 'has_varlen_kernel', 'grid_m
 
 # %% ../../nbs/models/07_packed.ipynb #c90fb0a1
 import inspect
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -32,7 +33,8 @@ def to_grid(x: Tensor, # (tokens, ...)
     return grid.view(rows, wide, *x.shape[1:])
 
 # %% ../../nbs/models/07_packed.ipynb #09be03c5
-def _find_kernel():
+@cache
+def _find_kernel(): # None: this torch has none with all that is needed here
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -40,16 +42,15 @@ def _find_kernel():
     takes = inspect.signature(varlen_attn).parameters
     return varlen_attn if {"scale", "window_size"} <= set(takes) else None
 
-_varlen_attn = _find_kernel() # None: this torch has none with all that is needed here
-
 # %% ../../nbs/models/07_packed.ipynb #0e85f78a
 def has_varlen_kernel(q: Tensor) -> bool: # (tokens, heads, head width)
     "Whether torch's kernel for texts of different lengths can compute this."
-    if _varlen_attn is None or q.device.type != "cuda":
+    if q.device.type != "cuda":
         return False
     half = q.dtype in (torch.float16, torch.bfloat16)
     fits = half and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
-    return fits and torch.cuda.get_device_capability(q.device)[0] >= 8
+    able = fits and torch.cuda.get_device_capability(q.device)[0] >= 8
+    return able and _find_kernel() is not None
 
 # %% ../../nbs/models/07_packed.ipynb #7e306e6f
 def grid_mask(packing: Packing, wide: int, reach=None) -> Tensor: # (rows, 1, 1 or wide, wide) bool
@@ -72,7 +73,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, # (tokens, heads, head width)
     at, longest, rows = packing.offsets, packing.longest, len(packing.offsets) - 1
     if has_varlen_kernel(q):
         window = (-1, -1) if reach is None else (reach, reach)
-        return _varlen_attn(q, k, v, at, at, longest, longest, scale=scale, window_size=window)
+        return _find_kernel()(q, k, v, at, at, longest, longest, scale=scale, window_size=window)
     wide = -(-longest // 8) * 8
     full = len(packing.positions) == rows * longest
     if full:

@@ -5,7 +5,7 @@ import random
 
 import numpy as np
 import pytest
-from conftest import write_csv
+from conftest import tiny_encoder, write_csv
 from insight_nb.cli import recipes
 from insight_nb.jobs import training
 from notebooks import Notebook, _python
@@ -61,7 +61,9 @@ def test_faults_in_data_and_training_turn_red(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "split", copies)
     monkeypatch.setattr(training, "EarlyStopping", object)
     table = write_csv(tmp_path / "table.csv", rotten())
-    lines = guard(run(table, max_length=8, learning_rate=1e-12, epochs=8, anyway=True))
+    tiny_encoder("tiny")
+    lines = guard(run(table, backbone="tiny", max_length=8, learning_rate=1e-12, epochs=8,
+                      anyway=True))
     wrong = {k for k, v in lines.items() if v is False}
     assert wrong == {"loss_fell", "beats_majority", "truncation", "split_duplicates",
                      "small_classes", "language"}
@@ -95,6 +97,7 @@ def test_faults_in_code_turn_red(table, monkeypatch):
 
 
 def test_a_dead_run_ends_in_a_report_that_says_so(table):
-    names = run(table, learning_rate=1e6)
+    tiny_encoder("tiny")
+    names = run(table, backbone="tiny", learning_rate=1e6)
     assert len(names["model"].trainer_.collapses) == 2 and guard(names)["loss_fell"] is False
     assert "Training ended early: collapsed twice" in names["report"].verdict()
