@@ -5,10 +5,11 @@ export UV_COMPILE_BYTECODE ?= 1
 # Slow tests with a target of their own; `make slow` runs all others.
 FAULTS = tests/faults
 PRIVACY = tests/test_privacy.py
+RAY = tests/test_ray.py
 WORLD = $(addprefix tests/test_,disk.py surroundings.py world.py security.py markup.py browser.py)
 FILES = git ls-files -co --exclude-standard -- nbs insight_nb README.md | sort | xargs sha256sum
 
-.PHONY: help demo test lab slow faults privacy mutants kills world audit docs export check colab pandas3 clean
+.PHONY: help demo test lab slow faults privacy mutants kills world ray audit docs export check colab pandas3 clean
 help:               ## this list
 	@sed -n 's/^\([a-z0-9]*\):.*## /make \1	/p' Makefile
 
@@ -33,7 +34,7 @@ test: .venv/ok      ## install, then every notebook (but for cells marked slow),
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 slow: .venv/ok      ## on demand: the slow cells, the lessons, and the slow tests that no target below runs
 	$(BIN)/nbdev-test --timing --flags slow --skip-folder-re '^([_.]|recipes|benchmarks)'
-	$(BIN)/python -m pytest -q -m slow $(addprefix --ignore=,$(FAULTS) $(PRIVACY) $(WORLD))
+	$(BIN)/python -m pytest -q -m slow $(addprefix --ignore=,$(FAULTS) $(PRIVACY) $(WORLD) $(RAY))
 faults: .venv/ok    ## on demand: faults planted into runs, each of which must be seen (some minutes)
 	$(BIN)/python -m pytest -q -m slow $(FAULTS)
 privacy: .venv/ok   ## on demand: no file that a masked run or service leaves holds a planted value (a minute)
@@ -65,6 +66,11 @@ kills: .venv/ok     ## on demand, an hour: signals at random moments of every re
 	$(BIN)/python tests/kill_check.py
 world: .venv/ok     ## on demand, a quarter of an hour: small disks, odd surroundings, markup in every field of every recipe
 	$(BIN)/python -m pytest -q -m slow $(WORLD)
+ray: .venv/ok       ## on demand: search and scoring on Ray, with workers that are killed (some minutes)
+	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[ray]'
+	$(BIN)/nbdev-test --timing --flags ray --path nbs/base/15_cluster.ipynb
+	$(BIN)/nbdev-test --timing --flags ray --path nbs/train/10_ray_search.ipynb
+	$(BIN)/python -m pytest -q -m slow $(RAY)
 audit: .venv/ok     ## on demand: known holes of the installed packages (asks pypi.org), and what bandit finds in the package
 	$(BIN)/uv tool run bandit -q -c pyproject.toml -r insight_nb
 	$(BIN)/uv pip list --python $(BIN)/python --exclude-editable --format freeze | sed 's/+cpu//' > .venv/installed.txt

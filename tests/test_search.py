@@ -1,4 +1,5 @@
-"""Tuning: a search goes on where it was killed, processes share it, and the page says what it was worth."""
+"""Tuning: a search goes on where it was killed, processes share it, and the page says what it was
+worth."""
 
 import json
 import os
