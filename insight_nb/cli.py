@@ -391,9 +391,13 @@ def _renamed(found, here, there): # something of JSON; a path in any spelling, a
             found = found.replace(spell(here), spell(there))
     return found
 
+def _escaped(s): # as papermill writes a text, whatever quotes are in it
+    return s.encode("unicode_escape").decode().replace('"', r'\"')
+
 # as it is; in Python's and JSON's quotes, with and without other letters than English ones; HTML
 _SPELLINGS = [str, lambda s: repr(s)[1:-1], lambda s: ascii(s)[1:-1], lambda s: json.dumps(s)[1:-1],
-              lambda s: json.dumps(s, ensure_ascii=False)[1:-1], html.escape, urllib.parse.quote]
+              lambda s: json.dumps(s, ensure_ascii=False)[1:-1], _escaped, html.escape,
+              urllib.parse.quote]
 
 def _execute(path, temp, out, given):
     "Run a notebook into a temporary folder, and set the final folder's name in it."

@@ -127,6 +127,7 @@ class Ladder:
     on_progress: object = None
     # called with each rung that has learned, and a path for what is to be kept of it
     on_finished: object = None
+    engine: object = None # called in place of `evaluate_method`, such as `RungEngine`
     steps: list = field(default_factory=list, init=False) # of `MethodResult`
 
     @cached_property
@@ -180,10 +181,13 @@ def run(self: Ladder) -> Ladder:
 @patch
 def run_method(self: Ladder, rung, left) -> MethodResult: # seconds
     "Run a rung and put it on the shelf."
+    path = self.cache.path(rung, "kept")
+    keep = self.on_finished and (lambda learned: self.on_finished(learned, path))
     try:
-        step = evaluate_method(
-            rung, self.evaluation, left, self.on_finished
-            and (lambda learned: self.on_finished(learned, self.cache.path(rung, "kept"))))
+        if self.engine is not None:
+            step = self.engine(rung, self.evaluation, left, path)
+        else:
+            step = evaluate_method(rung, self.evaluation, left, keep)
     except BaseException:
         self.cache.path(rung, "begun").unlink(missing_ok=True)
         raise

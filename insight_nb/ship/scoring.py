@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from ..base.cluster import open_ray, places, share_places
+from ..base.cluster import check_engine, open_ray, places, share_places
 from ..base.core import (
     InputError, ReportTable, ScratchFolder, hash_file, plural, shorten)
 from ..base.files import read_chunks
@@ -224,10 +224,7 @@ def score_folder(job: ScoringJob,
                  address=None, workers=None, # of Ray
                  say=None) -> dict: # is told the facts of each file; the manifest
     "Answer all files that are not done yet. Raises InputError as `files_to_score` and `open_ray`."
-    if engine not in ("local", "ray"):
-        raise InputError(f"engine is {engine!r}: say local or ray.")
-    if engine == "local" and not address is workers is None:
-        raise InputError("address and workers are for Ray: say engine ray, or leave them out.")
+    check_engine(engine, address, workers)
     began = time.perf_counter()
     names, todo = files_to_score(job, force)
     if todo:
