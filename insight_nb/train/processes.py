@@ -60,10 +60,12 @@ def end_group(trainer) -> int | None: # of a finished `Trainer`; weights that di
     accelerator = trainer.accelerator
     if accelerator.num_processes == 1:
         return None
-    sums = weight_sums(trainer.model)
-    every = accelerator.gather(sums[None]).cpu()
-    differ = int((every != every[:1]).any(0).sum())
-    accelerator.wait_for_everyone()
+    differ = None
+    if not trainer.interrupted: # or else the others are still at it, and end without it
+        sums = weight_sums(trainer.model)
+        every = accelerator.gather(sums[None]).cpu()
+        differ = int((every != every[:1]).any(0).sum())
+        accelerator.wait_for_everyone()
     follower = not accelerator.is_main_process
     torch.distributed.destroy_process_group()
     AcceleratorState._reset_state(reset_partial_state=True)
