@@ -155,3 +155,25 @@ def test_another_version_of_ray_is_told(monkeypatch):
     with pytest.raises(InputError, match="the Ray at h:1 can't be used: Version mismatch"):
         with cluster.open_ray("h:1"):
             pass
+
+
+def test_a_ladder_is_that_of_one_process(cluster, tmp_path):
+    import numpy as np
+    from insight_nb.methods.classical import Majority, Tfidf
+    from insight_nb.methods.evaluation import Evaluation
+    from insight_nb.methods.frozen import LinearProbe
+    from insight_nb.methods.ladder import Ladder
+    from insight_nb.methods.ray_ladder import ladder_engine
+    rows = rows_of(150)
+    texts, names = [r["text"] for r in rows], sorted({r["label"] for r in rows})
+    y = np.array([names.index(r["label"]) for r in rows])
+    exam = Evaluation(texts[:100], y[:100], texts[100:], y[100:], names, 0)
+    encoder = tiny_encoder(tmp_path / "tiny")
+    found = []
+    for engine in ("local", "ray"):
+        rungs = [Majority(), Tfidf(), LinearProbe(encoder, 32, "no")]
+        ladder = Ladder(exam, rungs, on_progress=lambda _: None)
+        with ladder_engine(ladder, engine):
+            ladder.run()
+        found.append([(s.name, s.status, s.metrics["accuracy"]) for s in ladder.steps])
+    assert found[0] == found[1]
