@@ -6872,6 +6872,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'insight_nb/train/search.py'),
                                          'insight_nb.train.search.StudyResult.plot': ( 'train/search.html#studyresult.plot',
                                                                                        'insight_nb/train/search.py'),
+                                         'insight_nb.train.search.StudyResult.seconds': ( 'train/search.html#studyresult.seconds',
+                                                                                          'insight_nb/train/search.py'),
                                          'insight_nb.train.search.StudyResult.summary': ( 'train/search.html#studyresult.summary',
                                                                                           'insight_nb/train/search.py'),
                                          'insight_nb.train.search.StudyResult.table': ( 'train/search.html#studyresult.table',

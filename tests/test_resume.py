@@ -84,10 +84,18 @@ def test_what_cannot_be_resumed_is_said(given, word, capsys):
 def test_sigterm_ends_a_training_in_python_with_143(tmp_path):
     code = f"""
 import signal
-from two_processes import rows, model
+from insight_nb.base.tensors import FakeEncoder, FakeTokenizer
+from insight_nb.data.dataset import TokenDataset
+from insight_nb.data.tokens import tokenize
+from insight_nb.models.backbone import Backbone
+from insight_nb.models.tasks import ClassificationTask, Model
 from insight_nb.train.checkpoint import Checkpoint
 from insight_nb.train.optim import TrainConfig
 from insight_nb.train.trainer import Trainer
+rows = TokenDataset(tokenize(["abm", "yzm"] * 120, FakeTokenizer(), max_length=16),
+                    labels=[0, 1] * 120)
+model = Model(Backbone(FakeEncoder(width=8, vocab=5000), FakeTokenizer(), "fake", width=8),
+              ClassificationTask(["late", "early"]))
 class Taken:
     def on_step_end(self, trainer):
         if trainer.state.global_step == 5:

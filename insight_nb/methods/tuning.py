@@ -288,24 +288,26 @@ def summary(self: TuningOutcome) -> str:
             f"{format_interval(d.value, d.low, d.high)}: {said}.")
     if self.flattered is not None:
         lead = found.best.score - found.default.score
+        luck = f"choosing the best of so many scores flattered by {format_number(self.flattered)}"
+        if self.flattered <= 0:
+            luck = "the choice did not flatter"
         text += (f" On the validation rows it was ahead by {format_number(lead)}, on the test rows "
-                 f"by {format_number(d.value)}: choosing the best of so many scores flattered by "
-                 f"{format_number(self.flattered)}.")
-    return text
+                 f"by {format_number(d.value)}: {luck}.")
+    return f"{text} The trials took {found.seconds / 60:.1f} minutes."
 
 # %% ../../nbs/methods/13_tuning.ipynb #ef75eb46
 @patch
 def settings_table(self: TuningOutcome) -> ReportTable:
     "What has changed, and how much each setting mattered."
     found, known = self.tuning.search, current_settings(self.tuning.default)
-    rows = []
-    for name in found.space:
-        share = found.importance.get(name)
-        rows.append([name, _shown(found.space[name]), format_setting(known.get(name, "–")),
-                     format_setting(found.best.settings.get(name, "–")),
-                     "–" if share is None else f"{share:.0%}"])
-    return ReportTable(["setting", "searched", "default", "winner", "explains of the scores"], rows,
-                       "Settings")
+    rows = [[name, _shown(values), format_setting(known.get(name, "–")),
+             format_setting(found.best.settings.get(name, "–"))]
+            for name, values in found.space.items()]
+    head = ["setting", "searched", "default", "winner"]
+    if found.importance: # there were trials enough
+        head.append("share of the scores' variance")
+        rows = [[*row, f"{found.importance.get(row[0], 0):.0%}"] for row in rows]
+    return ReportTable(head, rows, "Settings")
 
 def _shown(values): # of a space
     between = " to " if is_range(values) else ", "

@@ -277,6 +277,8 @@ class StudyResult:
     @property
     def done(self): return [t for t in self.trials if t.state == "done"]
     @property
+    def seconds(self) -> float: return sum(t.seconds for t in self.trials)
+    @property
     def best(self) -> SearchTrial: # the first of equals
         return max(self.done, key=lambda t: (t.score, -t.number))
     @property
@@ -371,7 +373,8 @@ def plot(self: StudyResult) -> ReportFigure:
 def to_dict(self: StudyResult) -> dict: # for JSON
     "The space, all trials, and what was found."
     return {"space": {k: list(v) for k, v in self.space.items()}, "wanted": self.wanted,
-            "stopped": self.stopped, "trials": [t.to_dict() for t in self.trials],
+            "stopped": self.stopped, "seconds": self.seconds,
+            "trials": [t.to_dict() for t in self.trials],
              "default": self.default and self.default.to_dict(), "best": self.best.to_dict(),
              "importance": self.importance}
 
