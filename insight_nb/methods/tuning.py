@@ -8,6 +8,7 @@ __all__ = ['RANK_NAMES', 'MIN_VALID', 'SCORED_BY', 'TUNED', 'current_settings', 
            'in_space', 'TuningOutcome', 'measure_tuning', 'check_recipe', 'RecipeRows']
 
 # %% ../../nbs/methods/13_tuning.ipynb #fc118ce7
+import gc
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -170,6 +171,7 @@ def score(self: TuningTask, settings, report) -> float: # as `search` asks
     for parts in self.splits:
         follow = ReportScores(report, scores, len(self.splits))
         scores.append(best_score(self.fit(settings, parts, [follow])))
+        gc.collect() # a trainer and its callbacks know each other: weights would pile up
     return float(np.mean(scores))
 
 # %% ../../nbs/methods/13_tuning.ipynb #4ea97392
