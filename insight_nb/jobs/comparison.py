@@ -8,6 +8,7 @@ __all__ = ['CURVE_RUNGS', 'TextComparison', 'read_descriptions', 'curve_blocks',
 
 # %% ../../nbs/jobs/11_comparison.ipynb #23a69b08
 import shutil
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from fastcore.basics import patch
 
 import insight_nb.eval.guard as guard
 from ..base.core import (
-    InputError, ReportTable, atomic_output, package_versions, plural)
+    InputError, ReportTable, atomic_output, package_versions, plural, suggest)
 from ..base.privacy import mask
 from ..data.labels import LabelEncoder, check_labels, same_labels
 from ..data.sources import open_frame, open_table
@@ -65,6 +66,7 @@ class TextComparison:
         self.encoder = load_backbone(backbone)
         self.unlabeled = UnlabeledTexts() # of `read_unlabeled`
         self.augmented = None # of `augment`
+        self.recorded = None # of `prompted_rungs`: answers made elsewhere
 
     @staticmethod
     def check_options(goal=None, class_weights=None, unlabeled=False, # unlabeled rows, or adapt
@@ -92,6 +94,7 @@ def read(self: TextComparison, table=None, # None: the sample
     self.columns, self.sizes = (text, label), self.sample_sizes if sample and not rows else {}
     self.source = self.open(self.sample_name if sample else table, text, label)
     self.check_rows()
+    self.whole = self.source
     if rows:
         self.source = self.take(rows)
     return self.source
@@ -186,6 +189,31 @@ def augment(self: TextComparison, augment="none") -> AugmentedRows: # after `spl
     self.augmented = found
     return found
 
+# %% ../../nbs/jobs/11_comparison.ipynb #f9e285ce
+@patch
+def test_ids(self: TextComparison) -> list | None: # (test rows,) str; None: nobody asks for them
+    "The ids by which answers made elsewhere are matched. Raises InputError where they can't be."
+    if self.recorded is None or self.recorded.by == "text":
+        return None
+    from insight_nb.methods.llm_rung import id_key
+    by, frame = self.recorded.by, self.source.frame
+    numbered = by == "row" and by not in frame.columns
+    if numbered and self.parts.rule == "given":
+        raise InputError("answers can't be matched by the number of a row where test or valid is a "
+                         "table of its own: name a column of ids with llm_id.")
+    if not numbered and by not in frame.columns:
+        raise InputError(f"llm_id names the column {by!r}, which {self.source.name} doesn't have."
+                         f"{suggest(by, frame.columns)}")
+    def ids(some): return list(map(id_key, some.index if numbered else some[by]))
+
+    test = ids(frame.iloc[self.parts.test])
+    if twice := [k for k, n in Counter(test).items() if n > 1 or not k]:
+        raise InputError(f"the {by} {twice[0]!r} is on {test.count(twice[0])} test rows of "
+                         f"{self.source.name}: llm_id needs a column whose values occur once.")
+    lost = sum(self.source.dropped.values())
+    self.recorded.check_ids({*ids(self.whole.frame), *ids(frame)}, self.source.name, lost)
+    return test
+
 # %% ../../nbs/jobs/11_comparison.ipynb #6870e427
 @patch
 def make_evaluation(self: TextComparison) -> Evaluation:
@@ -198,7 +226,7 @@ def make_evaluation(self: TextComparison) -> Evaluation:
     self.class_sizes = np.bincount(y[given], minlength=len(labels))
     return Evaluation([source.texts[i] for i in train], y[train],
                       [source.texts[i] for i in test], y[test], labels.names, self.seed,
-                      self.parts.test_groups, self.augmented.groups())
+                      self.parts.test_groups, self.augmented.groups(), self.test_ids())
 
 @patch
 def labeled_evaluation(self: TextComparison) -> Evaluation:
@@ -496,12 +524,15 @@ def prompted_rungs(self: TextComparison, url=None, model=None, # an address, its
                    descriptions=None, # a table of labels
                    limits=None, # fields of `CallBudget`
                    how=None, # arguments of `PromptedLLM`
-                   folder=None # for the replies
+                   folder=None, # for the replies
+                   answer_id=None # by which answers are matched, as of `RecordedAnswers`
                   ) -> list: # of `Rung`: none, or one for each that is given
     "The rungs of a language model. Raises InputError for an address where none is."
     if not url and not answers:
         if model:
             raise InputError("llm_model needs llm: the address of the language model.")
+        if answer_id:
+            raise InputError("llm_id needs llm_answers: it says how answers are matched.")
         return []
     if self.task != "classify":
         raise InputError("llm is for labels of texts: leave it out for tags.")
@@ -510,7 +541,8 @@ def prompted_rungs(self: TextComparison, url=None, model=None, # an address, its
     budget, found = CallBudget(**limits or {}), []
     if answers:
         prices = (budget.price_in, budget.price_out) if budget.has_prices else None
-        found.append(RecordedAnswers(answers, prices))
+        self.recorded = RecordedAnswers(answers, prices, answer_id)
+        found.append(self.recorded)
     if url:
         client = LLMClient(url, model, budget, ReplyCache(folder))
         rung = PromptedLLM(client, descriptions=descriptions and read_descriptions(descriptions),
