@@ -32,7 +32,8 @@ from ..eval.scores import ScoreReport, beats_baseline
 from .setup import PACKAGES
 from .tagging import check_entity_types, split_tagged
 from .training import hint_groups, split_rows
-from ..methods.augmentation import AugmentedRows, augment_training, check_augment
+from ..methods.augmentation import (
+    PARAPHRASE, AugmentedRows, augment_training, check_augment)
 from ..methods.classical import BudgetExceeded
 from ..methods.evaluation import Evaluation, TagEvaluation
 from ..methods.fine_tuned import EncoderRung
@@ -66,13 +67,14 @@ class TextComparison:
         self.encoder = load_backbone(backbone)
         self.unlabeled = UnlabeledTexts() # of `read_unlabeled`
         self.augmented = None # of `augment`
-        self.recorded = None # of `prompted_rungs`: answers made elsewhere
+        # of `prompted_rungs`: answers made elsewhere; who is asked
+        self.recorded = self.client = None
 
     @staticmethod
     def check_options(goal=None, class_weights=None, unlabeled=False, # unlabeled rows, or adapt
-                      augment="none"): # as of `check_augment`
+                      augment="none", asks=False): # as of `check_augment`
         "Raise an InputError for a goal, class weights or made rows that can't work."
-        check_augment(augment)
+        check_augment(augment, asks)
         if goal is not None and not 0 < goal < 1:
             raise InputError(f"goal is {goal:g}: give a score above 0 and below 1, such as 0.95.")
         if class_weights not in (None, "balanced"):
@@ -176,11 +178,18 @@ def split(self: TextComparison, tables=(None, None), # for validation and test
 TextComparison.split_source = staticmethod(split_rows)
 
 @patch
-def augment(self: TextComparison, augment="none") -> AugmentedRows: # after `split`
+def augment(self: TextComparison, augment="none", # after `split`
+            rows=300, mask=True # as of `Paraphraser`
+           ) -> AugmentedRows:
     "Rows made of the training rows; all rungs learn from them, too."
+    paraphrase = None
+    if self.client is not None and PARAPHRASE in check_augment(augment, True):
+        from insight_nb.methods.llm_rows import Paraphraser
+        paraphrase = Paraphraser(self.client, rows, mask)
     empty = self.parts.valid[:0]
     whole = replace(self.parts, train=self.train_at, valid=empty)
-    found = augment_training(self.source, whole, augment, self.backbone, self.seed, self.device)
+    found = augment_training(self.source, whole, augment, self.backbone, self.seed, self.device,
+                             paraphrase)
     if len(found.made):
         made = found.parts.train[found.learned:]
         self.source, self.train_at = found.table, found.parts.train
@@ -544,7 +553,7 @@ def prompted_rungs(self: TextComparison, url=None, model=None, # an address, its
         self.recorded = RecordedAnswers(answers, prices, answer_id)
         found.append(self.recorded)
     if url:
-        client = LLMClient(url, model, budget, ReplyCache(folder))
+        client = self.client = LLMClient(url, model, budget, ReplyCache(folder))
         rung = PromptedLLM(client, descriptions=descriptions and read_descriptions(descriptions),
                            backbone=self.encoder, **how or {})
         client.check_reachable()
@@ -570,9 +579,10 @@ class TagComparison(TextComparison):
     split_source = staticmethod(split_tagged)
 
     @staticmethod
-    def check_options(goal=None, class_weights=None, unlabeled=False, augment="none"):
+    def check_options(goal=None, class_weights=None, unlabeled=False, augment="none",
+                      asks=False):
         "Raise an InputError: all are for labels of texts."
-        if check_augment(augment):
+        if check_augment(augment, asks):
             raise InputError("augment is for labels of texts: leave it out for tags.")
         if unlabeled:
             raise InputError("unlabeled and adapt are for labels of texts: leave them out for "
@@ -586,7 +596,7 @@ class TagComparison(TextComparison):
     def open(self, name, text="text", label="label"):
         return open_tagged(name, text, label, mask=self.mask)
     def check_rows(self): pass
-    def augment(self, augment="none"): pass
+    def augment(self, augment="none", *_): pass
     def sliceable_frame(self): return self.source.to_table().frame.iloc[:, :0] # no column
     def bundle_facts(self):
         found = super().bundle_facts() | {"overlap": self.length // 4}
