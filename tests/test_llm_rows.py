@@ -95,6 +95,9 @@ def test_proposals_are_counted_and_kept_apart():
     assert "training labels are a language model's" in parts.notes[-1]
     # given back as labels, these are no labels of a person
     assert label(None, "c", labeled=["b/labeled_train.csv"])["labeling"]["labels"] == 100
+    # whoever fills in the empty column decides, whatever was proposed
+    made.assign(label=[TRUTH[t] for t in made.text]).to_csv("checked.csv", index=False)
+    assert label(None, "d", labeled=["checked.csv"])["labeling"]["labels"] == 140
 
 
 def test_what_is_sure_need_not_be_checked():
