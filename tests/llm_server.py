@@ -72,12 +72,17 @@ class LLMServer:
                 return name
         return "answer"
 
+    def reword(self, text):
+        "Another wording, with all facts and in the same script."
+        return f"{text}，没错" if re.search("[\u4e00-\u9fff]", text) else f"Well, {text}"
+
     def reply(self, asked):
         prompt = asked["messages"][1]["content"]
         text = json.loads(re.findall(r"(?m)^Text: (.*)$", prompt)[-1])
         labels = re.findall(r"(?m)^- ([^:\n]*)", prompt.split("\n\n")[0])
         kind, again = self.kind(text), len(asked["messages"]) > 2
-        said = self.label(text, labels)
+        reworded = "In other words:" in prompt
+        said = self.reword(text) if reworded else self.label(text, labels)
         if kind == "refuse":
             said = "I'm sorry, I can't help with that."
         elif kind == "empty":

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import insight_nb
 import numpy as np
+import pandas as pd
 import pytest
+from conftest import in_process, refused, rows_of
 from insight_nb.base.core import InputError
 from insight_nb.methods.classical import Majority, Tfidf
 from insight_nb.methods.evaluation import Evaluation
@@ -19,6 +21,7 @@ from insight_nb.methods.llm import CallBudget, LLMClient, ReplyCache
 from insight_nb.methods.llm_rung import OUTCOMES, PromptedLLM, RecordedAnswers, compare_prompted
 from insight_nb.models.backbone import load_backbone
 from llm_server import LLMServer
+from notebooks import NBS
 
 NAMES = ("card", "loan", "refund", "退款")
 
@@ -213,9 +216,55 @@ def test_answers_made_elsewhere(tmp_path):
     assert (step.metrics["accuracy"].value, step.metrics["accuracy"].n) == (1.0, 15)
 
 
+def test_answers_are_matched_by_row(tmp_path):
+    "Two equal texts with other labels, and texts that were masked elsewhere."
+    exam, truth = rows(60, 20)
+    right = [truth[t] for t in exam.texts]
+    exam.texts, exam.rows = ["同一句话 the same"] * 20, [f"n{i}" for i in range(20)]
+    lines = ["row,text,answer", *(f"n{i},[NAME_1],{label}" for i, label in enumerate(right))]
+    file = tmp_path / "a.csv"
+    file.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(InputError, match="match them by row: -p llm_id row"):
+        RecordedAnswers(str(file))
+    by_row = RecordedAnswers(str(file), by="row")
+    step = climb(exam, by_row, folder=tmp_path / "kept").done[-1]
+    assert (step.metrics["accuracy"].value, step.metrics["accuracy"].n) == (1.0, 20)
+    file.write_text("\n".join(lines[:8]).replace("n0,", "n19,"), encoding="utf-8")
+    again = RecordedAnswers(str(file), by="row")
+    assert again.settings() != by_row.settings()  # other answers are not taken from the cache
+    step = climb(exam, again, folder=tmp_path / "kept").done[-1]
+    assert step.metrics["accuracy"].n == 7 and not step.from_cache
+
+
+def test_the_ladder_takes_answers_by_id(ends, tmp_path):
+    found = rows_of(90)
+    pd.DataFrame(found).assign(ticket=lambda f: "t" + f.index.astype(str)).to_csv("t.csv")
+    given = pd.DataFrame({"ticket": [f"t{i}" for i in range(90)],
+                          "answer": [r["label"] for r in found]})
+    given.to_csv("a.csv", index=False)
+    params = {"table": "t.csv", "rungs": "majority", "state": "state", "device": "cpu",
+              "llm_answers": "a.csv", "llm_id": "ticket", "out": "run"}
+    in_process(NBS / "recipes" / "ladder.ipynb", "run.ipynb", params)
+    e = json.loads(Path("run/evidence.json").read_text(encoding="utf-8"))
+    step = next(r for r in e["rungs"] if r["name"] == "language model's answers")
+    assert step["metrics"]["accuracy"]["value"] == 1.0
+    assert step["metrics"]["accuracy"]["n"] == e["data"]["rows"]["test"]
+
+    def end(*more):
+        return ends("run", "ladder", "-p", "table", "t.csv", "-p", "rungs", "majority", "-p",
+                    "llm_answers", "a.csv", "-p", "llm_id", *more, "--out", "o")
+
+    refused(end("tickets"), "has no column 'tickets'")
+    pd.concat([given, given[:1]]).to_csv("a.csv", index=False)
+    refused(end("ticket"), "has the ticket 't0' twice: keep one")
+    given.assign(ticket=[f"t{i}" for i in range(1, 91)]).to_csv("a.csv", index=False)
+    refused(end("ticket"), "answers 1 row that t.csv doesn't have, such as ticket 't90'")
+    refused(ends("run", "ladder", "-p", "llm_id", "row", "--out", "o"), "llm_id needs llm_answers")
+
+
 def test_nothing_is_imported_unasked():
-    "Only the rung itself imports the client at its top; whoever else does it where it is asked."
+    "Only these two import the client at their top; whoever else does it where it is asked."
     for file in Path(insight_nb.__file__).parent.rglob("*.py"):
-        if file.name != "llm_rung.py":
+        if file.name not in ("llm_rung.py", "llm_rows.py"):
             found = file.read_text(encoding="utf-8")
-            assert not re.search(r"(?m)^from \S*\bllm(?:_rung)? import", found), file
+            assert not re.search(r"(?m)^from \S*\bllm(?:_rung|_rows)? import", found), file

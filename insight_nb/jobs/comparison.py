@@ -8,6 +8,7 @@ __all__ = ['CURVE_RUNGS', 'TextComparison', 'read_descriptions', 'curve_blocks',
 
 # %% ../../nbs/jobs/11_comparison.ipynb #23a69b08
 import shutil
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from fastcore.basics import patch
 
 import insight_nb.eval.guard as guard
 from ..base.core import (
-    InputError, ReportTable, atomic_output, package_versions, plural)
+    InputError, ReportTable, atomic_output, package_versions, plural, suggest)
 from ..base.privacy import mask
 from ..data.labels import LabelEncoder, check_labels, same_labels
 from ..data.sources import open_frame, open_table
@@ -31,7 +32,8 @@ from ..eval.scores import ScoreReport, beats_baseline
 from .setup import PACKAGES
 from .tagging import check_entity_types, split_tagged
 from .training import hint_groups, split_rows
-from ..methods.augmentation import AugmentedRows, augment_training, check_augment
+from ..methods.augmentation import (
+    PARAPHRASE, AugmentedRows, augment_training, check_augment)
 from ..methods.classical import BudgetExceeded
 from ..methods.evaluation import Evaluation, TagEvaluation
 from ..methods.fine_tuned import EncoderRung
@@ -65,12 +67,14 @@ class TextComparison:
         self.encoder = load_backbone(backbone)
         self.unlabeled = UnlabeledTexts() # of `read_unlabeled`
         self.augmented = None # of `augment`
+        # of `prompted_rungs`: answers made elsewhere; who is asked
+        self.recorded = self.client = None
 
     @staticmethod
     def check_options(goal=None, class_weights=None, unlabeled=False, # unlabeled rows, or adapt
-                      augment="none"): # as of `check_augment`
+                      augment="none", asks=False): # as of `check_augment`
         "Raise an InputError for a goal, class weights or made rows that can't work."
-        check_augment(augment)
+        check_augment(augment, asks)
         if goal is not None and not 0 < goal < 1:
             raise InputError(f"goal is {goal:g}: give a score above 0 and below 1, such as 0.95.")
         if class_weights not in (None, "balanced"):
@@ -92,6 +96,7 @@ def read(self: TextComparison, table=None, # None: the sample
     self.columns, self.sizes = (text, label), self.sample_sizes if sample and not rows else {}
     self.source = self.open(self.sample_name if sample else table, text, label)
     self.check_rows()
+    self.whole = self.source
     if rows:
         self.source = self.take(rows)
     return self.source
@@ -173,11 +178,18 @@ def split(self: TextComparison, tables=(None, None), # for validation and test
 TextComparison.split_source = staticmethod(split_rows)
 
 @patch
-def augment(self: TextComparison, augment="none") -> AugmentedRows: # after `split`
+def augment(self: TextComparison, augment="none", # after `split`
+            rows=300, mask=True # as of `Paraphraser`
+           ) -> AugmentedRows:
     "Rows made of the training rows; all rungs learn from them, too."
+    paraphrase = None
+    if self.client is not None and PARAPHRASE in check_augment(augment, True):
+        from insight_nb.methods.llm_rows import Paraphraser
+        paraphrase = Paraphraser(self.client, rows, mask)
     empty = self.parts.valid[:0]
     whole = replace(self.parts, train=self.train_at, valid=empty)
-    found = augment_training(self.source, whole, augment, self.backbone, self.seed, self.device)
+    found = augment_training(self.source, whole, augment, self.backbone, self.seed, self.device,
+                             paraphrase)
     if len(found.made):
         made = found.parts.train[found.learned:]
         self.source, self.train_at = found.table, found.parts.train
@@ -185,6 +197,31 @@ def augment(self: TextComparison, augment="none") -> AugmentedRows: # after `spl
         self.parts = replace(found.parts, train=train, valid=self.parts.valid)
     self.augmented = found
     return found
+
+# %% ../../nbs/jobs/11_comparison.ipynb #f9e285ce
+@patch
+def test_ids(self: TextComparison) -> list | None: # (test rows,) str; None: nobody asks for them
+    "The ids by which answers made elsewhere are matched. Raises InputError where they can't be."
+    if self.recorded is None or self.recorded.by == "text":
+        return None
+    from insight_nb.methods.llm_rung import id_key
+    by, frame = self.recorded.by, self.source.frame
+    numbered = by == "row" and by not in frame.columns
+    if numbered and self.parts.rule == "given":
+        raise InputError("answers can't be matched by the number of a row where test or valid is a "
+                         "table of its own: name a column of ids with llm_id.")
+    if not numbered and by not in frame.columns:
+        raise InputError(f"llm_id names the column {by!r}, which {self.source.name} doesn't have."
+                         f"{suggest(by, frame.columns)}")
+    def ids(some): return list(map(id_key, some.index if numbered else some[by]))
+
+    test = ids(frame.iloc[self.parts.test])
+    if twice := [k for k, n in Counter(test).items() if n > 1 or not k]:
+        raise InputError(f"the {by} {twice[0]!r} is on {test.count(twice[0])} test rows of "
+                         f"{self.source.name}: llm_id needs a column whose values occur once.")
+    lost = sum(self.source.dropped.values())
+    self.recorded.check_ids({*ids(self.whole.frame), *ids(frame)}, self.source.name, lost)
+    return test
 
 # %% ../../nbs/jobs/11_comparison.ipynb #6870e427
 @patch
@@ -198,7 +235,7 @@ def make_evaluation(self: TextComparison) -> Evaluation:
     self.class_sizes = np.bincount(y[given], minlength=len(labels))
     return Evaluation([source.texts[i] for i in train], y[train],
                       [source.texts[i] for i in test], y[test], labels.names, self.seed,
-                      self.parts.test_groups, self.augmented.groups())
+                      self.parts.test_groups, self.augmented.groups(), self.test_ids())
 
 @patch
 def labeled_evaluation(self: TextComparison) -> Evaluation:
@@ -496,12 +533,15 @@ def prompted_rungs(self: TextComparison, url=None, model=None, # an address, its
                    descriptions=None, # a table of labels
                    limits=None, # fields of `CallBudget`
                    how=None, # arguments of `PromptedLLM`
-                   folder=None # for the replies
+                   folder=None, # for the replies
+                   answer_id=None # by which answers are matched, as of `RecordedAnswers`
                   ) -> list: # of `Rung`: none, or one for each that is given
     "The rungs of a language model. Raises InputError for an address where none is."
     if not url and not answers:
         if model:
             raise InputError("llm_model needs llm: the address of the language model.")
+        if answer_id:
+            raise InputError("llm_id needs llm_answers: it says how answers are matched.")
         return []
     if self.task != "classify":
         raise InputError("llm is for labels of texts: leave it out for tags.")
@@ -510,9 +550,10 @@ def prompted_rungs(self: TextComparison, url=None, model=None, # an address, its
     budget, found = CallBudget(**limits or {}), []
     if answers:
         prices = (budget.price_in, budget.price_out) if budget.has_prices else None
-        found.append(RecordedAnswers(answers, prices))
+        self.recorded = RecordedAnswers(answers, prices, answer_id)
+        found.append(self.recorded)
     if url:
-        client = LLMClient(url, model, budget, ReplyCache(folder))
+        client = self.client = LLMClient(url, model, budget, ReplyCache(folder))
         rung = PromptedLLM(client, descriptions=descriptions and read_descriptions(descriptions),
                            backbone=self.encoder, **how or {})
         client.check_reachable()
@@ -538,9 +579,10 @@ class TagComparison(TextComparison):
     split_source = staticmethod(split_tagged)
 
     @staticmethod
-    def check_options(goal=None, class_weights=None, unlabeled=False, augment="none"):
+    def check_options(goal=None, class_weights=None, unlabeled=False, augment="none",
+                      asks=False):
         "Raise an InputError: all are for labels of texts."
-        if check_augment(augment):
+        if check_augment(augment, asks):
             raise InputError("augment is for labels of texts: leave it out for tags.")
         if unlabeled:
             raise InputError("unlabeled and adapt are for labels of texts: leave them out for "
@@ -554,7 +596,7 @@ class TagComparison(TextComparison):
     def open(self, name, text="text", label="label"):
         return open_tagged(name, text, label, mask=self.mask)
     def check_rows(self): pass
-    def augment(self, augment="none"): pass
+    def augment(self, augment="none", *_): pass
     def sliceable_frame(self): return self.source.to_table().frame.iloc[:, :0] # no column
     def bundle_facts(self):
         found = super().bundle_facts() | {"overlap": self.length // 4}

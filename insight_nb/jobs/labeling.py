@@ -502,3 +502,31 @@ def describe(self: LabelingReport, source: Table):
         "unseen": self.progress.unseen.to_dict(), "kappa": self.agreed.kappa.to_dict(),
         "shared_rows": self.agreed.same.n, "disputed_rows": len(session.disputed),
         "stop": None if stop is None else stop.stop}}
+
+# %% ../../nbs/jobs/14_labeling.ipynb #fa924119
+@patch
+def propose(self: LabelingSession, client, rows=300, # of `methods.llm`; to be asked at most
+            how=None, # arguments of `PromptedLLM`
+            goal=.9, training="none"): # of `LabelProposals`
+    "Ask a language model for labels: a `LabelProposals`. Nothing of it is kept in the store."
+    from insight_nb.methods.llm_rows import PromptedLLM, propose_labels
+    at = [i for i in range(len(self.texts)) if i not in self.answers and i not in self.test]
+    some = drawn_at_random([self.texts[i] for i in at], rows, self.seed)
+    people = [{i: self.labels[i] for i in side} for side in (self.train, self.tested)]
+    found = propose_labels(PromptedLLM(client, **how or {}), self.names, self.texts,
+                           [at[k] for k in some], *people, goal, self.seed)
+    found.training = training
+    found.measure_gain(self.x, self.names, *people, self.seed)
+    return found
+
+@patch
+def add_proposals(self: LabelingReport, proposals): # of `propose`
+    "Say what was proposed, by whom, and how many labels to train on are a machine's."
+    n = len(proposals.training_rows())
+    self.lead_sections = [*self.lead_sections,
+                          ("Proposals of a language model", proposals.blocks())]
+    self.data["rows"]["machine_labels"] = n
+    self.data["notes"].append(f"{n:,} of {plural(n + len(self.session.train), 'label')} to train "
+                              f"on are proposals of {proposals.author}; none is on the test side")
+    self.add(proposals.check())
+    self.extra["proposals"] = proposals.evidence()

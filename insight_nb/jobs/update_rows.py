@@ -17,7 +17,7 @@ from fastcore.basics import patch
 
 from ..base.core import InputError, ReportTable, plural, shorten, suggest
 from ..base.privacy import Masker, masked_note
-from ..data.labels import LabelEncoder
+from ..data.labels import LABELED_BY, LabelEncoder, machine_labels
 from ..data.split import DataSplit, duplicate_groups, split
 from ..data.table import Table
 from ..eval.report import Check
@@ -68,9 +68,14 @@ def mark_rows(table: Table, # with labels
               side="", # valid or test; empty: to train on, and to be split
               source=None # a name for the report; None: the name of the table
              ) -> pd.DataFrame: # columns text, label, period, side, source
-    "The rows of a table, marked."
-    return pd.DataFrame({"text": table.texts, "label": table.labels, "period": period,
+    "The rows of a table, marked. Those with a language model's label measure nothing."
+    rows = pd.DataFrame({"text": table.texts, "label": table.labels, "period": period,
                          "side": side, "source": source or table.name})
+    machine = machine_labels(table.frame)
+    if not machine.any():
+        return rows
+    rows[LABELED_BY] = table.frame[LABELED_BY].to_numpy()
+    return rows[~machine].reset_index(drop=True) if side else rows
 
 # %% ../../nbs/jobs/08_update_rows.ipynb #cde42f95
 def keep_last(frame: pd.DataFrame) -> pd.DataFrame: # of `mark_rows`, later sources below
@@ -90,6 +95,7 @@ def split_period(frame: pd.DataFrame, # rows of one period that train, as of `ma
                  seed=0) -> pd.Series: # the side of each row; copies are not looked for yet
     "Set rows aside, by label; labels with few rows stay in training."
     side = pd.Series("train", frame.index, dtype=object)
+    frame = frame[~machine_labels(frame)]
     large = frame[frame.groupby("label").label.transform("size") >= MIN_NEW_ROWS]
     if len(large) and (test or valid):
         parts = split(Table(large, "text", "label"), test=test, valid=valid, seed=seed,

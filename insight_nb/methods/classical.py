@@ -31,6 +31,7 @@ class Rung:
     balanced = False
     row_weights = None # (rows,) how much each row counts, where a linear model learns; None: alike
     row_groups = None # (rows,) names: no group is on both sides of a fold; None: each row alone
+    asked_rows = None # (rows,) ids of the rows that it is asked, for a method that looks them up
     costs = None # name -> what it costs, where it knows better than a clock around it
 
     def fit(self, texts, # str each

@@ -45,12 +45,15 @@ class Evaluation:
     seed: int = 0
     groups: list | None = None # (rows,) names: rows of a group are not independent
     train_groups: list | None = None # (train rows,): no group is on both sides of a rung's folds
+    rows: list | None = None # (rows,) str, ids of the rows to be asked; None: none were wanted
     metric = "accuracy"
 
     def fit(self, rung):
         rung.row_groups = self.train_groups
         rung.fit(self.train, self.train_y, self.names, self.seed)
-    def predict_proba(self, rung): return rung.predict_proba(self.texts) # (rows, labels)
+    def predict_proba(self, rung): # (rows, labels)
+        rung.asked_rows = self.rows
+        return rung.predict_proba(self.texts)
     def predict_one(self, rung, i): return rung.predict_proba([self.texts[i]])
     # name -> Metric
     def measure(self, probs) -> dict:
@@ -68,7 +71,8 @@ class Evaluation:
             *self.names, *self.train, *map(str, self.train_y), None, *self.texts,
             *map(str, self.y),
             str(self.seed), *map(str, self.groups or ()),
-            *([None, *map(str, self.train_groups)] if self.train_groups else ())])
+            *([None, *map(str, self.train_groups)] if self.train_groups else ()),
+            *([None, "rows", *self.rows] if self.rows else ())])
     def pack(self, probs): return np.asarray(probs, dtype=np.float32) # answers as an array
     def unpack(self, values): return values.astype(np.float64)
     def __len__(self): return len(self.texts)
@@ -105,7 +109,7 @@ class TagEvaluation(Evaluation):
         self.tagged = test
         self.texts = test.texts
         self.names = tuple(names)
-        self.seed, self.groups, self.train_groups = seed, groups, None
+        self.seed, self.groups, self.train_groups, self.rows = seed, groups, None, None
         self.at = {n: i for i, n in enumerate(self.names)}
 
     def fit(self, rung): rung.fit(self.train, self.names, self.seed)

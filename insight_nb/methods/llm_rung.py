@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['OUTCOMES', 'MOST_LETTERS', 'check_distinct', 'parse_label', 'outcome_of', 'token_probabilities', 'RowAnswer',
-           'position_bias', 'LanguageModel', 'PromptedLLM', 'RecordedAnswers', 'PromptComparison', 'compare_prompted']
+           'position_bias', 'LanguageModel', 'PromptedLLM', 'id_key', 'RecordedAnswers', 'PromptComparison',
+           'compare_prompted']
 
 # %% ../../nbs/methods/11_llm_rung.ipynb #fe345f9e
 import hashlib
@@ -17,7 +18,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from fastcore.basics import patch
 
-from ..base.core import InputError, ReportTable, format_interval, plural, shorten
+from ..base.core import (
+    InputError, ReportTable, format_interval, hash_texts, plural, shorten)
 from ..base.privacy import Masker
 from ..data.sources import open_frame
 from ..eval.cascade import Cascade
@@ -385,49 +387,109 @@ def _cool(p, temperature): # (labels,); zeros stay
     return softmax(np.log(np.maximum(p, 1e-12))[None] / temperature)[0]
 
 # %% ../../nbs/methods/11_llm_rung.ipynb #39297381
+def id_key(value) -> str: # a cell: 7, 7.0 and "7 " are one id
+    "The id of a row as it is compared; empty where there is none."
+    if isinstance(value, (float, np.floating)):
+        if value != value:
+            return ""
+        value = int(value) if float(value).is_integer() else value
+    return "" if value is None else str(value).strip()
+
+def _recorded(row): # of the table -> `Reply`
+    answer = row["answer"]
+    answer = "" if answer is None or answer != answer else str(answer)
+    number = [row.get(c, 0) for c in ("tokens_in", "tokens_out", "seconds")]
+    n_in, n_out, seconds = (float(v) if v == v and v is not None else 0. for v in number)
+    return Reply(answer, [], False, int(n_in), int(n_out), seconds, True)
+
+# %% ../../nbs/methods/11_llm_rung.ipynb #bf06bea6
 class RecordedAnswers(LanguageModel):
-    "Answers of a language model, read from a table."
+    """Answers of a language model, read from a table. Raises InputError for a table without the
+    columns that it needs, and for two answers to one row."""
     name = "language model's answers"
-    needs = "a table with the columns text and answer"
+    needs = "a table with the columns text and answer, or row and answer"
     def __init__(self, table, # path
-                 prices=None): # of a million tokens that are read, and written
+                 prices=None, # of a million tokens that are read, and written
+                 by=None): # text, row, or a column of ids; None: text, or row where there is none
         self.table, self.prices, self.known = table, prices, {}
-        frame, name, _ = open_frame(table)
-        for column in ("text", "answer"):
+        frame, self.source, _ = open_frame(table)
+        self.by = by or ("row" if {"text", "row"} & set(frame.columns) == {"row"} else "text")
+        self.content = hash_texts([frame.to_json()]) # other answers are another rung
+        for column in (self.by, "answer"):
             if column not in frame.columns:
-                raise InputError(f"{name} has no column {column!r}: answers need the columns text "
-                                 "and answer.")
-        for row in frame.to_dict("records"):
-            text, answer = str(row["text"]).strip(), row["answer"]
-            answer = "" if answer is None or answer != answer else str(answer)
-            number = [row.get(c, 0) for c in ("tokens_in", "tokens_out", "seconds")]
-            n_in, n_out, seconds = (float(v) if v == v and v is not None else 0. for v in number)
-            reply = Reply(answer, [], False, int(n_in), int(n_out), seconds, True)
-            if self.known.setdefault(text, reply).text != answer:
-                raise InputError(f"{name} has two answers to {shorten(text)!r}: keep one.")
+                raise InputError(f"{self.source} has no column {column!r}: answers need the "
+                                 f"columns {self.by} and answer.")
+        self.read(frame.to_dict("records"))
 
-    def learn(self, texts, y): check_distinct(self.names)
+# %% ../../nbs/methods/11_llm_rung.ipynb #569c7745
+@patch
+def read(self: RecordedAnswers, rows): # of dicts
+    "Keep the answers by text, or by id."
+    for number, row in enumerate(rows):
+        reply, value = _recorded(row), row[self.by]
+        key = str(value).strip() if self.by == "text" else id_key(value)
+        if not key and self.by != "text":
+            raise InputError(f"{self.source} has no {self.by} in its row {number:,}: give the id "
+                             "of each answer.")
+        twice = key in self.known
+        if self.by == "text":
+            twice = twice and self.known[key].text != reply.text
+        if twice:
+            what = "two answers to" if self.by == "text" else f"the {self.by}"
+            hint = "keep one" if self.by != "text" or "row" not in row else (
+                "keep one, or match them by row: -p llm_id row")
+            raise InputError(f"{self.source} has {what} {shorten(key)!r}"
+                             f"{'' if self.by == 'text' else ' twice'}: {hint}.")
+        self.known.setdefault(key, reply)
 
-    def predict_proba(self, texts):
-        rows = {i: self.known.get(str(t).strip()) for i, t in enumerate(texts)}
-        rows = {i: self.row(r) for i, r in rows.items() if r}
-        if len(rows) == 0 and len(texts) > 1:
-            raise InputError(f"{self.table} answers none of the {len(texts):,} test texts: its "
-                             "column text must hold them as they are in the table.")
-        probs = self.use(rows, len(texts))
-        found = self.details["llm"]
-        if self.prices and len(texts) > 1 and found["tokens_in"]:
-            n_in, n_out = found["tokens_in"], found["tokens_out"]
-            found["money"] = (n_in * self.prices[0] + n_out * self.prices[1]) / 1e6
-            self.costs["money_per_text"] = found["money"] / len(rows)
-        return probs
+@patch
+def settings(self: RecordedAnswers) -> dict: # of plain values
+    return {"kind": "RecordedAnswers", "by": self.by, "answers": self.content,
+            "prices": self.prices and list(self.prices)}
 
-    def row(self, reply) -> RowAnswer:
-        outcome, at = outcome_of(reply, self.names)
-        p = np.zeros(len(self.names))
-        if at is not None:
-            p = (np.eye(len(p))[at] + self.shares) / 2
-        return RowAnswer(outcome, p, None, [reply])
+# %% ../../nbs/methods/11_llm_rung.ipynb #7e3fbe4c
+@patch
+def check_ids(self: RecordedAnswers, ids, # of all rows of the table that was asked about
+              name, # of that table
+              left_out=0): # rows that it lost, such as those without a label: ids are not known
+    "Raises InputError for answers to rows that are not there."
+    known = set(ids)
+    strange = [key for key in self.known if key not in known]
+    if len(strange) > left_out:
+        raise InputError(f"{self.source} answers {plural(len(strange), 'row')} that {name} doesn't "
+                         f"have, such as {self.by} {shorten(strange[0], 40)!r}: give the answers "
+                         "to this table.")
+
+# %% ../../nbs/methods/11_llm_rung.ipynb #eed34f30
+@patch
+def learn(self: RecordedAnswers, texts, y): check_distinct(self.names)
+
+@patch
+def predict_proba(self: RecordedAnswers, texts):
+    keys = [str(t).strip() for t in texts] if self.by == "text" else self.asked_rows
+    if keys is None or len(keys) != len(texts):
+        raise InputError(f"answers are matched by {self.by}, and these texts come without ids: "
+                         "give the ids of the rows, or match by text.")
+    rows = {i: self.known.get(key) for i, key in enumerate(keys)}
+    rows = {i: self.row(r) for i, r in rows.items() if r}
+    if len(rows) == 0 and len(texts) > 1:
+        raise InputError(f"{self.source} answers none of the {len(texts):,} test rows: its column "
+                         f"{self.by} must hold what the table has.")
+    probs = self.use(rows, len(texts))
+    found = self.details["llm"]
+    if self.prices and len(texts) > 1 and found["tokens_in"]:
+        n_in, n_out = found["tokens_in"], found["tokens_out"]
+        found["money"] = (n_in * self.prices[0] + n_out * self.prices[1]) / 1e6
+        self.costs["money_per_text"] = found["money"] / len(rows)
+    return probs
+
+@patch
+def row(self: RecordedAnswers, reply) -> RowAnswer:
+    outcome, at = outcome_of(reply, self.names)
+    p = np.zeros(len(self.names))
+    if at is not None:
+        p = (np.eye(len(p))[at] + self.shares) / 2
+    return RowAnswer(outcome, p, None, [reply])
 
 # %% ../../nbs/methods/11_llm_rung.ipynb #e97e6fa3
 @dataclass
