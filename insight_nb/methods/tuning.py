@@ -31,8 +31,9 @@ from ..eval.compare_runs import (
     LESS_IS_BETTER, TITLES_OF_METRICS, ComparedRun, RunComparison, join_runs)
 from .selftrain import repeated_folds
 from ..train.callbacks import progress_mode
-from ..train.search import (
-    StudyResult, TrialStudy, describe_settings, format_setting, is_range, open_storage, search)
+from insight_nb.train.search import (
+    StudyResult, TrialStudy, describe_settings, format_setting, is_range, open_storage, search,
+    storage_lock)
 
 # %% ../../nbs/methods/13_tuning.ipynb #60140941
 RANK_NAMES = {"lora": "rank", "adalora": "target", "bottleneck": "size", "prefix": "length"}
@@ -208,7 +209,8 @@ def tune(task: TuningTask,
         raise InputError(f"minutes is {minutes:g}: give more than 0, or leave it out.")
     if space is not None:
         check_names(task.estimator, space)
-    open_storage(storage) # what can't be used is said before any training
+    with storage_lock(storage): # what can't be used is said before any training
+        open_storage(storage)
     default = task.fit()
     settings = current_settings(default)
     if space is None:

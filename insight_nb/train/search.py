@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['STARTUP', 'NOBODY', 'is_range', 'is_logarithmic', 'check_space', 'parse_space', 'SearchTrial', 'owner', 'is_alive',
-           'TrialStudy', 'no_store', 'open_storage', 'draw_setting', 'EndTrial', 'StudyResult', 'describe_settings',
-           'format_setting', 'kept_trial', 'search']
+           'TrialStudy', 'no_store', 'storage_lock', 'open_storage', 'draw_setting', 'EndTrial', 'StudyResult',
+           'describe_settings', 'format_setting', 'kept_trial', 'search']
 
 # %% ../../nbs/train/09_search.ipynb #b119fa79
 import math
 import os
 import platform
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -132,15 +132,11 @@ class TrialStudy:
         self.optuna = optional_import("optuna", "tune")
         self.optuna.logging.set_verbosity(self.optuna.logging.ERROR)
         self.quarters = {} # number of a trial -> how far it has reported
-        try:
-            store = open_storage(self.file)
-            with self.alone():
-                self.study = self.optuna.create_study(
-                    storage=store, study_name=name, direction="maximize",
-                    load_if_exists=True, pruner=self.optuna.pruners.MedianPruner(STARTUP, 2))
-                self.check_same(first or {})
-        except OSError as e:
-            raise no_store(self.file, e) from None
+        with storage_lock(self.file):
+            self.study = self.optuna.create_study(
+                storage=open_storage(self.file), study_name=name, direction="maximize",
+                load_if_exists=True, pruner=self.optuna.pruners.MedianPruner(STARTUP, 2))
+            self.check_same(first or {})
 
 # %% ../../nbs/train/09_search.ipynb #1695390e
 def no_store(file, e) -> InputError: # what went wrong
@@ -148,9 +144,17 @@ def no_store(file, e) -> InputError: # what went wrong
                       f"({shorten(str(e).strip().splitlines()[0], 100)}): name another file.")
 
 # %% ../../nbs/train/09_search.ipynb #3b71b760
-@patch
-def alone(self: TrialStudy): # a context in which no other process changes the study
-    return nullcontext() if self.file is None else lock_path(self.file, wait=60)
+@contextmanager
+def storage_lock(file=None): # None: memory
+    "Within this block no other process changes a store. Raises InputError as `open_storage`."
+    with ExitStack() as stack:
+        try:
+            if file is not None:
+                Path(file).parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(lock_path(file, wait=60))
+        except OSError as e:
+            raise no_store(file, e) from None
+        yield
 
 def open_storage(file=None): # an SQLite file, made where there is none; None: memory
     "A store of Optuna. Raises InputError for a file that is something else, or can't be written."
@@ -158,7 +162,6 @@ def open_storage(file=None): # an SQLite file, made where there is none; None: m
     if file is None:
         return None
     try:
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
         return optuna.storages.RDBStorage(f"sqlite:///{Path(file).absolute()}")
     except Exception as e: # of the system, or of the database's library
         raise no_store(file, e) from None
@@ -201,7 +204,7 @@ def _counts(t): # a trial of Optuna; one that was cut off has neither a score no
 @patch
 def ask(self: TrialStudy): # -> a trial of Optuna; None: all are handed out
     "The next trial, with its settings drawn."
-    with self.alone():
+    with storage_lock(self.file):
         self.release_dead()
         known = [t for t in self.study.get_trials(deepcopy=False) if _counts(t)]
         waiting = any(t.state.name == "WAITING" for t in known)
