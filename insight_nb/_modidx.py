@@ -6991,6 +6991,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'insight_nb.train.search.TrialStudy.tell': ( 'train/search.html#trialstudy.tell',
                                                                                       'insight_nb/train/search.py'),
                                          'insight_nb.train.search._TimeOver': ('train/search.html#_timeover', 'insight_nb/train/search.py'),
+                                         'insight_nb.train.search._began': ('train/search.html#_began', 'insight_nb/train/search.py'),
                                          'insight_nb.train.search._check_range': ( 'train/search.html#_check_range',
                                                                                    'insight_nb/train/search.py'),
                                          'insight_nb.train.search._counts': ('train/search.html#_counts', 'insight_nb/train/search.py'),

@@ -99,7 +99,13 @@ STARTUP = 8 # trials that are drawn at random before TPE learns from them
 _STATES = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed"}
 
 def owner() -> str: # of this process; no later one has the same
-    return f"{platform.node()} {os.getpid()} {psutil.Process().create_time():.2f}"
+    return f"{platform.node()} {os.getpid()} {_began(os.getpid())}"
+
+def _began(pid): # in ticks since the machine has started: a clock may be set
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError: # not on Linux, or no such process
+        return f"{psutil.Process(pid).create_time():.0f}"
 
 NOBODY = "0 0 0" # cut off before it had an owner
 
@@ -112,7 +118,7 @@ def is_alive(name: str) -> bool: # of `owner`; on another machine: who knows
     if host != platform.node():
         return True
     try:
-        return f"{psutil.Process(int(pid)).create_time():.2f}" == began
+        return _began(int(pid)) == began and psutil.Process(int(pid)).status() != "zombie"
     except psutil.Error:
         return False
 
