@@ -54,7 +54,6 @@ def trials_of(file):
     return search(objective, study).trials
 
 
-@pytest.mark.slow  # as the next one
 def test_killed_after_five_of_twelve_it_does_the_other_seven(tmp_path):
     file, log = tmp_path / "a.sqlite", tmp_path / "log"
     first = start(file, log, 0.3)
@@ -75,7 +74,6 @@ def test_killed_after_five_of_twelve_it_does_the_other_seven(tmp_path):
     assert [t.settings for t in found] == [t.settings for t in alone.trials]
 
 
-@pytest.mark.slow  # now and then a trial is made twice: not understood yet
 def test_two_processes_never_make_the_same_trial(tmp_path):
     file, log = tmp_path / "a.sqlite", tmp_path / "log"
     both = [start(file, log, 0.05) for _ in range(2)]

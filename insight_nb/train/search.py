@@ -213,10 +213,9 @@ def ask(self: TrialStudy): # -> a trial of Optuna; None: all are handed out
     with storage_lock(self.file):
         self.release_dead()
         known = [t for t in self.study.get_trials(deepcopy=False) if _counts(t)]
-        waiting = any(t.state.name == "WAITING" for t in known)
-        if len(known) >= self.trials and not waiting:
+        place = sum(t.state.name != "WAITING" for t in known) # what was cut off leaves no gap
+        if place >= self.trials:
             return None
-        place = 0 if waiting else len(known) # trials that were cut off leave no gap
         trial = self.study.ask()
         self.study.sampler = self.optuna.samplers.TPESampler(
             n_startup_trials=STARTUP, seed=1000003 * self.seed + place)
