@@ -1401,6 +1401,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'insight_nb.base.core._write': ('base/core.html#_write', 'insight_nb/base/core.py'),
                                       'insight_nb.base.core._write_through': ('base/core.html#_write_through', 'insight_nb/base/core.py'),
                                       'insight_nb.base.core.atomic_output': ('base/core.html#atomic_output', 'insight_nb/base/core.py'),
+                                      'insight_nb.base.core.cache_home': ('base/core.html#cache_home', 'insight_nb/base/core.py'),
                                       'insight_nb.base.core.display_width': ('base/core.html#display_width', 'insight_nb/base/core.py'),
                                       'insight_nb.base.core.escape_markdown': ('base/core.html#escape_markdown', 'insight_nb/base/core.py'),
                                       'insight_nb.base.core.final_path': ('base/core.html#final_path', 'insight_nb/base/core.py'),

@@ -6,7 +6,7 @@
 __all__ = ['printable', 'InputError', 'suggest', 'optional_import', 'package_versions', 'ReportTable', 'format_number',
            'format_cell', 'shorten', 'display_width', 'plural', 'escape_markdown', 'format_values', 'format_interval',
            'format_points', 'lock_path', 'final_path', 'remove_leftovers', 'atomic_output', 'ScratchFolder',
-           'handle_signals', 'hash_file', 'hash_folder', 'hash_texts']
+           'handle_signals', 'cache_home', 'hash_file', 'hash_folder', 'hash_texts']
 
 # %% ../../nbs/base/01_core.ipynb #37eaf095
 import difflib
@@ -429,6 +429,10 @@ def handle_signals(handlers: dict): # signal number -> a function of number and 
             signal.signal(number, call)
 
 # %% ../../nbs/base/01_core.ipynb #520e1401
+def cache_home() -> Path: # INSIGHT_NB_CACHE names another one
+    "The folder for what can be computed again."
+    return Path(os.environ.get("INSIGHT_NB_CACHE") or Path.home() / ".cache" / "insight_nb")
+
 def hash_file(path) -> str:
     "The sha256 of a file, in hexadecimal."
     with open(path, "rb") as f:

@@ -8,7 +8,6 @@ __all__ = ['TokenizedTexts', 'row_positions', 'iter_chunks', 'tokenize', 'check_
 # %% ../../nbs/data/03_tokens.ipynb #94c1fb3b
 import hashlib
 import json
-import os
 import re
 import tempfile
 import warnings
@@ -22,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 from fastcore.basics import patch
 
-from ..base.core import InputError, hash_texts, atomic_output
+from ..base.core import InputError, atomic_output, cache_home, hash_texts
 
 # %% ../../nbs/data/03_tokens.ipynb #e6ea2c2e
 @dataclass
@@ -259,9 +258,8 @@ def tokenize(texts, # str each, row by row: a sequence, or a column of an Arrow 
     _check_length(tokenizer, max_length)
     if identity is None:
         return _hold(texts, tokenizer, max_length)
-    usual = os.environ.get("INSIGHT_NB_CACHE") or Path.home() / ".cache" / "insight_nb"
-    tokens = _kept(
-        Path(usual if cache is True else cache) / f"{key}.arrow", texts, tokenizer, max_length)
+    folder = cache_home() if cache is True else Path(cache)
+    tokens = _kept(folder / f"{key}.arrow", texts, tokenizer, max_length)
     return _hold(texts, tokenizer, max_length) if tokens is None else tokens
 
 # %% ../../nbs/data/03_tokens.ipynb #28da620c

@@ -8,18 +8,16 @@ __all__ = ['NO_LABEL', 'WORDING_OUTCOMES', 'trusted_from', 'sample_needed', 'Lab
 
 # %% ../../nbs/methods/15_llm_rows.ipynb #ddf84ea1
 import json
-import os
 import re
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
 from ..base.core import (
-    InputError, ReportTable, format_interval, plural, shorten)
+    InputError, ReportTable, cache_home, format_interval, plural, shorten)
 from ..base.privacy import Masker
 from ..data.labels import LABELED_BY
 from ..eval.agreement import Agreement, measure_agreement
@@ -92,9 +90,8 @@ def open_client(url, model, limits=None, # an address, its model; fields of `Cal
     "A language model that answers. Raises InputError for an address where none is."
     if not url:
         raise InputError("llm_model needs llm: the address of the language model.")
-    cache = os.environ.get("INSIGHT_NB_CACHE") or Path.home() / ".cache" / "insight_nb"
     client = LLMClient(url, model, CallBudget(**limits or {}),
-                       ReplyCache(folder or Path(cache) / "llm"))
+                       ReplyCache(folder or cache_home() / "llm"))
     client.check_reachable()
     return client
 
