@@ -5021,6 +5021,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'insight_nb/methods/classical.py'),
                                               'insight_nb.methods.classical._log_likelihood': ( 'methods/classical.html#_log_likelihood',
                                                                                                 'insight_nb/methods/classical.py'),
+                                              'insight_nb.methods.classical._solver': ( 'methods/classical.html#_solver',
+                                                                                        'insight_nb/methods/classical.py'),
                                               'insight_nb.methods.classical._strength': ( 'methods/classical.html#_strength',
                                                                                           'insight_nb/methods/classical.py'),
                                               'insight_nb.methods.classical._time': ( 'methods/classical.html#_time',

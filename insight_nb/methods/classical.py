@@ -218,13 +218,10 @@ def fit_linear(x, # (rows, features), sparse or not
         y = soft.argmax(1)
     if len(np.unique(y)) < 2:
         raise InputError(f"{plural(len(y), 'row')} of one label: need two or more labels.")
-    if len(np.unique(y)) > 10:
-        many = dict(solver="saga", tol=.02, max_iter=30)
-    else:
-        many = dict(max_iter=200, tol=1e-3)
+    how = _solver(x, y)
     def model(c):
         return LogisticRegression(C=c, random_state=seed,
-                                  class_weight="balanced" if balanced else None, **many)
+                                  class_weight="balanced" if balanced else None, **how)
 
     if len(y) > TUNING_ROWS:
         some = np.random.default_rng(seed).permutation(len(y))[:TUNING_ROWS]
@@ -238,6 +235,14 @@ def fit_linear(x, # (rows, features), sparse or not
             return chosen.fit(x, y, weights)
         rows, y, parts = repeat_rows(soft)
         return chosen.fit(x[rows], y, parts if weights is None else parts * weights[rows])
+
+# %% ../../nbs/methods/00_classical.ipynb #e14ce605
+def _solver(x, y):
+    if len(np.unique(y)) <= 10:
+        return dict(max_iter=200, tol=1e-3)
+    if isinstance(x, np.ndarray):
+        return dict(max_iter=300, tol=1e-4)
+    return dict(solver="saga", tol=.02, max_iter=30)
 
 # %% ../../nbs/methods/00_classical.ipynb #4d907344
 def _log_likelihood(model, x, y, folds): # mean over folds of the mean of rows
