@@ -1,6 +1,10 @@
 """From a table of labeled text to a launch decision that you can defend."""
 
+from .base.threads import limit_spinning
+
 __version__ = "0.1.0"
+
+limit_spinning() # before PyTorch is loaded
 
 # What `from insight_nb import ...` gives, and where it is. Each is imported when it is asked for.
 _WHERE = {

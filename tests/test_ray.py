@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 def cluster():
     "One Ray for all tests, so that each need not start it. Its workers find this file, too."
     os.environ["PYTHONPATH"] = f"{os.path.dirname(__file__)}:{os.environ.get('PYTHONPATH', '')}"
-    from insight_nb.base.cluster import open_ray
+    from insight_nb.train.cluster import open_ray
     with open_ray() as ray:
         yield ray
 

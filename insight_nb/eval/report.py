@@ -22,6 +22,7 @@ from .metrics import (
 from ..base.figures import (
     BLUE, INK, ORANGE, ReportFigure, figure, figure_svg, escape_label)
 from ..base.html import definition_table, html_page, markdown_page
+from ..base.threads import shared_machine_note
 
 # %% ../../nbs/eval/01_report.ipynb #84ea41b0
 GUARD = ("weights_finite", "label_order", "row_order", "loss_fell", "beats_majority", "truncation",
@@ -370,8 +371,9 @@ def _facts(self: Report):
     if all(v is None for v in cost.values()): # nothing was trained, and nothing was timed
         cost = {}
 
+    spent = some(shared_machine_note(cost.get("cpu_share")), str) + some(cost)
     versions = self.versions and self.versions | {"seed": self.seed}
-    return [("Cost", some(cost)), ("Guard", some(self.guard, lambda _: self.guard_table())),
+    return [("Cost", spent), ("Guard", some(self.guard, lambda _: self.guard_table())),
             ("Data", some(self.data)), ("Model", some(self.model)),
             ("Training", some(self.history, lambda _: self.history_table())),
             ("Versions", some(versions))]

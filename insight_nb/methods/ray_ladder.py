@@ -10,7 +10,7 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..base.cluster import check_engine, open_ray, places
+from ..train.cluster import check_engine, open_ray, places
 from .classical import Rung
 from .evaluation import Evaluation, MethodResult, evaluate_method
 from .ladder import Ladder

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from ..base.cluster import check_engine, open_ray, places, share_places
+from ..train.cluster import check_engine, open_ray, places, share_places
 from ..base.core import (
     InputError, ReportTable, ScratchFolder, hash_file, plural, shorten)
 from ..base.files import read_chunks

@@ -25,6 +25,7 @@ from torch import Tensor
 from ..base.core import InputError, ScratchFolder, handle_signals
 from ..base.tensors import (
     Batch, choose_device, set_seed, set_torch_random_state, torch_random_state)
+from ..base.threads import CpuMeter
 from ..data.batches import BatchLoader
 from ..data.dataset import TokenDataset
 from ..models.memory import (
@@ -153,7 +154,7 @@ def setup(self: Trainer):
         self.train_dataset, batch_size=s.batch_size, token_budget=budget, seed=s.seed)
     self.total_steps = len(self.batches) * s.epochs
     self.state, self.last_snapshot, self.is_set_up = TrainerState(), None, True
-    self.finished = False
+    self.finished, self.cpu_meter = False, CpuMeter()
     self.new_losses = [] # of the last steps, on the device
     self.choose_pass_tokens()
 
@@ -381,7 +382,7 @@ def end_epoch(self: Trainer):
 def run_epoch(self: Trainer):
     "The rest of the current pass over the training rows."
     self.model.train()
-    with self.sparse_embedding_updates():
+    with self.sparse_embedding_updates(), self.cpu_meter:
         began = time.perf_counter()
         try:
             for batch in self.batches:
@@ -569,4 +570,5 @@ def cost(self: Trainer) -> dict:
         "padding_share": float(self.batches.padding_share),
         "device": str(self.accelerator.device.type), "precision": self.accelerator.mixed_precision,
         "steps": self.state.global_step, "processes": self.processes,
+        "cpu_share": self.cpu_meter.share, # of the processor time that it wanted
         "peak_memory_mb": peak_memory_mb(self.accelerator.device)}
