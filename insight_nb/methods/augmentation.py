@@ -412,8 +412,12 @@ def summary(self: AugmentedRows) -> str:
     if self.asked == "none" or not self.asked:
         return "No rows were made."
     if not len(self.made):
-        return ("No rows were made: in cross-validation on the training rows no way of making "
-                "them surely pays." if self.trials else f"No rows were made: {self.how}.")
+        why = self.how
+        if not self.gated:
+            why = f"{self.asked} gave none that can be used"
+        elif self.trials:
+            why = "in cross-validation on the training rows no way of making them surely pays"
+        return f"No rows were made: {why}."
     why = "it surely pays" if self.gated else "that was asked for"
     what = ", of rare classes alone" if self.used == ["oversample"] else ""
     return (f"{plural(len(self.made), 'row')} were made from {self.learned:,} training rows by "

@@ -18,7 +18,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..base.core import (
-    InputError, ReportTable, cache_home, format_interval, plural, shorten)
+    InputError, ReportTable, cache_home, format_interval, plural, shorten, suggest)
 from ..base.intervals import group_codes, sample_needed, trusted_from
 from ..base.privacy import Masker
 from ..data.augment import MadeRows, example_blocks, rows_wanted
@@ -502,7 +502,7 @@ def copy_faults(new, held_out, train) -> list: # texts -> for each one of SYNTHE
                       SYNTHETIC_OUTCOMES[1:4], "").tolist()
     long = [t for t in map(normalize_text, held_out) if len(t) >= 12]
     for i, text in enumerate(map(normalize_text, new)):
-        if any(t in text for t in long):
+        if any(t in text or len(text) >= 12 and text in t for t in long):
             found[i] = SYNTHETIC_OUTCOMES[1]
     return found
 
@@ -519,7 +519,10 @@ def form_fault(self: SyntheticWriter, new, examples) -> str: # as they were sent
 def write(self: SyntheticWriter, texts, y, names, held_out=(), # training rows; of the ids
           groups=None, first=None, seed=0) -> MadeRows: # as of `plan`
     """New rows; each was made from all examples of its question. Raises InputError where no label
-    has two different rows."""
+    has two different rows, and for a description of a label that is not there."""
+    if unknown := [k for k in self.descriptions if k not in names]:
+        raise InputError(f"a description is given for {shorten(unknown[0])!r}, which is not a "
+                         f"label.{suggest(unknown[0], names)}")
     calls = self.plan(texts, y, len(names), groups, first, seed)
     self.left_out = [names[c] for c in self.left_out]
     if not calls:
