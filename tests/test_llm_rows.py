@@ -384,9 +384,9 @@ def test_a_budget_ends_the_writing():
         wanted = sum(n for *_, n in questions(s))
         assert len(s.requests) == 3 == e["calls"] and e["not_asked"] == 50 - wanted
     with LLMServer(LABELED) as s:
-        price = {"price_in": 1000.0, "price_out": 1000.0, "money": 10.0}
-        _, e, told = synthetic(s, parts, table, limits=price, rows=50)
-        assert 0 < e["money"] <= 10 and e["not_asked"] > 0 and "in money" in told
+        price = {"price_in": 1000.0, "price_out": 1000.0, "money": 2.2}
+        _, e, told = synthetic(s, parts, table, limits=price, rows=300)
+        assert 0 < e["money"] <= 2.2 and e["not_asked"] > 0 and "in money" in told
 
 
 def test_what_writing_refuses(ends):
@@ -418,7 +418,9 @@ def test_what_writing_refuses(ends):
         refused(end(*asks, "-p", "descriptions", "d.csv"), "'other', which is not a label")
         assert not s.requests
         s.faults = ["", *["html"] * 9]
-        refused(end(*asks), "is not an OpenAI-compatible address")
+        stopped = end(*asks)  # the first answer is kept in the cache
+    assert stopped.status == 2 and len(stopped.lines) == 1
+    assert "is not an OpenAI-compatible address" in stopped.lines[0]
 
 
 @pytest.mark.parametrize("recipe", ["classify", "ladder"])
