@@ -341,6 +341,7 @@ def only_from(self: MadeRows, rows) -> np.ndarray: # positions -> (made,) bool
     known = set(np.asarray(rows).tolist())
     return np.array([known.issuperset(own) for own in self.sources], bool)
 
+# %% ../../nbs/data/14_augment.ipynb #090d3f1c
 @patch
 def renumber(self: MadeRows, new) -> MadeRows: # (rows,), or a dict: the new position of each
     "The same, where the rows have other positions."
@@ -405,6 +406,7 @@ def rows_wanted(counts, limit, most=4) -> np.ndarray: # (classes,) rows; new row
         wanted[open_[(counts + wanted)[open_].argmin()]] += 1
     return wanted
 
+# %% ../../nbs/data/14_augment.ipynb #a0d28245
 def example_blocks(rows, bins, limit, size=4) -> list: # (n,) positions; a number for each; blocks
     "Blocks of up to `size` rows of one bin; two blocks or more where a bin has four rows."
     rows, bins, found = np.asarray(rows), np.asarray(bins), []

@@ -100,6 +100,7 @@ def augmentation_ways(backbone, # a `Backbone`
 def _names(augment): return list(dict.fromkeys(
     n.strip() for n in str(augment).split(",") if n.strip()))
 
+# %% ../../nbs/methods/12_augmentation.ipynb #be417b4f
 def check_augment(augment, # auto, none, names by commas, or auto with names of LLM_WAYS
                   asks=False) -> list: # is there a language model to ask?; names
     "What `augment` asks for. Raises InputError for an unknown name."
@@ -214,6 +215,7 @@ def _answers(t: _Trial, made, x, name): # -> (rows,) ids; (made,) ids by models 
         out[test] = class_probabilities(model, t.x[test], t.n_classes).argmax(1)
     return out, own
 
+# %% ../../nbs/methods/12_augmentation.ipynb #ace337bb
 def _weights(name, train, sources): # of the rows, and of the rows made from the sources
     n, more = len(train), len(sources)
     if name == SYNTHETIC:
@@ -277,6 +279,7 @@ def _try(t: _Trial, texts, name, ways, features, level, groups):
     return AugmentationTrial(name, len(made), gain, proportion_metric(own == given[made.rows]),
                              judge)
 
+# %% ../../nbs/methods/12_augmentation.ipynb #6a86e698
 def _judge(t: _Trial, features): # a model of all rows of the trial
     model = _fit(t.x, t.y, None, t.strength, t.seed)
     def other(texts, ids): return _surely_other(t, model, features(texts), ids)
@@ -353,6 +356,7 @@ def _write(found: AugmentedRows, texts, y, names, some, seed): # -> `MadeRows` o
     others = sorted(set(table.labels) - set(names)) # labels without a training row
     return found.writers[SYNTHETIC].write(texts, y, [*names, *others], held_out, groups, some, seed)
 
+# %% ../../nbs/methods/12_augmentation.ipynb #a559488f
 def _judged(found: AugmentedRows, made, y): # without those that surely have another label
     judge = next((t.judge for t in found.trials if t.judge is not None), None)
     if judge is None or not len(made):
@@ -388,6 +392,7 @@ def groups(self: AugmentedRows) -> list | None: # (training rows,); None: each r
         codes = join_groups(codes, made.sources)
     return [*codes.tolist(), *codes[made.rows].tolist()]
 
+# %% ../../nbs/methods/12_augmentation.ipynb #9a6eb45a
 @patch
 def labeled_parts(self: AugmentedRows) -> DataSplit:
     "The split without made rows."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NO_LABEL', 'WORDING_OUTCOMES', 'TEXTS_PER_CALL', 'SYNTHETIC_OUTCOMES', 'LabelProposals', 'open_client',
-           'propose_labels', 'check_proposing', 'wording_fault', 'read_wording', 'Paraphraser', 'read_texts',
+           'propose_labels', 'check_proposing', 'wording_fault', 'read_wording', 'Paraphraser', 'read_list',
            'SyntheticWriter', 'copy_faults', 'make_writers']
 
 # %% ../../nbs/methods/15_llm_rows.ipynb #ddf84ea1
@@ -314,7 +314,8 @@ class _Writer:
 
     def cost(self) -> dict: # tokens, replies from the cache, money where there are prices
         budget = self.client.budget
-        n_in, n_out = (sum(getattr(r, k) for r in self.replies) for k in ("tokens_in", "tokens_out"))
+        n_in = sum(r.tokens_in for r in self.replies)
+        n_out = sum(r.tokens_out for r in self.replies)
         found = {"tokens_in": n_in, "tokens_out": n_out,
                  "from_cache": sum(r.cached for r in self.replies)}
         if budget is not None and budget.has_prices:
@@ -384,7 +385,7 @@ def summary(self: Paraphraser) -> str:
             f"{counts['reworded']:,} could be used{f' ({rest})' if rest else ''}.")
 
 # %% ../../nbs/methods/15_llm_rows.ipynb #2417aabf
-def read_texts(text) -> list | None: # an answer -> of str; None: unreadable
+def read_list(text) -> list | None: # an answer -> of str; None: unreadable
     "The texts in an answer: a list in JSON, or one to a line."
     text = re.sub(r"^```\w*|```$", "", text.strip()).strip()
     at = text.find("[")
@@ -484,7 +485,7 @@ def request(self: SyntheticWriter, messages, n, seed) -> tuple: # -> texts, an o
         self.replies.append(reply)
         if outcome_of(reply, ())[0] == "refused":
             return [], "refused"
-        found = read_texts(reply.text)
+        found = read_list(reply.text)
         if found is not None:
             return found[:n], "missing"
         messages = [*messages, {"role": "assistant", "content": reply.text[:500]},
