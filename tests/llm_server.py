@@ -33,6 +33,7 @@ class LLMServer:
     faults: list = field(default_factory=list)  # of the first requests: "429", "html", ...
     delay: float = 0.0  # seconds
     key: str = ""  # that is wanted
+    writes: object = None  # label, examples, new texts wanted, seed -> the answer
     requests: list = field(default_factory=list, init=False)
     given: list = field(default_factory=list, init=False)  # tokens read and written
 
@@ -76,13 +77,30 @@ class LLMServer:
         "Another wording, with all facts and in the same script."
         return f"{text}，没错" if re.search("[\u4e00-\u9fff]", text) else f"Well, {text}"
 
+    def new_texts(self, label, examples, n, seed):
+        "New texts: words of the examples, and words that nobody has seen."
+        words = [w for text in examples for w in text.split() if "[" not in w]
+        out = []
+        for i in range(n):
+            key = f"{label} {examples} {seed} {i}"
+            old = [words[int(draw(key, k) * len(words))] for k in range(4)]
+            new = [f"{int(draw(key, k) * 2**40):x}" for k in range(4, 7)]
+            out.append(" ".join([*old, *new]))
+        return out
+
     def reply(self, asked):
         prompt = asked["messages"][1]["content"]
-        text = json.loads(re.findall(r"(?m)^Text: (.*)$", prompt)[-1])
+        examples = [json.loads(t) for t in re.findall(r"(?m)^Text: (.*)$", prompt)]
+        text = examples[-1]
         labels = re.findall(r"(?m)^- ([^:\n]*)", prompt.split("\n\n")[0])
         kind, again = self.kind(text), len(asked["messages"]) > 2
         reworded = "In other words:" in prompt
-        said = self.reword(text) if reworded else self.label(text, labels)
+        wanted = re.search(r"(?m)^New texts of this label, (\d+) of them", prompt)
+        if wanted:
+            write = self.writes or (lambda *given: json.dumps(self.new_texts(*given)))
+            said = write(labels[0], examples, int(wanted[1]), asked.get("seed"))
+        else:
+            said = self.reword(text) if reworded else self.label(text, labels)
         if kind == "refuse":
             said = "I'm sorry, I can't help with that."
         elif kind == "empty":

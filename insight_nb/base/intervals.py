@@ -6,7 +6,7 @@
 __all__ = ['FEW_GROUPS', 'group_codes', 'design_effect', 'student_quantile', 'student_tail', 'score_interval',
            'influence_variance', 'influence_interval', 'mean_interval', 'bounded_interval', 'rare_variance',
            'ratio_interval', 'wider_level', 'draw_rows', 'bootstrap', 'bootstrap_mean', 'groups_sentence',
-           'fold_error_factor', 'fold_level', 'find_grouping']
+           'fold_error_factor', 'fold_level', 'find_grouping', 'trusted_from', 'sample_needed']
 
 # %% ../../nbs/base/12_intervals.ipynb #e7b6fc58
 from statistics import NormalDist
@@ -282,3 +282,22 @@ def find_grouping(columns: dict, # name -> (rows,) of any values
     return (f"Rows with the same {name!r} are right or wrong together (intraclass correlation "
             f"{alike:.2f}, p {p:.2g}): the intervals are about {effect**.5:.1f} times too narrow. "
             f"Run again with -p group {name}.")
+
+# %% ../../nbs/base/12_intervals.ipynb #ef4e9ea0
+_CUTS = 0., .25, .5, .75, .9 # shares of the sample below the cut
+_LEVEL = .05 / len(_CUTS)
+def trusted_from(probs, right, # (rows,) of the answers; bool
+                 goal=.9) -> float | None: # None: from none
+    "The probability from which on answers are surely right as often as `goal`."
+    from scipy.stats import beta
+    probs, right = np.asarray(probs, float), np.asarray(right, bool)
+    for cut in np.unique(np.quantile(probs, _CUTS, method="lower")) if len(probs) else ():
+        n, good = (probs >= cut).sum(), right[probs >= cut].sum()
+        if good and beta.ppf(_LEVEL, good, n - good + 1) >= goal:
+            return float(cut)
+    return None
+
+# %% ../../nbs/base/12_intervals.ipynb #6756942f
+def sample_needed(goal=.9) -> int: # rows with a known label
+    "The smallest sample that can show it: if all proposals are right."
+    return int(np.ceil(np.log(_LEVEL) / np.log(goal)))

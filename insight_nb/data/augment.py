@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['NEGATIONS', 'KEY_NEIGHBORS', 'HOMOPHONES', 'PERTURBATIONS', 'is_negation', 'read_units', 'omit_words', 'swap_words',
            'add_typos', 'change_case', 'omit_characters', 'swap_characters', 'use_homophones', 'change_script',
-           'register_perturbation', 'perturb', 'MadeRows', 'make_rows', 'rare_rows', 'add_made_rows']
+           'register_perturbation', 'perturb', 'MadeRows', 'make_rows', 'join_made', 'join_groups', 'rare_rows',
+           'rows_wanted', 'example_blocks', 'add_made_rows']
 
 # %% ../../nbs/data/14_augment.ipynb #997711f4
 import re
@@ -14,8 +15,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 
 from ..base.core import InputError, plural, shorten, suggest
+from ..base.intervals import group_codes
 from .split import DataSplit
 from .table import Table
 
@@ -287,15 +290,21 @@ class MadeRows:
     texts: list # of str
     rows: np.ndarray # (made,) int64, positions of the rows that they were made from
     names: list # of the perturbation, for each
+    others: list | None = None # for each, more rows that it was made from; None: one row alone
 
     def __len__(self): return len(self.texts)
     def counts(self) -> dict: # name of a perturbation -> rows
         return dict(Counter(self.names))
+    @property
+    def sources(self): # for each, positions of all rows that it was made from
+        others = [()] * len(self) if self.others is None else self.others
+        return [[row, *more] for row, more in zip(self.rows.tolist(), others)]
     def frame(self, texts, labels) -> pd.DataFrame: # of all rows; a line for each made row
         "Made rows beside the rows that they were made from, for a person to read."
         at = self.rows.tolist()
         return pd.DataFrame({
-            "source_row": at, "perturbation": self.names, "source_text": [texts[i] for i in at],
+            "source_row": at, "perturbation": self.names,
+            "source_text": ["\n".join(texts[i] for i in rows) for rows in self.sources],
             "made_text": self.texts, "label": [labels[i] for i in at]})
 
 # %% ../../nbs/data/14_augment.ipynb #6e32384f
@@ -318,6 +327,59 @@ def make_rows(texts, names, # of str; names of PERTURBATIONS, one is drawn for e
             keep.append(i)
     return MadeRows([made[i] for i in keep], rows[keep], [names[drawn[i]] for i in keep])
 
+# %% ../../nbs/data/14_augment.ipynb #894074fe
+@patch
+def select(self: MadeRows, keep) -> MadeRows: # positions of made rows
+    "Some of them."
+    others = None if self.others is None else [self.others[i] for i in keep]
+    return MadeRows([self.texts[i] for i in keep], self.rows[keep], [self.names[i] for i in keep],
+                    others)
+
+@patch
+def only_from(self: MadeRows, rows) -> np.ndarray: # positions -> (made,) bool
+    "Whether all sources of a made row are among these rows."
+    known = set(np.asarray(rows).tolist())
+    return np.array([known.issuperset(own) for own in self.sources], bool)
+
+# %% ../../nbs/data/14_augment.ipynb #090d3f1c
+@patch
+def renumber(self: MadeRows, new) -> MadeRows: # (rows,), or a dict: the new position of each
+    "The same, where the rows have other positions."
+    others = self.others and [[int(new[i]) for i in more] for more in self.others]
+    rows = np.array([new[i] for i in self.rows.tolist()], np.int64)
+    return MadeRows(self.texts, rows, self.names, others)
+
+@patch
+def within(self: MadeRows, rows) -> MadeRows: # positions
+    "Those made from these rows alone, with positions among them."
+    place = {row: k for k, row in enumerate(np.asarray(rows).tolist())}
+    return self.select(np.flatnonzero(self.only_from(rows))).renumber(place)
+
+# %% ../../nbs/data/14_augment.ipynb #7f6e69e6
+def join_made(some) -> MadeRows: # of `MadeRows`, at least one
+    "Made rows of several ways as one."
+    others = [own[1:] for made in some for own in made.sources]
+    return MadeRows([t for made in some for t in made.texts],
+                    np.concatenate([made.rows for made in some]),
+                    [name for made in some for name in made.names],
+                    others if any(others) else None)
+
+# %% ../../nbs/data/14_augment.ipynb #acaba348
+def join_groups(groups, sets) -> np.ndarray: # (rows,) of any names; lists of positions -> (rows,)
+    "Groups as numbers, joined where a list holds rows of several."
+    codes = group_codes(groups, len(groups))
+    parent = list(range(len(groups)))
+    def top(code):
+        while parent[code] != code:
+            code = parent[code]
+        return code
+
+    for rows in sets:
+        first, *rest = sorted({top(codes[i]) for i in rows})
+        for code in rest:
+            parent[code] = first
+    return np.array([top(code) for code in codes], np.int64)
+
 # %% ../../nbs/data/14_augment.ipynb #f03779b0
 def rare_rows(y, most=4, seed=0) -> np.ndarray: # (rows,) class ids; made rows of a row at most
     "Positions of rows of rare classes, as often as made rows are wanted of each."
@@ -332,10 +394,32 @@ def rare_rows(y, most=4, seed=0) -> np.ndarray: # (rows,) class ids; made rows o
         found.append(order[:missing])
     return np.concatenate(found)
 
+# %% ../../nbs/data/14_augment.ipynb #fe27ff97
+def rows_wanted(counts, limit, most=4) -> np.ndarray: # (classes,) rows; new rows of a row at most
+    "How many new rows each class gets: none of a class with one row."
+    counts = np.asarray(counts, np.int64)
+    room, wanted = np.where(counts > 1, most * counts, 0), np.zeros_like(counts)
+    for _ in range(limit):
+        open_ = np.flatnonzero(wanted < room)
+        if not len(open_):
+            break
+        wanted[open_[(counts + wanted)[open_].argmin()]] += 1
+    return wanted
+
+# %% ../../nbs/data/14_augment.ipynb #a0d28245
+def example_blocks(rows, bins, limit, size=4) -> list: # (n,) positions; a number for each; blocks
+    "Blocks of up to `size` rows of one bin; two blocks or more where a bin has four rows."
+    rows, bins, found = np.asarray(rows), np.asarray(bins), []
+    for b in dict.fromkeys(bins.tolist()):
+        own = rows[bins == b]
+        n = min(max(-(-len(own) // size), min(len(own) // 2, 2)), limit - len(found))
+        found += [own[i::n][:size].tolist() for i in range(n)]
+    return found
+
 # %% ../../nbs/data/14_augment.ipynb #30e4fab1
 def add_made_rows(table: Table, parts: DataSplit, made: MadeRows) -> tuple: # `Table`, `DataSplit`
     "The table with the made rows, which train. Raises ValueError for rows of another side."
-    if not np.isin(made.rows, parts.train).all():
+    if not made.only_from(parts.train).all():
         raise ValueError("rows were made from others than training rows: make them from these")
     more = table.frame.iloc[made.rows].copy()
     more[table.text] = made.texts

@@ -33,7 +33,7 @@ from .setup import PACKAGES
 from .tagging import check_entity_types, split_tagged
 from .training import hint_groups, split_rows
 from ..methods.augmentation import (
-    PARAPHRASE, AugmentedRows, augment_training, check_augment)
+    LLM_WAYS, AugmentedRows, augment_training, check_augment)
 from ..methods.classical import BudgetExceeded
 from ..methods.evaluation import Evaluation, TagEvaluation
 from ..methods.fine_tuned import EncoderRung
@@ -179,17 +179,19 @@ TextComparison.split_source = staticmethod(split_rows)
 
 @patch
 def augment(self: TextComparison, augment="none", # after `split`
-            rows=300, mask=True # as of `Paraphraser`
+            rows=300, mask=True, # as of `Paraphraser`
+            descriptions=None # a table of labels
            ) -> AugmentedRows:
     "Rows made of the training rows; all rungs learn from them, too."
-    paraphrase = None
-    if self.client is not None and PARAPHRASE in check_augment(augment, True):
-        from insight_nb.methods.llm_rows import Paraphraser
-        paraphrase = Paraphraser(self.client, rows, mask)
+    writers, names = {}, check_augment(augment, self.client is not None)
+    if set(names) & set(LLM_WAYS):
+        from insight_nb.methods.llm_rows import make_writers
+        told = descriptions and read_descriptions(descriptions)
+        writers = make_writers(names, self.client, rows, mask, told)
     empty = self.parts.valid[:0]
     whole = replace(self.parts, train=self.train_at, valid=empty)
     found = augment_training(self.source, whole, augment, self.backbone, self.seed, self.device,
-                             paraphrase)
+                             writers)
     if len(found.made):
         made = found.parts.train[found.learned:]
         self.source, self.train_at = found.table, found.parts.train
