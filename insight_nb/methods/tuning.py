@@ -171,8 +171,10 @@ def score(self: TuningTask, settings, report) -> float: # as `search` asks
     scores = []
     for parts in self.splits:
         follow = ReportScores(report, scores, len(self.splits))
-        scores.append(best_score(self.fit(settings, parts, [follow])))
-        gc.collect() # a trainer and its callbacks know each other: weights would pile up
+        try:
+            scores.append(best_score(self.fit(settings, parts, [follow])))
+        finally: # a trainer and its callbacks know each other: weights would pile up
+            gc.collect()
     return float(np.mean(scores))
 
 # %% ../../nbs/methods/13_tuning.ipynb #4ea97392
