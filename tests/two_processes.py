@@ -1,5 +1,5 @@
 """The trainings of test_processes.py: each process runs this file with the folder for its results,
-and the name of an encoder."""
+the name of an encoder, and what to train."""
 import os
 import sys
 import tempfile
@@ -92,9 +92,9 @@ def several(folder, encoder): # a bundle, two updates of it and a student: one g
     return f"{group.processes} processes, {group.differing} differ"
 
 
-folder, encoder, *ports = sys.argv[1:]
+folder, encoder, kinds, *ports = sys.argv[1:]
 group = dict(os.environ)
-for i, kind in enumerate(("full", "lora", "tag", "several")):
+for i, kind in enumerate(kinds.split(",")):
     if ports: # each of them is a group of its own
         os.environ.update(group, MASTER_PORT=ports[i])
     said = several(folder, encoder) if kind == "several" else train(kind, folder, encoder)

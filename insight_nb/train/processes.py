@@ -63,14 +63,18 @@ class ProcessGroup:
     "The processes that train together, and what came of comparing their weights."
     several: bool = False # trainings, before `end` is called; False: it ends after the first one
     processes: int = 1 # that trained together
-    differing: int | None = None # weights that differed after any training; None: there was one
+    # weights that differed after any training; None: there was one process, or nobody looked
+    differing: int | None = None
 
 # %% ../../nbs/train/11_processes.ipynb #eeb6d2e6
 @patch
 def compare(self: ProcessGroup, trainer): # a finished `Trainer`
     "Count the weights that are not the same in all processes. Each of them calls it."
     accelerator = trainer.accelerator
-    if accelerator.num_processes == 1 or trainer.interrupted: # the others are still at it
+    if accelerator.num_processes == 1:
+        return
+    if trainer.interrupted: # the others are still at it, so nobody knows that all are the same
+        self.differing = self.differing or None
         return
     self.processes = accelerator.num_processes
     every = accelerator.gather(weight_sums(trainer.model)[None]).cpu()
