@@ -451,7 +451,7 @@ def _follow(path, given): # one of several processes of a training: nothing of i
     raise SystemExit(0)
 
 @contextlib.contextmanager
-def _processes(path, known, given, words): # of the parameters, for the others
+def _processes(path, known, given, words): # of the command line, for the others
     if "processes" not in known and os.environ.get("WORLD_SIZE", "1") != "1":
         raise InputError(f"{path.stem} works in one process: start it without a launcher.")
     if given.get("processes", 1) < 2:
@@ -486,10 +486,12 @@ def run_recipe(recipe, # a recipe's name or a notebook's path
     check_output_dir(out, force)
     given |= resume_parameters(known, out, resume, force)
     words = [w for name, value in asked for w in ("-p", name, str(value))]
+    # followers write nothing there, and go on from the same checkpoint
+    others = [*words, f"--out={out}", "--force", *(["--resume"] if resume else [])]
     if os.environ.get("RANK", "0") != "0":
         return _follow(path, given)
     try:
-        with _processes(path, known, given, words), atomic_output(out, force) as temp:
+        with _processes(path, known, given, others), atomic_output(out, force) as temp:
             temp.mkdir()
             _execute(path, temp, out, given)
     except BaseException as e:

@@ -22,6 +22,7 @@ from ..models.heads import POOLS
 from ..models.tasks import Model
 from ..ship.predict import time_per_text
 from ..base.tensors import choose_device, module_device, set_seed
+from ..train.processes import ProcessGroup
 
 # %% ../../nbs/jobs/00_setup.ipynb #e5148740
 def check_parameters(minimums: dict, # name -> value; each must be at least 1, or None
@@ -69,7 +70,7 @@ class FineTuningSetup:
         self.rule = None # of `make_trainer`
         self.texts = None # of `check_shipped`: what the bundle was asked
         self.checkpoint, self.resume = None, False # of `set_checkpoint`
-        self.differing = None # of `end_group`: weights that differ from process to process
+        self.group = ProcessGroup() # the processes that train; an outer one has several trainings
         self.callbacks = [] # more of them for the trainer, such as a `Tracking`
 
     def __repr__(self):
@@ -218,8 +219,8 @@ def checks(self: FineTuningSetup, trainer, bundle, # after training; written and
         found.append(guard.distinct_labels(len(names), same_labels(names)))
     if self.kept:
         found += only_red(guard.best_kept(*self.kept))
-    if self.differing is not None:
-        found.append(guard.processes_agree(self.differing, trainer.processes))
+    if (differing := self.group.differing) is not None:
+        found.append(guard.processes_agree(differing, self.group.processes))
     return found
 
 # %% ../../nbs/jobs/00_setup.ipynb #6a02c081

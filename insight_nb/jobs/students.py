@@ -43,6 +43,7 @@ from ..train.distill import (
     DistillationTask, mix_labels, share_agreed, spread_layers, student_model)
 from ..train.inference import optimize_for_inference
 from ..train.optim import default_train_config
+from ..train.processes import ProcessGroup, name_lost_process
 from ..train.trainer import Trainer, peak_memory_mb
 
 # %% ../../nbs/jobs/10_students.ipynb #b3ace9ac
@@ -162,6 +163,7 @@ class Distillation:
         self.source = next(filter(None, map(encoder_source, teacher.models)), None)
         self.students, self.results = [], []
         self.tracking = None # a `Tracking` that follows the trainings
+        self.group = ProcessGroup(several=True) # of several processes; the caller ends it
         self.masked = None # kind of personal data -> places masked in the rows; None: not looked
         for name, layers in self.kinds.items():
             self.check_student(name, layers)
@@ -317,7 +319,9 @@ def train_layers(self: Distillation, name, keep, # layers
     trainer = self.layer_trainer(student, rows, given)
     if self.tracking:
         trainer.callbacks.append(self.tracking.child(name))
-    trainer.fit()
+    with name_lost_process():
+        trainer.fit()
+        self.group.compare(trainer)
     if trainer.interrupted:
         raise KeyboardInterrupt
     info = {"overlap": source.overlap} | bundle_info(student, source.max_length, 1.)
@@ -522,6 +526,8 @@ def make_report(self: Distillation, student: Student, checks, # of `ship`
                           "reliability": reliability_bins(result.probs, self.truth)}
     report.history = student.history or None
     report.add(*self.student_checks(student), *checks, beats_baseline(report))
+    if (differing := self.group.differing) is not None: # of any student
+        report.add(guard.processes_agree(differing, self.group.processes))
     report.lead_sections = [("Students", [self.table()])]
     self.describe(report, student)
     return report

@@ -296,6 +296,7 @@ def train(self: TextEstimator, texts, y, weights, options):
     setup, parts = self.setup_, self.parts_
     setup.checkpoint, setup.resume = getattr(self, "checkpoint", (None, False))
     setup.callbacks = getattr(self, "callbacks", [])
+    setup.group = getattr(self, "group", setup.group)
     task = self.make_task([y[i] for i in parts.train], options)
     rows = self.read_tokens(texts, y)
     train, valid = rows.select(parts.train), rows.select(parts.valid)

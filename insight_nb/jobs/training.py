@@ -42,7 +42,7 @@ from ..train.callbacks import (
 from ..train.checkpoint import Checkpoint
 from ..train.inference import optimize_for_inference, predict_logits
 from ..train.optim import default_train_config
-from ..train.processes import end_group, name_lost_process
+from ..train.processes import name_lost_process
 from ..train.trainer import Trainer
 
 # %% ../../nbs/jobs/01_training.ipynb #11a6928c
@@ -309,13 +309,15 @@ def make_trainer(setup: FineTuningSetup, model, # of `setup.model`
 
 def fit_or_resume(setup: FineTuningSetup, trainer: Trainer): # of `make_trainer`
     """Train, from a checkpoint where there is one to go on from. Of several processes only the
-    first comes back."""
+    first comes back, unless they have more to train."""
     if setup.resume and setup.checkpoint.exists():
         trainer.load_checkpoint(setup.checkpoint)
         print(f"Goes on at step {trainer.state.global_step} of {trainer.total_steps}.")
     with name_lost_process():
         trainer.fit()
-        setup.differing = end_group(trainer)
+        setup.group.compare(trainer)
+    if not setup.group.several or trainer.interrupted:
+        setup.group.end(trainer)
 
 # %% ../../nbs/jobs/01_training.ipynb #37ec42eb
 def share_right(truth, predictions) -> float: # (rows,) both

@@ -40,6 +40,7 @@ from ..ship.bundle import (
     Bundle, check_files, load_bundle, read_info, save_bundle, write_manifest)
 from ..ship.predict import bundle_logits
 from ..train.inference import predict_logits
+from ..train.processes import ProcessGroup
 from ..train.trainer import cpu_state_dict
 from ..train.update import (
     UpdateTask, WeightPenalty, choose_replay, extend_head, fisher_diagonal, labels_and_logits,
@@ -163,6 +164,7 @@ class BundleUpdate:
         self.path, self.rows, self.options = path, rows, options
         self.seed, self.device, self.runs, self.dataset = seed, device, {}, None
         self.tracking = None # a `Tracking` that follows the trainings
+        self.group = ProcessGroup(several=True) # of several processes; the caller ends it
         bundle, self.label_ids = open_classifier(path, device), rows.label_ids()
         self.info = bundle.info
         names = tuple(bundle.labels.names)
@@ -285,6 +287,7 @@ def train(self: BundleUpdate, strategy,
     "Train by one strategy."
     setup, model, old_model = self.start(strategy)
     setup.set_checkpoint(*checkpoint)
+    setup.group = self.group
     if self.tracking: # the first strategy is the run itself
         setup.callbacks = [self.tracking.child(strategy) if self.runs else self.tracking]
     dataset, penalty, kept = self.read_tokens(setup), [], None
@@ -574,7 +577,8 @@ def report(self: BundleUpdate, name, folder, # a strategy that was run, and its 
 # %% ../../nbs/jobs/09_update.ipynb #26fc35b8
 def sample_update(folder, # of the bundle to make
                   seed=0, device=None, # of `choose_device`
-                  sizes=(600, 1000, 450, 600) # rows: old, old test, new, new test
+                  sizes=(600, 1000, 450, 600), # rows: old, old test, new, new test
+                  group=None # a `ProcessGroup` that has more to train
                  ) -> tuple: # bundle, new rows, old rows, old test, new test
     "Train a small bundle on the sample of tweets, and return what an update of it takes."
     n_old, n_old_test, n_new, n_new_test = sizes
@@ -584,5 +588,6 @@ def sample_update(folder, # of the bundle to make
     later = frame.drop(two.index).sample(n_new + n_new_test, random_state=seed)
     old, old_test, new, new_test = two[:n_old], two[n_old:], later[:n_new], later[n_new:]
     first = TextClassifier(max_length=64, epochs=3, random_state=seed, device=device)
+    first.group = group or ProcessGroup()
     first.fit(old.text, old.label).save(folder)
     return str(folder), new, old, old_test, new_test

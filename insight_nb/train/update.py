@@ -10,6 +10,7 @@ __all__ = ['extend_head', 'same_rows', 'pooled_vectors', 'point_new_rows', 'choo
 # %% ../../nbs/train/06_update.ipynb #8cd709db
 import numpy as np
 import torch
+from accelerate.utils import broadcast
 from fastcore.basics import patch
 from torch import Tensor, nn
 
@@ -111,7 +112,8 @@ def on_train_begin(self: WeightPenalty, trainer):
     for name, p in trainer.model.named_parameters():
         if p.requires_grad and name in self.reference:
             there, scale = self.reference[name], self.importance.get(name)
-            scale = None if scale is None else scale.to(p.device)
+            if scale is not None: # sums on several GPUs differ in the last digits
+                scale = broadcast(scale.to(p.device))
             self.held.append((p, there.to(p.device), scale))
 
 # %% ../../nbs/train/06_update.ipynb #9a37e6c7
