@@ -19,8 +19,9 @@ import torch
 from accelerate.state import AcceleratorState
 from fastcore.basics import patch
 
-from ..base.core import InputError, shorten
+from ..base.core import InputError, plural, shorten
 from ..base.tensors import choose_device
+from ..base.threads import usable_cores
 from .trainer import make_accelerator
 
 # %% ../../nbs/train/12_processes.ipynb #a267f044
@@ -119,8 +120,7 @@ def free_port() -> int: # on this machine
 
 def group_variables(n) -> dict: # processes; name -> text, but for the rank
     "What a launcher would set."
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (cores or 1) // n))
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, usable_cores() // n))
     return {"WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": threads}
 
@@ -128,10 +128,15 @@ def group_variables(n) -> dict: # processes; name -> text, but for the rank
 @contextmanager
 def start_group(processes, # how many; 1: nothing is done
                 words): # of the command line, for each follower
-    "Within this block this process is the first of several. Followers end with it."
+    """Within this block this process is the first of several. Followers end with it. Raises
+    InputError for more processes than there are cores and GPUs."""
     if processes < 2 or group_size() > 1:
         yield
         return
+    most = max(2, usable_cores(), torch.cuda.device_count())
+    if processes > most:
+        raise InputError(f"processes is {processes:,}, and this machine has "
+                         f"{plural(usable_cores(), 'core')}: give at most {most}.")
     known = {name: os.environ.get(name) for name in GROUP}
     os.environ.update(group_variables(processes), RANK="0", LOCAL_RANK="0")
     said = [tempfile.TemporaryFile() for _ in range(1, processes)]
