@@ -7320,6 +7320,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'insight_nb/train/trainer.py'),
                                           'insight_nb.train.trainer.Trainer.validate': ( 'train/trainer.html#trainer.validate',
                                                                                          'insight_nb/train/trainer.py'),
+                                          'insight_nb.train.trainer.Trainer.wrap_model': ( 'train/trainer.html#trainer.wrap_model',
+                                                                                           'insight_nb/train/trainer.py'),
                                           'insight_nb.train.trainer.TrainerState': ( 'train/trainer.html#trainerstate',
                                                                                      'insight_nb/train/trainer.py'),
                                           'insight_nb.train.trainer.TrainerState.to_dict': ( 'train/trainer.html#trainerstate.to_dict',

@@ -49,6 +49,7 @@ def train(kind, folder, encoder):
         model.fit(texts, answers, valid=20)
     except FollowerDone:
         return "a follower"
+    assert "forward" not in vars(model.trainer_.model)  # as it would be left in 16 bits
     save_file(model.bundle_.model.state_dict(), f"{folder}/{kind}.safetensors")
     return f"{model.trainer_.processes} processes, {model.setup_.group.differing} differ"
 

@@ -76,10 +76,15 @@ def row_order(rows_in, # (rows,) row ids that were asked
              ) -> Check:
     "Predictions come back in the order of the rows."
     a, b = np.asarray(rows_in), np.asarray(rows_out)
-    if row_matches is not None: # the answer of an unknown row
-        b = np.where(row_matches, b, -1)
     if len(a) != len(b):
         return Check("row_order", False, f"{plural(len(a), 'row')} went in, {len(b):,} came out")
+    other = np.flatnonzero(~np.asarray(row_matches)) if row_matches is not None else []
+    if len(other):
+        return Check(
+            "row_order", False,
+            f"{len(other):,} of {plural(len(a), 'row')} came back elsewhere, or with another "
+            f"answer than before, such as row {a[other[0]]}: asked again beside other rows, a row "
+            "must get the same answer")
     off = np.flatnonzero(a != b)
     if len(off):
         return Check(

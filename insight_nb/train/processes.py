@@ -157,10 +157,19 @@ def start_group(processes, # how many; 1: nothing is done
 def _start(rank, words, file): # of a follower
     place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     return subprocess.Popen([sys.executable, "-P", "-c", _FOLLOWER, *words],
-                            env=os.environ | place, stdin=subprocess.DEVNULL,
+                            env=os.environ | place, stdin=subprocess.PIPE,
                             stdout=subprocess.DEVNULL, stderr=file, start_new_session=True)
 
-_FOLLOWER = "import sys; from insight_nb.cli import main; sys.exit(main(sys.argv[1:]))"
+# The pipe ends with the first process, however that ends, and a follower ends with the pipe.
+_FOLLOWER = """
+import os, sys, threading
+def follow():
+    sys.stdin.buffer.read()
+    os._exit(1)
+threading.Thread(target=follow, daemon=True).start()
+from insight_nb.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
 
 def _end(followers):
     for process in followers:

@@ -21,6 +21,7 @@ from fastcore.basics import patch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from ..base.core import InputError, ScratchFolder, handle_signals
 from ..base.tensors import (
@@ -128,6 +129,15 @@ def make_accelerator(device=None, precision=None) -> Accelerator:
 _FUSED = ("cpu", "cuda") # devices with an optimizer in one kernel
 
 @patch
+def wrap_model(self: Trainer):
+    "The model as a step calls it: in several processes it averages their gradients."
+    here, model = self.accelerator, self.model.to(self.accelerator.device)
+    if here.num_processes == 1:
+        return model
+    return DistributedDataParallel( # `prepare` would leave the model in 16 bits for ever
+        model, device_ids=None if here.device.type == "cpu" else [here.local_process_index])
+
+@patch
 def setup(self: Trainer):
     "Seed, move to the device, make optimizer and batches, forget any earlier run."
     s = self.config
@@ -136,10 +146,7 @@ def setup(self: Trainer):
     set_seed(s.seed + self.accelerator.process_index)
     optimize_for_inference(self.model)
     self.initial_weights = WeightSnapshot(self.model.state_dict())
-    if self.accelerator.num_processes == 1:
-        self.wrapped_model = self.model.to(self.accelerator.device)
-    else:
-        self.wrapped_model = self.accelerator.prepare_model(self.model)
+    self.wrapped_model = self.wrap_model()
     groups = param_groups(self.model, s.learning_rate, s.head_learning_rate, s.weight_decay,
                           s.layer_decay)
     self.trainable_parameters = [p for g in groups for p in g["params"]]
