@@ -426,7 +426,8 @@ def resume_parameters(known, out, resume, force=False) -> dict: # of a recipe; a
     where a run that was cut off would be lost."""
     file = checkpoint_file(out)
     if "checkpoint" not in known:
-        if resume and "state" not in known: # the ladder keeps its finished rungs by itself
+        # the ladder keeps its finished rungs by itself, and tune its finished trials
+        if resume and not {"state", "storage"} & set(known):
             raise InputError(
                 "this recipe keeps no checkpoint, so there is nothing to resume: leave --resume "
                 "out.")

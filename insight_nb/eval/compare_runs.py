@@ -175,6 +175,9 @@ def compare_runs(folders) -> RunComparison: # two or more
     "Compare runs. Raises InputError where they can't be compared."
     if len(folders) < 2:
         raise InputError("one run can't be compared: name two or more folders.")
+    places = [Path(folder).resolve() for folder in folders]
+    if twice := [f for i, f in enumerate(folders) if places[i] in places[:i]]:
+        raise InputError(f"{twice[0]} is named twice: a run can't be compared with itself.")
     return join_runs([read_run(folder) for folder in folders])
 
 def join_runs(runs) -> RunComparison: # of `ComparedRun`, two or more

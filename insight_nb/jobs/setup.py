@@ -33,7 +33,8 @@ def check_parameters(minimums: dict, # name -> value; each must be at least 1, o
     "Raises InputError for parameters that can't work, whatever the rows are."
     for name, value in [*minimums.items(), ("seed", seed + 1)]:
         if value is not None and value < 1:
-            raise InputError(f"{name} is {value - (name == 'seed')}: it is too small.")
+            least = 0 if name == "seed" else 1
+            raise InputError(f"{name} is {value - (name == 'seed')}: give at least {least}.")
     if sampling not in (None, "balanced"):
         raise InputError(f"sampling is {sampling!r}: say 'balanced', or leave it out.")
     if any(tables) and any(rules[1:]): # a group still says which test rows are alike

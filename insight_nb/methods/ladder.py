@@ -94,6 +94,9 @@ def pick_rungs(rungs, names=None) -> list[Rung]: # names of some, separated by c
     wanted = [n.strip() for n in names.split(",") if n.strip()]
     known = [r.name for r in rungs]
     for n in wanted:
+        if n == "llm" and n not in known:
+            raise InputError("rungs names 'llm': the language model is a rung wherever llm or "
+                             "llm_answers is given. Leave it out of rungs.")
         if n not in known:
             raise InputError(f"no rung is called {shorten(n)!r}.{suggest(n, known)}")
     if not wanted:
@@ -341,12 +344,15 @@ def _undecided(self: Ladder, points, sure):
     worse = [
         n for n, d in self.differences().items()
         if "to_best" in d and d["to_best"][1] < .05]
+    of, asked = "", ""
+    if _sampled(self): # some answered a part of the rows alone
+        of, asked = " of the rungs that were asked all of them", ", each asked of every rung"
     return (
         f"Not decidable with {plural(len(self.evaluation), 'test row')}: {self.best.name} has "
-        f"the best score ({100 * self.best.metrics[self.evaluation.metric].value:.1f} %), but "
+        f"the best score{of} ({100 * self.best.metrics[self.evaluation.metric].value:.1f} %), but "
         f"with {sure} confidence no rung is shown to lose at most {points}. You need about "
-        f"{_rows(rows[name])} test rows, if the rungs go on differing as here; then {name} would "
-        "be the one." + (f" Surely behind the best: {', '.join(worse)}." if worse else ""))
+        f"{_rows(rows[name])} test rows{asked}, if the rungs go on differing as here; then {name} "
+        "would be the one." + (f" Surely behind the best: {', '.join(worse)}." if worse else ""))
 
 # %% ../../nbs/methods/07_ladder.ipynb #ab1559e3
 LADDER_COLUMNS = ("rung", "score", "behind the best", "p", "ahead of the next cheaper", "p",

@@ -49,6 +49,8 @@ def list_tables(address) -> list: # (name below the folder, size in bytes), sort
         found = fs.find(root, detail=True)
     except (OSError, ValueError) as e:
         raise InputError(f"{address} can't be listed: {shorten(e, 100)}.") from None
+    if not found and not fs.exists(root):
+        raise InputError(f"there is no file or folder {address}.")
     if fs.isfile(root):
         raise InputError(f"{address} is a file: a folder of files is shared out. Name a folder, "
                          "or leave the engine out.")
