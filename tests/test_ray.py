@@ -147,7 +147,7 @@ def test_no_ray_at_an_address(shop, capsys):
 
 def test_another_version_of_ray_is_told(monkeypatch):
     import ray
-    from insight_nb.base import cluster
+    from insight_nb.train import cluster
     def init(**_): raise RuntimeError("Version mismatch: The cluster was started with:\n Ray: 1.0")
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
@@ -175,5 +175,5 @@ def test_a_ladder_is_that_of_one_process(cluster, tmp_path):
         ladder = Ladder(exam, rungs, on_progress=lambda _: None)
         with ladder_engine(ladder, engine):
             ladder.run()
-        found.append([(s.name, s.status, s.metrics["accuracy"]) for s in ladder.steps])
+        found.append([(s.name, s.status, s.metrics.get("accuracy"), s.why) for s in ladder.steps])
     assert found[0] == found[1]

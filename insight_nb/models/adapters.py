@@ -139,6 +139,11 @@ class _WithPrefix:
         y = F.scaled_dot_product_attention(q, k, v, attention_mask, self.dropout.p * self.training)
         return y.transpose(1, 2).reshape(*hidden_states.shape[:2], -1), None
 
+    def __reduce_ex__(self, protocol): # another process has to make the class, too
+        return _new, (type(self).__mro__[2],), self.__dict__
+
+def _new(kind): return _grafted(kind).__new__(_grafted(kind))
+
 # %% ../../nbs/models/02_adapters.ipynb #a852f1a8
 _made = {} # class of a module -> the class with an adapter module
 

@@ -340,6 +340,11 @@ class _Fused:
             return super().forward(hidden_states, attention_mask, *more, **kwargs)
         return fused_forward(self, hidden_states, attention_mask)
 
+    def __reduce_ex__(self, protocol): # another process has to make the class, too
+        return _new, (type(self).__mro__[2],), self.__dict__
+
+def _new(kind): return _fused(kind).__new__(_fused(kind))
+
 def _fused(kind): # the class of layers, fused: made once, and found by its name
     name = f"Fused{kind.__name__}"
     if name not in globals():
