@@ -22,7 +22,7 @@ TEXTS = ["text,second", "The parcel came late and broken.,I want my money back",
          "很好的服务，下次还来,谢谢", "<b>so good</b> 😀,yes", "Anna Smith lives in Paris.,where?"]
 # Of these keys the values depend on the machine, the moment or the package's own names.
 MACHINE = re.compile(
-    r"seconds|_ms|memory|versions|per_second|minutes|price|per_million|cost\.(fit|ask)"
+    r"seconds|_ms|memory|cpu_share|versions|per_second|minutes|price|per_million|cost\.(fit|ask)"
     r"|parameters_given|settings|seal|\.source$|\.path$|\bstate\b|trained_on|saved_at")
 
 

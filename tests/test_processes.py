@@ -43,7 +43,8 @@ def encoder(tmp_path_factory):
 
 @pytest.mark.parametrize("kinds, files", [
     ("full,lora,tag", ["full", "full.run", "lora", "lora.run", "tag", "tag.run"]),
-    ("several", ["anew", "first", "replay+distill+ewc", "student"])])
+    pytest.param("several", ["anew", "first", "replay+distill+ewc", "student"],
+                 marks=pytest.mark.slow)])
 def test_two_processes_give_the_result_of_one(kinds, files, tmp_path, encoder):
     group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     n = len(kinds.split(","))
@@ -132,6 +133,7 @@ def test_two_processes_go_on_from_one_checkpoint(tmp_path, monkeypatch, capfd, b
     assert 0 < done < found["cost"]["steps"] and not file.exists()
 
 
+@pytest.mark.slow
 def test_a_distillation_in_two_processes(tmp_path, monkeypatch, bundle):
     known = [row for row in rows_of(240) if row["label"] != LABELS[2]]
     texts = write_csv(tmp_path / "texts.csv", [{"text": row["text"]} for row in known[:90]])

@@ -145,8 +145,9 @@ def same(folder):
     """All that may not differ between two runs: the evidence but for times and memory, and the
     weights."""
     e = json.loads((folder / "evidence.json").read_text(encoding="utf-8"))
+    words = "second", "ms_", "memory", "cpu_share"
     for part in (e["cost"], *e.get("history", [])):
-        for name in [n for n in part if any(w in n for w in ("second", "ms_", "memory"))]:
+        for name in [n for n in part if any(w in n for w in words)]:
             del part[name]
     return e, {p.name: p.read_bytes() for p in (folder / "bundle").rglob("*.safetensors")}
 

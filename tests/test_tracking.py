@@ -288,9 +288,11 @@ def test_compare(trained, capsys):
     assert "<script" not in page and "good is better than bad" in page
 
 
-def test_a_run_and_itself(trained, capsys):
-    assert main(["compare", str(trained), str(trained)]) == 0
+def test_a_run_and_its_copy(trained, capsys, ends):
+    shutil.copytree(trained, "copy")
+    assert main(["compare", str(trained), "copy"]) == 0
     assert "No difference of the accuracy is sure" in capsys.readouterr().out
+    refused(ends("compare", trained, trained), "is named twice")
 
 
 def test_runs_that_cannot_be_compared(trained, ends):
@@ -308,7 +310,8 @@ def test_runs_that_cannot_be_compared(trained, ends):
     refused(ends("compare", trained, "other"), "or damaged")
     Path("other", PREDICTIONS_FILE).unlink()
     refused(ends("compare", trained, "other"), "holds no predictions.parquet")
-    refused(ends("compare", trained, trained, "--out", "a.csv"), ".html or .json")
+    shutil.copytree(trained, "copy")
+    refused(ends("compare", trained, "copy", "--out", "a.csv"), ".html or .json")
 
 
 def test_masked_rows_are_known_as_masked(tiny):
