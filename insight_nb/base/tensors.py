@@ -223,5 +223,7 @@ class FakeEncoder(nn.Module):
         self.mix = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width)
 
+    def get_input_embeddings(self): return self.embed
+
     def forward(self, ids, mask, add=0.): # add: to the vectors of the ids
         return self.norm(torch.tanh(self.mix(self.embed(ids) + add))) * mask.unsqueeze(-1)

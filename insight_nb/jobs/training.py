@@ -38,7 +38,7 @@ from ..ship.bundle import load_bundle
 from ..ship.predict import bundle_logits, predict_frame
 from ..train.adapt import Adaptation, adapt_encoder
 from ..train.callbacks import (
-    CollapseGuard, EarlyStopping, GradualUnfreezing, Progress, WeightAveraging)
+    CollapseGuard, GradualUnfreezing, Progress, WeightAveraging)
 from ..train.checkpoint import Checkpoint
 from ..train.inference import optimize_for_inference, predict_logits
 from ..train.optim import default_train_config
@@ -297,7 +297,7 @@ def make_trainer(setup: FineTuningSetup, model, # of `setup.model`
     n_classes = n_classes or len(model.task.names)
     config, setup.rule = default_train_config(len(train), n_classes, setup.method,
                                               setup.encoder.width, seed=setup.seed, **given)
-    callbacks = [CollapseGuard(), EarlyStopping(), Progress()]
+    callbacks = [CollapseGuard(), Progress()]
     if weight_averaging:
         callbacks.append(WeightAveraging())
     if unfreeze:

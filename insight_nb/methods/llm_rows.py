@@ -180,9 +180,10 @@ def table(self: LabelProposals) -> ReportTable:
     "What came of asking, and what it took."
     f, rows = self.facts, [["rows asked", f"{len(self):,}"]]
     rows += [[k, f"{n:,} ({n / max(len(self), 1):.1%})"] for k, n in self.counts().items()]
-    rows += [["rows of a person beside it", f"{len(self.sample):,}"],
-             ["right there", str(self.right)], ["kappa", str(self.agreement.kappa)],
-             ["to be checked by a person", f"{int(self.to_check.sum()):,}"],
+    rows += [["rows of a person beside it", f"{len(self.sample):,}"]]
+    if self.sample:
+        rows += [["right there", str(self.right)], ["kappa", str(self.agreement.kappa)]]
+    rows += [["to be checked by a person", f"{int(self.to_check.sum()):,}"],
              ["labels to train on that are a machine's", f"{len(self.training_rows()):,}"],
              ["tokens read, written", f"{f.get('tokens_in', 0):,}, {f.get('tokens_out', 0):,}"],
              ["money", f"{f['money']:.4g}" if "money" in f else "no prices given"],

@@ -25,12 +25,12 @@ from .trainer import FETCH_LOSSES, Best, CollapseError, StopTraining
 
 # %% ../../nbs/train/03_callbacks.ipynb #7d2f05c2
 class EarlyStopping:
-    "Stop when the best score has not improved for `patience` epochs in a row."
+    "Stop when the highest score is `patience` epochs old."
     def __init__(self, patience=2): # epochs
         self.patience = patience
 
     def on_epoch_end(self, trainer):
-        since = trainer.state.epoch - trainer.state.best.epoch if trainer.state.best else 0
+        since = trainer.state.epoch - trainer.state.top_epoch if trainer.state.best else 0
         if since >= self.patience:
             raise StopTraining(f"no better score for {plural(since, 'epoch')}")
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEARNING_RATE_SCALE', 'layer_depths', 'param_groups', 'linear_schedule_with_warmup', 'AdamW', 'large_embeddings',
-           'sparse_updates', 'gradients', 'clip_grad_norm_', 'TrainConfig', 'default_epochs', 'default_learning_rate',
-           'check_given', 'default_train_config', 'default_precision']
+           'sparse_updates', 'gradients', 'clip_grad_norm_', 'adversarial_embeddings', 'TrainConfig', 'default_epochs',
+           'default_learning_rate', 'check_given', 'default_train_config', 'default_precision']
 
 # %% ../../nbs/train/00_optim.ipynb #70e282d1
 import math
@@ -239,6 +239,31 @@ def clip_grad_norm_(parameters, # weights with gradients, some of them sparse
         torch._foreach_mul_(grads, factor.item() if factor.is_cpu else factor)
     return total
 
+# %% ../../nbs/train/00_optim.ipynb #8225e1eb
+@contextmanager
+@torch.no_grad()
+def adversarial_embeddings(table, # of token vectors, a parameter (rows, width) with a gradient
+                           radius): # how far all of them together are moved
+    """Within the block the vectors that have a gradient stand where the loss is higher. It gives
+    whether they could be moved: not without a gradient, or with one that is not finite."""
+    grad = table.grad
+    if grad is None:
+        yield False
+        return
+    grad = grad.coalesce() if grad.is_sparse else grad.to_sparse(1)
+    rows, values = grad.indices()[0], grad.values()
+    norm = values.norm()
+    if not (norm > 0 and norm.isfinite()):
+        yield False
+        return
+    kept = table[rows]
+    table[rows] += values * (radius / norm)
+    try:
+        with torch.enable_grad():
+            yield True
+    finally:
+        table[rows] = kept
+
 # %% ../../nbs/train/00_optim.ipynb #35bbe7a7
 @dataclass(frozen=True)
 class TrainConfig:
@@ -256,17 +281,22 @@ class TrainConfig:
     layer_decay: float = 1. # factor of the body's learning rate from each layer to the one below
     warmup_ratio: float = .1 # share of the steps in which the rate rises
     max_grad_norm: float = 1. # maximum norm of the whole gradient
+    # how far a step's token vectors are moved for its second pass; 0: there is none
+    adversarial: float = 0.
     seed: int = 0
 
 # %% ../../nbs/train/00_optim.ipynb #01ba5b90
 def default_epochs(n_rows, n_classes=2, method="full", # as of `default_train_config`
                    task="classify", windows_per_text=1) -> int:
-    "Enough passes for a number of steps of 32 rows, within bounds."
+    "Enough passes for a number of steps of 32 rows: 12 at most, but for the first 60 steps."
     if n_classes > 20: # many classes need more steps to be separated
-        steps, fewest = 600, 8
+        steps, fewest = 250, 6
     else:
         steps, fewest = 180, 3
-    epochs = min(max(math.ceil(steps * 32 / max(n_rows, 1)), fewest), 30)
+
+    def passes(steps): return math.ceil(steps * 32 / max(n_rows, 1))
+
+    epochs = min(max(fewest, min(passes(steps), 12), passes(60)), 30)
     if method == "frozen": # a head alone learns slowly, and each step costs little
         epochs *= 3
     if task == "tag":
@@ -285,7 +315,8 @@ def default_learning_rate(n_classes=2, method="full", width=384, task="classify"
     return rate * LEARNING_RATE_SCALE.get(method, 1)
 
 # %% ../../nbs/train/00_optim.ipynb #73580d77
-def check_given(given: dict): # field of `TrainConfig` -> value
+def check_given(given: dict, # field of `TrainConfig` -> value
+                method="full"): # as of `default_train_config`
     "Raise an InputError for a value that can't work."
     positive = "epochs", "batch_size", "learning_rate", "max_grad_norm"
     for name, value in given.items():
@@ -294,6 +325,9 @@ def check_given(given: dict): # field of `TrainConfig` -> value
     decay = given.get("layer_decay", 1)
     if not 0 < decay <= 1:
         raise InputError(f"layer_decay is {decay}: it must be above 0 and at most 1.")
+    if given.get("adversarial") and method != "full":
+        raise InputError(f"adversarial moves token vectors that are trained, and the method "
+                         f"{method} trains none: choose the method full, or leave it out.")
 
 # %% ../../nbs/train/00_optim.ipynb #2873417c
 def default_train_config(n_rows, # number of training rows
@@ -307,7 +341,7 @@ def default_train_config(n_rows, # number of training rows
     """Choose settings by rule from rows, classes and backbone width. Raises InputError for values
     that can't work."""
     given = {name: value for name, value in given.items() if value is not None}
-    check_given(given)
+    check_given(given, method)
     by_hand = [name for name in given if name != "seed"]
     rate = default_learning_rate(n_classes, method, width, task)
     rule = TrainConfig(epochs=default_epochs(n_rows, n_classes, method, task, windows_per_text),

@@ -7,6 +7,7 @@ __all__ = ['EVENTS', 'FETCH_LOSSES', 'Trainer', 'WeightSnapshot', 'Best', 'Train
            'StopTraining', 'CollapseError', 'defer_interrupt', 'peak_memory_mb']
 
 # %% ../../nbs/train/02_trainer.ipynb #3c94dd32
+import math
 import signal
 import sys
 import time
@@ -33,8 +34,8 @@ from ..models.memory import (
     compute_anew, free_memory, is_out_of_memory, note_memory, plan_memory)
 from .inference import iter_logits, optimize_for_inference
 from .optim import (
-    AdamW, TrainConfig, clip_grad_norm_, gradients, sparse_updates, param_groups, default_precision,
-    linear_schedule_with_warmup)
+    AdamW, TrainConfig, adversarial_embeddings, clip_grad_norm_, gradients, sparse_updates,
+    param_groups, default_precision, linear_schedule_with_warmup)
 
 # %% ../../nbs/train/02_trainer.ipynb #e2c9828f
 # The methods that a callback may have, each called with the trainer.
@@ -92,7 +93,7 @@ class WeightSnapshot:
 # %% ../../nbs/train/02_trainer.ipynb #b3575a7e
 @dataclass
 class Best:
-    "The best epoch so far."
+    "The epoch whose weights are kept."
     score: float # larger is better: the score, else minus the validation loss, else the epoch
     epoch: int
     weights: WeightSnapshot | None # None: they are those in the model
@@ -105,6 +106,8 @@ class TrainerState:
     losses: list = field(default_factory=list) # a number for each step
     history: list = field(default_factory=list) # a dictionary for each epoch
     best: Best | None = None
+    top_score: float | None = None # the highest one, and its epoch: by them `best` is chosen
+    top_epoch: int = 0
     train_seconds: float = 0.
     tokens: int = 0 # real ones, without padding, that were trained on
 
@@ -297,6 +300,14 @@ def rate_factor(self: Trainer, step) -> float: # number of the step, from 0; of 
     return linear_schedule_with_warmup(step, self.total_steps, self.config.warmup_ratio)
 
 @patch
+def backward_beside(self: Trainer, batch: Batch):
+    "Add the gradients of the same batch with token vectors that are moved against it."
+    table = self.model.backbone.encoder.get_input_embeddings().weight
+    with adversarial_embeddings(table, self.config.adversarial) as moved:
+        if moved:
+            self.backward_within_memory(batch)
+
+@patch
 def last_rate(self: Trainer) -> float: # of the body
     "The rate of the last step, also where a resumed run has not made one yet."
     return self.peak_learning_rates[0] * self.rate_factor(max(self.state.global_step - 1, 0))
@@ -308,6 +319,8 @@ def train_step(self: Trainer, batch: Batch):
     for g, peak in zip(self.optimizer.param_groups, self.peak_learning_rates):
         g["lr"] = peak * factor
     self.new_losses.append(self.backward_within_memory(batch))
+    if self.config.adversarial:
+        self.backward_beside(batch)
     self.accelerator.unscale_gradients(self.optimizer)
     if self.model.adapter:
         self.model.adapter.update_importance()
@@ -362,8 +375,26 @@ def supports_sparse_updates(self: Trainer) -> bool:
 
 # %% ../../nbs/train/02_trainer.ipynb #d18b7e44
 @patch
+def score_noise(self: Trainer, score) -> float: # 0 for a score that is no share of the rows
+    """How far two epochs of a run may differ by chance: half of the standard error of a share, as
+    they answer most of the validation rows alike."""
+    rows = 1 if self.valid_dataset is None else len(self.valid_dataset)
+    return .5 * math.sqrt(max(0., score * (1 - score)) / max(1, rows))
+
+@patch
+def keep_if_best(self: Trainer, value: float): # of the weights in the model; larger is better
+    "Keep the newest weights, unless an earlier epoch was better by more than chance."
+    state = self.state
+    if state.best is None or value > state.top_score:
+        state.top_score, state.top_epoch = value, state.epoch
+    if value >= state.top_score - self.score_noise(state.top_score):
+        last = state.epoch == self.config.epochs
+        weights = None if last else WeightSnapshot(self.model.state_dict())
+        state.best = Best(value, state.epoch, weights)
+
+@patch
 def end_epoch(self: Trainer):
-    "Validate, note what happened, keep the weights if they are the best so far."
+    "Validate, note what happened, keep the weights if none are surely better."
     self.fetch_losses()
     # epochs may differ in their number of steps
     if self.state.history:
@@ -378,10 +409,8 @@ def end_epoch(self: Trainer):
     value = row.get("score", -row.get("valid_loss", -self.state.epoch))
     sound = np.isfinite(row["loss"]) and np.isfinite(row.get(
         "valid_loss", 0.)) and (not self.model.adapter or self.model.adapter.ranks_are_final)
-    if sound and (self.state.best is None or value > self.state.best.score):
-        last = self.state.epoch == self.config.epochs
-        weights = None if last else WeightSnapshot(self.model.state_dict())
-        self.state.best = Best(value, self.state.epoch, weights)
+    if sound:
+        self.keep_if_best(value)
     self.notify("on_epoch_end")
 
 # %% ../../nbs/train/02_trainer.ipynb #73751914

@@ -59,7 +59,6 @@ def test_a_sound_run_is_green(table):
 def test_faults_in_data_and_training_turn_red(tmp_path, monkeypatch):
     copies = functools.partial(training.split, keep_duplicates=True)
     monkeypatch.setattr(training, "split", copies)
-    monkeypatch.setattr(training, "EarlyStopping", object)
     table = write_csv(tmp_path / "table.csv", rotten())
     tiny_encoder("tiny")
     lines = guard(run(table, backbone="tiny", max_length=8, learning_rate=1e-12, epochs=8,
