@@ -42,6 +42,13 @@ class Backbone(nn.Module):
         # `identity`
         self.max_length, self.adapter, self.weights_modified = max_length, None, False
         self.packed_forward = None # of `models.packed`, where somebody asked for it
+        self.frozen_layers = None # of `models.frozen_layers`, where somebody froze some
+
+    def train(self, mode=True): # what is frozen stays without dropout
+        super().train(mode)
+        if self.frozen_layers:
+            self.frozen_layers.eval()
+        return self
 
     def forward(self, ids: Tensor, mask: Tensor, # (batch, tokens) int64, (batch, tokens) bool
                 extra_embeddings: Tensor | None = None, # (batch, tokens, width), to be added
