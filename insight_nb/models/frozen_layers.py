@@ -108,6 +108,10 @@ def freeze_layers(backbone: Backbone, count: int) -> FrozenLayers: # layers, fro
     backbone.frozen_layers = frozen
     return frozen.eval()
 
+@patch(as_prop=True)
+def num_parameters(self: FrozenLayers) -> int: # weights that are frozen
+    return sum(p.numel() for p in self.encoder.parameters() if not p.requires_grad)
+
 @patch
 def eval(self: FrozenLayers): # itself
     "No dropout in the frozen part."
