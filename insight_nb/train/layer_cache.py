@@ -75,7 +75,7 @@ def obstacle(self: LayerCache, trainer) -> str: # empty: there is none
         return "no layer is frozen"
     if any(type(d) not in (TokenDataset, WindowDataset) for d in self.datasets):
         return "rows are made anew in each step"
-    if getattr(model.head, "casing_embeddings", None) is not None:
+    if getattr(model.head, "casing", None) is not None: # of `models.heads.TaggingHead`
         return "the casing of letters is learned below them: casing false leaves that out"
     some = trainer.train_dataset.select(np.arange(min(4, len(trainer.train_dataset))))
     want = predict_logits(model, some)
