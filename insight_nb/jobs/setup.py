@@ -261,14 +261,14 @@ def describe(self: FineTuningSetup, report, source, parts,
         "notes": [*source.notes, *parts.notes, *getattr(trainer.model, "memory_notes", [])]}
     if source.masked is not None: # kind of personal data -> places
         report.data["masked"] = source.masked
-    caches = [c for c in trainer.callbacks if isinstance(c, LayerCache)]
+    caches = [c.summary() for c in trainer.callbacks if isinstance(c, LayerCache)]
+    rule = "; ".join([self.rule, *caches])
     if frozen := self.encoder.frozen_layers:
         more = {"frozen_layers": frozen.count, **more}
     report.model = {
         "backbone": self.encoder.name, "identity": self.encoder.identity, "method": self.method,
         "options": self.options, "parameters": self.size[0], "trainable": self.size[1],
-        "max_length": self.length, **more, "rule": "; ".join([self.rule, *(c.summary() for c in caches)]),
-        "settings": vars(trainer.config),
+        "max_length": self.length, **more, "rule": rule, "settings": vars(trainer.config),
         "collapses": trainer.collapses, "stopped": trainer.stop_reason}
     where = {"training": trainer.accelerator.device.type,
              "measured rows": module_device(trainer.model).type,

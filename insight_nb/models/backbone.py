@@ -14,6 +14,7 @@ import re
 from pathlib import Path
 
 import torch
+from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -44,12 +45,6 @@ class Backbone(nn.Module):
         self.packed_forward = None # of `models.packed`, where somebody asked for it
         self.frozen_layers = None # of `models.frozen_layers`, where somebody froze some
 
-    def train(self, mode=True): # what is frozen stays without dropout
-        super().train(mode)
-        if self.frozen_layers:
-            self.frozen_layers.eval()
-        return self
-
     def forward(self, ids: Tensor, mask: Tensor, # (batch, tokens) int64, (batch, tokens) bool
                 extra_embeddings: Tensor | None = None, # (batch, tokens, width), to be added
                 segments: Tensor | None = None, # (batch, tokens) int64, 0 or 1: which of two texts
@@ -72,6 +67,16 @@ class Backbone(nn.Module):
         if self.encoder.config._attn_implementation == PACKED_ATTENTION:
             self.encoder.config._attn_implementation_internal = "sdpa"
         return self.encoder(attention_mask=mask, **inputs).last_hidden_state
+
+
+# %% ../../nbs/models/00_backbone.ipynb #83411be4
+@patch
+def train(self: Backbone, mode=True): # as of torch
+    "Switch to training, with dropout but where layers are frozen."
+    super(Backbone, self).train(mode)
+    if self.frozen_layers:
+        self.frozen_layers.eval()
+    return self
 
 # %% ../../nbs/models/00_backbone.ipynb #af07e9d6
 def count_parameters(module: nn.Module) -> tuple[int, int]: # total, trainable

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..base.core import InputError
 from ..base.tensors import Batch, ModelOutput, eval_mode, module_device
-from .backbone import Backbone, count_parameters
+from .backbone import Backbone
 from .packed import to_grid
 
 # %% ../../nbs/models/09_frozen_layers.ipynb #7fda886b
@@ -96,8 +96,8 @@ def weights(self: FrozenLayers) -> list: # `nn.Parameter` each
 
 # %% ../../nbs/models/09_frozen_layers.ipynb #36ce6780
 def freeze_layers(backbone: Backbone, count: int) -> FrozenLayers: # layers, from 1
-    """Freeze the embeddings and the lowest layers of a backbone. Raises InputError as `FrozenLayers`
-    does."""
+    """Freeze the embeddings and the lowest layers of a backbone. Raises InputError as
+    `FrozenLayers` does."""
     frozen = FrozenLayers(backbone.encoder, count)
     for p in frozen.weights():
         p.requires_grad_(False)

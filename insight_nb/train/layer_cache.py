@@ -64,7 +64,8 @@ class LayerCache:
         if self.reason:
             return f"their output is computed in each epoch anew, because {self.reason}"
         where = "a temporary file" if self.folder else "memory"
-        return f"their output is computed once and kept: {format_number(self.size_mb)} MB in {where}"
+        size = format_number(self.size_mb)
+        return f"their output is computed once and kept: {size} MB in {where}"
 
 # %% ../../nbs/train/13_layer_cache.ipynb #3392cc39
 @patch
