@@ -7008,6 +7008,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                         'insight_nb/train/layer_cache.py'),
                                               'insight_nb.train.layer_cache.LayerCache.open_folder': ( 'train/layer_cache.html#layercache.open_folder',
                                                                                                        'insight_nb/train/layer_cache.py'),
+                                              'insight_nb.train.layer_cache.LayerCache.put_back': ( 'train/layer_cache.html#layercache.put_back',
+                                                                                                    'insight_nb/train/layer_cache.py'),
                                               'insight_nb.train.layer_cache.LayerCache.summary': ( 'train/layer_cache.html#layercache.summary',
                                                                                                    'insight_nb/train/layer_cache.py'),
                                               'insight_nb.train.layer_cache.frozen_output': ( 'train/layer_cache.html#frozen_output',

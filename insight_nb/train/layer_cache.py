@@ -6,6 +6,7 @@
 __all__ = ['frozen_output', 'LayerCache']
 
 # %% ../../nbs/train/13_layer_cache.ipynb #713850f3
+import copy
 import shutil
 import time
 
@@ -44,19 +45,19 @@ class LayerCache:
     def __init__(self, memory_mb=1000): # 10^6 bytes; more than that is kept in a temporary file
         self.memory_mb = memory_mb
         self.size_mb, self.seconds = 0., 0. # of what is kept; to compute it
-        self.reason, self.folder, self.datasets = "", None, []
+        self.reason, self.folder = "", None
+        self.given = {} # name -> data set, as the trainer had it
 
     def on_train_begin(self, trainer):
         began = time.perf_counter()
-        self.datasets = [d for d in (trainer.train_dataset, trainer.valid_dataset) if d is not None]
+        self.put_back(trainer) # after a restart
         self.reason = self.obstacle(trainer) or self.fill(trainer)
         self.seconds = time.perf_counter() - began
         trainer.state.train_seconds += self.seconds
 
     def on_resume(self, trainer): self.on_train_begin(trainer) # after an interrupt
     def on_train_end(self, trainer):
-        for dataset in self.datasets:
-            dataset.hidden = None
+        self.put_back(trainer)
         if self.folder:
             self.folder.close()
 
@@ -67,6 +68,14 @@ class LayerCache:
         size = format_number(self.size_mb)
         return f"their output is computed once and kept: {size} MB in {where}"
 
+@patch
+def put_back(self: LayerCache, trainer):
+    "Give the trainer its own data sets again."
+    for name, dataset in self.given.items():
+        setattr(trainer, name, dataset)
+    trainer.batches.dataset = trainer.train_dataset
+    self.given = {}
+
 # %% ../../nbs/train/13_layer_cache.ipynb #3392cc39
 @patch
 def obstacle(self: LayerCache, trainer) -> str: # empty: there is none
@@ -74,7 +83,8 @@ def obstacle(self: LayerCache, trainer) -> str: # empty: there is none
     model = trainer.model
     if model.backbone.frozen_layers is None:
         return "no layer is frozen"
-    if any(type(d) not in (TokenDataset, WindowDataset) for d in self.datasets):
+    kinds = {type(d) for d in (trainer.train_dataset, trainer.valid_dataset) if d is not None}
+    if kinds - {TokenDataset, WindowDataset}:
         return "rows are made anew in each step"
     if getattr(model.head, "casing", None) is not None: # of `models.heads.TaggingHead`
         return "the casing of letters is learned below them: casing false leaves that out"
@@ -93,19 +103,25 @@ def fill(self: LayerCache, trainer) -> str: # empty, or why there is no room
     "Compute the output for all rows, in the precision of the training."
     precision = trainer.accelerator.mixed_precision
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    sizes = [len(d.tokens.input_ids) * self.width for d in self.datasets]
+    given = {name: getattr(trainer, name) for name in ("train_dataset", "valid_dataset")}
+    given = {name: dataset for name, dataset in given.items() if dataset is not None}
+    sizes = [len(d.tokens.input_ids) * self.width for d in given.values()]
     self.size_mb = sum(sizes) * dtype.itemsize / 1e6
     if self.size_mb > self.memory_mb and (reason := self.open_folder()):
         return reason
-    for i, (dataset, n) in enumerate(zip(self.datasets, sizes)):
+    filled = {}
+    for (name, dataset), n in zip(given.items(), sizes):
         if self.folder:
-            file = str(self.folder.path / f"hidden{i}")
+            file = str(self.folder.path / name)
             room = torch.from_file(file, shared=True, size=n, dtype=dtype)
         else:
             room = torch.empty(n, dtype=dtype)
-        dataset.hidden = None
-        dataset.hidden = frozen_output(trainer.model, dataset, precision,
-                                       room.view(-1, self.width))
+        filled[name] = copy.copy(dataset)
+        filled[name].hidden = frozen_output(trainer.model, dataset, precision,
+                                            room.view(-1, self.width))
+    for name, dataset in filled.items(): # all are whole now
+        setattr(trainer, name, dataset)
+    trainer.batches.dataset, self.given = trainer.train_dataset, given
     return ""
 
 @patch
