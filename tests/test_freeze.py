@@ -106,8 +106,9 @@ def tables_of(folder):
 
 
 @pytest.mark.parametrize("recipe, given", [
-    ("classify", {}), ("pair", {"second": "second"}), ("regress", {"label": "number"}),
-    ("multilabel", {"label": "labels"})])
+    ("classify", {}), ("multilabel", {"label": "labels"}),
+    pytest.param("pair", {"second": "second"}, marks=pytest.mark.slow),
+    pytest.param("regress", {"label": "number"}, marks=pytest.mark.slow)])
 def test_a_recipe_says_what_was_frozen(recipe, given, encoder, tmp_path):
     words = {"table": tables_of(tmp_path), "backbone": encoder, "epochs": 1, "freeze": 2,
              "anyway": "true"} | given
