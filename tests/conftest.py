@@ -87,13 +87,14 @@ def train(table, out):
     )
 
 
-def tiny_encoder(folder):
+def tiny_encoder(folder, layers=1):
     "An encoder of some kilobytes, with a whole tokenizer, as a folder."
     from insight_nb.models.backbone import load_backbone
     from transformers import BertConfig, BertModel
     tokenizer = load_backbone().tokenizer
-    BertModel(BertConfig(vocab_size=tokenizer.vocab_size, hidden_size=8, num_hidden_layers=1,
-                         num_attention_heads=2, intermediate_size=16)).save_pretrained(folder)
+    BertModel(BertConfig(vocab_size=tokenizer.vocab_size, hidden_size=8,
+                         num_hidden_layers=layers, num_attention_heads=2,
+                         intermediate_size=16)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return load_backbone(str(folder))
 

@@ -49,6 +49,8 @@ class Batch:
     # (batch,) int64, where several lines of ids are windows of one text: which of the rows; then
     # rows, labels and weights are of texts
     window_to_row: Tensor | None = None
+    # (batch, tokens, width) what frozen layers say of each token: the pass begins above them
+    hidden: Tensor | None = None
 
     def __post_init__(self):
         if self.input_ids.is_floating_point():
@@ -75,7 +77,8 @@ class Batch:
         owner = torch.searchsorted(indices, self.window_to_row[lines])
         return Batch(self.input_ids[lines], self.attention_mask[lines],
                      *(cut(t, indices) for t in (self.rows, self.labels, self.weights)),
-                     cut(self.token_features, lines), owner)
+                     cut(self.token_features, lines), owner,
+                     cut(self.hidden, lines))
 
 # %% ../../nbs/base/10_tensors.ipynb #6f0dc08c
 @dataclass

@@ -6,11 +6,12 @@
 __all__ = ['TokenDataset', 'balanced_sampling_weights']
 
 # %% ../../nbs/data/04_dataset.ipynb #ef056d3a
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from fastcore.basics import patch
+from torch import Tensor
 
 from ..base.tensors import Batch
 from .tokens import TokenizedTexts, row_positions
@@ -29,6 +30,8 @@ class TokenDataset:
     token_features: np.ndarray | None = None
     # (rows,) how likely each row is at each draw of an epoch, in sum 1; None: every row comes once
     sampling_weights: np.ndarray | None = None
+    # (all tokens, width) what frozen layers say of each, while a training lasts
+    hidden: Tensor | None = field(default=None, init=False)
 
     def __post_init__(self):
         n, m = len(self.tokens), len(self.tokens.input_ids)
@@ -66,7 +69,7 @@ def balanced_sampling_weights(labels) -> np.ndarray: # (rows,) ids -> (rows,) in
 
 @patch
 def select(self: TokenDataset, indices) -> "TokenDataset":
-    "Some rows only, with all that is known of them."
+    "Some rows only, with all that is known of them but `hidden`."
     indices = np.asarray(indices, dtype=np.int64)
 
     def pick(a):
@@ -104,5 +107,9 @@ def batch(self: TokenDataset,
 
     tokens = (pick(self.tokens.input_ids,
                    self.pad_id), torch.from_numpy(mask), torch.from_numpy(rows))
-    return Batch(*tokens, pick(self.labels, -100), pick(self.weights, 0),
+    made = Batch(*tokens, pick(self.labels, -100), pick(self.weights, 0),
                  pick(self.token_features, 0))
+    if self.hidden is not None:
+        made.hidden = self.hidden.new_zeros(*mask.shape, self.hidden.shape[1])
+        made.hidden[made.attention_mask] = self.hidden[torch.from_numpy(places)]
+    return made

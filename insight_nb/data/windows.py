@@ -80,12 +80,15 @@ def batch(self: WindowDataset, rows) -> Batch: # positions of rows
     "Some rows, all of their windows."
     rows = np.asarray(rows, dtype=np.int64)
     counts = np.diff(self.starts)[rows]
-    b = TokenDataset(self.tokens, pad_id=self.pad_id).batch(self.window_ids(rows))
+    lines = TokenDataset(self.tokens, pad_id=self.pad_id)
+    lines.hidden = self.hidden
+    b = lines.batch(self.window_ids(rows))
     t = TokenDataset(
         TokenizedTexts(np.zeros(len(self), np.int32), np.arange(len(self) + 1),
                        np.zeros(len(self), bool)), self.labels, self.weights).batch(rows)
     return Batch(b.input_ids, b.attention_mask, t.rows, t.labels, t.weights,
-                 window_to_row=t.rows.new_tensor(np.repeat(np.arange(len(rows)), counts)))
+                 window_to_row=t.rows.new_tensor(np.repeat(np.arange(len(rows)), counts)),
+                 hidden=b.hidden)
 
 # %% ../../nbs/data/09_windows.ipynb #319988c5
 @patch

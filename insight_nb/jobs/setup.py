@@ -18,10 +18,12 @@ from ..base.core import InputError, package_versions, shorten
 from ..data.labels import same_labels
 from ..models.adapters import add_adapter, method_options, expected_trainable_parameters
 from ..models.backbone import Backbone, count_parameters, load_backbone
+from ..models.frozen_layers import freeze_layers
 from ..models.heads import POOLS
 from ..models.tasks import Model
 from ..ship.predict import time_per_text
 from ..base.tensors import choose_device, module_device, set_seed
+from ..train.layer_cache import LayerCache
 from ..train.processes import ProcessGroup
 
 # %% ../../nbs/jobs/00_setup.ipynb #e5148740
@@ -76,10 +78,26 @@ class FineTuningSetup:
 
     def __repr__(self):
         weights, trained = count_parameters(self.encoder)
+        frozen = self.encoder.frozen_layers
         predicted = expected_trainable_parameters(
             self.encoder.encoder, self.encoder.width, self.method, **self.options)
+        if frozen:
+            predicted -= frozen.num_parameters
+        more = f"; {frozen.summary()}" if frozen else ""
         return (f"{self.method}: {predicted:,} of {weights:,} weights of the encoder are to be "
-                f"trained ({predicted / weights:.1%}), counted {trained:,}")
+                f"trained ({predicted / weights:.1%}), counted {trained:,}{more}")
+
+# %% ../../nbs/jobs/00_setup.ipynb #7bb2d0f2
+@patch
+def freeze(self: FineTuningSetup, count): # of layers, from the lowest; 0 or None: none
+    """Freeze the embeddings and the lowest layers. Raises InputError for another method, and as
+    `freeze_layers`."""
+    if not count:
+        return
+    if self.method != "full":
+        raise InputError(f"freeze is {count}, and method {self.method!r} leaves the layers as they "
+                         "are anyway: take method full, or leave freeze out.")
+    freeze_layers(self.encoder, int(count))
 
 # %% ../../nbs/jobs/00_setup.ipynb #d7647296
 def _whole(v, least=1):
@@ -118,7 +136,8 @@ SETTINGS = {
     "smoothing": (lambda v: _number(v) and 0 <= v < 1, "a number from 0 to below 1"),
     "sampling": (lambda v: v is None or isinstance(v, str) and v == "balanced",
                  "'balanced', or None"),
-    "overlap": (lambda v: v is None or _whole(v, 0), "a whole number from 0, or None"),
+    **dict.fromkeys(("overlap", "freeze"), (lambda v: v is None or _whole(v, 0),
+                                            "a whole number from 0, or None")),
     "pool": (lambda v: isinstance(v, str) and v in POOLS, " or ".join(map(repr, POOLS)))}
 
 def check_settings(values: dict, # name -> value; names that SETTINGS lacks are not looked at
@@ -242,10 +261,14 @@ def describe(self: FineTuningSetup, report, source, parts,
         "notes": [*source.notes, *parts.notes, *getattr(trainer.model, "memory_notes", [])]}
     if source.masked is not None: # kind of personal data -> places
         report.data["masked"] = source.masked
+    caches = [c.summary() for c in trainer.callbacks if isinstance(c, LayerCache)]
+    rule = "; ".join([self.rule, *caches])
+    if frozen := self.encoder.frozen_layers:
+        more = {"frozen_layers": frozen.count, **more}
     report.model = {
         "backbone": self.encoder.name, "identity": self.encoder.identity, "method": self.method,
         "options": self.options, "parameters": self.size[0], "trainable": self.size[1],
-        "max_length": self.length, **more, "rule": self.rule, "settings": vars(trainer.config),
+        "max_length": self.length, **more, "rule": rule, "settings": vars(trainer.config),
         "collapses": trainer.collapses, "stopped": trainer.stop_reason}
     where = {"training": trainer.accelerator.device.type,
              "measured rows": module_device(trainer.model).type,

@@ -94,8 +94,8 @@ class SpanTagger(TextEstimator):
     """Spans in texts. `y` holds for each text a list of (start, end, label), in characters, and
     `predict` answers with a list of dicts; or X holds lists of words, and `y` lists of IOB tags,
     and `predict` answers with lists of tags, in the scheme IOB2."""
-    known_options = ("layer_decay", "unfreeze", "weight_averaging", "focal", "smoothing", "casing",
-                     "overlap", "context", "keep_interrupted", "mask")
+    known_options = ("layer_decay", "unfreeze", "freeze", "weight_averaging", "focal", "smoothing",
+                     "casing", "overlap", "context", "keep_interrupted", "mask")
 
     def __init__(self, backbone=None, method="full", rank=None, max_length=None, windows=False,
                  epochs=None, batch_size=None, learning_rate=None, random_state=0, device=None,
@@ -113,8 +113,10 @@ class SpanTagger(TextEstimator):
 # %% ../../nbs/jobs/06_span_tagger.ipynb #4329f757
 @patch
 def make_setup(self: SpanTagger) -> FineTuningSetup:
-    return FineTuningSetup(self.backbone, self.method, self.rank, self.max_length, 128,
-                           self.seed(), self.device)
+    setup = FineTuningSetup(self.backbone, self.method, self.rank, self.max_length, 128,
+                            self.seed(), self.device)
+    setup.freeze((self.options or {}).get("freeze"))
+    return setup
 
 @patch
 def check_options(self: SpanTagger) -> dict:

@@ -50,7 +50,7 @@ from ..train.callbacks import Progress
 from ..train.inference import optimize_for_inference, predict_logits
 
 # %% ../../nbs/jobs/05_text_estimators.ipynb #b165b0c5
-OPTIONS = ("layer_decay", "unfreeze", "weight_averaging", "focal", "smoothing", "pool",
+OPTIONS = ("layer_decay", "unfreeze", "freeze", "weight_averaging", "focal", "smoothing", "pool",
            "casing", "overlap", "context", "sampling", "keep_interrupted", "mask")
 
 class TextEstimator(BaseEstimator):
@@ -61,8 +61,9 @@ class TextEstimator(BaseEstimator):
     reported = ("windows",) # settings that a report names
     # that it uses; keep_interrupted: Ctrl-C ends training alone, and the best epoch is kept
     # mask: names such as [EMAIL_1] stand for personal data, in training and whenever it is asked
-    known_options = ("layer_decay", "unfreeze", "weight_averaging", "pool", "keep_interrupted",
-                     "mask")
+    # freeze: the embeddings and so many layers, from the lowest, are not trained
+    known_options = ("layer_decay", "unfreeze", "freeze", "weight_averaging", "pool",
+                     "keep_interrupted", "mask")
 
     def __init__(self, backbone=None, # folder or hub id of an encoder; None: the embedded one
                  method="full", # of `models.adapters.METHODS`
@@ -207,8 +208,10 @@ def first_encoder(self: TextEstimator): # a name or None, or a `Backbone`
 @patch
 def make_setup(self: TextEstimator) -> FineTuningSetup:
     "The encoder with its adapter. Raises InputError for a backbone or method that can't work."
-    return FineTuningSetup(self.first_encoder(), self.method, self.rank, self.max_length,
-                           seed=self.seed(), device=self.device)
+    setup = FineTuningSetup(self.first_encoder(), self.method, self.rank, self.max_length,
+                            seed=self.seed(), device=self.device)
+    setup.freeze((self.options or {}).get("freeze"))
+    return setup
 
 @patch
 def prepare(self: TextEstimator, checkpoint=None, out=None, resume=False,

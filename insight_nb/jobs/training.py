@@ -41,6 +41,7 @@ from ..train.callbacks import (
     CollapseGuard, GradualUnfreezing, Progress, WeightAveraging)
 from ..train.checkpoint import Checkpoint
 from ..train.inference import optimize_for_inference, predict_logits
+from ..train.layer_cache import LayerCache
 from ..train.optim import default_train_config
 from ..train.processes import name_lost_process
 from ..train.trainer import Trainer
@@ -298,6 +299,9 @@ def make_trainer(setup: FineTuningSetup, model, # of `setup.model`
     config, setup.rule = default_train_config(len(train), n_classes, setup.method,
                                               setup.encoder.width, seed=setup.seed, **given)
     callbacks = [CollapseGuard(), Progress()]
+    if frozen := setup.encoder.frozen_layers:
+        setup.rule += f"; {frozen.summary()}"
+        callbacks.insert(1, LayerCache()) # its time is no time of a step
     if weight_averaging:
         callbacks.append(WeightAveraging())
     if unfreeze:

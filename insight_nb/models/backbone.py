@@ -14,6 +14,7 @@ import re
 from pathlib import Path
 
 import torch
+from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -42,6 +43,7 @@ class Backbone(nn.Module):
         # `identity`
         self.max_length, self.adapter, self.weights_modified = max_length, None, False
         self.packed_forward = None # of `models.packed`, where somebody asked for it
+        self.frozen_layers = None # of `models.frozen_layers`, where somebody froze some
 
     def forward(self, ids: Tensor, mask: Tensor, # (batch, tokens) int64, (batch, tokens) bool
                 extra_embeddings: Tensor | None = None, # (batch, tokens, width), to be added
@@ -65,6 +67,16 @@ class Backbone(nn.Module):
         if self.encoder.config._attn_implementation == PACKED_ATTENTION:
             self.encoder.config._attn_implementation_internal = "sdpa"
         return self.encoder(attention_mask=mask, **inputs).last_hidden_state
+
+
+# %% ../../nbs/models/00_backbone.ipynb #83411be4
+@patch
+def train(self: Backbone, mode=True): # as of torch
+    "Switch to training, with dropout but where layers are frozen."
+    super(Backbone, self).train(mode)
+    if self.frozen_layers:
+        self.frozen_layers.eval()
+    return self
 
 # %% ../../nbs/models/00_backbone.ipynb #af07e9d6
 def count_parameters(module: nn.Module) -> tuple[int, int]: # total, trainable

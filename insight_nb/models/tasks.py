@@ -9,6 +9,7 @@ __all__ = ['class_weights', 'class_frequencies', 'entropy', 'check_loss_options'
 
 # %% ../../nbs/models/03_tasks.ipynb #91cd72a0
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -314,7 +315,11 @@ class Model(nn.Module):
             features = {"extra_embeddings": casing_embeddings(batch.token_features)}
         if getattr(self.backbone, "packed_forward", None):
             features["packing"] = batch.packing
-        hidden = self.backbone(batch.input_ids, batch.attention_mask, **features)
+        start = nullcontext()
+        if batch.hidden is not None:
+            start = self.backbone.frozen_layers.start_above(batch)
+        with start:
+            hidden = self.backbone(batch.input_ids, batch.attention_mask, **features)
         logits = self.head(hidden, batch.attention_mask)
         if batch.window_to_row is not None:
             logits = group_mean(logits, batch.window_to_row, batch.size)

@@ -97,15 +97,23 @@ def row_hashes(self: Trainer) -> list: # of the rows of training and of validati
     return known[1]
 
 @patch
+def trained_part(self: Trainer) -> list | None: # None: all of the model
+    "The adapter and its options, or how many layers are frozen."
+    adapter, frozen = self.model.adapter, getattr(self.model.backbone, "frozen_layers", None)
+    if frozen:
+        return ["frozen layers", frozen.count]
+    return [adapter.method, adapter.options] if adapter else None
+
+@patch
 def identity(self: Trainer) -> dict: # of plain values
     "What a run is a run of: a checkpoint of another one is refused."
-    backbone, adapter, task = self.model.backbone, self.model.adapter, self.model.task
+    backbone, task = self.model.backbone, self.model.task
     plain = {k: v for k, v in vars(task).items() if isinstance(v, (int, float))}
     weights = getattr(task, "weights", None)
     kept = [type(c).__name__ for c in self.callbacks if hasattr(c, "state")]
     return {"encoder": getattr(backbone, "identity", ""), "task": task.name,
             "labels": [str(name) for name in task.names],
-            "method": [adapter.method, adapter.options] if adapter else None, "loss": plain,
+            "method": self.trained_part(), "loss": plain,
             "weights of the classes": None if weights is None else weights.tolist(),
             "set of rows": self.row_hashes(),
             "list of callbacks": kept}
