@@ -416,17 +416,47 @@ def profile(self: SCurve, what="ceiling") -> tuple:
 
 # %% ../../../nbs/decide/series/02_trend.ipynb #742bcd67
 @patch
+# log rates, inflections -> (rates, inflections) deviance, each with the ceiling that fits best
+def _deviances(self: SCurve, rates, inflections):
+    known = ~np.isnan(self.series.values)
+    y = self.series.values[known]
+    k, t0 = np.meshgrid(np.exp(rates), inflections, indexing="ij")
+    share = expected_gains(self.family, k, t0, self.t)[..., known]
+    m = np.minimum(y.sum() / np.maximum(share.sum(-1), 1e-200), y.sum() * math.exp(_TOP))
+    return (residuals(y, m[..., None] * share, self.scatter)**2).sum(-1)
+
+@patch
+def _log_likelihood(self: SCurve, rise): # of a deviance above the least; scatter is estimated too
+    if not self.scatter:
+        return -rise / 2
+    left = max(1, np.sum(~np.isnan(self.series.values)) - 3)
+    return -(left + 1) / 2 * np.log1p(rise / left)
+
+# %% ../../../nbs/decide/series/02_trend.ipynb #4d5390fd
+@patch
+# deviance of the best curve of all families -> (log of what speaks for this family, chance that its
+# inflection is before the end of the series)
+def evidence(self: SCurve, least=None) -> tuple:
+    "All rates and inflections, each as often as it is likely."
+    n, least = len(self.series), self.deviance if least is None else least
+    ends = np.array([[math.log(.5 / n), math.log(3)], [0, 2 * n]])
+    low, high = ends.T
+    for size in ((25, 81), (40, 61), (40, 61)): # the later grids lie over what is likely alone
+        k, t0 = (np.linspace(*e) for e in zip(low, high, size))
+        step = np.array([k[1] - k[0], t0[1] - t0[0]])
+        found = self._log_likelihood(self._deviances(k, t0) - least)
+        i, j = np.nonzero(found > found.max() - 12)
+        low = np.maximum([k[i.min()], t0[j.min()]] - step, ends[:, 0])
+        high = np.minimum([k[i.max()], t0[j.max()]] + step, ends[:, 1])
+    weight = np.exp(found - found.max()).sum(0)
+    before = np.clip((n - t0) / step[1] + .5, 0, 1) # share of each cell
+    total = found.max() + math.log(weight.sum() * step.prod())
+    return total, float(weight @ before / weight.sum())
+
+@patch
 def past(self: SCurve) -> float: # 0 to 1
-    "How far the data speak for an inflection before the end of the series."
-    now = float(len(self.series))
-    x, deviance = min((self._solve([*start, now], (2,))
-                       for start in (self.x[:2], [self.x[0], math.log(2 / now)],
-                                     [math.log(2 * np.nansum(self.series.values)), self.x[1]])),
-                      key=lambda s: s[1])
-    z = math.copysign(
-        math.sqrt(max(0., deviance - self.deviance) / (self._limit() / chi2.ppf(.95, 1))),
-        now - self.x[2])
-    return .5 * math.erfc(-z / math.sqrt(2))
+    "The chance that the inflection is before the end of the series, if the family is right."
+    return self.evidence()[1]
 
 # %% ../../../nbs/decide/series/02_trend.ipynb #52edcd9c
 def _stray(curve): # the period without which the curve fits best
@@ -506,7 +536,10 @@ class Maturity:
         return [c.profile("share") if w >= .01 else None for c, w in zip(self.curves, self.weights)]
     @cached_property
     def past(self): # chance that the inflection is behind
-        return float(sum(w * c.past() for w, c in zip(self.weights, self.curves)))
+        least = min(c.deviance for c in self.curves)
+        speaks, chances = zip(*(c.evidence(least) for c in self.curves))
+        w = np.exp(np.array(speaks) - max(speaks)) * [FAMILIES[c.family][1] for c in self.curves]
+        return float(w @ chances / w.sum())
 
 # %% ../../../nbs/decide/series/02_trend.ipynb #3451ff09
 # up to this share of the ceiling
