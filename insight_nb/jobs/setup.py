@@ -24,6 +24,7 @@ from ..models.tasks import Model
 from ..ship.predict import time_per_text
 from ..base.tensors import choose_device, module_device, set_seed
 from ..train.layer_cache import LayerCache
+from ..train.optim import EFFORTS, effort_settings
 from ..train.processes import ProcessGroup
 
 # %% ../../nbs/jobs/00_setup.ipynb #e5148740
@@ -70,7 +71,7 @@ class FineTuningSetup:
         self.frozen = {} # of `model`: name -> (weight that is not trained, its fingerprint)
         self.kept = None # of `training.score_again`: best score, score now, validation rows
         self.too_long = self.language = None # of `fit` or `TaggingRows`
-        self.rule = None # of `make_trainer`
+        self.effort, self.rule = "normal", None # of `set_effort`, of `make_trainer`
         self.texts = None # of `check_shipped`: what the bundle was asked
         self.checkpoint, self.resume = None, False # of `set_checkpoint`
         self.group = ProcessGroup() # the processes that train; an outer one has several trainings
@@ -98,6 +99,17 @@ def freeze(self: FineTuningSetup, count): # of layers, from the lowest; 0 or Non
         raise InputError(f"freeze is {count}, and method {self.method!r} leaves the layers as they "
                          "are anyway: take method full, or leave freeze out.")
     freeze_layers(self.encoder, int(count))
+
+@patch
+def set_effort(self: FineTuningSetup, effort): # one of EFFORTS; None: normal
+    "How much training may cost. Raises InputError for what the method can't give."
+    effort = effort or "normal"
+    effort_settings(effort, 1)
+    if effort == "best" and (self.method != "full" or self.encoder.frozen_layers):
+        kind = "freeze" if self.encoder.frozen_layers else f"method {self.method}"
+        raise InputError(f"effort best moves token vectors that are trained, and with {kind} they "
+                         "are not: leave one of the two out.")
+    self.effort = effort
 
 # %% ../../nbs/jobs/00_setup.ipynb #d7647296
 def _whole(v, least=1):
@@ -130,6 +142,8 @@ SETTINGS = {
     "device": (lambda v: v is None or isinstance(v, (str, torch.device)),
                "'cpu', 'cuda', 'mps', or None"),
     "options": (lambda v: v is None or isinstance(v, dict), "a dict of name -> value, or None"),
+    "effort": (lambda v: v is None or isinstance(v, str) and v in EFFORTS,
+               " or ".join(map(repr, EFFORTS))),
     "layer_decay": (lambda v: v is None or _number(v) and 0 < v <= 1,
                     "a number above 0 and at most 1, or None"),
     "focal": (lambda v: _number(v) and v >= 0, "a number from 0"),

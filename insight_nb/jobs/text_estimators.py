@@ -50,7 +50,8 @@ from ..train.callbacks import Progress
 from ..train.inference import optimize_for_inference, predict_logits
 
 # %% ../../nbs/jobs/05_text_estimators.ipynb #b165b0c5
-OPTIONS = ("layer_decay", "unfreeze", "freeze", "weight_averaging", "focal", "smoothing", "pool",
+OPTIONS = ("layer_decay", "unfreeze", "freeze", "effort", "weight_averaging", "focal",
+           "smoothing", "pool",
            "casing", "overlap", "context", "sampling", "keep_interrupted", "mask")
 
 class TextEstimator(BaseEstimator):
@@ -62,7 +63,8 @@ class TextEstimator(BaseEstimator):
     # that it uses; keep_interrupted: Ctrl-C ends training alone, and the best epoch is kept
     # mask: names such as [EMAIL_1] stand for personal data, in training and whenever it is asked
     # freeze: the embeddings and so many layers, from the lowest, are not trained
-    known_options = ("layer_decay", "unfreeze", "freeze", "weight_averaging", "pool",
+    # effort: what training may cost, one of `train.optim.EFFORTS`
+    known_options = ("layer_decay", "unfreeze", "freeze", "effort", "weight_averaging", "pool",
                      "keep_interrupted", "mask")
 
     def __init__(self, backbone=None, # folder or hub id of an encoder; None: the embedded one
@@ -211,6 +213,7 @@ def make_setup(self: TextEstimator) -> FineTuningSetup:
     setup = FineTuningSetup(self.first_encoder(), self.method, self.rank, self.max_length,
                             seed=self.seed(), device=self.device)
     setup.freeze((self.options or {}).get("freeze"))
+    setup.set_effort((self.options or {}).get("effort"))
     return setup
 
 @patch

@@ -8,7 +8,7 @@ __all__ = ['READS_MANY', 'MIN_ROWS', 'measure_by_people', 'split_rows', 'open_wr
            'validation_split', 'find_copies', 'split_given', 'token_dataset', 'untrained_probabilities', 'make_trainer',
            'fit_or_resume', 'share_right', 'score_again', 'hint_groups', 'list_rows', 'same_answers', 'read_columns',
            'training_logits', 'ask_alone', 'whole_rows', 'rows_in_training', 'learned_names', 'check_training_rows',
-           'check_shipped']
+           'check_shipped', 'EffortGain', 'compare_effort']
 
 # %% ../../nbs/jobs/01_training.ipynb #c18ffcbe
 from dataclasses import dataclass, replace
@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.base import clone
 
 import insight_nb.eval.guard as guard
-from ..base.core import InputError, plural, shorten
+from ..base.core import InputError, format_points, plural, shorten
 from ..base.intervals import find_grouping
 from ..base.privacy import mask
 from ..data.dataset import TokenDataset
@@ -28,6 +29,7 @@ from ..data.table import Table, to_text
 from ..data.targets import tokenize_pairs
 from ..data.tokens import check_tokenizer_coverage
 from ..data.windows import WindowDataset, text_dataset
+from ..eval.compare_runs import LESS_IS_BETTER, run_differences
 from ..eval.errors import confident_mistakes, find_label_issues, label_issues
 from ..eval.report import Check
 from .setup import FineTuningSetup, only_red
@@ -297,7 +299,8 @@ def make_trainer(setup: FineTuningSetup, model, # of `setup.model`
     train, valid = sides[:2]
     n_classes = n_classes or len(model.task.names)
     config, setup.rule = default_train_config(len(train), n_classes, setup.method,
-                                              setup.encoder.width, seed=setup.seed, **given)
+                                              setup.encoder.width, seed=setup.seed,
+                                              effort=setup.effort, **given)
     callbacks = [CollapseGuard(), Progress()]
     if frozen := setup.encoder.frozen_layers:
         setup.rule += f"; {frozen.summary()}"
@@ -497,3 +500,39 @@ def check_shipped(setup: FineTuningSetup, trainer, folder, # of the bundle
     checks += check_training_rows(setup, trainer, source, parts)
     own = same_answers(task, answers, wanted, temperature)
     return bundle, [*checks, guard.row_order(asked.index, answers.index, own)]
+
+# %% ../../nbs/jobs/01_training.ipynb #d1fe0ef9
+@dataclass
+class EffortGain:
+    "What a greater effort brought over the normal one, on the same test rows."
+    differences: dict # metric -> `Difference`
+    seconds: tuple # of training: normal, and with the effort
+
+    def summary(self) -> str:
+        "One sentence."
+        name, first = next(iter(self.differences.items()))
+        if name in LESS_IS_BETTER: # a number in units of its own
+            paid, by = first.high < 0, str(first)
+        else:
+            paid, by = first.low > 0, f"{format_points(first)} points"
+        said = "It paid" if paid else "That it paid is not shown"
+        return (f"{said}: {name} differs by {by} from that of the normal effort; training took "
+                f"{self.seconds[1] / max(self.seconds[0], 1e-9):.1f} times as long.")
+
+    def section(self): return "What the effort brought", [self.summary()] # of a report
+    def to_dict(self) -> dict:
+        return {"differences": {k: d.to_dict() for k, d in self.differences.items()},
+                "normal_seconds": self.seconds[0], "seconds": self.seconds[1]}
+
+# %% ../../nbs/jobs/01_training.ipynb #42603dbc
+def compare_effort(model, # an estimator that was fitted with an effort
+                   report, # its `evaluate`, with `predictions`
+                   X, y, weights=None, source=None) -> EffortGain: # as `model` got them
+    "Train the same model with the normal effort, and compare the answers on the test rows."
+    plain = clone(model).set_params(options={**model.options, "effort": "normal"}, verbose=False)
+    plain.start_from = model.start_from
+    plain.fit(X, y, weights, valid=model.parts_)
+    usual = plain.evaluate(source=source).predictions
+    rows = np.arange(len(usual))
+    seconds = [m.trainer_.state.train_seconds for m in (plain, model)]
+    return EffortGain(run_differences(usual, report.predictions, rows, rows), tuple(seconds))
