@@ -376,10 +376,9 @@ def supports_sparse_updates(self: Trainer) -> bool:
 # %% ../../nbs/train/02_trainer.ipynb #d18b7e44
 @patch
 def score_noise(self: Trainer, score) -> float: # 0 for a score that is no share of the rows
-    """How far two epochs of a run may differ by chance: half of the standard error of a share, as
-    they answer most of the validation rows alike."""
+    "How far two epochs of a run may differ by chance: two standard errors of a share."
     rows = 1 if self.valid_dataset is None else len(self.valid_dataset)
-    return .5 * math.sqrt(max(0., score * (1 - score)) / max(1, rows))
+    return 2 * math.sqrt(max(0., score * (1 - score)) / max(1, rows))
 
 @patch
 def keep_if_best(self: Trainer, value: float): # of the weights in the model; larger is better
