@@ -118,7 +118,7 @@ def test_fewer_scores_say_less(fits):
         spread(fit_curve(SIZES[few][::4], scores(SIZES)[few][::4])) > spread(curve)
         for _, scores, curve in fits
     ]
-    assert np.mean(wider) > 0.75
+    assert np.mean(wider) > 0.7
 
 
 BAD = [

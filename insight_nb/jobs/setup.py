@@ -100,6 +100,7 @@ def freeze(self: FineTuningSetup, count): # of layers, from the lowest; 0 or Non
                          "are anyway: take method full, or leave freeze out.")
     freeze_layers(self.encoder, int(count))
 
+# %% ../../nbs/jobs/00_setup.ipynb #4637297e
 @patch
 def set_effort(self: FineTuningSetup, effort): # one of EFFORTS; None: normal
     "How much training may cost. Raises InputError for what the method can't give."

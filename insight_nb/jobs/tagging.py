@@ -169,6 +169,7 @@ def span_offsets(spans): # dicts with start, end, label
     "Spans as (start, end, kind), to be compared."
     return [(s["start"], s["end"], s["label"]) for s in spans]
 
+# %% ../../nbs/jobs/02_tagging.ipynb #ce1796a9
 def raw_text_f1(tagger, # a `Bundle`
                 tagged: TaggedTexts, n=2000, seed=0,
                 groups=None) -> tuple: # (texts,); `Metric` of it, and of no span

@@ -65,6 +65,7 @@ class DistillationTask(ClassificationTask):
         super().__init__(names, dropout=dropout, pool=check_pool(pool))
         self.temperature = float(temperature)
 
+# %% ../../nbs/train/05_distill.ipynb #42fbc2c8
 @patch
 def loss(self: DistillationTask, logits, labels, weights=None): # (batch, classes) both
     return weighted_mean(distillation_loss(logits, labels, self.temperature), weights)

@@ -162,6 +162,7 @@ def storage_lock(file=None): # None: memory
             raise no_store(file, e) from None
         yield
 
+# %% ../../nbs/train/09_search.ipynb #23f64d99
 def open_storage(file=None): # an SQLite file, made where there is none; None: memory
     "A store of Optuna. Raises InputError for a file that is something else, or can't be written."
     optuna = optional_import("optuna", "tune")

@@ -385,7 +385,6 @@ def _walk(self: SCurve, what, sign, step):
         inside, step = [*inside, x], 1.6 * step
     return inside, None
 
-# %% ../../../nbs/decide/series/02_trend.ipynb #5c8b369d
 @patch
 # one end of the interval of a value, and the curves on the way there
 def _end(self: SCurve, what, sign):
@@ -598,7 +597,6 @@ def stage(self: Maturity) -> str:
     first, last = stage_name(self.share().low), stage_name(self.share().high)
     return first if first == last else f"{first} to {last}"
 
-# %% ../../../nbs/decide/series/02_trend.ipynb #ada3de95
 @patch
 def _date(self: Maturity, t): # periods from the beginning of the first -> the period it lies in
     if math.isfinite(t):
