@@ -384,7 +384,7 @@ def score_noise(self: Trainer, score) -> float: # 0 for a score that is no share
 def keep_if_best(self: Trainer, value: float): # of the weights in the model; larger is better
     "Keep the newest weights, unless an earlier epoch was better by more than chance."
     state = self.state
-    if state.best is None or value > state.top_score:
+    if state.top_score is None or value > state.top_score:
         state.top_score, state.top_epoch = value, state.epoch
     if value >= state.top_score - self.score_noise(state.top_score):
         last = state.epoch == self.config.epochs
