@@ -114,11 +114,12 @@ def test_fewer_scores_say_less(fits):
         return np.subtract(*c.predict(1920)[:0:-1])
 
     few = SIZES > 40
-    wider = [
-        spread(fit_curve(SIZES[few][::4], scores(SIZES)[few][::4])) > spread(curve)
+    times = [
+        spread(fit_curve(SIZES[few][::4], scores(SIZES)[few][::4])) / spread(curve)
         for _, scores, curve in fits
     ]
-    assert np.mean(wider) > 0.7
+    assert np.mean(np.array(times) > 1) > 0.7
+    assert np.exp(np.mean(np.log(times))) > 1.25
 
 
 BAD = [

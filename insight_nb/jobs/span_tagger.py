@@ -27,7 +27,6 @@ from ..eval.spans import (
 from .text_estimators import (
     MultiLabelClassifier, PairClassifier, PairRegressor, TextClassifier, TextEstimator,
     TextRegressor, check_class_weight, check_groups, check_split_rows)
-from .setup import FineTuningSetup
 from .tagging import (
     TAG_METRICS, TaggingRows, check_shipped_tagger, choose_transition_strength, raw_text_f1,
     span_offsets, split_tagged, tag_metrics)
@@ -94,6 +93,7 @@ class SpanTagger(TextEstimator):
     """Spans in texts. `y` holds for each text a list of (start, end, label), in characters, and
     `predict` answers with a list of dicts; or X holds lists of words, and `y` lists of IOB tags,
     and `predict` answers with lists of tags, in the scheme IOB2."""
+    usual_length = 128
     known_options = ("layer_decay", "unfreeze", "freeze", "weight_averaging", "focal", "smoothing",
                      "casing", "overlap", "context", "keep_interrupted", "mask")
 
@@ -111,13 +111,6 @@ class SpanTagger(TextEstimator):
         return tags
 
 # %% ../../nbs/jobs/06_span_tagger.ipynb #4329f757
-@patch
-def make_setup(self: SpanTagger) -> FineTuningSetup:
-    setup = FineTuningSetup(self.backbone, self.method, self.rank, self.max_length, 128,
-                            self.seed(), self.device)
-    setup.freeze((self.options or {}).get("freeze"))
-    return setup
-
 @patch
 def check_options(self: SpanTagger) -> dict:
     check_class_weight(self.class_weight)

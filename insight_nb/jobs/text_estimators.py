@@ -51,13 +51,14 @@ from ..train.inference import optimize_for_inference, predict_logits
 
 # %% ../../nbs/jobs/05_text_estimators.ipynb #b165b0c5
 OPTIONS = ("layer_decay", "unfreeze", "freeze", "effort", "weight_averaging", "focal",
-           "smoothing", "pool",
-           "casing", "overlap", "context", "sampling", "keep_interrupted", "mask")
+           "smoothing", "pool", "casing", "overlap", "context", "sampling",
+           "keep_interrupted", "mask")
 
 class TextEstimator(BaseEstimator):
     """A fine-tuned encoder with the methods of scikit-learn. `bundle_` holds the trained model,
     `history_` an entry for each epoch. `fit` raises InputError for settings that can't work."""
     pairs = False # does it read pairs of texts?
+    usual_length = 256 # tokens at which a text is cut, if nothing is said
     start_from = None # a `Backbone` to begin with, such as an adapted one; None: of `backbone`
     reported = ("windows",) # settings that a report names
     # that it uses; keep_interrupted: Ctrl-C ends training alone, and the best epoch is kept
@@ -211,7 +212,7 @@ def first_encoder(self: TextEstimator): # a name or None, or a `Backbone`
 def make_setup(self: TextEstimator) -> FineTuningSetup:
     "The encoder with its adapter. Raises InputError for a backbone or method that can't work."
     setup = FineTuningSetup(self.first_encoder(), self.method, self.rank, self.max_length,
-                            seed=self.seed(), device=self.device)
+                            self.usual_length, self.seed(), self.device)
     setup.freeze((self.options or {}).get("freeze"))
     setup.set_effort((self.options or {}).get("effort"))
     return setup

@@ -75,7 +75,7 @@ def train(self: Backbone, mode=True): # as of torch
     "Switch to training, with dropout but where layers are frozen."
     super(Backbone, self).train(mode)
     if self.frozen_layers:
-        self.frozen_layers.eval()
+        self.frozen_layers.stop_dropout()
     return self
 
 # %% ../../nbs/models/00_backbone.ipynb #af07e9d6

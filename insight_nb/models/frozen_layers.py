@@ -106,14 +106,14 @@ def freeze_layers(backbone: Backbone, count: int) -> FrozenLayers: # layers, fro
         if trained == {False}: # it has weights, and all are frozen
             frozen.modules.append(part)
     backbone.frozen_layers = frozen
-    return frozen.eval()
+    return frozen.stop_dropout()
 
 @patch(as_prop=True)
 def num_parameters(self: FrozenLayers) -> int: # weights that are frozen
     return sum(p.numel() for p in self.encoder.parameters() if not p.requires_grad)
 
 @patch
-def eval(self: FrozenLayers): # itself
+def stop_dropout(self: FrozenLayers): # itself
     "No dropout in the frozen part."
     for part in self.modules:
         part.eval()

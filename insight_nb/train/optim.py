@@ -356,7 +356,6 @@ def default_train_config(n_rows, # number of training rows
     """Choose settings by rule from rows, classes and backbone width. Raises InputError for values
     that can't work."""
     given = {name: value for name, value in given.items() if value is not None}
-    check_given(given, method)
     by_hand = [name for name in given if name != "seed"]
     rate = default_learning_rate(n_classes, method, width, task)
     rule = TrainConfig(epochs=default_epochs(n_rows, n_classes, method, task, windows_per_text),
@@ -368,6 +367,7 @@ def default_train_config(n_rows, # number of training rows
         given.setdefault("head_learning_rate", times * given["learning_rate"])
     rule = replace(rule, **effort_settings(effort, rule.epochs))
     config = replace(rule, **given)
+    check_given(given | {"adversarial": config.adversarial}, method)
     kinds = "" if task == "regress" else f" in {n_classes} classes"
     rule_text = (f"{plural(n_rows, 'row')}{kinds}, a backbone {width} wide, method "
                  f"{method}: {plural(config.epochs, 'epoch')}, peak rate {config.learning_rate:g}")
