@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['check_shape', 'Batch', 'Packing', 'ModelOutput', 'choose_device', 'module_device', 'eval_mode', 'set_seed',
-           'torch_random_state', 'set_torch_random_state', 'single_thread', 'keep_freed_memory', 'FakeTokenizer',
-           'FakeEncoder']
+           'torch_random_state', 'set_torch_random_state', 'single_thread', 'keep_freed_memory', 'separate_tensors',
+           'FakeTokenizer', 'FakeEncoder']
 
 # %% ../../nbs/base/10_tensors.ipynb #ed99d662
 import ctypes
@@ -202,6 +202,17 @@ def keep_freed_memory() -> bool: # whether the C library could be told (glibc al
     return bool(
         mallopt(trim, 2**31 - 1)
         and (mallopt(mmap, 2**30) or mallopt(mmap, 2**25)))
+
+# %% ../../nbs/base/10_tensors.ipynb #2434e063
+def separate_tensors(tensors: dict) -> dict: # name -> tensor
+    "The same tensors, contiguous and on the CPU, no two of which share memory."
+    known, apart = set(), {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if memory in known else tensor
+        known.add(memory)
+    return apart
 
 # %% ../../nbs/base/10_tensors.ipynb #d2a47f92
 class FakeTokenizer:

@@ -123,10 +123,11 @@ def _values(part):
             for b in part.cast(pa.large_binary()).to_pylist()]
 
 # %% ../../nbs/data/03_tokens.ipynb #ea12b565
-def _encode(texts, tokenizer, max_length, out):
+def _encode(texts, tokenizer, max_length, prompt, out):
     """Write the ids of all rows to the binary file `out`. Returns where each row starts, and
     whether it was cut."""
     def call(rows, n):
+        rows = [prompt + t for t in rows] if prompt else rows
         return tokenizer(rows, truncation=True, max_length=n, return_attention_mask=False,
                          return_token_type_ids=False)["input_ids"]
     sizes, truncated = array("q", [0]), bytearray()
@@ -142,10 +143,10 @@ def _encode(texts, tokenizer, max_length, out):
     return np.cumsum(sizes, dtype=np.int64), np.frombuffer(truncated, dtype=bool)
 
 # %% ../../nbs/data/03_tokens.ipynb #1fccee86
-def _hold(texts, tokenizer, max_length):
+def _hold(texts, tokenizer, max_length, prompt=""):
     "The tokens of these texts, in memory."
     out = BytesIO()
-    offsets, truncated = _encode(texts, tokenizer, max_length, out)
+    offsets, truncated = _encode(texts, tokenizer, max_length, prompt, out)
     return TokenizedTexts(np.frombuffer(out.getbuffer(), dtype=np.int32), offsets, truncated)
 
 # %% ../../nbs/data/03_tokens.ipynb #adf43ca9
@@ -206,10 +207,10 @@ def _load(path):
         return None
 
 # %% ../../nbs/data/03_tokens.ipynb #56df3cee
-def _store(path, texts, tokenizer, max_length):
+def _store(path, texts, tokenizer, max_length, prompt=""):
     with atomic_output(path, force=True,
                        file=True) as temp, tempfile.TemporaryFile(dir=temp.parent) as out:
-        offsets, truncated = _encode(texts, tokenizer, max_length, out)
+        offsets, truncated = _encode(texts, tokenizer, max_length, prompt, out)
         out.flush()
         # an empty file has no map
         if offsets[-1]:
@@ -219,14 +220,14 @@ def _store(path, texts, tokenizer, max_length):
         _write(temp, TokenizedTexts(ids, offsets, truncated), path.stem)
 
 # %% ../../nbs/data/03_tokens.ipynb #db3c1f58
-def _kept(path, texts, tokenizer, max_length):
+def _kept(path, texts, *how): # as of `_store`
     """The tokens in this file, which is written when it has to be; None, with a warning, when it
     can't be."""
     tokens, fault = _load(path), "the file was damaged at once"
     if tokens is not None:
         return tokens
     try:
-        _store(path, texts, tokenizer, max_length)
+        _store(path, texts, *how)
     except (InputError, OSError) as e:
         fault = e
     tokens = _load(path) # another run's, where this one's could not be written
@@ -235,8 +236,8 @@ def _kept(path, texts, tokenizer, max_length):
     return tokens
 
 # %% ../../nbs/data/03_tokens.ipynb #732bd668
-def _check_length(tokenizer, max_length):
-    least = len(tokenizer([""])["input_ids"][0]) + 1
+def _check_length(tokenizer, max_length, prompt):
+    least = len(tokenizer([prompt])["input_ids"][0]) + 1
     most = getattr(tokenizer, "model_max_length", None) or max_length
     if not least <= max_length <= most:
         raise InputError(
@@ -248,19 +249,23 @@ def tokenize(texts, # str each, row by row: a sequence, or a column of an Arrow 
              tokenizer, # called like a fast tokenizer of transformers
              max_length: int, # most tokens of a row, special tokens included
              cache=None, # a folder, True for the usual one, None for no cache
+             # put before each text; None: what the tokenizer has as `prompt`, if anything
+             prompt=None,
             ) -> TokenizedTexts: # with a cache, looking into its file
     """Token ids of every text, cut to `max_length` with the special tokens kept. Raises
     `InputError` for rows that are no text."""
     if iter(texts) is texts: # what can be walked only once
         texts = list(texts)
-    identity = _identity(tokenizer) if cache else None
-    key = _key(texts, identity, max_length)
-    _check_length(tokenizer, max_length)
+    if prompt is None:
+        prompt = getattr(tokenizer, "prompt", "")
+    how, identity = (tokenizer, max_length, prompt), _identity(tokenizer) if cache else None
+    key = _key(texts, identity and identity + prompt, max_length)
+    _check_length(*how)
     if identity is None:
-        return _hold(texts, tokenizer, max_length)
+        return _hold(texts, *how)
     folder = cache_home() if cache is True else Path(cache)
-    tokens = _kept(folder / f"{key}.arrow", texts, tokenizer, max_length)
-    return _hold(texts, tokenizer, max_length) if tokens is None else tokens
+    tokens = _kept(folder / f"{key}.arrow", texts, *how)
+    return _hold(texts, *how) if tokens is None else tokens
 
 # %% ../../nbs/data/03_tokens.ipynb #28da620c
 def _shares(tokenizer, ids):
@@ -289,9 +294,8 @@ def check_tokenizer_coverage(texts, # str each
     "Whether the tokenizer was made for the language of these texts, in numbers and in a sentence."
     chosen = np.random.default_rng(seed).permutation(len(texts))[:sample_size]
     texts = [texts[i][:500] for i in chosen]
-    ids = tokenize(
-        texts, tokenizer, min(512, getattr(tokenizer, "model_max_length", 512))
-    ).input_ids
+    most = min(512, getattr(tokenizer, "model_max_length", 512))
+    ids = tokenize(texts, tokenizer, most, prompt="").input_ids
     unknown, single, n = _shares(tokenizer, ids)
     joined = "".join(texts)
     def mostly(letters):

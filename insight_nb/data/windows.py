@@ -118,6 +118,9 @@ def window_dataset(texts, # str each
                 labels=None, pad_id=0) -> WindowDataset:
     "Texts as rows of windows: nothing of them is cut off."
     before, after = special_token_ends(tokenizer)
+    if prompt := getattr(tokenizer, "prompt", ""): # each window is a text of its own
+        asked = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        before = np.concatenate([before, np.array(asked, np.int32)])
     size, ids, starts = content_size(max_length, overlap, before, after), [], [0]
     for part in iter_chunks(texts):
         for row in tokenizer(part, add_special_tokens=False, return_attention_mask=False,

@@ -153,7 +153,9 @@ SETTINGS = {
                  "'balanced', or None"),
     **dict.fromkeys(("overlap", "freeze"), (lambda v: v is None or _whole(v, 0),
                                             "a whole number from 0, or None")),
-    "pool": (lambda v: isinstance(v, str) and v in POOLS, " or ".join(map(repr, POOLS)))}
+    "prompt": (lambda v: v is None or isinstance(v, str), "a text, or None"),
+    "pool": (lambda v: v is None or isinstance(v, str) and v in POOLS,
+             f"{', '.join(map(repr, POOLS))}, or None")}
 
 def check_settings(values: dict, # name -> value; names that SETTINGS lacks are not looked at
                    where=""): # before the name, in messages

@@ -97,6 +97,15 @@ class SpanTagger(TextEstimator):
     known_options = ("layer_decay", "unfreeze", "freeze", "weight_averaging", "focal", "smoothing",
                      "casing", "overlap", "context", "keep_interrupted", "mask")
 
+    def make_setup(self):
+        "As of `TextEstimator`; raises InputError for an encoder that reads from left to right."
+        setup = super().make_setup()
+        if setup.encoder.causal:
+            raise InputError(f"backbone {setup.encoder.name} reads from left to right, so a word "
+                             "does not see the words after it: choose another backbone to find "
+                             "spans.")
+        return setup
+
     def __init__(self, backbone=None, method="full", rank=None, max_length=None, windows=False,
                  epochs=None, batch_size=None, learning_rate=None, random_state=0, device=None,
                  verbose=False, options=None, # all of them as of `TextEstimator`

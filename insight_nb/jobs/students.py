@@ -42,7 +42,7 @@ from ..train.callbacks import CollapseGuard, Progress
 from ..train.distill import (
     DistillationTask, mix_labels, share_agreed, spread_layers, student_model)
 from ..train.inference import optimize_for_inference
-from ..train.optim import default_train_config
+from ..train.optim import default_train_config, encoder_shape
 from ..train.processes import ProcessGroup, name_lost_process
 from ..train.trainer import Trainer, peak_memory_mb
 
@@ -287,7 +287,7 @@ def train_linear(self: Distillation, name) -> Student: # vectors or tfidf
 def make_layers(self: Distillation, name, keep) -> Model: # not trained yet
     "A model with some layers of the teacher."
     teacher = self.source.model
-    pool = getattr(teacher.task, "pool", "mean")
+    pool = getattr(teacher.task, "pool", None)
     task = DistillationTask(self.names, self.temperature, pool=pool)
     if tuple(teacher.task.names) != self.names: # in another order: its head is of no use
         teacher = Model(self.source.backbone, ClassificationTask(self.names))
@@ -303,7 +303,8 @@ def layer_trainer(self: Distillation, student, rows, given) -> Trainer:
     parts = validation_split(self.texts, seed=self.seed)
     train, valid = rows.select(parts.train), rows.select(parts.valid)
     config, self.rule = default_train_config(len(train), len(self.names), "full",
-                                             student.backbone.width, seed=self.seed, **given)
+                                             encoder_shape(student.backbone),
+                                             seed=self.seed, **given)
     callbacks = [CollapseGuard(), Progress()]
     return Trainer(student, train, valid if len(valid) else None, share_agreed, config, callbacks,
                    device=self.device)

@@ -24,6 +24,7 @@ import insight_nb.eval.guard as guard
 from ..base.core import (
     InputError, ReportTable, ScratchFolder, package_versions, plural, shorten, suggest)
 from ..base.privacy import Masker
+from ..base.tensors import choose_device
 from ..data.dataset import balanced_sampling_weights
 from ..data.split import DataSplit
 from ..data.table import Table
@@ -41,6 +42,7 @@ from insight_nb.jobs.training import (
     check_shipped, find_copies, fit_or_resume, hint_groups, join_pairs, list_rows, make_trainer,
     read_valid, score_again, share_right, split_given, token_dataset, untrained_probabilities,
     validation_split)
+from ..models.backbone import Backbone, load_backbone
 from ..models.tasks import (
     ClassificationTask, MultiLabelTask, RegressionTask, class_weights)
 from ..ship.bundle import Bundle, bundle_info, load_bundle, save_bundle
@@ -51,7 +53,7 @@ from ..train.inference import optimize_for_inference, predict_logits
 
 # %% ../../nbs/jobs/05_text_estimators.ipynb #b165b0c5
 OPTIONS = ("layer_decay", "unfreeze", "freeze", "effort", "weight_averaging", "focal",
-           "smoothing", "pool", "casing", "overlap", "context", "sampling",
+           "smoothing", "pool", "prompt", "casing", "overlap", "context", "sampling",
            "keep_interrupted", "mask")
 
 class TextEstimator(BaseEstimator):
@@ -65,8 +67,9 @@ class TextEstimator(BaseEstimator):
     # mask: names such as [EMAIL_1] stand for personal data, in training and whenever it is asked
     # freeze: the embeddings and so many layers, from the lowest, are not trained
     # effort: what training may cost, one of `train.optim.EFFORTS`
+    # pool, prompt: None, as the encoder's maker meant
     known_options = ("layer_decay", "unfreeze", "freeze", "effort", "weight_averaging", "pool",
-                     "keep_interrupted", "mask")
+                     "prompt", "keep_interrupted", "mask")
 
     def __init__(self, backbone=None, # folder or hub id of an encoder; None: the embedded one
                  method="full", # of `models.adapters.METHODS`
@@ -123,6 +126,8 @@ def check_options(self: TextEstimator) -> dict:
     check_settings(options, "options: ")
     if self.windows and self.pairs:
         raise InputError("windows are for single texts, not for pairs: leave them out.")
+    if options.get("prompt") and self.pairs:
+        raise InputError("a prompt stands before a single text, not before pairs: leave it out.")
     return options
 
 # %% ../../nbs/jobs/05_text_estimators.ipynb #e542e4c3
@@ -204,13 +209,17 @@ def check_rows(self: TextEstimator, X, y, name="X"):
 
 # %% ../../nbs/jobs/05_text_estimators.ipynb #26e924f8
 @patch
-def first_encoder(self: TextEstimator): # a name or None, or a `Backbone`
+def first_encoder(self: TextEstimator) -> Backbone:
     "What training begins with; an encoder that was given is copied."
-    return self.backbone if self.start_from is None else copy_backbone(self.start_from)
+    if self.start_from is not None:
+        return copy_backbone(self.start_from)
+    asked = (self.options or {}).get("prompt") if "prompt" in self.known_options else ""
+    return load_backbone(self.backbone, prompt="" if self.pairs else asked)
 
 @patch
 def make_setup(self: TextEstimator) -> FineTuningSetup:
     "The encoder with its adapter. Raises InputError for a backbone or method that can't work."
+    choose_device(self.device)
     setup = FineTuningSetup(self.first_encoder(), self.method, self.rank, self.max_length,
                             self.usual_length, self.seed(), self.device)
     setup.freeze((self.options or {}).get("freeze"))
@@ -430,7 +439,7 @@ def make_task(self: TextClassifier, y, options):
     weights = class_weights(self.names(), self.class_count_, self.class_weight)
     return ClassificationTask(self.names(), weights, focal=options.get("focal", 0.),
                               smoothing=options.get("smoothing", 0.),
-                              pool=options.get("pool", "mean"))
+                              pool=options.get("pool"))
 
 @patch
 def tune(self: TextClassifier, logits, labels) -> float:
@@ -770,7 +779,7 @@ def make_task(self: MultiLabelClassifier, y, options):
     if self.class_weight == "balanced":
         weights = torch.tensor((len(encoded) - yes) / np.maximum(yes, 1), dtype=torch.float32)
     return MultiLabelTask(self.names(), weights, focal=options.get("focal", 0.),
-                          pool=options.get("pool", "mean"))
+                          pool=options.get("pool"))
 
 @patch
 def tune(self: MultiLabelClassifier, logits, labels) -> float:
@@ -869,7 +878,7 @@ def task(self: TextRegressor) -> RegressionTask:
 def make_task(self: TextRegressor, y, options):
     learned = regression_targets(y, "y")
     self.task_ = RegressionTask([self.name_ or "value"], float(learned.mean()),
-                                float(learned.std()), pool=options.get("pool", "mean"))
+                                float(learned.std()), pool=options.get("pool"))
     return self.task_
 
 @patch

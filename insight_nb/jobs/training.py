@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['READS_MANY', 'MIN_ROWS', 'measure_by_people', 'split_rows', 'open_writers', 'check_readable', 'letters_sentence',
            'check_adapt', 'AdaptedStart', 'adapt_to_rows', 'read_valid', 'join_pairs', 'copy_counts',
-           'validation_split', 'find_copies', 'split_given', 'token_dataset', 'untrained_probabilities', 'make_trainer',
-           'fit_or_resume', 'share_right', 'score_again', 'hint_groups', 'list_rows', 'same_answers', 'read_columns',
-           'training_logits', 'ask_alone', 'whole_rows', 'rows_in_training', 'learned_names', 'check_training_rows',
-           'check_shipped', 'EffortGain', 'compare_effort']
+           'validation_split', 'find_copies', 'split_given', 'token_dataset', 'reading_sentence',
+           'untrained_probabilities', 'make_trainer', 'fit_or_resume', 'share_right', 'score_again', 'hint_groups',
+           'list_rows', 'same_answers', 'read_columns', 'training_logits', 'ask_alone', 'whole_rows',
+           'rows_in_training', 'learned_names', 'check_training_rows', 'check_shipped', 'EffortGain', 'compare_effort']
 
 # %% ../../nbs/jobs/01_training.ipynb #c18ffcbe
 from dataclasses import dataclass, replace
@@ -44,7 +44,7 @@ from ..train.callbacks import (
 from ..train.checkpoint import Checkpoint
 from ..train.inference import optimize_for_inference, predict_logits
 from ..train.layer_cache import LayerCache
-from ..train.optim import default_train_config
+from ..train.optim import default_train_config, encoder_shape
 from ..train.processes import name_lost_process
 from ..train.trainer import Trainer
 
@@ -110,7 +110,7 @@ def open_writers(augment, # as of `check_augment`
     return make_writers(names, open_client(url, model, limits), rows, mask, descriptions)
 
 # %% ../../nbs/jobs/01_training.ipynb #20a2462f
-READS_MANY = "intfloat/multilingual-e5-small" # about a hundred languages; pools by the mean
+READS_MANY = "intfloat/multilingual-e5-small" # about a hundred languages
 
 def check_readable(setup, # a `FineTuningSetup` that has its encoder
                    source, parts, # rows with texts, and their split
@@ -283,6 +283,17 @@ def token_dataset(texts, # of str, or of pairs of str
     rows = TokenDataset(tokens, labels, pad_id=tokenizer.pad_token_id, token_features=segments)
     return rows, tokens.truncated
 
+# %% ../../nbs/jobs/01_training.ipynb #48b1973c
+_READINGS = {"cls": "the first token's vector stands for the text",
+             "last": "the last token's vector stands for the text"} # of a pool
+
+def reading_sentence(model) -> str: # a `Model`; "" for a mean without a prompt
+    "How a text becomes one vector, where that is not the mean of its tokens."
+    pool = getattr(model.task, "pool", None)
+    prompt = getattr(model.backbone.tokenizer, "prompt", "") if pool else ""
+    said = [_READINGS[pool]] if pool in _READINGS else []
+    return ", ".join([*said, f"{prompt!r} stands before it"] if prompt else said)
+
 # %% ../../nbs/jobs/01_training.ipynb #2e505599
 def untrained_probabilities(model, rows: TokenDataset) -> np.ndarray: # (rows, classes)
     "What the model answers before training: in 32 bits, as the trained one is measured."
@@ -299,8 +310,11 @@ def make_trainer(setup: FineTuningSetup, model, # of `setup.model`
     train, valid = sides[:2]
     n_classes = n_classes or len(model.task.names)
     config, setup.rule = default_train_config(len(train), n_classes, setup.method,
-                                              setup.encoder.width, seed=setup.seed,
+                                              encoder_shape(setup.encoder),
+                                              seed=setup.seed,
                                               effort=setup.effort, **given)
+    if said := reading_sentence(model):
+        setup.rule += f"; {said}"
     callbacks = [CollapseGuard(), Progress()]
     if frozen := setup.encoder.frozen_layers:
         setup.rule += f"; {frozen.summary()}"

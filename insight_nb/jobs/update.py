@@ -34,7 +34,7 @@ from .training import (
     check_shipped, fit_or_resume, list_rows, make_trainer, share_right, token_dataset)
 from .update_rows import UpdateRows
 from ..models.adapters import merge_adapter, switch_adapter
-from ..models.backbone import Backbone, freeze
+from ..models.backbone import Backbone, freeze, load_backbone
 from ..models.tasks import ClassificationTask, class_weights
 from ..ship.bundle import (
     Bundle, check_files, load_bundle, read_info, save_bundle, write_manifest)
@@ -130,7 +130,7 @@ def trainable_backbone(bundle: Bundle, # of a classification
         switch_adapter(b, adapter)
         return b, adapter.method
     merge_adapter(b)
-    whole = Backbone(b.encoder, b.tokenizer, b.name, b.identity, b.width, b.max_length)
+    whole = Backbone(b.encoder, b.tokenizer, b.name, b.identity, b.width, b.max_length, b.pool)
     return whole.requires_grad_(True), "full"
 
 # %% ../../nbs/jobs/09_update.ipynb #f0f51d55
@@ -214,8 +214,10 @@ def task(self: BundleUpdate, used) -> ClassificationTask: # positions of the row
 def start_anew(self: BundleUpdate): # as of `start`
     "The pretrained encoder, by the method that the bundle was trained by."
     method, size = first_method(self.info)
-    setup = FineTuningSetup(self.info["backbone"]["name"], method, size, self.info["max_length"],
-                            seed=self.seed, device=self.device)
+    known = self.info["backbone"]
+    encoder = load_backbone(known["name"], prompt=known.get("prompt", ""))
+    setup = FineTuningSetup(encoder, method, size, self.info["max_length"], seed=self.seed,
+                            device=self.device)
     return setup, setup.model(self.task(self.used_rows("anew"))), None
 
 @patch

@@ -28,10 +28,10 @@ from .frozen import LinearProbe
 from ..train.inference import embed
 from .prompt import EMPTY_NAME, label_texts
 from ..models.backbone import count_parameters, load_backbone
-from ..models.heads import mean_pool
+from ..models.heads import POOLS
 from ..models.tasks import Model
 from ..base.tensors import Batch, set_seed
-from ..train.optim import TrainConfig
+from ..train.optim import TrainConfig, encoder_shape
 from ..train.trainer import Trainer
 
 # %% ../../nbs/methods/03_fewshot.ipynb #552bd980
@@ -145,12 +145,13 @@ def contrastive_loss(z: Tensor, # (rows, width) of length one
 # %% ../../nbs/methods/03_fewshot.ipynb #827cc905
 class ContrastiveHead(nn.Module):
     "Pool, make each vector's length one, and compare it with an anchor for each label."
-    def __init__(self, width, labels):
+    def __init__(self, width, labels, pool="mean"): # of `heads.POOLS`
         super().__init__()
+        self.pool = POOLS[pool]
         self.anchors = nn.Parameter(torch.zeros(labels, width))
 
     def forward(self, hidden, mask): # (batch, width + labels): the vectors, then the cosines
-        z = F.normalize(mean_pool(hidden.float(), mask), dim=1)
+        z = F.normalize(self.pool(hidden.float(), mask), dim=1)
         return torch.cat([z, z @ F.normalize(self.anchors, dim=1).T], 1)
 
 # %% ../../nbs/methods/03_fewshot.ipynb #a53b5bf1
@@ -159,9 +160,10 @@ class ContrastiveTask:
     name = "contrast"
     separable = False # each text is compared with all others of the batch
     # of pairs; factor of the cosines to anchors
-    def __init__(self, names, temperature=.07, sharp=20.):
+    def __init__(self, names, temperature=.07, sharp=20., pool=None): # as of `ClassificationTask`
         self.names, self.temperature, self.sharp = tuple(names), temperature, sharp
-    def head(self, width): return ContrastiveHead(width, len(self.names))
+        self.pool = pool
+    def head(self, width): return ContrastiveHead(width, len(self.names), self.pool or "mean")
     def loss(self, out, labels, weights=None):
         z, cosines = out.split(
             [out.shape[1] - len(self.names),
@@ -231,7 +233,7 @@ class Contrastive(Rung):
 # %% ../../nbs/methods/03_fewshot.ipynb #dd2c778a
 @patch
 def tune(self: Contrastive, texts, y, more=0.): # as of `TimeBudget`
-    "Train a fresh encoder on pairs; the rate is a fourth for a wide one."
+    "Train a fresh encoder on pairs."
     set_seed(self.seed)
     self.model = self.trainer = None # of an earlier run: memory
     encoder = load_backbone(self.backbone)
@@ -239,7 +241,7 @@ def tune(self: Contrastive, texts, y, more=0.): # as of `TimeBudget`
     n = self.pairs or default_num_pairs(len(y), len(self.names))
     settings = TrainConfig(
         epochs=1, batch_size=48,
-        learning_rate=1e-4 * (1 if encoder.width < 512 else .25),
+        learning_rate=1e-4 * encoder_shape(encoder).rate_scale,
         head_learning_rate=1e-2, seed=self.seed)
     t = encoder.tokenizer
     rows = PairDataset(

@@ -18,7 +18,7 @@ from ..models.backbone import count_parameters, load_backbone
 from ..models.tasks import ClassificationTask, Model, class_weights
 from ..base.tensors import set_seed
 from ..train.callbacks import CollapseGuard
-from ..train.optim import default_train_config
+from ..train.optim import default_train_config, encoder_shape
 from ..train.trainer import Trainer
 from ..train.inference import predict_logits
 
@@ -68,8 +68,8 @@ def load_encoder(self: EncoderRung):
 def train(self: EncoderRung, dataset: TokenDataset, n_rows, **task): # as of `default_train_config`
     "Train `model`, within the time that the rung has."
     config, self.rule = default_train_config(
-        n_rows, len(self.names), self.method, self.model.backbone.width, seed=self.seed, **task,
-        **self.given or {})
+        n_rows, len(self.names), self.method, encoder_shape(self.model.backbone),
+        seed=self.seed, **task, **self.given or {})
     self.trainer = Trainer(self.model, dataset, config=config,
                            callbacks=[CollapseGuard(), TimeBudget(self), *self.callbacks],
                            device=self.device, precision=self.precision)

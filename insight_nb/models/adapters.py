@@ -9,6 +9,7 @@ __all__ = ['ATTENTION_OUTPUTS', 'ADAPTERS', 'METHODS', 'DEFAULT_OPTIONS', 'Adapt
            'expected_trainable_parameters', 'merge_adapter', 'budget_schedule', 'mask_to_budget']
 
 # %% ../../nbs/models/02_adapters.ipynb #ec20bd27
+import inspect
 import math
 import re
 
@@ -123,7 +124,6 @@ class Prefix(AdapterModule):
         for t in (self.keys, self.values):
             nn.init.normal_(t, std=.02)
 
-# %% ../../nbs/models/02_adapters.ipynb #9e8722bf
 class _WithPrefix:
     def forward(self, hidden_states, attention_mask=None, **_):
         def heads(x): return x.view(*x.shape[:2], -1, self.attention_head_size).transpose(1, 2)
@@ -140,12 +140,41 @@ class _WithPrefix:
         return y.transpose(1, 2).reshape(*hidden_states.shape[:2], -1), None
 
     def __reduce_ex__(self, protocol): # another process has to make the class, too
-        return _new, (type(self).__mro__[2],), self.__dict__
+        return _new, (_plain_kind(type(self)),), self.__dict__
 
 def _new(kind): return _grafted(kind).__new__(_grafted(kind))
 
+# %% ../../nbs/models/02_adapters.ipynb #4ef55d47
+class _Before:
+    "Stands where an attention looks for the keys and values of earlier tokens."
+    def __init__(self, graft): self.graft = graft
+    def update(self, keys, values, *more, **kwargs): # (batch, heads, tokens, head width) both
+        def behind(before, x):
+            before = before.to(x.dtype).view(len(before), x.shape[1], -1).transpose(0, 1)
+            return torch.cat([before.expand(len(x), -1, -1, -1), x], 2)
+        return behind(self.graft.keys, keys), behind(self.graft.values, values)
+
+def _cache_name(kind): # of an attention's argument for such keys and values, or None
+    known = inspect.signature(kind.forward).parameters
+    return next((name for name in ("cache", "past_key_values") if name in known), None)
+
+class _WithCachedPrefix(_WithPrefix):
+    def forward(self, hidden_states, position_embeddings=None, attention_mask=None, **kwargs):
+        kind, n, size = _plain_kind(type(self)), len(self.graft.keys), hidden_states.shape[1]
+        if attention_mask is None and getattr(self, "is_causal", False):
+            seen = torch.ones(size, size, dtype=torch.bool, device=hidden_states.device)
+            attention_mask = seen.tril()[None, None]
+        if attention_mask is not None:
+            attention_mask = F.pad(attention_mask, (n, 0), value=attention_mask.dtype == torch.bool)
+        return kind.forward(
+            self, hidden_states, position_embeddings=position_embeddings,
+            attention_mask=attention_mask, **kwargs | {_cache_name(kind): _Before(self.graft)})
+
 # %% ../../nbs/models/02_adapters.ipynb #a852f1a8
 _made = {} # class of a module -> the class with an adapter module
+# attentions whose keys and values are joined with the prefix here
+_JOINED = ("BertSelfAttention", "RobertaSelfAttention", "XLMRobertaSelfAttention",
+           "CamembertSelfAttention", "ElectraSelfAttention", "ErnieSelfAttention")
 
 def _grafted(kind):
     if kind is nn.Linear:
@@ -153,8 +182,8 @@ def _grafted(kind):
     if kind is nn.LayerNorm:
         return AdaptedNorm
     if kind not in _made:
-        _made[kind] = type(f"{kind.__name__}WithPrefix", (_WithPrefix, kind),
-                           {"__module__": __name__})
+        way = _WithPrefix if kind.__name__ in _JOINED else _WithCachedPrefix
+        _made[kind] = type(f"{kind.__name__}WithPrefix", (way, kind), {"__module__": __name__})
     return _made[kind]
 
 def attach_module(module: nn.Module, adapter_module: AdapterModule):
@@ -165,7 +194,10 @@ def attach_module(module: nn.Module, adapter_module: AdapterModule):
 def detach_module(module: nn.Module):
     "Undo `attach_module`."
     del module.graft
-    module.__class__ = type(module).__mro__[2]
+    module.__class__ = _plain_kind(type(module))
+
+def _plain_kind(kind): # of a class with an adapter module
+    return kind.__mro__[3 if issubclass(kind, _WithCachedPrefix) else 2]
 
 # %% ../../nbs/models/02_adapters.ipynb #4bcfe6d7
 def linear_layers(encoder: nn.Module, where=None) -> dict: # path -> module
@@ -211,16 +243,22 @@ def bottleneck_paths(encoder: nn.Module, width, style="pfeiffer") -> list[str]:
 # %% ../../nbs/models/02_adapters.ipynb #bdf160fc
 def self_attention_modules(encoder: nn.Module) -> dict: # path -> module
     "Find the self-attention modules that can take a prefix. Raises InputError if there are none."
-    kinds = ("BertSelfAttention", "RobertaSelfAttention", "XLMRobertaSelfAttention",
-             "CamembertSelfAttention", "ElectraSelfAttention", "ErnieSelfAttention")
     found = {
         k: m for k, m in encoder.named_modules()
-        if type(m).__name__.removesuffix("WithPrefix") in kinds}
+        if type(m).__name__.removesuffix("WithPrefix") in _JOINED or _looks_into_a_cache(m)}
     if not found:
         raise InputError(
             f"method 'prefix' does not support the attention of a {type(encoder).__name__}: use "
             "'lora' or 'bottleneck'.")
     return found
+
+def _looks_into_a_cache(m):
+    named = type(m).__name__.removesuffix("WithPrefix").endswith("Attention")
+    return named and hasattr(m, "k_proj") and hasattr(m, "layer_idx") and (
+        isinstance(m, _WithCachedPrefix) or _cache_name(type(m)) is not None)
+
+def _key_width(m): # of an attention: keys of all heads together
+    return m.all_head_size if hasattr(m, "all_head_size") else m.k_proj.out_features
 
 # %% ../../nbs/models/02_adapters.ipynb #6627a128
 def _rank(rank, layers):
@@ -260,7 +298,7 @@ def _prefix(encoder, width, length):
     _least("length", length)
     if length > width:
         raise InputError(f"length is {length}: the length must be from 1 to {width} here.")
-    return {k: Prefix(m.all_head_size, length) for k, m in self_attention_modules(encoder).items()}
+    return {k: Prefix(_key_width(m), length) for k, m in self_attention_modules(encoder).items()}
 
 def _bitfit(encoder, width):
     found = {
@@ -372,7 +410,7 @@ def expected_trainable_parameters(encoder: nn.Module, width, method, # one of `M
         return len(bottleneck_paths(encoder, width, o["style"])) * (
             2 * width * o["size"] + o["size"] + width)
     if method == "prefix":
-        return sum(2 * o["length"] * m.all_head_size
+        return sum(2 * o["length"] * _key_width(m)
                    for m in self_attention_modules(encoder).values())
     if method == "bitfit":
         return sum(p.numel() for n, p in encoder.named_parameters()

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['PACKED_ATTENTION', 'EMBEDDED', 'EMBEDDED_SHA256', 'Backbone', 'count_parameters', 'freeze', 'embedded_folder',
-           'weights_hash', 'locate_model', 'load_encoder', 'load_tokenizer', 'max_input_length', 'backbone_license',
-           'fetch_model', 'check_sentence_encoder', 'load_backbone', 'check_config_size', 'empty_backbone']
+           'weights_hash', 'locate_model', 'encoder_class', 'load_encoder', 'load_tokenizer', 'max_input_length',
+           'backbone_license', 'fetch_model', 'SentenceSettings', 'read_sentence_settings', 'choose_prompt',
+           'probe_encoder', 'load_backbone', 'check_config_size', 'empty_backbone']
 
 # %% ../../nbs/models/00_backbone.ipynb #5a32205f
 import importlib.util
 import json
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -32,16 +34,19 @@ class Backbone(nn.Module):
                  name, # for people: a hub id, a folder's name
                  identity="", # sha256 of the weights, or the hub's revision
                  width=None, # of the hidden states; read from the encoder's config by default
-                 max_length=512): # the most tokens it reads, special ones included
+                 max_length=512, # the most tokens it reads, special ones included
+                 pool="mean"): # how tokens become one vector, by its maker: of `heads.POOLS`
         super().__init__()
         self.encoder = encoder
         self.tokenizer = tokenizer
         self.name = name
         self.identity = identity
-        self.width = width or encoder.config.hidden_size
+        self.width = width or encoder.config.get_text_config().hidden_size
+        self.pool = pool
         # what is grafted onto the encoder; whether its own weights are no longer those of
         # `identity`
         self.max_length, self.adapter, self.weights_modified = max_length, None, False
+        self.causal = False # whether a token sees only those before it
         self.packed_forward = None # of `models.packed`, where somebody asked for it
         self.frozen_layers = None # of `models.frozen_layers`, where somebody froze some
 
@@ -154,16 +159,36 @@ def _quiet():
     transformers.utils.logging.disable_progress_bar()
 
 # %% ../../nbs/models/00_backbone.ipynb #090cd609
-def _other_kind(config): # of a model that is no encoder, or None
+def encoder_class(config): # of transformers
+    """The class of transformers that makes an encoder of a config: of an encoder-decoder, its
+    encoder. Raises InputError where there is none."""
+    from transformers import AutoModel, AutoModelForTextEncoding
     from transformers.models.auto import modeling_auto as known
+    made = known.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES.get(config.model_type, "")
+    if made.endswith("EncoderModel"): # such as T5EncoderModel
+        return AutoModelForTextEncoding
     if config.is_encoder_decoder:
-        return "an encoder-decoder"
-    decoders, encoders = (set(getattr(known, f"MODEL_FOR_{kind}_LM_MAPPING_NAMES"))
-                          for kind in ("CAUSAL", "MASKED"))
-    if config.model_type in decoders - encoders or getattr(config, "is_decoder", False):
-        return "a decoder"
+        raise InputError(f"{config.name_or_path or 'this'} is an encoder-decoder "
+                         f"({config.model_type}), whose encoder can't be had alone: choose an "
+                         "encoder.")
+    return AutoModel
 
-def _check_kernels(config): # names with a slash are programs that transformers would fetch
+def _text_part(model): # of a model of texts, pictures and sounds
+    config = model.config.get_text_config()
+    if config is model.config:
+        return model
+    return next((m for m in model.modules() if getattr(m, "config", None) is config), model)
+
+def _as_encoder(model): # of transformers
+    model = _text_part(model)
+    if hasattr(model.config, "use_cache"):
+        model.config.use_cache = False # of keys and values, for the next token
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    return model
+
+# %% ../../nbs/models/00_backbone.ipynb #2918776a
+def _check_config(config): # names with a slash are programs that transformers would fetch
     for name in ("_attn_implementation", "_experts_implementation"):
         if "/" in str(getattr(config, name, "")):
             raise InputError(f"config.json names a program from the hub, "
@@ -175,24 +200,20 @@ def load_encoder(name_or_path, # folder or hub id
                 ) -> nn.Module:
     """An encoder in 32 bits, from safetensors, with no code from elsewhere; every weight comes from
     the file or InputError is raised."""
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoConfig
     _quiet()
     where = {k: v for k, v in kwargs.items() if k != "attn_implementation"}
-    _check_kernels(AutoConfig.from_pretrained(name_or_path, trust_remote_code=False, **where))
-    encoder, info = AutoModel.from_pretrained(
+    config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False, **where)
+    _check_config(config)
+    model, info = encoder_class(config).from_pretrained(
         name_or_path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
         output_loading_info=True, **kwargs)
     missing = sorted(k for k in info["missing_keys"] if "pooler" not in k)
     if missing:
         raise InputError(
             f"{name_or_path} lacks {len(missing)} weights of the encoder, {missing[0]} first: it "
-            f"is not a whole encoder of type {encoder.config.model_type}.")
-    if kind := _other_kind(encoder.config):
-        raise InputError(f"{name_or_path} is {kind} ({encoder.config.model_type}): choose an "
-                         "encoder, whose tokens see both sides.")
-    if getattr(encoder, "pooler", None) is not None:
-        encoder.pooler = None
-    return encoder
+            f"is not a whole encoder of type {model.config.model_type}.")
+    return _as_encoder(model)
 
 # %% ../../nbs/models/00_backbone.ipynb #875295ec
 def load_tokenizer(name_or_path, **kwargs):
@@ -207,9 +228,12 @@ def load_tokenizer(name_or_path, **kwargs):
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise InputError(f"the tokenizer of {name_or_path} knows no word: tokenizer.json is "
                          "missing or empty.")
+    if tokenizer.pad_token_id is None: # of a decoder: any will do, the mask says what is text
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token_id is None:
         raise InputError(
-            f"the tokenizer of {name_or_path} has no padding token: choose an encoder.")
+            f"the tokenizer of {name_or_path} has no padding token, and no token for the end: "
+            "give tokenizer_config.json a pad_token.")
     return tokenizer
 
 # %% ../../nbs/models/00_backbone.ipynb #108a78c6
@@ -217,9 +241,9 @@ def max_input_length(config, tokenizer) -> int: # tokens, special ones included
     """The longest input that both the encoder's positions and its tokenizer allow; 8192 if neither
     says."""
     positions = getattr(config, "max_position_embeddings", None) or 8192
-    if config.model_type in ("roberta", "xlm-roberta", "camembert", "longformer"):
+    if config.model_type in ("roberta", "xlm-roberta", "camembert", "longformer", "mpnet"):
         positions -= config.pad_token_id + 1
-    return int(min(positions, tokenizer.model_max_length, 8192))
+    return int(min(positions, tokenizer.model_max_length))
 
 # %% ../../nbs/models/00_backbone.ipynb #f1b14b99
 def _cached(name, revision, file="config.json"):
@@ -291,53 +315,108 @@ def fetch_model(name, # None for the embedded one, a folder, or a hub id
         identity = _cached(where, revision).parent.name
     return EMBEDDED if kind == "embedded" else name, identity, found
 
-# %% ../../nbs/models/00_backbone.ipynb #8c1429b5
+# %% ../../nbs/models/00_backbone.ipynb #86904d78
 _STEPS = {"Transformer", "Pooling", "Normalize"} # of sentence-transformers, that are done here
+_POOLINGS = {"mean_tokens": "mean", "mean": "mean", "cls_token": "cls", "cls": "cls",
+             "lasttoken": "last"}
 
+@dataclass
+class SentenceSettings:
+    "What the maker of an encoder says of its use."
+    pool: str | None = None # of `heads.POOLS`; None: nothing is said
+    prompts: dict = field(default_factory=dict) # name -> what stands before a text
+    prompt: str = "" # the one that every text gets
+
+# %% ../../nbs/models/00_backbone.ipynb #fbe01c0b
 def _read_beside(where, file, **how): # JSON of a folder or hub id; None: it has no such file
     from transformers.utils import cached_file
     found = cached_file(where, file, _raise_exceptions_for_missing_entries=False,
                         _raise_exceptions_for_connection_errors=False, **how)
     return json.loads(Path(found).read_text(encoding="utf-8")) if found else None
 
-def check_sentence_encoder(where, # a folder, or a hub id
-                           **how): # of `from_pretrained`
-    "Raises InputError where sentence-transformers would make another vector than the mean."
+def _refuse(where, why):
+    raise InputError(f"{where} {why}, which is not done here: choose another backbone, or train a "
+                     "copy of the folder without modules.json as a plain encoder.")
+
+def _read_pooling(where, folder, **how): # the name of a pooling here
+    pooling = _read_beside(where, f"{folder}/config.json", **how) or {}
+    modes = [k.removeprefix("pooling_mode_") for k, v in pooling.items()
+             if k.startswith("pooling_mode_") and v is True]
+    modes = modes or [pooling.get("pooling_mode", "mean")]
+    if len(modes) > 1 or str(modes[0]) not in _POOLINGS:
+        _refuse(where, f"pools by {' and '.join(map(str, modes))}")
+    if pooling.get("include_prompt") is False:
+        _refuse(where, "leaves the prompt out of the pooling")
+    return _POOLINGS[modes[0]]
+
+def read_sentence_settings(where, # a folder, or a hub id
+                           **how # of `from_pretrained`
+                          ) -> SentenceSettings:
+    "Read what a maker says in the files of sentence-transformers. Raises InputError."
     steps = _read_beside(where, "modules.json", **how) or []
     names = {step["type"].rsplit(".", 1)[-1]: step["path"] for step in steps}
-    said = next((f"has a step {name}" for name in names if name not in _STEPS), None)
-    if "Pooling" in names:
-        pooling = _read_beside(where, f"{names['Pooling']}/config.json", **how) or {}
-        modes = [k.removeprefix("pooling_mode_") for k, v in pooling.items()
-                 if k.startswith("pooling_mode_") and v is True]
-        modes = modes or [pooling.get("pooling_mode", "mean_tokens")]
-        if modes not in (["mean_tokens"], ["mean"]):
-            said = said or f"pools by {' and '.join(map(str, modes))}"
-    prompts = _read_beside(where, "config_sentence_transformers.json", **how) or {}
-    if prompts.get("default_prompt_name"):
-        said = said or f"puts the prompt {prompts['default_prompt_name']!r} before each text"
-    if said:
-        raise InputError(f"{where} {said}, and here the mean of the tokens is taken: choose "
-                         "another backbone, or train a copy of the folder without modules.json "
-                         "as a plain encoder.")
+    for name in names.keys() - _STEPS:
+        _refuse(where, f"has a step {name}")
+    pool = _read_pooling(where, names["Pooling"], **how) if "Pooling" in names else None
+    told = _read_beside(where, "config_sentence_transformers.json", **how) or {}
+    prompts = {k: v for k, v in (told.get("prompts") or {}).items() if isinstance(v, str)}
+    default = told.get("default_prompt_name")
+    if default and default not in prompts:
+        _refuse(where, f"names a prompt {default!r} that it does not have")
+    return SentenceSettings(pool, prompts, prompts.get(default, ""))
 
-# %% ../../nbs/models/00_backbone.ipynb #83ddfed7
+# %% ../../nbs/models/00_backbone.ipynb #9dea8981
+# a part of a name -> the prompt
+_KNOWN_PROMPTS = {r"(^|[/_-])e5-(small|base|large)": "query: "}
+
+def choose_prompt(settings: SentenceSettings, name, # of the encoder: a hub id, or a folder
+                  asked=None) -> str: # a name of `prompts`, or a text; None: the maker's
+    "What stands before each text."
+    if asked is not None:
+        return settings.prompts.get(asked, asked)
+    if settings.prompt:
+        return settings.prompt
+    known = [text for pattern, text in _KNOWN_PROMPTS.items() if re.search(pattern, str(name))]
+    named = [text for key, text in settings.prompts.items() if key.lower() == "classification"]
+    return [*named, *known, ""][0]
+
+# %% ../../nbs/models/00_backbone.ipynb #5b28bc47
+@torch.no_grad()
+def probe_encoder(encoder # of transformers, in evaluation mode
+                 ) -> tuple[int, bool]: # width of its vectors; whether tokens see only earlier ones
+    "Ask an encoder with two texts that differ in the last token."
+    ids = torch.tensor([[2, 3, 4], [2, 3, 5]])
+    hidden = encoder(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+    first, second = hidden[:, 0]
+    return hidden.shape[-1], torch.allclose(first, second, rtol=0, atol=1e-6)
+
+def _as_meant(backbone: Backbone, said: SentenceSettings, prompt=None): # as of `choose_prompt`
+    backbone.eval()
+    backbone.width, backbone.causal = probe_encoder(backbone.encoder)
+    known = {"cls": "cls", "mean": "mean", "late": "mean"} # of ModernBERT and EuroBERT
+    told = known.get(getattr(backbone.encoder.config, "classifier_pooling", None))
+    backbone.pool = said.pool or told or ("last" if backbone.causal else "mean")
+    backbone.tokenizer.prompt = choose_prompt(said, backbone.name, prompt)
+    return backbone
+
 def load_backbone(name=None, # None for the embedded one, a folder, or a hub id
                   revision=None, # of a hub id: a branch, tag or commit
                   # of transformers: "eager", "sdpa", "flash_attention_2"; None: the best for each
                   # device, chosen here
-                  attn_implementation=None) -> Backbone:
+                  attn_implementation=None,
+                  prompt=None) -> Backbone: # before each text; as of `choose_prompt`
     """Load a backbone in 32 bits. The embedded one and folders never touch the network. Raises
     InputError if it can't be had whole."""
     own = {"attn_implementation": attn_implementation} if attn_implementation else {}
 
     def load(where, **how):
-        check_sentence_encoder(where, **how)
-        return load_encoder(where, **how, **own), load_tokenizer(where, **how)
+        said = read_sentence_settings(where, **how)
+        return load_encoder(where, **how, **own), load_tokenizer(where, **how), said
 
-    name, identity, (encoder, tokenizer) = fetch_model(name, load, revision)
-    return Backbone(encoder, tokenizer, name, identity,
+    name, identity, (encoder, tokenizer, said) = fetch_model(name, load, revision)
+    made = Backbone(encoder, tokenizer, name, identity,
                     max_length=max_input_length(encoder.config, tokenizer))
+    return _as_meant(made, said, prompt)
 
 # %% ../../nbs/models/00_backbone.ipynb #faf2369c
 _MOST_LAYERS = 1000
@@ -361,13 +440,14 @@ def check_config_size(config, # of transformers
 def empty_backbone(folder, # holds config.json and the tokenizer's files
                    name, identity="", max_length=512) -> Backbone:
     "A backbone with its architecture but untrained weights, ready to load a state dict into."
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoConfig
     _quiet()
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    _check_kernels(config)
-    check_config_size(config, AutoModel, Path(folder, "model.safetensors"))
-    encoder = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
-    if getattr(encoder, "pooler", None) is not None:
-        encoder.pooler = None
-    return Backbone(encoder, load_tokenizer(folder, local_files_only=True), name, identity,
+    _check_config(config)
+    kind = encoder_class(config)
+    check_config_size(config, kind, Path(folder, "model.safetensors"))
+    encoder = _as_encoder(kind.from_config(config, dtype=torch.float32, trust_remote_code=False))
+    made = Backbone(encoder, load_tokenizer(folder, local_files_only=True), name, identity,
                     max_length=max_length)
+    said = read_sentence_settings(str(folder), local_files_only=True)
+    return _as_meant(made, said, said.prompt)

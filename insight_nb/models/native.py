@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from .backbone import Backbone, empty_backbone
+from .backbone import Backbone, empty_backbone, encoder_class
 
 # %% ../../nbs/models/08_native.ipynb #3ad86c8f
 def _ready_made(config): # every class that some AutoModelFor... would choose, built on "meta"
@@ -45,10 +45,9 @@ def head_names(config, # of an encoder of transformers
 # %% ../../nbs/models/08_native.ipynb #a6149eaf
 def encoder_tensors(encoder) -> dict: # name -> tensor on the CPU
     "All weights under their names in transformers, with empty heads, and zeros for a pooler."
-    from transformers import AutoModel
     config = type(encoder.config).from_dict(encoder.config.to_dict())
     with torch.device("meta"):
-        whole = AutoModel.from_config(config).state_dict()
+        whole = encoder_class(config).from_config(config).state_dict()
     own = encoder.state_dict()
     zeros = {k: torch.zeros(v.shape) for k, v in whole.items() if k not in own}
     heads = {k: torch.zeros(0) for k in head_names(config, {*own, *zeros})}
@@ -59,7 +58,8 @@ def encoder_tensors(encoder) -> dict: # name -> tensor on the CPU
 # %% ../../nbs/models/08_native.ipynb #420ab3cd
 def save_encoder(backbone: Backbone, folder, # made here
                  max_length: int, # tokens at which texts are cut
-                 weights=True): # False: without them, where an adapter's encoder is found elsewhere
+                 weights=True, # False: without them, where an adapter's encoder is found elsewhere
+                 pool=None): # of `heads.POOLS`; None: the backbone's
     "Write an encoder as transformers and sentence-transformers read it."
     folder = Path(folder)
     folder.mkdir()
@@ -76,13 +76,19 @@ def save_encoder(backbone: Backbone, folder, # made here
     kinds = ((path, f"sentence_transformers.models.{kind}") for path, kind in _MODULES.items())
     modules = [{"idx": i, "name": str(i), "path": path, "type": kind}
                for i, (path, kind) in enumerate(kinds)]
-    pooling = {"word_embedding_dimension": backbone.width, "pooling_mode_mean_tokens": True}
+    mode = f"pooling_mode_{_POOLINGS[pool or backbone.pool]}"
+    pooling = {"word_embedding_dimension": backbone.width, "pooling_mode_mean_tokens": False,
+               mode: True}
     _write(folder / "modules.json", modules)
     _write(folder / "sentence_bert_config.json", {"max_seq_length": max_length})
     _write(folder / "1_Pooling" / "config.json", pooling)
+    if prompt := getattr(backbone.tokenizer, "prompt", ""):
+        _write(folder / "config_sentence_transformers.json",
+               {"prompts": {"default": prompt}, "default_prompt_name": "default"})
 
 # %% ../../nbs/models/08_native.ipynb #88c13d8c
 _MODULES = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+_POOLINGS = {"mean": "mean_tokens", "cls": "cls_token", "last": "lasttoken"} # of `heads.POOLS`
 
 def _write(file, content):
     file.parent.mkdir(exist_ok=True)

@@ -110,15 +110,15 @@ def weights_on(task, device) -> Tensor: # with `weights`; (classes,)
     return copy
 
 # %% ../../nbs/models/03_tasks.ipynb #df535aec
-def check_pool(pool) -> str:
-    "The name of a pooling. Raises InputError for one that is not there."
-    if pool not in POOLS:
+def check_pool(pool) -> str | None:
+    "The name of a pooling, or None. Raises InputError for one that is not there."
+    if pool is not None and pool not in POOLS:
         raise InputError(f"pool is {pool!r}: say {' or '.join(POOLS)}.")
     return pool
 
 def pool_setting(task) -> dict: # for `settings`
-    "What a task says of its pooling: nothing, where it is the mean."
-    return {} if task.pool == "mean" else {"pool": task.pool}
+    "What a task says of its pooling: nothing, as long as no `Model` has chosen it."
+    return {} if task.pool is None else {"pool": task.pool}
 
 # %% ../../nbs/models/03_tasks.ipynb #4addf5b0
 class ClassificationTask:
@@ -128,7 +128,9 @@ class ClassificationTask:
                  weights: Tensor | None = None, # (classes,) float32, of the loss
                  dropout=.1, # before the last layer
                  focal=0., smoothing=0., # of `class_loss`
-                 pool="mean"): # of `heads.POOLS`; "cls": what transformers' own classes can do
+                 # of `heads.POOLS`; "cls": what transformers' own classes can do; None: what the
+                 # encoder's maker says
+                 pool=None):
         check_loss_options(focal, smoothing)
         self.names = tuple(names)
         self.weights = weights
@@ -138,7 +140,7 @@ class ClassificationTask:
         self.pool = check_pool(pool)
 
     def head(self, width) -> nn.Module:
-        return ClassificationHead(width, len(self.names), self.dropout, self.pool)
+        return ClassificationHead(width, len(self.names), self.dropout, self.pool or "mean")
     # what it needs to be made again, besides the names
     def settings(self) -> dict: return pool_setting(self)
 
@@ -189,7 +191,7 @@ class MultiLabelTask:
                  # (labels,) probabilities from which a label is given; 1/2 by default
                  dropout=.1, thresholds=None,
                  focal=0., # as of `class_loss`
-                 pool="mean"): # as of `ClassificationTask`
+                 pool=None): # as of `ClassificationTask`
         check_loss_options(focal)
         self.pool = check_pool(pool)
         self.names = tuple(names)
@@ -202,7 +204,7 @@ class MultiLabelTask:
             self.thresholds = np.asarray(thresholds, dtype=float)
 
     def head(self, width):
-        return ClassificationHead(width, len(self.names), self.dropout, self.pool)
+        return ClassificationHead(width, len(self.names), self.dropout, self.pool or "mean")
     def settings(self): return {"thresholds": self.thresholds.tolist()} | pool_setting(self)
 
 # %% ../../nbs/models/03_tasks.ipynb #7c3c8420
@@ -246,7 +248,7 @@ class RegressionTask:
     def __init__(self, names=("value",), # of the target, one
                  mean=0., scale=1., # of the training rows' targets
                  dropout=.1,
-                 pool="mean"): # as of `ClassificationTask`
+                 pool=None): # as of `ClassificationTask`
         if not scale > 0:
             raise InputError(
                 f"the target has a spread of {scale}: all rows have the same value, there is "
@@ -257,7 +259,8 @@ class RegressionTask:
         self.scale = float(scale)
         self.dropout = dropout
 
-    def head(self, width): return ClassificationHead(width, 1, self.dropout, self.pool)
+    def head(self, width):
+        return ClassificationHead(width, 1, self.dropout, self.pool or "mean")
     def settings(self): return {"mean": self.mean, "scale": self.scale} | pool_setting(self)
 
     def standardize(self, y): # targets as the loss wants them
@@ -288,6 +291,8 @@ class Model(nn.Module):
     def __init__(self, backbone: Backbone, task):
         super().__init__()
         self.backbone = backbone
+        if getattr(task, "pool", "") is None:
+            task.pool = getattr(backbone, "pool", "mean")
         self.head = task.head(backbone.width)
         self.task = task
         self.adapter = backbone.adapter

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'TASKS', 'PRECISIONS', 'bundle_info', 'save_weights', 'load_adapter', 'write_manifest', 'save_bundle',
-           'read_info', 'check_files', 'load_whole', 'Bundle', 'check_fine_tuned', 'load_bundle', 'run_evidence']
+           'read_info', 'check_files', 'load_whole', 'Bundle', 'check_fine_tuned', 'make_task', 'load_bundle',
+           'run_evidence']
 
 # %% ../../nbs/ship/00_bundle.ipynb #83a20ab0
 import hashlib
@@ -41,12 +42,13 @@ def bundle_info(model: Model, max_length, temperature) -> dict:
     versions = package_versions("torch", "transformers", "tokenizers", "safetensors")
     adapter = model.adapter and not model.adapter.merged and {
         "method": model.adapter.method, "options": model.adapter.options}
+    prompt = {"prompt": b.tokenizer.prompt} if getattr(b.tokenizer, "prompt", "") else {}
     return {
         "schema": SCHEMA, "task": model.task.name, "labels": list(model.task.names),
         "max_length": int(max_length), "temperature": float(temperature), "threshold": None,
         "settings": model.task.settings(),
-        "backbone": {"name": str(b.name), "identity": b.identity,
-                     "max_length": b.max_length}, "adapter": adapter, "versions": versions}
+        "backbone": {"name": str(b.name), "identity": b.identity, "max_length": b.max_length,
+                     **prompt}, "adapter": adapter, "versions": versions}
 
 # %% ../../nbs/ship/00_bundle.ipynb #3a26f036
 def _save(module, file):
@@ -63,7 +65,8 @@ def save_weights(model: Model, folder, max_length): # a folder that is there
     if alone:
         _save(model.adapter, folder / "adapter.safetensors")
     _save(model.head, folder / "head.safetensors")
-    save_encoder(model.backbone, folder / "encoder", max_length, weights=not alone)
+    save_encoder(model.backbone, folder / "encoder", max_length, not alone,
+                 getattr(model.task, "pool", None))
 
 # %% ../../nbs/ship/00_bundle.ipynb #ac769f6b
 def _part(path, info, name): # weights; in schema 1 all are in one file
@@ -79,7 +82,12 @@ def load_adapter(path, info, task, # a folder, what its bundle.json says, and it
     b = info["backbone"]
     if backbone is None:
         backbone = load_backbone(b["name"],
-                                 b["identity"] if locate_model(b["name"])[0] == "hub" else None)
+                                 b["identity"] if locate_model(b["name"])[0] == "hub" else None,
+                                 prompt=b.get("prompt", ""))
+    if getattr(backbone.tokenizer, "prompt", "") != b.get("prompt", ""):
+        raise InputError(
+            f"{path} was trained with {b.get('prompt', '')!r} before each text: load the encoder "
+            "with this prompt.")
     if backbone.weights_modified:
         raise InputError(
             f"the weights of this {backbone.name} were trained, and {path} belongs on what they "
@@ -150,7 +158,8 @@ def _is_files(v):
     return isinstance(v, dict) and all(isinstance(w, str) for w in v.values())
 def _is_backbone(v):
     return isinstance(v, dict) and _is_name(v.get("name")) and (
-        isinstance(v.get("identity"), str) and type(v.get("max_length")) is int)
+        isinstance(v.get("identity"), str) and type(v.get("max_length")) is int
+        and isinstance(v.get("prompt", ""), str))
 def _is_adapter(v):
     return not v or isinstance(v, dict) and _is_name(v.get("method")) and (
         isinstance(v.get("options"), dict))
@@ -280,6 +289,14 @@ def check_fine_tuned(path, info): # a folder, and what its bundle.json says
         raise InputError(f"{path} holds {name}, without an encoder that was fine-tuned: open it "
                          "with insight_nb.load, or answer with insight-nb predict or serve.")
 
+# %% ../../nbs/ship/00_bundle.ipynb #19c7fbd3
+def make_task(info: dict): # of bundle.json
+    "The task that a bundle was trained for."
+    kind, settings = TASKS[info["task"]], dict(info.get("settings") or {})
+    if kind is not TaggingTask: # early bundles pooled by the mean, and did not say so
+        settings.setdefault("pool", "mean")
+    return kind(info["labels"], **settings)
+
 # %% ../../nbs/ship/00_bundle.ipynb #6b2ca34f
 def load_bundle(path, # the folder
                 precision="no", # of its predictions: a name in `PRECISIONS`
@@ -298,7 +315,7 @@ def load_bundle(path, # the folder
     check_fine_tuned(path, info)
     _check_fields(Path(path), info, _FIELDS)
     try:
-        task = TASKS[info["task"]](info["labels"], **info.get("settings") or {})
+        task = make_task(info)
     except (TypeError, ValueError) as e:
         raise InputError(f"{path} has settings that its task can't have ({e}): save it "
                          "again.") from None

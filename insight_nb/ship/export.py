@@ -38,7 +38,8 @@ from ..data.targets import (
 from ..base.intervals import mean_interval
 from ..eval.metrics import softmax
 from ..models.adapters import merge_adapter
-from ..models.backbone import backbone_license
+from ..models.backbone import backbone_license, read_sentence_settings
+from ..models.heads import POOLS
 from ..models.native import head_names, save_encoder
 from .bundle import (
     TASKS, Bundle, check_files, check_fine_tuned, load_adapter, load_bundle, load_whole,
@@ -314,8 +315,9 @@ def check_expressible(bundle: Bundle):
         raise InputError(f"the class of transformers for {kind} can't compute this head: export to "
                          "onnx, or to sentence-transformers for the encoder alone.")
     if task.pool != "cls":
-        raise InputError("the class of transformers reads the first token, and this model the "
-                         "mean of all: train it with pool cls, or export to onnx.")
+        others = {"mean": "the mean of all", "last": "the last one"}[task.pool]
+        raise InputError("the class of transformers reads the first token, and this model "
+                         f"{others}: train it with pool cls, or export to onnx.")
     if info.get("overlap") is not None:
         raise InputError("this model reads long texts in windows, which no class of transformers "
                          "does: train it without windows.")
@@ -366,8 +368,9 @@ def _word_rows(text, offsets, values, fine): # of tokens -> (words, outputs), by
 def _run_in_batches(call, bundle: Bundle, tokenizer, texts) -> np.ndarray: # (rows, outputs)
     "The probabilities of an export: `call` takes padded arrays and gives logits."
     task, info, rows = bundle.model.task, bundle.info, []
+    prompt = info["backbone"].get("prompt", "")
     for at in range(0, len(texts), 32):
-        part = texts[at:at + 32]
+        part = [prompt + t for t in texts[at:at + 32]] if prompt else texts[at:at + 32]
         sides = zip(*part) if info.get("second") else [part]
         inputs = tokenizer(*map(list, sides), truncation=True, # where the export says
                            padding=True, return_tensors="np", return_offsets_mapping=True)
@@ -381,7 +384,8 @@ def _run_in_batches(call, bundle: Bundle, tokenizer, texts) -> np.ndarray: # (ro
     return np.array(rows)
 
 # %% ../../nbs/ship/02_export.ipynb #54d23f0d
-_OWN = {"local_files_only": True, "trust_remote_code": False} # files written here
+_LOCAL = {"local_files_only": True}
+_OWN = _LOCAL | {"trust_remote_code": False} # files written here
 
 def _transformers_runner(folder, bundle: Bundle):
     "A function from texts to probabilities, by the classes of transformers."
@@ -503,15 +507,15 @@ def vectors_runner(folder, bundle: Bundle):
     tokenizer = AutoTokenizer.from_pretrained(folder, **_OWN)
     model = AutoModel.from_pretrained(folder, **_OWN).eval()
     told = Path(folder, "sentence_bert_config.json").read_text("utf-8")
-    most = json.loads(told)["max_seq_length"]
+    most, said = json.loads(told)["max_seq_length"], read_sentence_settings(folder, **_LOCAL)
 
     def run(texts):
-        inputs = tokenizer(texts, truncation=True, max_length=most, padding=True,
-                           return_tensors="pt")
+        inputs = tokenizer([said.prompt + t for t in texts], truncation=True, max_length=most,
+                           padding=True, return_tensors="pt")
         with torch.no_grad():
-            hidden, mask = model(**inputs).last_hidden_state, inputs["attention_mask"][..., None]
-        mean = (hidden * mask).sum(1) / mask.sum(1)
-        return nn.functional.normalize(mean, dim=1).numpy()
+            hidden = model(**inputs).last_hidden_state
+        pooled = POOLS[said.pool](hidden, inputs["attention_mask"].bool())
+        return nn.functional.normalize(pooled, dim=1).numpy()
 
     return run
 
@@ -563,6 +567,7 @@ def _write_onnx(trial: _Trial):
         quantize_onnx(trial.whole, file, trial.form)
     facts = {k: info[k] for k in ("task", "labels", "max_length", "settings")}
     facts["outputs"] = "logits, the temperature in them"
+    facts["prompt"] = info["backbone"].get("prompt", "") # stands before each text
     facts["mask"] = bool(info.get("mask")) # texts have to be masked before they are tokenized
     text = json.dumps(facts, indent=1, ensure_ascii=False)
     (trial.folder / "export.json").write_text(text, encoding="utf-8")
@@ -818,6 +823,9 @@ def _reading(bundle: Bundle, target) -> str: # Markdown
                      f"the thresholds in the order of the labels. They are: {given}.")
     if bundle.info.get("mask"):
         parts.append(MASK_FIRST)
+    prompt = bundle.info["backbone"].get("prompt")
+    if prompt and target != "sentence-transformers": # that knows it
+        parts.append(f"Put {_plain(prompt)!r} before each text.")
     return " ".join(parts)
 
 def model_card(bundle: Bundle, certificate: Certificate,

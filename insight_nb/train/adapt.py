@@ -160,8 +160,8 @@ def copy_backbone(backbone: Backbone) -> Backbone: # without an adapter
     if backbone.adapter is not None:
         raise InputError("the encoder has an adapter: adapt it before the adapter is put in.")
     made = Backbone(copy.deepcopy(backbone.encoder), backbone.tokenizer, backbone.name,
-                    backbone.identity, backbone.width, backbone.max_length)
-    made.weights_modified = backbone.weights_modified
+                    backbone.identity, backbone.width, backbone.max_length, backbone.pool)
+    made.weights_modified, made.causal = backbone.weights_modified, backbone.causal
     for p in made.parameters():
         p.requires_grad_(True)
         p.grad = None

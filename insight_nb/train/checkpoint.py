@@ -22,7 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..base.core import InputError, atomic_output, shorten
-from ..base.tensors import set_seed, set_torch_random_state, torch_random_state
+from ..base.tensors import (
+    separate_tensors, set_seed, set_torch_random_state, torch_random_state)
 from ..models.memory import is_out_of_memory, note_memory
 from .trainer import Best, Trainer, TrainerState, WeightSnapshot
 
@@ -58,15 +59,14 @@ def checkpoint_tensors(self: Trainer) -> dict: # name -> tensor
         kept = best.weights.load() if best.weights else weights
     self.fetch_losses()
     tensors = {f"model.{k}": v for k, v in weights.items()} | moments
-    # safetensors wants no two names for one tensor
-    tensors |= {f"best.{k}": v.clone() for k, v in kept.items()}
+    tensors |= {f"best.{k}": v for k, v in kept.items()}
     tensors["losses"] = torch.tensor(self.state.losses, dtype=torch.float64)
     states = random_state(self.accelerator.device)
     tensors |= {f"random.{k}": v for k, v in states.items()}
     for i, callback in enumerate(self.callbacks):
         if hasattr(callback, "state"):
             tensors |= {f"callback.{i}.{k}": v for k, v in callback.state().items()}
-    return {k: v.contiguous() for k, v in tensors.items()}
+    return separate_tensors(tensors)
 
 # %% ../../nbs/train/04_checkpoint.ipynb #72f50110
 def hash_rows(dataset) -> str | None: # a `TokenDataset`

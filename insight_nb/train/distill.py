@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ..base.core import InputError, plural
 from ..models.adapters import merge_adapter
-from ..models.backbone import Backbone
+from ..models.backbone import Backbone, encoder_class
 from ..models.tasks import ClassificationTask, Model, check_pool, weighted_mean
 
 # %% ../../nbs/train/05_distill.ipynb #4f68b483
@@ -58,7 +58,7 @@ class DistillationTask(ClassificationTask):
     def __init__(self, names, # of the classes, in the order of their ids
                  temperature=2., # of `distillation_loss`
                  dropout=.1, # before the last layer
-                 pool="mean"): # as of `ClassificationTask`
+                 pool=None): # as of `ClassificationTask`
         if not temperature > 0:
             raise InputError(f"temperature is {temperature}: it must be above 0; 1 leaves the "
                              "teacher's probabilities as they are.")
@@ -141,10 +141,9 @@ def shallow_backbone(backbone: Backbone, # without an adapter, or with a merged 
                     ) -> Backbone:
     """A new encoder with copies of some of the layers; the given one stays as it is. Raises
     InputError where the first layer is special and is not among them."""
-    from transformers import AutoModel
     state = shallow_state(backbone.encoder, layers)
     config = shallow_config(backbone.encoder.config, layers)
-    encoder = AutoModel.from_config(config, dtype=torch.float32)
+    encoder = encoder_class(config).from_config(config, dtype=torch.float32)
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None
     try:
@@ -154,7 +153,8 @@ def shallow_backbone(backbone: Backbone, # without an adapter, or with a merged 
             f"the first layer of a {type(encoder).__name__} is not like the others, and layer "
             f"{layers[0]} can't take its place: choose layers that begin with 0.") from None
     small = Backbone(encoder, backbone.tokenizer, backbone.name, backbone.identity,
-                     max_length=backbone.max_length)
+                     backbone.width, backbone.max_length, backbone.pool)
+    small.causal = backbone.causal
     small.weights_modified = True # it is not the encoder of this name any more
     return small
 

@@ -19,7 +19,7 @@ from ..data.dataset import TokenDataset
 from ..data.tokens import tokenize
 from ..models.backbone import Backbone
 from ..models.fused import fuse, copy_weights, use_weight_copies
-from ..models.heads import mean_pool
+from ..models.heads import POOLS
 from ..models.memory import is_out_of_memory, note_memory
 from ..models.packed import use_packing
 
@@ -137,18 +137,19 @@ def predict_logits(model: nn.Module, dataset: TokenDataset, token_budget=4096, d
 
 # %% ../../nbs/train/01_inference.ipynb #425315e3
 class PooledEncoder(nn.Module):
-    """A backbone that returns the mean vector of a text's tokens, normalized to length one. With
-    `static`, it uses the token embeddings and runs no layer."""
+    """A backbone that returns one vector of a text's tokens, pooled as its maker meant and
+    normalized to length one. With `static`: the mean of the token embeddings, without any layer."""
     def __init__(self, backbone: Backbone, static=False):
         super().__init__()
         self.backbone, self.static = backbone, static
+        self.pool = POOLS["mean" if static else backbone.pool]
 
     def forward(self, batch) -> ModelOutput: # logits are (batch, width)
         if self.static:
             hidden = self.backbone.encoder.get_input_embeddings()(batch.input_ids)
         else:
             hidden = self.backbone(batch.input_ids, batch.attention_mask, packing=batch.packing)
-        return ModelOutput(normalize(mean_pool(hidden.float(), batch.attention_mask), dim=1))
+        return ModelOutput(normalize(self.pool(hidden.float(), batch.attention_mask), dim=1))
 
 # %% ../../nbs/train/01_inference.ipynb #2ca5b96a
 def embed(texts, # list of str
@@ -158,8 +159,9 @@ def embed(texts, # list of str
           device=None # of `choose_device`; the encoder is moved there, and stays
          ) -> np.ndarray: # (rows, width) float32
     "Return a vector for each text. Raises InputError for a device that is not there."
-    rows = TokenDataset(
-        tokenize(texts, backbone.tokenizer, max_length), pad_id=backbone.tokenizer.pad_token_id)
+    tokenizer = backbone.tokenizer
+    tokens = tokenize(texts, tokenizer, max_length, prompt="" if static else None)
+    rows = TokenDataset(tokens, pad_id=tokenizer.pad_token_id)
     if not len(rows):
         return np.zeros((0, backbone.width), np.float32)
     model = optimize_for_inference(PooledEncoder(backbone, static).eval())

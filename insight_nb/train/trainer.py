@@ -25,8 +25,9 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..base.core import InputError, ScratchFolder, handle_signals
-from ..base.tensors import (
-    Batch, choose_device, set_seed, set_torch_random_state, torch_random_state)
+from insight_nb.base.tensors import (
+    Batch, choose_device, separate_tensors, set_seed, set_torch_random_state,
+    torch_random_state)
 from ..base.threads import CpuMeter
 from ..data.batches import BatchLoader
 from ..data.dataset import TokenDataset
@@ -82,8 +83,7 @@ class WeightSnapshot:
     def __init__(self, weights): # name -> tensor, as of `state_dict`
         self.folder, self.held = ScratchFolder(), None
         try:
-            save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()},
-                      self.folder.path / "weights")
+            save_file(separate_tensors(weights), self.folder.path / "weights")
         except (OSError, SafetensorError):
             self.held = {k: v.detach().to("cpu", copy=True) for k, v in weights.items()}
 

@@ -1,0 +1,207 @@
+"""Twenty kinds of encoders, tiny and random: each is used as its maker meant, gets every adapter or
+refuses it in one line, and says the same after it was saved and opened again."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from insight_nb import TextClassifier, SpanTagger
+from insight_nb.base.core import InputError
+from insight_nb.base.tensors import set_seed
+from insight_nb.data.dataset import TokenDataset
+from insight_nb.data.tokens import tokenize
+from insight_nb.models.adapters import add_adapter
+from insight_nb.models.backbone import embedded_folder, load_backbone, probe_encoder
+from insight_nb.models.heads import POOLS
+from insight_nb.models.tasks import ClassificationTask, Model
+from insight_nb.ship.bundle import load_bundle, save_bundle
+from insight_nb.ship.predict import bundle_logits
+from insight_nb.train.inference import embed
+from insight_nb.train.optim import TrainConfig
+from insight_nb.train.trainer import Trainer
+from tiny_encoders import KINDS, WIDTH, write_encoder
+
+TEXTS = ["a good day", "room with a view, and a very friendly cat", "好 day 😀", "late again " * 9]
+PREFIX = {"bert", "roberta", "xlm-roberta", "camembert", "electra", "ernie", "eurobert", "qwen3",
+          "llama", "gemma3_text"}
+CAUSAL = {"qwen3", "llama"}
+OPTIONS = {"full": {}, "lora": {"rank": 4}, "bottleneck": {"size": 8}, "prefix": {"length": 4}}
+PROMPTS = {"query": "query: ", "Classification": "task: classification | query: "}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    "A folder for each kind, written when it is asked for."
+    base, made = tmp_path_factory.mktemp("encoders"), {}
+
+    def folder(kind):
+        if kind not in made:
+            made[kind] = write_encoder(kind, base / kind)
+        return made[kind]
+
+    return folder
+
+
+def train(folder, method):
+    "A few steps; the model, and how far its weights moved."
+    set_seed(0)
+    backbone = load_backbone(folder)
+    adapter = add_adapter(backbone, method, **OPTIONS[method])
+    model = Model(backbone, ClassificationTask(("no", "yes")))
+    before = {k: p.detach().clone() for k, p in model.named_parameters() if p.requires_grad}
+    rows = TokenDataset(tokenize(TEXTS * 4, backbone.tokenizer, 32), np.array([0, 1, 1, 0] * 4))
+    config = TrainConfig(epochs=2, batch_size=8, learning_rate=1e-2, warmup_ratio=0)
+    Trainer(model, rows, config=config, device="cpu").fit()
+    own = dict(adapter.modules) if adapter else {}
+    moved = {k: float((p - before[k]).abs().max()) for k, p in model.named_parameters()
+             if k in before}
+    return model.eval(), moved, own
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", OPTIONS)
+def test_trained_saved_and_opened_again(kind, method, folders, tmp_path):
+    if method == "prefix" and kind not in PREFIX:
+        with pytest.raises(InputError, match="does not support the attention of"):
+            train(folders(kind), method)
+        return
+    model, moved, own = train(folders(kind), method)
+    # the attention to chosen tokens of a Longformer is not used by a plain encoder
+    still = [k for k, by in moved.items() if not by > 0 and "_global" not in k]
+    unused = ("pooler", "token_type", "task_type", "position_embeddings", "relative_attention")
+    assert not [k for k in still if not any(u in k for u in unused)], still
+    assert bool(own) == (method != "full")
+    save_bundle(tmp_path / "b", model, 32)
+    texts = [*TEXTS, "another"]
+    again = load_bundle(tmp_path / "b", device="cpu")
+    torch.testing.assert_close(bundle_logits(again, texts),
+                               bundle_logits_of(model, texts), rtol=0, atol=1e-6)
+    assert again.model.task.pool == model.task.pool == model.backbone.pool
+    assert again.model.backbone.causal == (kind in CAUSAL)
+
+
+def bundle_logits_of(model, texts):
+    "What the model itself says."
+    from insight_nb.train.inference import predict_logits
+    return predict_logits(model, TokenDataset(tokenize(texts, model.backbone.tokenizer, 32)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_and_batch_change_nothing(kind, folders):
+    backbone = load_backbone(folders(kind))
+    assert (backbone.width, backbone.causal) == (WIDTH, kind in CAUSAL)
+    assert probe_encoder(backbone.encoder) == (WIDTH, kind in CAUSAL)
+    texts = [f"{t} {i}" for i in range(4) for t in TEXTS]
+    together = embed(texts, backbone, 48)
+    alone = np.concatenate([embed([t], backbone, 48) for t in texts])
+    np.testing.assert_allclose(together, alone, atol=2e-6)
+    assert np.abs(together[0] - together[1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "llama", "eurobert", "gemma3_text", "modernbert"])
+def test_padding_on_the_left(kind, folders):
+    backbone, tokens = load_backbone(folders(kind)), []
+    for side in ("right", "left"):
+        backbone.tokenizer.padding_side = side
+        x = backbone.tokenizer(TEXTS, padding=True, return_tensors="pt")
+        ids, mask = x["input_ids"], x["attention_mask"].bool()
+        with torch.no_grad():
+            hidden = backbone(ids, mask)
+        tokens.append([pool(hidden, mask) for pool in POOLS.values()])
+    for right, left in zip(*tokens):
+        torch.testing.assert_close(right, left, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("pool", ["mean", "cls", "lasttoken"])
+@pytest.mark.parametrize("asked", [None, "query", "Classification"])
+@pytest.mark.parametrize("kind", ["bert", "modernbert", "qwen3"])
+def test_vectors_of_sentence_transformers(kind, pool, asked, folders, tmp_path):
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    folder = write_encoder(kind, tmp_path / "e", pool, PROMPTS, default=None)
+    theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
+    how = {"prompt_name": asked} if asked else {}
+    want = theirs.encode(TEXTS, show_progress_bar=False, **how)
+    backbone = load_backbone(folder, prompt=asked or "")
+    assert backbone.pool == pool.removesuffix("token")
+    np.testing.assert_allclose(embed(TEXTS, backbone, 64), want, atol=1e-5)
+    # and what a trained one writes is read by others in the same way
+    model = Model(backbone, ClassificationTask(("no", "yes")))
+    save_bundle(tmp_path / "b", model, 64)
+    theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "b/encoder"), device="cpu")
+    np.testing.assert_allclose(theirs.encode(TEXTS, show_progress_bar=False), want, atol=1e-5)
+    np.testing.assert_allclose(
+        embed(TEXTS, load_bundle(tmp_path / "b", device="cpu").model.backbone, 64), want, atol=1e-5)
+
+
+def test_prompts(tmp_path):
+    folder = write_encoder("bert", tmp_path / "e", "cls", PROMPTS, default="query")
+    prompts = [load_backbone(folder, prompt=p).tokenizer.prompt for p in (None, "", "so: ")]
+    assert prompts == ["query: ", "", "so: "]
+    model = TextClassifier(folder, epochs=1, options={"prompt": "Classification"})
+    texts, y = TEXTS * 5, ["no", "yes", "yes", "no"] * 5
+    model.fit(texts, y).save(tmp_path / "b")
+    info = json.loads((tmp_path / "b/bundle.json").read_text(encoding="utf-8"))
+    assert info["backbone"]["prompt"] == PROMPTS["Classification"]
+    assert info["settings"]["pool"] == "cls"
+    assert "the first token's vector stands for the text, 'task: " in model.setup_.rule
+    own = load_bundle(tmp_path / "b", device="cpu")
+    np.testing.assert_array_equal(bundle_logits(own, texts),
+                                  bundle_logits(model.bundle_, texts))
+    assert own.model.backbone.tokenizer.prompt == PROMPTS["Classification"]
+
+
+def test_an_adapter_keeps_its_prompt(tmp_path):
+    folder = write_encoder("qwen3", tmp_path / "e", "lasttoken", PROMPTS, default="query")
+    model = TextClassifier(folder, "lora", epochs=1, options={"prompt": "about: "})
+    model.fit(TEXTS * 5, ["no", "yes", "yes", "no"] * 5).save(tmp_path / "b")
+    own = load_bundle(tmp_path / "b", device="cpu")
+    assert own.model.backbone.tokenizer.prompt == "about: "
+    np.testing.assert_array_equal(bundle_logits(own, TEXTS), bundle_logits(model.bundle_, TEXTS))
+    with pytest.raises(InputError, match="was trained with 'about: ' before each text"):
+        load_bundle(tmp_path / "b", backbone=load_backbone(folder), device="cpu")
+
+
+def test_names_that_say_a_prompt(tmp_path):
+    folder = write_encoder("bert", tmp_path / "multilingual-e5-small", "mean")
+    assert load_backbone(folder).tokenizer.prompt == "query: "
+
+
+def test_a_model_of_several_senses_reads_texts(tmp_path):
+    from transformers import AutoConfig, AutoModel
+    text = {"vocab_size": 30522, "hidden_size": 32, "embedding_dim": 48, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "pad_token_id": 0,
+            "intermediate_size": 64, "hidden_size_per_layer_input": 8}
+    config = AutoConfig.for_model("embedding_gemma2", text_config=text)
+    config.vision_config = config.audio_config = None
+    AutoModel.from_config(config).save_pretrained(tmp_path / "e")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(embedded_folder() / name, tmp_path / "e")
+    backbone = load_backbone(tmp_path / "e")
+    assert (backbone.width, backbone.pool, backbone.causal) == (48, "mean", False)
+    model = TextClassifier(tmp_path / "e", epochs=1).fit(TEXTS * 5, ["a", "b", "b", "a"] * 5)
+    model.save(tmp_path / "b")
+    again = load_bundle(tmp_path / "b", device="cpu")
+    assert again.model.backbone.encoder.config.model_type == "embedding_gemma2_text"
+    np.testing.assert_array_equal(bundle_logits(again, TEXTS), bundle_logits(model.bundle_, TEXTS))
+
+
+def test_a_tagger_wants_both_sides(folders):
+    with pytest.raises(InputError, match="qwen3 reads from left to right"):
+        SpanTagger(folders("qwen3")).prepare()
+
+
+def test_what_is_refused(tmp_path):
+    folder = write_encoder("bert", tmp_path / "e", ["cls", "mean"], {})
+    with pytest.raises(InputError, match=r"pools by \['cls', 'mean'\]"):
+        load_backbone(folder)
+    config = json.loads((folder / "config.json").read_text())
+    for model_type, more in (("own_bert", {"auto_map": {"AutoModel": "modeling.OwnBert"}}),
+                             ("bart", {"is_encoder_decoder": True})):
+        other = shutil.copytree(folder, tmp_path / model_type)
+        (other / "modules.json").unlink()
+        (other / "config.json").write_text(json.dumps(config | {"model_type": model_type} | more))
+        with pytest.raises(InputError) as said:
+            load_backbone(other)
+        assert "\n" not in str(said.value) and str(other) in str(said.value)
