@@ -17,8 +17,9 @@ from insight_nb.models.backbone import embedded_folder, load_backbone, probe_enc
 from insight_nb.models.heads import POOLS
 from insight_nb.models.tasks import ClassificationTask, Model
 from insight_nb.ship.bundle import load_bundle, save_bundle
+from insight_nb.ship.export import export_bundle
 from insight_nb.ship.predict import bundle_logits
-from insight_nb.train.inference import embed
+from insight_nb.train.inference import embed, predict_logits
 from insight_nb.train.optim import TrainConfig
 from insight_nb.train.trainer import Trainer
 from tiny_encoders import KINDS, WIDTH, write_encoder
@@ -84,7 +85,6 @@ def test_trained_saved_and_opened_again(kind, method, folders, tmp_path):
 
 def bundle_logits_of(model, texts):
     "What the model itself says."
-    from insight_nb.train.inference import predict_logits
     return predict_logits(model, TokenDataset(tokenize(texts, model.backbone.tokenizer, 32)))
 
 
@@ -161,6 +161,18 @@ def test_an_adapter_keeps_its_prompt(tmp_path):
     np.testing.assert_array_equal(bundle_logits(own, TEXTS), bundle_logits(model.bundle_, TEXTS))
     with pytest.raises(InputError, match="was trained with 'about: ' before each text"):
         load_bundle(tmp_path / "b", backbone=load_backbone(folder), device="cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["onnx", "sentence-transformers"])
+@pytest.mark.parametrize("kind", ["qwen3", "modernbert", "t5", "eurobert"])
+def test_exports(kind, target, tmp_path):
+    folder = write_encoder(kind, tmp_path / "e", "mean", PROMPTS, default="query")
+    model = TextClassifier(folder, epochs=1, max_length=32)
+    model.fit(TEXTS * 5, ["no", "yes", "yes", "no"] * 5).save(tmp_path / "b")
+    assert export_bundle(tmp_path / "b", target, tmp_path / "x").passed
+    card = (tmp_path / "x/README.md").read_text(encoding="utf-8")
+    assert ("Put 'query: ' before each text." in card) == (target == "onnx")
 
 
 def test_names_that_say_a_prompt(tmp_path):

@@ -110,6 +110,7 @@ def tables_of(folder, n=240): # of an update
     return {name: write_csv(folder / f"{name}.csv", rows) for name, rows in tables.items()}
 
 
+@pytest.mark.slow
 def test_an_update_in_two_processes(tmp_path, monkeypatch, bundle):
     found = run_in_two(tmp_path, monkeypatch, "update", bundle=bundle, **tables_of(tmp_path))
     assert {*found["update"]["strategies"]} == {"before", "replay+distill", "plain", "anew"}

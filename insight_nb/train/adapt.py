@@ -280,7 +280,10 @@ def adapt_encoder(backbone: Backbone, # it stays as it is
                   device=None # of `choose_device`
                  ) -> Adaptation:
     """Train a copy of an encoder to guess hidden tokens. Raises InputError for too few texts, texts
-    that it can't read, and a tokenizer without a mask token."""
+    that it can't read, a tokenizer without a mask token, and an encoder that reads one way."""
+    if backbone.causal:
+        raise InputError(f"backbone {backbone.name} reads from left to right, so it can't guess a "
+                         "hidden token from both sides: leave adapt out.")
     began = time.monotonic()
     set_seed(seed)
     copied = copy_backbone(backbone)
