@@ -825,7 +825,7 @@ def _reading(bundle: Bundle, target) -> str: # Markdown
         parts.append(MASK_FIRST)
     prompt = bundle.info["backbone"].get("prompt")
     if prompt and target != "sentence-transformers": # that knows it
-        parts.append(f"Put {_plain(prompt)!r} before each text.")
+        parts.append(f"Put {_plain(repr(prompt))} before each text.")
     return " ".join(parts)
 
 def model_card(bundle: Bundle, certificate: Certificate,
