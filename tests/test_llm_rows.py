@@ -199,7 +199,7 @@ def test_a_budget_ends_the_rewording():
         assert len(s.requests) == 20
 
 
-@pytest.mark.parametrize("recipe", ["classify", "ladder"])
+@pytest.mark.parametrize("recipe", ["classify", pytest.param("ladder", marks=pytest.mark.slow)])
 def test_recipes_with_rows_in_other_words(recipe):
     pd.DataFrame({"text": WORDED, "label": list(LABELED.values())}).to_csv("t.csv", index=False)
     given = {"table": "t.csv", "backbone": "tiny", "augment": "paraphrase", "llm_model": "m",
@@ -423,7 +423,7 @@ def test_what_writing_refuses(ends):
     assert "is not an OpenAI-compatible address" in stopped.lines[0]
 
 
-@pytest.mark.parametrize("recipe", ["classify", "ladder"])
+@pytest.mark.parametrize("recipe", ["classify", pytest.param("ladder", marks=pytest.mark.slow)])
 def test_recipes_with_new_rows(recipe):
     pd.DataFrame({"text": WORDED, "label": list(LABELED.values())}).to_csv("t.csv", index=False)
     pd.DataFrame({"label": LABELS, "description": [f"about {w}" for w in WORDS.values()]}).to_csv(

@@ -414,7 +414,8 @@ def test_a_fall_is_called_a_fall():
 
 @pytest.mark.parametrize(
     "chart, n, delay",
-    [("ewma", 20, 7.29), ("ewma", 100, 2.62), ("glr", 100, 2.27),
+    [("ewma", 20, 7.29), ("ewma", 100, 2.62),
+     pytest.param("glr", 100, 2.27, marks=pytest.mark.slow),
      pytest.param("glr", 20, 7.50, marks=pytest.mark.slow)],
 )
 def test_time_between_false_alarms_and_delay(chart, n, delay):
