@@ -725,6 +725,7 @@ def _pull(args):
         return print(f"{check_pulled(args.model).summary()}, as it came")
     if not args.out:
         raise InputError("--out names the folder to make: give one.")
+    os.environ.setdefault("HF_HUB_DISABLE_XET", "1") # whose threads no signal ends
     found = pull_encoder(args.model, args.out, args.revision, args.force)
     print(f"{found.summary()}, in {args.out}. To use it: -p backbone {args.out}")
 

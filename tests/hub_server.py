@@ -4,6 +4,7 @@ import hashlib
 import json
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,13 +28,13 @@ class HubServer:
     slow: dict = field(default_factory=dict)  # file -> seconds for each of its pieces
     forged: dict = field(default_factory=dict)  # file -> what is given in its place
     endless: set = field(default_factory=set)  # files that go on and on
-    cut: set = field(default_factory=set)  # files of which half comes
     fail: int = 0  # a status for everything but the first page
     large: set = field(default_factory=set)  # files that are said to have 60 GB
     requests: list = field(default_factory=list, init=False)
 
     def __enter__(self):
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler(self))
+        self.server = ThreadingHTTPServer(
+            ("127.0.0.1", 0), type("Bound", (Handler,), {"hub": self}))
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
@@ -73,78 +74,67 @@ class HubServer:
                 "tags": [], "downloads": 0, "likes": 0, "cardData": {"license": "mit"}}
 
 
-def handler(hub):
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub = None
 
-        def log_message(self, *_): pass
+    def log_message(self, *_): pass
 
-        def do_HEAD(self): self.answer("HEAD")
-
-        def do_GET(self): self.answer("GET")
-
-        def say(self, status, content=b"", **headers):
-            self.send_response(status)
-            for key, value in headers.items():
-                self.send_header(key.replace("_", "-"), str(value))
-            self.send_header("Content-Length", len(content))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(content)
-
-        def answer(self, method):
-            parts = urlsplit(self.path)
-            path = unquote(parts.path).strip("/")
-            hub.requests.append((method, path))
-            if not path:
-                return self.say(200)
-            if hub.fail:
-                return self.say(hub.fail)
-            if path.startswith("api/models/"):
-                name, _, branch = path.removeprefix("api/models/").partition("/revision/")
-                if name not in hub.models or name in hub.private:
-                    return self.say(401, X_Error_Code="RepoNotFound")
-                if branch and branch not in (*hub.branches, COMMIT):
-                    return self.say(404, X_Error_Code="RevisionNotFound")
-                blobs = "blobs" in parse_qs(parts.query)
-                return self.say(200, json.dumps(hub.info(name, blobs)).encode(),
-                                Content_Type="application/json")
+    def do_HEAD(self):
+        path = unquote(urlsplit(self.path).path).strip("/")
+        self.hub.requests.append((self.command, path))
+        if not path:
+            self.say(200)
+        elif self.hub.fail:
+            self.say(self.hub.fail)
+        elif path.startswith("api/models/"):
+            self.tell(*path.removeprefix("api/models/").partition("/revision/")[::2])
+        elif "/resolve/" in path:
             self.give(*path.split("/resolve/"))
+        else:
+            self.say(404)
 
-        def give(self, name, rest):
-            if name in hub.gated:
-                return self.say(403, X_Error_Code="GatedRepo")
-            branch, file = rest.split("/", 1)
-            content = hub.files(name)[file].read_bytes()
-            content = hub.forged.get(file, content)
-            about = {"X_Repo_Commit": COMMIT, "ETag": f'"{git_name(content)}"'}
-            if file in hub.endless:
-                return self.go_on(about)
-            if self.command == "HEAD" or file not in (*hub.slow, *hub.cut):
-                return self.say(200, content, **about)
-            self.send_response(200)
-            self.send_header("Content-Length", len(content))
-            self.end_headers()
-            if file in hub.cut:
-                self.wfile.write(content[:len(content) // 2])
-                self.close_connection = True
-                return
-            for at in range(0, len(content), 1000):
-                self.wfile.write(content[at:at + 1000])
-                self.wfile.flush()
-                time.sleep(hub.slow[file])
+    do_GET = do_HEAD
 
-        def go_on(self, about):
-            self.send_response(200)
-            for key, value in about.items():
-                self.send_header(key.replace("_", "-"), value)
-            self.send_header("Transfer-Encoding", "chunked")
-            self.end_headers()
-            piece = b"10000\r\n" + bytes(65536) + b"\r\n"
+    def start(self, status, headers):
+        self.send_response(status)
+        for key, value in headers.items():
+            self.send_header(key.replace("_", "-"), str(value))
+        self.end_headers()
+
+    def say(self, status, content=b"", **headers):
+        self.start(status, headers | {"Content-Length": len(content)})
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    def tell(self, name, branch): # about a model
+        if name not in self.hub.models or name in self.hub.private:
+            return self.say(401, X_Error_Code="RepoNotFound")
+        if branch and branch not in (*self.hub.branches, COMMIT):
+            return self.say(404, X_Error_Code="RevisionNotFound")
+        about = self.hub.info(name, "blobs" in parse_qs(urlsplit(self.path).query))
+        self.say(200, json.dumps(about).encode(), Content_Type="application/json")
+
+    def give(self, name, rest): # a file
+        hub, file = self.hub, rest.split("/", 1)[1]
+        if name in hub.gated:
+            return self.say(403, X_Error_Code="GatedRepo")
+        content = hub.forged.get(file, hub.files(name)[file].read_bytes())
+        about = {"X_Repo_Commit": COMMIT, "ETag": f'"{git_name(content)}"'}
+        if file in hub.endless:
+            self.start(200, about | {"Transfer_Encoding": "chunked"})
+            self.go_on()
+        elif file in hub.slow and self.command == "GET":
+            self.start(200, about | {"Content-Length": len(content)})
+            with suppress(OSError):  # who asked has gone
+                for at in range(0, len(content), 1000):
+                    self.wfile.write(content[at:at + 1000])
+                    time.sleep(hub.slow.get(file, 0))
+        else:
+            self.say(200, content, **about)
+
+    def go_on(self):
+        piece = b"10000\r\n" + bytes(65536) + b"\r\n"
+        with suppress(OSError):
             while self.command == "GET":
-                try:
-                    self.wfile.write(piece)
-                except OSError:
-                    return
-
-    return Handler
+                self.wfile.write(piece)

@@ -251,6 +251,8 @@ REFUSED = {
     "no config": ("a/tiny", {"config.json": None}, ("no config.json",)),
     "damaged config": ("a/tiny", {"config.json": "{"}, ("its config.json is not JSON",)),
     "a list": ("a/tiny", {"config.json": []}, ("names no model_type",)),
+    "quantized": ("a/tiny", {"config.json": {"model_type": "bert", "quantization_config": {
+        "quant_method": "awq"}}}, ("quantized",)),
     "unknown kind": ("a/tiny", {"config.json": {"model_type": "bert9"}}, ("Update transformers",))}
 
 
@@ -282,10 +284,13 @@ def test_a_folder_that_is_there_stays(page, online, ends):
     Path("full").mkdir()
     Path("full/mine.txt").write_text("mine")
     Path("empty").mkdir()
+    Path("link").symlink_to("empty", target_is_directory=True)
     with online(HubServer({"a/tiny": page})) as hub:
-        refused(ends("pull", "a/tiny", "--out", "full"), "exists already", "--force")
+        for place in ("full", "link", ".", "full/mine.txt"):
+            refused(ends("pull", "a/tiny", "--out", place), "exists already", "--force")
         assert not hub.requests
         refused(ends("pull", "a/none", "--out", "empty"), "no model of that name")
+        assert Path("empty").is_dir()
         assert ends("pull", "a/tiny", "--out", "empty").status == 0
         assert check_pulled("empty").hub_id == "a/tiny"
         assert ends("pull", "a/tiny", "--out", "full", "--force").status == 0

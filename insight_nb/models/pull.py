@@ -6,21 +6,22 @@
 __all__ = ['choose_files', 'choose_weights', 'EncoderRefused', 'choose_modules', 'check_native', 'git_hash', 'PulledEncoder',
            'pull_encoder', 'check_pulled']
 
-# %% ../../nbs/models/11_pull.ipynb #ec2d8b15
+# %% ../../nbs/models/11_pull.ipynb #eb893aae
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
 from ..base.core import InputError, atomic_output, hash_file, plural, shorten
 from .catalog import find_encoder, find_twin
 
-# %% ../../nbs/models/11_pull.ipynb #4b088012
+# %% ../../nbs/models/11_pull.ipynb #a30f7867
 _TAKEN = (
     "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model",
@@ -47,7 +48,7 @@ def choose_weights(names, index=None # of a model in parts: what its index says
         raise InputError(f"{_INDEX} names {shorten(bad[0])!r}, which is not there.")
     return parts
 
-# %% ../../nbs/models/11_pull.ipynb #37a69be0
+# %% ../../nbs/models/11_pull.ipynb #705955ed
 class EncoderRefused(InputError):
     "An encoder that can't be used here; the message names what to take instead."
     def __init__(self, hub_id, why, otherwise):
@@ -64,44 +65,57 @@ _CHOOSE = "Choose one of those that `insight-nb backbones` lists."
 
 def choose_modules(hub_id, modules, # what modules.json says
                    names) -> list:
-    "The files of the steps of sentence-transformers. Raises `EncoderRefused` for a step of another kind."
+    """The files of the steps of sentence-transformers. Raises `EncoderRefused` for a step of
+    another kind."""
     files = []
     for step in modules if isinstance(modules, list) else [None]:
         kind, folder = (step.get("type"), step.get("path")) if isinstance(step, dict) else (0, 0)
         if not re.fullmatch(r"sentence_transformers(\.\w+)+", str(kind)):
-            raise EncoderRefused(hub_id, f"its step {shorten(kind)!r} is a program of its own", _CHOOSE)
+            why = f"its step {shorten(kind)!r} is a program of its own"
+            raise EncoderRefused(hub_id, why, _CHOOSE)
         if folder == "":
             continue
         if not re.fullmatch(r"\d+_\w+", str(folder)):
-            raise EncoderRefused(hub_id, f"its step {shorten(folder)!r} has no usual folder", _CHOOSE)
+            why = f"its step {shorten(folder)!r} has no usual folder"
+            raise EncoderRefused(hub_id, why, _CHOOSE)
         have = [f"{folder}/{n}" for n in ("config.json", _WEIGHTS) if f"{folder}/{n}" in names]
         if f"{folder}/pytorch_model.bin" in names and f"{folder}/{_WEIGHTS}" not in names:
             raise EncoderRefused(hub_id, f"its step {folder} has no safetensors", _CHOOSE)
         files += have
     return files
 
-# %% ../../nbs/models/11_pull.ipynb #87f5741a
-def _known_here(): # names of kinds, and of classes
-    import transformers
+# %% ../../nbs/models/11_pull.ipynb #8d1ed47c
+def _is_known(kind): # to transformers; its list of most kinds loads no torch
+    with suppress(ImportError):
+        from transformers.models.auto.auto_mappings import CONFIG_MAPPING_NAMES as most
+        if kind in most:
+            return True
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-    return CONFIG_MAPPING_NAMES, dir(transformers)
+    return kind in CONFIG_MAPPING_NAMES
+
+def _is_class(name): # of transformers
+    import transformers
+    return isinstance(name, str) and name in dir(transformers)
 
 def check_native(hub_id, config): # what config.json says
-    "Raises `EncoderRefused` where transformers does not know the architecture by itself."
+    """Raises `EncoderRefused` where transformers does not know the architecture by itself, or the
+    weights are quantized."""
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise EncoderRefused(hub_id, "its config.json names no model_type", _CHOOSE)
-    kind, program = config["model_type"], bool(config.get("auto_map"))
-    kinds, classes = _known_here()
-    made = config.get("architectures") or []
-    own = program and not any(isinstance(name, str) and name in classes for name in made)
-    if own or program and kind not in kinds:
-        raise EncoderRefused(hub_id, "it wants a program of its own to be run (auto_map in config.json)",
-                      _CHOOSE)
-    if kind not in kinds:
-        raise EncoderRefused(hub_id, f"transformers here does not know its kind, {shorten(kind)!r}",
-                      "Update transformers, or choose one that `insight-nb backbones` lists.")
+    if config.get("quantization_config"):
+        raise EncoderRefused(hub_id, "its weights are quantized, which can't be trained", _CHOOSE)
+    kind, made = config["model_type"], config.get("architectures")
+    known = _is_known(kind)
+    own = not known or not any(map(_is_class, made if isinstance(made, list) else []))
+    if config.get("auto_map") and own:
+        why = "it wants a program of its own to be run (auto_map in config.json)"
+        raise EncoderRefused(hub_id, why, _CHOOSE)
+    if not known:
+        raise EncoderRefused(
+            hub_id, f"transformers here does not know its kind, {shorten(kind)!r}",
+            "Update transformers, or choose one that `insight-nb backbones` lists.")
 
-# %% ../../nbs/models/11_pull.ipynb #3b3f3299
+# %% ../../nbs/models/11_pull.ipynb #e39f5a36
 def _reason(error, hub_id, revision) -> str: # of the hub's library, in words
     from huggingface_hub import errors
     if isinstance(error, errors.GatedRepoError):
@@ -132,23 +146,24 @@ def _open_hub(hub_id):
         raise InputError(f"{hub_id} would have to be fetched, and HF_HUB_OFFLINE forbids to ask "
                          "the hub: unset it, or pull on another machine.")
     from huggingface_hub import HfApi
-    from huggingface_hub.utils import disable_progress_bars, logging
+    from huggingface_hub.utils import logging
     logging.set_verbosity_error()
-    if not sys.stderr.isatty():
-        disable_progress_bars()
     return HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
 
-# %% ../../nbs/models/11_pull.ipynb #7480b630
+# %% ../../nbs/models/11_pull.ipynb #463d24ba
 _MOST = 50_000_000_000 # bytes of an encoder
 _MOST_TEXT = 100_000_000 # of a file of settings or words
 
 def _meter(name, size): # a progress bar that knows how long a file may be
     from tqdm.auto import tqdm
     class Meter(tqdm):
-        come = 0
+        def __init__(self, *args, **kw):
+            # hf_xet knows the size by itself, and counts what goes over the line too
+            self.come, self.most = 0, math.inf if "bar_format" in kw else size
+            super().__init__(*args, **kw | {"desc": name, "disable": not sys.stderr.isatty()})
         def update(self, n=1):
             self.come += n
-            if self.come > size:
+            if self.come > self.most:
                 raise InputError(f"{name} goes on after the {size:,} bytes that the hub said: it "
                                  "is not what it should be.")
             return super().update(n)
@@ -160,7 +175,7 @@ def git_hash(file) -> str:
     content = b"blob %d\0" % len(content) + content
     return hashlib.sha1(content, usedforsecurity=False).hexdigest()
 
-# %% ../../nbs/models/11_pull.ipynb #72ce3135
+# %% ../../nbs/models/11_pull.ipynb #b8b31567
 class _Page: # of the hub at one commit, and the folder into which its files go
     def __init__(self, hub, hub_id, info, folder):
         self.hub, self.hub_id, self.commit, self.folder = hub, hub_id, info.sha, Path(folder)
@@ -183,8 +198,8 @@ class _Page: # of the hub at one commit, and the folder into which its files go
         told = asked.lfs["sha256"] if asked.lfs else None
         same = told == self.hashes[name] if told else asked.blob_id in (None, git_hash(file))
         if file.stat().st_size != size or not same:
-            raise InputError(f"{self.hub_id}: {name} is not what the hub says it is: it was changed "
-                             "on the way. Try again.")
+            raise InputError(f"{self.hub_id}: {name} is not what the hub says it is: it was "
+                             "changed on the way. Try again.")
 
     def read(self, name): # JSON; None: there is no such file
         if name not in self.files:
@@ -195,7 +210,7 @@ class _Page: # of the hub at one commit, and the folder into which its files go
         except (ValueError, RecursionError):
             raise InputError(f"{self.hub_id}: its {name} is not JSON.") from None
 
-# %% ../../nbs/models/11_pull.ipynb #1b86024e
+# %% ../../nbs/models/11_pull.ipynb #7afb9981
 @dataclass(frozen=True)
 class PulledEncoder:
     "What was brought from the hub into a folder, as its pulled.json says."
@@ -215,7 +230,7 @@ _RECORD = "pulled.json"
 _CONVERT = ("Convert it at https://huggingface.co/spaces/safetensors/convert, and give the pull "
             "request that opens, as --revision refs/pr/N.")
 
-# %% ../../nbs/models/11_pull.ipynb #43329d08
+# %% ../../nbs/models/11_pull.ipynb #6cf1e61b
 def _weights(page): # names; raises EncoderRefused
     names = set(page.files)
     parts = choose_weights(names, None if _WEIGHTS in names else page.read(_INDEX))
@@ -248,13 +263,14 @@ def _bring(page):
     for name in names:
         page.fetch(name)
 
-# %% ../../nbs/models/11_pull.ipynb #5726c473
+# %% ../../nbs/models/11_pull.ipynb #1ce2d282
 @contextmanager
 def _place(out): # an empty folder of that name makes room, and comes back where nothing is brought
-    out = Path(out)
-    empty = out.is_dir() and not out.is_symlink() and not any(out.iterdir())
-    if empty:
-        out.rmdir()
+    out, empty = Path(out), False
+    with suppress(OSError): # it is no folder, or holds something
+        if not out.is_symlink() and not out.samefile("."):
+            out.rmdir()
+            empty = True
     try:
         yield
     finally:
@@ -291,7 +307,7 @@ def pull_encoder(hub_id, # owner/name
         (temp / _RECORD).write_text(text + "\n", encoding="utf-8")
     return found
 
-# %% ../../nbs/models/11_pull.ipynb #1fca334f
+# %% ../../nbs/models/11_pull.ipynb #99280609
 def check_pulled(folder) -> PulledEncoder:
     """Compare a folder with its pulled.json. Raises InputError for a file that was changed or is
     missing."""
@@ -307,6 +323,6 @@ def check_pulled(folder) -> PulledEncoder:
                          f"has no sound {_RECORD}.")
     for name, told in known.items():
         if not (folder / name).is_file() or hash_file(folder / name) != told:
-            raise InputError(f"{name} in {shorten(folder, 200)} is missing, or not as it came: pull "
-                             f"{found.hub_id} again.")
+            raise InputError(f"{name} in {shorten(folder, 200)} is missing, or not as it came: "
+                             f"pull {found.hub_id} again.")
     return found
