@@ -7,12 +7,12 @@ __all__ = ['ENCODERS', 'READS', 'TWINS', 'COLUMNS_SAY', 'Encoder', 'find_encoder
            'pull_command', 'EncoderTwin', 'find_twin', 'TrainingEstimate', 'training_operations', 'estimate_training',
            'encoder_table', 'encoder_notes']
 
-# %% ../../nbs/models/10_catalog.ipynb #a9e4f835
+# %% ../../nbs/models/10_catalog.ipynb #2f117783
 from dataclasses import dataclass
 
 from ..base.core import InputError, ReportTable
 
-# %% ../../nbs/models/10_catalog.ipynb #696a8e77
+# %% ../../nbs/models/10_catalog.ipynb #2d181040
 @dataclass(frozen=True)
 class Encoder:
     "A pretrained encoder on the hub, and what is known of it."
@@ -32,7 +32,7 @@ class Encoder:
     prompt: str = "" # text to put before each text
     revision: str | None = None # where the safetensors lie, if not on main
 
-# %% ../../nbs/models/10_catalog.ipynb #5c95b2b8
+# %% ../../nbs/models/10_catalog.ipynb #7bf4293c
 _HUB = "https://huggingface.co"
 _ENGLISH = [
     Encoder(
@@ -52,7 +52,7 @@ _ENGLISH = [
         "mean", "modernbert", 599, "long texts, when it is trained",
         f"{_HUB}/answerdotai/ModernBERT-base/tree/main")]
 
-# %% ../../nbs/models/10_catalog.ipynb #d4a1eaf5
+# %% ../../nbs/models/10_catalog.ipynb #e3d52dde
 _CHINESE = [
     Encoder(
         "BAAI/bge-small-zh-v1.5", "zh", 24.0, 13.1, 4, 512, 512, "MIT",
@@ -67,7 +67,7 @@ _CHINESE = [
         "cls", "bert", 409, "vectors without training",
         f"{_HUB}/BAAI/bge-base-zh-v1.5/tree/refs%2Fpr%2F1", revision="refs/pr/1")]
 
-# %% ../../nbs/models/10_catalog.ipynb #ac3ef1a2
+# %% ../../nbs/models/10_catalog.ipynb #25853907
 _SMALL = [
     Encoder(
         "intfloat/multilingual-e5-small", "many", 117.7, 21.6, 12, 384, 512, "MIT",
@@ -86,7 +86,7 @@ _SMALL = [
         "mean", "modernbert", None, "1,800 languages; when it is trained",
         f"{_HUB}/datalama/mmBERT-base/blob/main/README.md")]
 
-# %% ../../nbs/models/10_catalog.ipynb #02e5faf7
+# %% ../../nbs/models/10_catalog.ipynb #ec603cb9
 _LARGE = [
     Encoder(
         "alibaba-nlp-community/gte-multilingual-base", "many", 305.4, 113.3, 12, 768, 8192,
@@ -108,7 +108,7 @@ _LARGE = [
 
 ENCODERS = tuple(sorted(_ENGLISH + _CHINESE + _SMALL + _LARGE, key=lambda e: e.layer_parameters))
 
-# %% ../../nbs/models/10_catalog.ipynb #e388b152
+# %% ../../nbs/models/10_catalog.ipynb #47d3f86a
 READS = {"en": "English", "zh": "Chinese", "many": "many languages"}
 
 def find_encoder(hub_id) -> Encoder | None:
@@ -127,7 +127,7 @@ def list_encoders(language=None # en, zh or many; None: all
     _check_language(language)
     return [e for e in ENCODERS if e.languages in (language, "many")]
 
-# %% ../../nbs/models/10_catalog.ipynb #52100198
+# %% ../../nbs/models/10_catalog.ipynb #0d361060
 _SUGGESTED = {
     "en": ("sentence-transformers/all-MiniLM-L6-v2", "BAAI/bge-small-en-v1.5",
            "Alibaba-NLP/gte-modernbert-base"),
@@ -149,7 +149,7 @@ def pull_command(encoder: Encoder) -> str:
     name = encoder.hub_id.split("/")[-1]
     return f"insight-nb pull {encoder.hub_id}{own} --out {name}"
 
-# %% ../../nbs/models/10_catalog.ipynb #f5a47105
+# %% ../../nbs/models/10_catalog.ipynb #bd4b7a07
 @dataclass(frozen=True)
 class EncoderTwin:
     "An encoder that is refused, and the one to take instead."
@@ -164,7 +164,7 @@ _PICKLE = "it has no safetensors"
 _BERT_ZH, _BGE = "google-bert/bert-base-chinese", "BAAI/bge-small-en-v1.5"
 _MODERN, _MMBERT = "answerdotai/ModernBERT-base", "datalama/mmBERT-base"
 
-# %% ../../nbs/models/10_catalog.ipynb #76bd59f9
+# %% ../../nbs/models/10_catalog.ipynb #7c7f9880
 def _twins(why, same, *pairs): # of an id and its twin
     return [EncoderTwin(a, why, b, same, f"{_HUB}/{a}/tree/main") for a, b in pairs]
 
@@ -187,7 +187,7 @@ def find_twin(hub_id) -> EncoderTwin | None:
     "What to take instead of an encoder that is refused; None: nothing is known of it."
     return next((t for t in TWINS if t.hub_id.lower() == str(hub_id).lower()), None)
 
-# %% ../../nbs/models/10_catalog.ipynb #e942e042
+# %% ../../nbs/models/10_catalog.ipynb #31767584
 # operations a second, as measured
 _CPU_RATES = {"bert": .24e12, "other": .17e12}
 _T4_PEAK, _T4_SHARE = 65e12, .1 # as published; supposed
@@ -203,7 +203,7 @@ def training_operations(encoder: Encoder, tokens) -> float: # of a text
     "Operations of one token of a training step."
     return 6e6 * encoder.layer_parameters + 12 * encoder.layers * encoder.width * tokens
 
-# %% ../../nbs/models/10_catalog.ipynb #66087c52
+# %% ../../nbs/models/10_catalog.ipynb #70634af2
 def estimate_training(encoder: Encoder, rows=10_000, # texts
                       tokens=64, # of a text, on average
                       epochs=3 # passes, as is usual for so many rows
@@ -217,7 +217,7 @@ def estimate_training(encoder: Encoder, rows=10_000, # texts
     return TrainingEstimate(work / cpu / 3600, work / (_T4_PEAK * _T4_SHARE) / 3600,
                             .6 + (16e6 * encoder.parameters + kept) / 1e9)
 
-# %% ../../nbs/models/10_catalog.ipynb #735dc025
+# %% ../../nbs/models/10_catalog.ipynb #fc0c3f22
 def _time(hours):
     if hours >= 1:
         return f"{hours:.1f} h"
@@ -229,9 +229,10 @@ def encoder_table(encoders, # of `Encoder`
     lines = []
     for number, e in enumerate(encoders, 1):
         cost = estimate_training(e, rows)
+        size = f"{e.megabytes:,}" if e.megabytes else "–"
         lines.append([
             number, e.hub_id, e.languages, f"{e.parameters:.0f} ({e.layer_parameters:.0f})",
-            f"{e.longest:,}", e.license, e.megabytes or "–", f"{cost.gigabytes:.1f}",
+            f"{e.longest:,}", e.license, size, f"{cost.gigabytes:.1f}",
             _time(cost.cpu_hours), _time(cost.t4_hours)])
     names = ["#", "hub id", "reads", "M (layers)", "longest", "license", "MB", "GB", "CPU", "T4"]
     return ReportTable(names, lines, f"To fine-tune with {rows:,} texts of 64 tokens, 3 epochs")
@@ -245,7 +246,7 @@ def encoder_notes(encoders) -> list: # of str
                      f"{e.source}")
     return notes
 
-# %% ../../nbs/models/10_catalog.ipynb #9b1647ab
+# %% ../../nbs/models/10_catalog.ipynb #4e300854
 COLUMNS_SAY = (
     "M: millions of parameters, and without the table of tokens. longest: tokens of a text.",
     "MB: of the weights. GB: of memory, to train. CPU: two cores; from a measured speed.",

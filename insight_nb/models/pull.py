@@ -6,7 +6,7 @@
 __all__ = ['choose_files', 'choose_weights', 'EncoderRefused', 'choose_modules', 'check_native', 'git_hash', 'PulledEncoder',
            'pull_encoder', 'check_pulled']
 
-# %% ../../nbs/models/12_pull.ipynb #2a34d42e
+# %% ../../nbs/models/12_pull.ipynb #c552baa1
 import hashlib
 import json
 import math
@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from ..base.core import InputError, atomic_output, hash_file, plural, shorten
 from .catalog import find_encoder, find_twin
 
-# %% ../../nbs/models/12_pull.ipynb #5492bb9f
+# %% ../../nbs/models/12_pull.ipynb #aebbc99b
 _TAKEN = (
     "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model",
@@ -48,7 +48,7 @@ def choose_weights(names, index=None # of a model in parts: what its index says
         raise InputError(f"{_INDEX} names {shorten(bad[0])!r}, which is not there.")
     return parts
 
-# %% ../../nbs/models/12_pull.ipynb #645813bc
+# %% ../../nbs/models/12_pull.ipynb #6817a8a0
 class EncoderRefused(InputError):
     "An encoder that can't be used here; the message names what to take instead."
     def __init__(self, hub_id, why, otherwise):
@@ -84,8 +84,14 @@ def choose_modules(hub_id, modules, # what modules.json says
         files += have
     return files
 
-# %% ../../nbs/models/12_pull.ipynb #9f032bd3
+# %% ../../nbs/models/12_pull.ipynb #caf6fb96
+# kinds that transformers has long known: for them it need not be loaded
+_OLD = {"albert", "bert", "camembert", "deberta-v2", "distilbert", "electra", "ernie", "modernbert",
+        "mpnet", "qwen3", "roberta", "xlm-roberta"}
+
 def _is_known(kind): # to transformers; its list of most kinds loads no torch
+    if kind in _OLD:
+        return True
     with suppress(ImportError):
         from transformers.models.auto.auto_mappings import CONFIG_MAPPING_NAMES as most
         if kind in most:
@@ -105,9 +111,8 @@ def check_native(hub_id, config): # what config.json says
     if config.get("quantization_config"):
         raise EncoderRefused(hub_id, "its weights are quantized, which can't be trained", _CHOOSE)
     kind, made = config["model_type"], config.get("architectures")
-    known = _is_known(kind)
-    own = not known or not any(map(_is_class, made if isinstance(made, list) else []))
-    if config.get("auto_map") and own:
+    known, made = _is_known(kind), made if isinstance(made, list) else []
+    if config.get("auto_map") and not (known and any(map(_is_class, made))):
         why = "it wants a program of its own to be run (auto_map in config.json)"
         raise EncoderRefused(hub_id, why, _CHOOSE)
     if not known:
@@ -115,7 +120,7 @@ def check_native(hub_id, config): # what config.json says
             hub_id, f"transformers here does not know its kind, {shorten(kind)!r}",
             "Update transformers, or choose one that `insight-nb backbones` lists.")
 
-# %% ../../nbs/models/12_pull.ipynb #375afa58
+# %% ../../nbs/models/12_pull.ipynb #4f6b4722
 def _reason(error, hub_id, revision) -> str: # of the hub's library, in words
     from huggingface_hub import errors
     if isinstance(error, errors.GatedRepoError):
@@ -150,7 +155,7 @@ def _open_hub(hub_id):
     logging.set_verbosity_error()
     return HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
 
-# %% ../../nbs/models/12_pull.ipynb #7958404a
+# %% ../../nbs/models/12_pull.ipynb #7d50b07c
 _MOST = 50_000_000_000 # bytes of an encoder
 _MOST_TEXT = 100_000_000 # of a file of settings or words
 
@@ -175,7 +180,7 @@ def git_hash(file) -> str:
     content = b"blob %d\0" % len(content) + content
     return hashlib.sha1(content, usedforsecurity=False).hexdigest()
 
-# %% ../../nbs/models/12_pull.ipynb #ba202cdf
+# %% ../../nbs/models/12_pull.ipynb #b2e0b036
 class _Page: # of the hub at one commit, and the folder into which its files go
     def __init__(self, hub, hub_id, info, folder):
         self.hub, self.hub_id, self.commit, self.folder = hub, hub_id, info.sha, Path(folder)
@@ -210,7 +215,7 @@ class _Page: # of the hub at one commit, and the folder into which its files go
         except (ValueError, RecursionError):
             raise InputError(f"{self.hub_id}: its {name} is not JSON.") from None
 
-# %% ../../nbs/models/12_pull.ipynb #c7ddb2e2
+# %% ../../nbs/models/12_pull.ipynb #544a6273
 @dataclass(frozen=True)
 class PulledEncoder:
     "What was brought from the hub into a folder, as its pulled.json says."
@@ -230,7 +235,7 @@ _RECORD = "pulled.json"
 _CONVERT = ("Convert it at https://huggingface.co/spaces/safetensors/convert, and give the pull "
             "request that opens, as --revision refs/pr/N.")
 
-# %% ../../nbs/models/12_pull.ipynb #43b6c6c7
+# %% ../../nbs/models/12_pull.ipynb #4543e253
 def _weights(page): # names; raises EncoderRefused
     names = set(page.files)
     parts = choose_weights(names, None if _WEIGHTS in names else page.read(_INDEX))
@@ -263,7 +268,7 @@ def _bring(page):
     for name in names:
         page.fetch(name)
 
-# %% ../../nbs/models/12_pull.ipynb #2c641ca9
+# %% ../../nbs/models/12_pull.ipynb #dedcea39
 @contextmanager
 def _place(out): # an empty folder of that name makes room, and comes back where nothing is brought
     out, empty = Path(out), False
@@ -307,7 +312,7 @@ def pull_encoder(hub_id, # owner/name
         (temp / _RECORD).write_text(text + "\n", encoding="utf-8")
     return found
 
-# %% ../../nbs/models/12_pull.ipynb #1476f739
+# %% ../../nbs/models/12_pull.ipynb #6c823995
 def check_pulled(folder) -> PulledEncoder:
     """Compare a folder with its pulled.json. Raises InputError for a file that was changed or is
     missing."""
