@@ -119,6 +119,7 @@ def _check_language(language):
     if language not in READS:
         raise InputError(f"language is {language!r}: say en, zh, or many for any other.")
 
+# %% ../../nbs/models/10_catalog.ipynb #f4d9d6bb
 def list_encoders(language=None # en, zh or many; None: all
                  ) -> list:
     "The encoders that read a language, smallest first. Raises InputError for another word."
@@ -143,6 +144,7 @@ def suggest_encoders(language # en, zh or many
     _check_language(language)
     return [find_encoder(hub_id) for hub_id in _SUGGESTED[language]]
 
+# %% ../../nbs/models/10_catalog.ipynb #0a38582c
 def pull_command(encoder: Encoder) -> str:
     "What to type to bring an encoder into a folder."
     own = f" --revision {encoder.revision}" if encoder.revision else ""
@@ -168,6 +170,7 @@ _MODERN, _MMBERT = "answerdotai/ModernBERT-base", "datalama/mmBERT-base"
 def _twins(why, same, *pairs): # of an id and its twin
     return [EncoderTwin(a, why, b, same, f"{_HUB}/{a}/tree/main") for a, b in pairs]
 
+# %% ../../nbs/models/10_catalog.ipynb #a9b412eb
 TWINS = (
     *_twins(_CODE, True,
             ("Alibaba-NLP/gte-multilingual-base", "alibaba-nlp-community/gte-multilingual-base"),
@@ -223,6 +226,7 @@ def _time(hours):
         return f"{hours:.1f} h"
     return f"{60 * hours:.0f} min" if 60 * hours >= 1 else f"{3600 * hours:.0f} s"
 
+# %% ../../nbs/models/10_catalog.ipynb #4ee529ca
 def encoder_table(encoders, # of `Encoder`
                   rows=10_000) -> ReportTable:
     "Sizes, license and estimated costs, one line for each encoder."
@@ -237,6 +241,7 @@ def encoder_table(encoders, # of `Encoder`
     names = ["#", "hub id", "reads", "M (layers)", "longest", "license", "MB", "GB", "CPU", "T4"]
     return ReportTable(names, lines, f"To fine-tune with {rows:,} texts of 64 tokens, 3 epochs")
 
+# %% ../../nbs/models/10_catalog.ipynb #a7cfbae8
 def encoder_notes(encoders) -> list: # of str
     "For each encoder what it is good for, its pooling and prompt, and the page of its facts."
     notes = []

@@ -36,6 +36,7 @@ def choose_files(names # of all files of a page
     files = [n for n in _TAKEN if n in set(names)]
     return files + [_INDEX] if _INDEX in names and _WEIGHTS not in names else files
 
+# %% ../../nbs/models/12_pull.ipynb #170be5fb
 def choose_weights(names, index=None # of a model in parts: what its index says
                   ) -> list:
     "The safetensors to take; none where there are none. Raises InputError for missing parts."
@@ -63,6 +64,7 @@ class EncoderRefused(InputError):
 
 _CHOOSE = "Choose one of those that `insight-nb backbones` lists."
 
+# %% ../../nbs/models/12_pull.ipynb #3068792a
 def choose_modules(hub_id, modules, # what modules.json says
                    names) -> list:
     """The files of the steps of sentence-transformers. Raises `EncoderRefused` for a step of
@@ -99,10 +101,12 @@ def _is_known(kind): # to transformers; its list of most kinds loads no torch
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
     return kind in CONFIG_MAPPING_NAMES
 
+# %% ../../nbs/models/12_pull.ipynb #c7251644
 def _is_class(name): # of transformers
     import transformers
     return isinstance(name, str) and name in dir(transformers)
 
+# %% ../../nbs/models/12_pull.ipynb #feebc8d2
 def check_native(hub_id, config): # what config.json says
     """Raises `EncoderRefused` where transformers does not know the architecture by itself, or the
     weights are quantized."""
@@ -133,6 +137,7 @@ def _reason(error, hub_id, revision) -> str: # of the hub's library, in words
     said = str(error).strip().splitlines() or [type(error).__name__]
     return f"the hub did not give it ({shorten(said[0], 120)}). Try again later."
 
+# %% ../../nbs/models/12_pull.ipynb #737999ec
 @contextmanager
 def _asking(hub_id, revision):
     try:
@@ -145,6 +150,7 @@ def _asking(hub_id, revision):
             raise
         raise InputError(f"{hub_id}: {_reason(e, hub_id, revision)}") from None
 
+# %% ../../nbs/models/12_pull.ipynb #6f98c934
 def _open_hub(hub_id):
     from insight_nb.base.files import hub_access
     if not hub_access(hub_id, "model"):
@@ -174,6 +180,7 @@ def _meter(name, size): # a progress bar that knows how long a file may be
             return super().update(n)
     return Meter
 
+# %% ../../nbs/models/12_pull.ipynb #c9bcb38a
 def git_hash(file) -> str:
     "The name that git gives to the content of a file, in hexadecimal."
     content = Path(file).read_bytes()
@@ -231,6 +238,7 @@ class PulledEncoder:
         return (f"{self.hub_id} at {self.commit[:12]}: {plural(len(self.files), 'file')}, "
                 f"{self.megabytes:,.1f} MB, license {self.license or 'not said'}")
 
+# %% ../../nbs/models/12_pull.ipynb #453a3389
 _RECORD = "pulled.json"
 _CONVERT = ("Convert it at https://huggingface.co/spaces/safetensors/convert, and give the pull "
             "request that opens, as --revision refs/pr/N.")
@@ -245,6 +253,7 @@ def _weights(page): # names; raises EncoderRefused
         raise EncoderRefused(page.hub_id, f"it has no safetensors, {has}", _CONVERT)
     return parts
 
+# %% ../../nbs/models/12_pull.ipynb #5e278e37
 def _check_room(page, names):
     need, free = sum(map(page.size, names)), shutil.disk_usage(page.folder).free
     if need > _MOST:
@@ -253,6 +262,7 @@ def _check_room(page, names):
         raise InputError(f"{page.hub_id} needs {need / 1e6:,.0f} MB, and {free / 1e6:,.0f} are "
                          "free: make room, or name another place.")
 
+# %% ../../nbs/models/12_pull.ipynb #9b5ee05e
 def _bring(page):
     if "config.json" not in page.files:
         raise EncoderRefused(page.hub_id, "it has no config.json", _CHOOSE)
@@ -282,11 +292,13 @@ def _place(out): # an empty folder of that name makes room, and comes back where
         if empty and not out.exists():
             out.mkdir()
 
+# %% ../../nbs/models/12_pull.ipynb #f9536906
 def _license(info):
     card = getattr(info, "card_data", None) or {}
     said = card.get("license") if hasattr(card, "get") else None
     return shorten(said) if isinstance(said, str) else ""
 
+# %% ../../nbs/models/12_pull.ipynb #4b9f75fe
 def pull_encoder(hub_id, # owner/name
                  out, # the folder to make
                  revision=None, # a branch, tag or commit; None: main
