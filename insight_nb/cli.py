@@ -719,6 +719,16 @@ def _show(file):
         else:
             print(*map(format_cell, f), sep="\n")
 
+def _pull(args):
+    from insight_nb.models.pull import check_pulled, pull_encoder
+    if args.check:
+        return print(f"{check_pulled(args.model).summary()}, as it came")
+    if not args.out:
+        raise InputError("--out names the folder to make: give one.")
+    os.environ.setdefault("HF_HUB_DISABLE_XET", "1") # whose threads no signal ends
+    found = pull_encoder(args.model, args.out, args.revision, args.force)
+    print(f"{found.summary()}, in {args.out}. To use it: -p backbone {args.out}")
+
 def _mask(args):
     from insight_nb.ship.masking import mask_file, unmask_file
     if args.undo and args.names:
@@ -805,6 +815,11 @@ def _serve(args):
         token=read_token(args.token), log=args.log, feedback=args.feedback,
         keep_texts=not args.hash_texts, review=args.review, mask=args.mask)
     serve(args.bundles, args.host, args.port, options, args.device, open_bundle)
+
+def _backbones(args):
+    from insight_nb.models.catalog import COLUMNS_SAY, encoder_notes, encoder_table, list_encoders
+    found = list_encoders(args.language)
+    print(encoder_table(found, args.rows), *COLUMNS_SAY, "", *encoder_notes(found), sep="\n")
 
 def _rows_to_ask(args): # texts or pairs, and their labels or None
     from insight_nb.data.sources import open_frame
@@ -897,6 +912,12 @@ _COMPARE = """examples:
 _MASK = """examples:
   insight-nb mask reviews.csv --text review --key key.json --out masked.csv
   insight-nb mask masked.csv --text review --key key.json --undo --out back.csv"""
+_BACKBONES = """examples:
+  insight-nb backbones                                       encoders, with licenses and costs
+  insight-nb backbones --language zh --rows 2000"""
+_PULL = """examples:
+  insight-nb pull BAAI/bge-small-zh-v1.5 --out bge-small-zh
+  insight-nb pull bge-small-zh --check                       is it still what came?"""
 _MAIN = """examples:
   insight-nb samples                                         tables to try it on
   insight-nb check reviews.csv --text review --label stars   is the data fit to train on?
@@ -913,7 +934,8 @@ def make_parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"insight-nb {insight_nb.__version__}")
     commands = top.add_subparsers(
         dest="command", required=True, parser_class=_Parser,
-        metavar="run | predict | export | serve | feedback | compare | check | mask | samples")
+        metavar="run | predict | export | serve | feedback | compare | check | mask | backbones | "
+                "pull | samples")
     def add(name, call, about, examples="examples:\n  insight-nb samples", **kw):
         sub = commands.add_parser(name, help=about, description=about, epilog=examples, **kw)
         sub.set_defaults(call=call, parser=sub)
@@ -930,8 +952,23 @@ def make_parser() -> argparse.ArgumentParser:
         add("compare", _compare, "runs side by side, with paired differences", _COMPARE))
     _check_arguments(add("check", _check, "report on a table, without training", _CHECK))
     _mask_arguments(add("mask", _mask, "write a table without personal data, and undo it", _MASK))
+    _backbones_arguments(
+        add("backbones", _backbones, "list encoders to choose from", _BACKBONES))
+    _pull_arguments(add("pull", _pull, "bring an encoder into a folder", _PULL))
     add("samples", _samples, "list the sample tables")
     return top
+
+def _backbones_arguments(p):
+    p.add_argument("--language", metavar="CODE", help="en, zh, or many for any other")
+    p.add_argument("--rows", type=int, default=10_000, metavar="N",
+                   help="texts to learn from, for the costs; default: 10000")
+
+def _pull_arguments(p):
+    p.add_argument("model", metavar="OWNER/NAME", help="of the hub; a FOLDER with --check")
+    p.add_argument("--out", metavar="FOLDER", help="the folder to make")
+    p.add_argument("--revision", metavar="NAME", help="branch, tag or commit; default: main")
+    p.add_argument("--check", action="store_true", help="compare FOLDER with what came")
+    p.add_argument("--force", action="store_true", help="replace FOLDER of --out")
 
 # %% ../nbs/90_cli.ipynb #75a213b9
 def _predict_arguments(p):
