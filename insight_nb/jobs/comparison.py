@@ -31,7 +31,8 @@ from ..eval.row_predictions import RowPredictions, row_predictions
 from ..eval.scores import ScoreReport, beats_baseline
 from .setup import PACKAGES
 from .tagging import check_entity_types, split_tagged
-from .training import hint_groups, split_rows
+from .training import (
+    encoder_advice, hint_groups, reads_enough, split_rows)
 from ..methods.augmentation import (
     LLM_WAYS, AugmentedRows, augment_training, check_augment)
 from ..methods.classical import BudgetExceeded
@@ -278,6 +279,17 @@ def prepare(self: TextComparison, columns=()): # to slice by
           sep="\n")
     return self.evaluation
 
+@patch
+def leave_out(self: TextComparison, ladder, anyway=False) -> str: # after `prepare`; empty: nothing
+    "Let a ladder leave out the rungs whose encoder can't read the texts, and say so."
+    if anyway or reads_enough(self.language):
+        return ""
+    gone = [rung.name for rung in ladder.rungs if self.language_check(rung).passed is False]
+    ladder.left_out = dict.fromkeys(gone, "its encoder can't read these texts")
+    texts = [self.source.texts[i] for i in self.train_at]
+    return (f"{plural(len(gone), 'rung')} left out, since {self.encoder.name} can't read these "
+            f"texts: -p anyway true runs them all the same. {encoder_advice(texts)}.")
+
 # %% ../../nbs/jobs/11_comparison.ipynb #8a6c4231
 @patch
 def bundle_facts(self: TextComparison) -> dict:
@@ -442,7 +454,7 @@ def small_classes(self: TextComparison) -> Check:
 
 @patch
 def language_check(self: TextComparison, rung) -> Check:
-    if hasattr(rung, "backbone"):
+    if hasattr(rung, "backbone") and not hasattr(rung, "shots"): # a prompt is read by another
         return guard.language(self.language)
     return Check("language", None, f"{rung.name} reads letters, whatever the language")
 

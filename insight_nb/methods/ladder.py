@@ -132,6 +132,8 @@ class Ladder:
     on_finished: object = None
     engine: object = None # called in place of `evaluate_method`, such as `RungEngine`
     steps: list = field(default_factory=list, init=False) # of `MethodResult`
+    # name of a rung -> why it is not run, such as an encoder that can't read these texts
+    left_out: dict = field(default_factory=dict, init=False)
 
     @cached_property
     def cache(self): return ResultCache(self.folder, self.evaluation)
@@ -165,6 +167,9 @@ def run(self: Ladder) -> Ladder:
         if step is None and left is not None and left <= 0:
             step = MethodResult(
                 rung.name, rung.needs, rung.settings(), "skipped", "no time was left")
+        elif step is None and rung.name in self.left_out:
+            step = MethodResult(rung.name, rung.needs, rung.settings(), "skipped",
+                                self.left_out[rung.name])
         elif step is None and shelf.start(rung) > 3:
             step = MethodResult(
                 rung.name, rung.needs, rung.settings(), "failed",
