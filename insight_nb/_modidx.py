@@ -1749,6 +1749,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'insight_nb.base.text.clean_text': ('base/text.html#clean_text', 'insight_nb/base/text.py'),
                                       'insight_nb.base.text.extract_words': ('base/text.html#extract_words', 'insight_nb/base/text.py'),
                                       'insight_nb.base.text.find_encoding': ('base/text.html#find_encoding', 'insight_nb/base/text.py'),
+                                      'insight_nb.base.text.fold_width': ('base/text.html#fold_width', 'insight_nb/base/text.py'),
                                       'insight_nb.base.text.is_invisible': ('base/text.html#is_invisible', 'insight_nb/base/text.py'),
                                       'insight_nb.base.text.is_number': ('base/text.html#is_number', 'insight_nb/base/text.py'),
                                       'insight_nb.base.text.is_unsegmented': ('base/text.html#is_unsegmented', 'insight_nb/base/text.py'),
