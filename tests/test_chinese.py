@@ -166,7 +166,8 @@ def test_the_ladder_leaves_out_what_cannot_read():
     with open("run/evidence.json", encoding="utf-8") as f:
         rungs = json.load(f)["rungs"]
     done = [r["name"] for r in rungs if r["status"] == "done"]
-    assert done == ["majority", "label names", "TF-IDF + linear"]
+    assert done[:3] == ["majority", "label names", "TF-IDF + linear"]
+    assert done[3:] in ([], ["sentences + linear"])  # where the extra is installed
     assert {r["why"] for r in rungs if r["status"] == "skipped"} == {
         "its encoder can't read these texts"}
     with open("run/report.html", encoding="utf-8") as f:
@@ -176,7 +177,7 @@ def test_the_ladder_leaves_out_what_cannot_read():
 
 def test_a_rung_that_is_named_runs():
     write_csv("zh.csv", pd.DataFrame({"text": TEXTS, "label": CLASSES}).to_dict("records"))
-    given = ["-p", "table", "zh.csv", "-p", "rungs", "majority,frozen + linear"]
+    given = ["-p", "table", "zh.csv", "-p", "rungs", "majority,prototypes"]
     assert run_here("ladder", *given, "--out", "run") == 0
     with open("run/evidence.json", encoding="utf-8") as f:
         assert [r["status"] for r in json.load(f)["rungs"]] == ["done", "done"]

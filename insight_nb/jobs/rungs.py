@@ -28,7 +28,7 @@ from ..data.table import to_text
 from ..methods.classical import LabelNames, Majority, Tfidf
 from ..methods.fewshot import Contrastive, ContrastiveTask, Prototype
 from ..methods.fine_tuned import EncoderRung
-from ..methods.frozen import LinearProbe, StaticEmbeddings
+from ..methods.frozen import LinearProbe, SentenceProbe, StaticEmbeddings
 from ..methods.prompt import ZeroShot
 from ..methods.selftrain import GatedRung
 from ..methods.taggers import CRF, MajorityTag
@@ -131,7 +131,8 @@ def unpack(arrays, facts): # as of `pack`
 LEARNED = {
     Majority: ("shares",), LabelNames: ("shares", "weight"), Tfidf: ("features", "model"),
     StaticEmbeddings: ("mean", "scale", "model"), LinearProbe: ("mean", "scale", "model"),
-    ZeroShot: ("anchors",), Prototype: ("means", "there", "temperature"),
+    SentenceProbe: ("mean", "scale", "model"), ZeroShot: ("anchors",),
+    Prototype: ("means", "there", "temperature"),
     Contrastive: ("mean", "scale", "linear", "temperature"),
     MajorityTag: ("known", "other", "rules"), CRF: ("bytes", "strength")}
 

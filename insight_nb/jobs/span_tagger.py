@@ -174,8 +174,8 @@ def check_language(self: SpanTagger, texts: TaggedTexts, y, parts, setup):
                           (self.options or {}).get("anyway", False), setup.seed)
 
 @patch
-def check_readable(self: SpanTagger, X: TaggedTexts, y, parts):
-    self.check_language(X, y, parts, self.make_setup())
+def check_readable(self: SpanTagger, X: TaggedTexts, y, parts, setup=None):
+    self.check_language(X, y, parts, setup or self.make_setup())
 
 @patch
 def train(self: SpanTagger, tagged, options):

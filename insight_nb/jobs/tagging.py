@@ -25,7 +25,7 @@ from ..data.tokens import check_tokenizer_coverage
 from ..eval.spans import (
     offset_counts, span_counts, span_metrics, word_counts, word_metrics)
 from .setup import FineTuningSetup
-from .training import held_out_folds, widen
+from .training import asked_rows, held_out_folds, widen
 from ..methods.taggers import CRF, MajorityTag
 from ..models.tagging import log_transitions
 from ..ship.bundle import load_bundle
@@ -96,10 +96,11 @@ def tagger_sentence(tagged: TaggedTexts, parts, # of `split_tagged`
                     seed=0) -> str: # empty where there are too few texts, or no spans
     "What a tagger without an encoder reaches on these texts, with the interval."
     kind = CRF if find_spec("pycrfsuite") else MajorityTag
-    folds = held_out_folds(tagged.texts, parts, seed=seed)
+    folds = [tuple(side[:MOST_TEXTS] for side in fold)
+             for fold in held_out_folds(tagged.texts, parts, seed=seed)]
     truth, found = [], []
     for learned, asked in folds:
-        train, other = (tagged.select(np.sort(side[:MOST_TEXTS])) for side in (learned, asked))
+        train, other = (tagged.select(np.sort(side)) for side in (learned, asked))
         if not train.entity_types():
             return ""
         found += kind().fit(train, tag_names(train), seed).predict_tags(other)
@@ -107,9 +108,9 @@ def tagger_sentence(tagged: TaggedTexts, parts, # of `split_tagged`
     if not truth:
         return ""
     f1 = widen(span_metrics(span_counts(truth, found)[""])["f1"], len(folds))
-    how = "validation texts" if len(folds) < 2 else "texts, out of fold"
     return (f"The rung {kind.name!r}, trained on these texts in seconds, has an F1 of spans of "
-            f"{f1} on {len(truth):,} {how}; the recipe ladder with -p task tag ships it. ")
+            f"{f1} on {asked_rows(parts, folds, 'text')}; the recipe ladder with -p task tag "
+            "ships it. ")
 
 # %% ../../nbs/jobs/02_tagging.ipynb #d413f76d
 @patch

@@ -298,12 +298,13 @@ def check_language(self: TextEstimator, texts, y, parts, # as of `fit`; a `DataS
                           (self.options or {}).get("anyway", False), setup.seed)
 
 @patch
-def check_readable(self: TextEstimator, X, y, parts): # as of `fit`; a `DataSplit`
+def check_readable(self: TextEstimator, X, y, parts, # as of `fit`; a `DataSplit`
+                   setup=None): # of `prepare`; None: the encoder is loaded for this
     "Raises InputError where `fit` would, since the encoder can't read the texts."
     made = clone(self)
     texts, answers = made.check_rows(X, y)
     made.learn_target([answers[i] for i in parts.train], y)
-    made.check_language(texts, answers, parts, made.make_setup())
+    made.check_language(texts, answers, parts, setup or made.make_setup())
 
 @patch
 def read_tokens(self: TextEstimator, texts, y):

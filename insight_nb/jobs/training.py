@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['READS_MANY', 'CHINESE_ENCODERS', 'MANY_LANGUAGES', 'MOST_ROWS', 'FEWEST_HELD_OUT', 'MIN_ROWS', 'measure_by_people',
            'split_rows', 'open_writers', 'encoders_for', 'encoder_advice', 'reads_enough', 'check_readable',
-           'held_out_folds', 'widen', 'linear_sentence', 'check_adapt', 'AdaptedStart', 'adapt_to_rows', 'read_valid',
-           'join_pairs', 'copy_counts', 'validation_split', 'find_copies', 'split_given', 'token_dataset',
+           'held_out_folds', 'asked_rows', 'widen', 'linear_sentence', 'check_adapt', 'AdaptedStart', 'adapt_to_rows',
+           'read_valid', 'join_pairs', 'copy_counts', 'validation_split', 'find_copies', 'split_given', 'token_dataset',
            'untrained_probabilities', 'make_trainer', 'fit_or_resume', 'share_right', 'score_again', 'hint_groups',
            'list_rows', 'same_answers', 'read_columns', 'training_logits', 'ask_alone', 'whole_rows',
            'rows_in_training', 'learned_names', 'check_training_rows', 'check_shipped', 'EffortGain', 'compare_effort']
@@ -129,30 +129,33 @@ def encoders_for(texts) -> tuple: # list of str; pairs as above
     japanese = kana > len(texts[:1000]) / 4
     return CHINESE_ENCODERS if is_unsegmented(texts) and not japanese else MANY_LANGUAGES
 
-def encoder_advice(texts) -> str: # list of str
+def encoder_advice(texts, # list of str
+                   option="backbone") -> str: # parameter of a recipe that names an encoder
     "Which encoders read such texts, and how to get one."
     known = encoders_for(texts)
     named = ", ".join(f"{name} ({size} M)" for name, size in known)
     return (f"Encoders that read them: {named}; insight-nb pull {known[0][0]} --out FOLDER, then "
-            "-p backbone FOLDER")
+            f"-p {option} FOLDER")
 
 # %% ../../nbs/jobs/01_training.ipynb #d0a216e2
 def reads_enough(found: dict) -> bool: # of `check_tokenizer_coverage`
     "Whether training may begin: the encoder reads the texts, or most of their tokens."
-    return found["fits"] or .05 < found["unknown_share"] <= .25
+    words = found["single_character_share"] <= .4 # Japanese is known by its kana alone
+    return found["fits"] or words and .05 < found["unknown_share"] <= .25
 
 def check_readable(backbone, # a `Backbone`
                    texts, # of the training rows, str each
                    measure=None, # called where it can't: a sentence on another method, or ""
                    anyway=False, # train all the same
-                   seed=0) -> dict: # of `check_tokenizer_coverage`
+                   seed=0, option="backbone" # as of `encoder_advice`
+                  ) -> dict: # of `check_tokenizer_coverage`
     "Raises InputError where the encoder can't read the training texts, with what to do."
     found = check_tokenizer_coverage(texts, backbone.tokenizer, seed=seed)
     if anyway or reads_enough(found):
         return found
     seen, reached = found["detail"].split(": ")[-1], measure() if measure else ""
-    raise InputError(f"backbone {backbone.name} can't read these texts: {seen}. "
-                     f"{reached}{encoder_advice(texts)}. To train all the same: -p "
+    raise InputError(f"{option} {backbone.name} can't read these texts: {seen}. "
+                     f"{reached}{encoder_advice(texts, option)}. To train all the same: -p "
                      "anyway true (in Python options={'anyway': True}).")
 
 # %% ../../nbs/jobs/01_training.ipynb #5314866f
@@ -171,7 +174,16 @@ def held_out_folds(texts, parts: DataSplit, # str each, of all rows
     else:
         groups = duplicate_groups([texts[i] for i in rows])[1]
     kinds = np.arange(len(rows)) % 2 if strata is None else strata[rows]
-    return [(rows[a], rows[b]) for a, b in grouped_folds(kinds, groups, 5, seed)]
+    folds = [(rows[a], rows[b]) for a, b in grouped_folds(kinds, groups, 5, seed)]
+    return folds if len(rows) < 1000 else folds[:1] # one of them has enough rows to measure
+
+def asked_rows(parts: DataSplit, folds, what="row") -> str: # of `held_out_folds`
+    "How many rows were asked, in words."
+    n = sum(len(asked) for _, asked in folds)
+    if len(folds) > 1:
+        return f"{n:,} {what}s, out of fold"
+    given = len(parts.valid) >= FEWEST_HELD_OUT
+    return f"{n:,} {'validation' if given else 'held-out'} {what}s"
 
 # %% ../../nbs/jobs/01_training.ipynb #8aa9d1ce
 def _linear_answers(texts, y, learned, asked, seed): # as `y` is: ids, yes or no, numbers
@@ -211,7 +223,7 @@ def linear_sentence(texts, y, # str each; (rows,) ids or numbers, or (rows, labe
         return ""
     found = np.concatenate([_linear_answers(texts, y, a, b, seed) for a, b in folds])
     asked = np.concatenate([b for _, b in folds])
-    rows = f"{len(asked):,} {'validation rows' if len(folds) < 2 else 'rows, out of fold'}"
+    rows = asked_rows(parts, folds)
     start, truth = "TF-IDF and a linear model, trained on these rows in seconds,", y[asked]
     if classes:
         right = widen(proportion_metric(found == truth), len(folds))
