@@ -107,6 +107,14 @@ def test_check_says_it_too(capsys):
     assert "Encoders that" not in capsys.readouterr().out
 
 
+def test_check_tells_of_two_scripts(capsys):
+    rows = [{"text": f"{'房間很乾淨' if i % 4 == 0 else SAID[1]}{i}", "label": CLASSES[i]}
+            for i in range(80)]
+    assert main(["check", write_csv("both.csv", rows), "--backbone", "none"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "20 rows are in traditional Chinese characters and 60 in simplified ones" in said
+
+
 def warned(texts): return len(reading_warnings(None, list(texts)))
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHARACTERS', 'open_bytes', 'iter_bytes', 'find_encoding', 'repair_encoding', 'clean_text', 'is_number',
-           'is_invisible', 'extract_words', 'is_unsegmented', 'fold_width']
+           'is_invisible', 'extract_words', 'is_unsegmented', 'fold_width', 'chinese_script']
 
 # %% ../../nbs/base/02_text.ipynb #16c0d309
 import codecs
@@ -15,6 +15,7 @@ import re
 import unicodedata
 import zlib
 from contextlib import suppress
+from functools import cache
 from itertools import chain
 
 from .core import InputError
@@ -298,3 +299,24 @@ def fold_width(text) -> str:
     return unicodedata.normalize("NFKC", text).lower()
 
 CHARACTERS = r"(?u)[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+|[^\w\s]"
+
+# %% ../../nbs/base/02_text.ipynb #2ac337ae
+@cache
+def _only_in(encoding, other): # the characters that one encoding has and the other lacks
+    def holds(name, c):
+        with suppress(UnicodeEncodeError):
+            return bool(c.encode(name))
+        return False
+    return frozenset(c for c in map(chr, range(0x4e00, 0xa000))
+                     if holds(encoding, c) and not holds(other, c))
+
+# %% ../../nbs/base/02_text.ipynb #48b7020d
+def chinese_script(text) -> "str | None": # simplified, traditional; None: nothing tells, or kana
+    "In which characters a Chinese text is written."
+    if re.search("[\u3040-\u30ff]", text):
+        return None
+    simplified = sum(c in _only_in("gb2312", "big5") for c in text)
+    traditional = sum(c in _only_in("big5", "gb2312") for c in text)
+    if simplified == traditional:
+        return None
+    return "simplified" if simplified > traditional else "traditional"

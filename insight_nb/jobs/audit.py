@@ -307,6 +307,7 @@ def reading_warnings(backbone, # an encoder: folder or hub id; None: the embedde
     reached = labels_sentence(texts, labels) if labels is not None else ""
     return [f"{name}: {said['detail']}. {reached}{encoder_advice(texts)}."]
 
+# %% ../../nbs/jobs/13_audit.ipynb #1c376a03
 def labels_sentence(texts, labels) -> str: # empty where the labels are no classes of texts
     "What TF-IDF and a linear model reach, where a label is a class."
     values, none = [str(v) for v in labels], np.arange(0)

@@ -262,6 +262,7 @@ def check_slices(self: TextComparison, columns): # names
             raise InputError(
                 f"slices names the column {column!r}, which is empty in all test rows.")
 
+# %% ../../nbs/jobs/11_comparison.ipynb #2eb0a0da
 @patch
 def sliceable_frame(self: TextComparison): return self.source.frame
 
@@ -279,6 +280,7 @@ def prepare(self: TextComparison, columns=()): # to slice by
           sep="\n")
     return self.evaluation
 
+# %% ../../nbs/jobs/11_comparison.ipynb #18fc63d8
 @patch
 def leave_out(self: TextComparison, ladder, anyway=False) -> str: # after `prepare`; empty: nothing
     "Let a ladder leave out the rungs whose encoder can't read the texts, and say so."

@@ -37,10 +37,10 @@ from ..eval.row_predictions import RowPredictions, row_predictions
 from ..eval.scores import (
     ScoreReport, beats_baseline, best_thresholds, label_metrics, label_table, regression_metrics)
 from .setup import PACKAGES, FineTuningSetup, check_settings, only_red
-from insight_nb.jobs.training import (
+from .training import (
     check_readable, check_shipped, find_copies, fit_or_resume, hint_groups, join_pairs,
-    linear_sentence, list_rows, make_trainer, read_valid, score_again, share_right, split_given, token_dataset, untrained_probabilities,
-    validation_split)
+    linear_sentence, list_rows, make_trainer, read_valid, score_again, share_right, split_given,
+    token_dataset, untrained_probabilities, validation_split)
 from ..models.tasks import (
     ClassificationTask, MultiLabelTask, RegressionTask, class_weights)
 from ..ship.bundle import Bundle, bundle_info, load_bundle, save_bundle

@@ -73,6 +73,7 @@ class StaticEmbeddings(LinearProbe):
 # %% ../../nbs/methods/01_frozen.ipynb #83f118e3
 SENTENCES = "use-multilingual" # what stands where the name of an encoder is asked for
 
+# %% ../../nbs/methods/01_frozen.ipynb #3125968d
 class SentenceEncoder:
     "The multilingual Universal Sentence Encoder. Raises InputError where it is not installed."
     name, width, longest = SENTENCES, 512, 1000 # characters of a text
@@ -88,6 +89,7 @@ class SentenceEncoder:
         cut = [text[:self.longest] or " " for text in texts]
         return np.asarray(self.model.encode(cut), np.float32)
 
+# %% ../../nbs/methods/01_frozen.ipynb #4040a1ef
 class SentenceProbe(LinearProbe):
     "A logistic regression on the vectors of `SentenceEncoder`."
     name = "sentences + linear"
