@@ -22,7 +22,7 @@ from torch import nn
 
 from ..base.core import InputError, atomic_output, package_versions
 from ..base.tensors import choose_device
-from ..base.text import CHARACTERS, fold_width
+from ..base.text import CHARACTERS, WORDS, fold_width
 from ..data.labels import LabelEncoder
 from ..data.table import to_text
 from ..methods.classical import LabelNames, Majority, Tfidf
@@ -69,8 +69,8 @@ def pack_vectorizer(union) -> tuple: # of `fit_vectorizer` -> arrays, facts
 # %% ../../nbs/jobs/03_rungs.ipynb #eb26e2f9
 # what `pack_vectorizer` writes: no other option, since one of them opens files
 _HOW = {"analyzer", "ngram_range", "token_pattern", "sublinear_tf", "lowercase"}
-# ours, and that of scikit-learn
-_PATTERNS = r"(?u)\b\w+\b", CHARACTERS, r"(?u)\b\w\w+\b"
+# ours, that of bundles of before, and that of scikit-learn
+_PATTERNS = WORDS, CHARACTERS, r"(?u)\b\w+\b", r"(?u)\b\w\w+\b"
 
 def unpack_vectorizer(arrays, facts): # as of `pack_vectorizer` -> as of `fit_vectorizer`
     "TF-IDF with these words."

@@ -91,7 +91,7 @@ class TaggingRows:
             self.sides["train"].texts, setup.encoder.tokenizer, seed=setup.seed)
 
 # %% ../../nbs/jobs/02_tagging.ipynb #c4f1a586
-TEXTS_TO_LEARN = 1000 # at most, and as many to ask
+TEXTS_TO_LEARN = 500 # at most, and as many to ask
 
 def tagger_sentence(tagged: TaggedTexts, parts, # of `split_tagged`
                     seed=0) -> str: # empty where there are too few texts, or no spans

@@ -19,7 +19,7 @@ from fastcore.basics import patch
 
 from ..base.core import InputError, hash_file, plural
 from ..base.intervals import group_codes
-from ..base.text import CHARACTERS, extract_words, fold_width, is_unsegmented
+from ..base.text import CHARACTERS, WORDS, extract_words, fold_width, is_unsegmented
 
 # %% ../../nbs/methods/00_classical.ipynb #ef16b230
 class Rung:
@@ -156,7 +156,7 @@ def fit_vectorizer(texts, max_features=60_000): # texts: list of str; limit for 
                                      preprocessor=fold_width, **how)
         return make_union(characters).fit(texts)
     pieces = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), **how)
-    words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", **how)
+    words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=WORDS, **how)
     found = [words] if any(re.search(r"\w", text) for text in texts) else [] # emoji alone
     return make_union(*found, pieces).fit(texts)
 
