@@ -13,7 +13,9 @@ from insight_nb.base.core import InputError
 from insight_nb.cli import main
 from insight_nb.data.samples import synthetic, synthetic_tags
 from insight_nb.jobs.audit import reading_warnings
+from insight_nb.jobs.comparison import TextComparison
 from insight_nb.methods.classical import Tfidf
+from insight_nb.methods.ladder import Ladder
 
 SAID = ["房间很好，早餐不错", "服务太差，房间很脏"]
 TEXTS = [f"{SAID[i % 2]}，第{i * 7919 % 1009}次" for i in range(80)]
@@ -183,12 +185,15 @@ def test_the_ladder_leaves_out_what_cannot_read():
     assert "-p anyway true runs them all the same" in page and "bge-small-zh" in page
 
 
-def test_a_rung_that_is_named_runs():
-    write_csv("zh.csv", pd.DataFrame({"text": TEXTS, "label": CLASSES}).to_dict("records"))
-    given = ["-p", "table", "zh.csv", "-p", "rungs", "majority,prototypes"]
-    assert run_here("ladder", *given, "--out", "run") == 0
-    with open("run/evidence.json", encoding="utf-8") as f:
-        assert [r["status"] for r in json.load(f)["rungs"]] == ["done", "done"]
+def test_who_says_anyway_gets_all_rungs():
+    job = TextComparison(max_length=16, device="cpu")
+    job.read(pd.DataFrame({"text": TEXTS, "label": CLASSES}))
+    job.split()
+    ladder = Ladder(job.prepare(), job.make_rungs())
+    assert (job.leave_out(ladder, anyway=True), ladder.left_out) == ("", {})
+    said, gone = job.leave_out(ladder), list(ladder.left_out)
+    assert said.startswith(f"{len(gone)} rungs left out") and "frozen + linear" in gone
+    assert not {"majority", "label names", "TF-IDF + linear", "sentences + linear"} & set(gone)
 
 
 def test_tune_and_the_assistant_end_as_well(ends):

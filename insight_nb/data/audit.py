@@ -103,8 +103,8 @@ def _mixed_scripts(texts): # list of sentences
     if n < max(5, .01 * len(texts)):
         return []
     return [f"{plural(n, 'row')} are in {few} Chinese characters and {scripts.count(most):,} in "
-            f"{most} ones: to a model a word in both is two words. Convert one into the other, such "
-            "as with OpenCC."]
+            f"{most} ones: to a model a word in both is two words. Convert one into the other, "
+            "such as with OpenCC."]
 
 # %% ../../nbs/data/08_audit.ipynb #91ace460
 def _audit_labels(found, values, exact, rows):

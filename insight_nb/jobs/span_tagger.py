@@ -177,6 +177,7 @@ def check_language(self: SpanTagger, texts: TaggedTexts, y, parts, setup):
 def check_readable(self: SpanTagger, X: TaggedTexts, y, parts, setup=None):
     self.check_language(X, y, parts, setup or self.make_setup())
 
+# %% ../../nbs/jobs/06_span_tagger.ipynb #98fc7ece
 @patch
 def train(self: SpanTagger, tagged, options):
     "Make windows, train, and choose how much the order of tags counts."
