@@ -759,7 +759,7 @@ def _check(args):
         found = audit(table)
         if args.backbone != "none":
             from insight_nb.jobs.audit import reading_warnings
-            found.warnings += reading_warnings(args.backbone, table.texts)
+            found.warnings += reading_warnings(args.backbone, table.texts, table.labels)
         if temp:
             temp.write_text(
                 json.dumps(found.to_dict(), ensure_ascii=False, indent=1, allow_nan=False) + "\n",

@@ -70,6 +70,7 @@ def test_a_run_leaves_an_assistant(tmp_path):
         "answer": "answer",
         "flows": tmp_path / "flows.json",
         "out_of_scope": strange,
+        "anyway": "true",  # a third of the questions is Chinese
     }
     words = [w for k, v in given.items() for w in ("-p", k, v)]
     assert run_here("assistant", *words, "--out", tmp_path / "runs") == 0
@@ -109,6 +110,9 @@ def test_bad_parameters(ends, tmp_path, how, words):
             "-p",
             "table",
             table(tmp_path / "t.csv", 3),
+            "-p",
+            "anyway",
+            "true",
             *how,
             "--out",
             tmp_path / "runs/a",

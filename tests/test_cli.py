@@ -534,5 +534,4 @@ def test_the_first_minute_of_a_chinese_user(ends, capsys):
     assert main(["check", "zh.csv", "--backbone", "none"]) == 0
     assert "was not made" not in capsys.readouterr().out
     refused(ends("run", "classify", "-p", "table", "zh.csv"), "can't read these texts",
-            "-p backbone intfloat/multilingual-e5-small", "TF-IDF + linear reads letters",
-            "-p anyway true")
+            "insight-nb pull BAAI/bge-small-zh-v1.5", "TF-IDF and a linear model", "-p anyway true")

@@ -7,6 +7,7 @@ __all__ = ['parse_timestamp']
 
 # %% ../../nbs/base/03_times.ipynb #72bffbee
 import re
+import unicodedata
 from datetime import date, datetime
 from email.utils import parsedate_to_datetime
 
@@ -15,7 +16,8 @@ import pandas as pd
 
 # %% ../../nbs/base/03_times.ipynb #d71bb64f
 _YEAR_FIRST = re.compile(
-    r"(\d{4})[-/.年](\d{1,2})[-/.月](\d{1,2})日?(?:[T ]*(\d{1,2})[:时](\d{2})(?::(\d{2}))?分?)?")
+    r"(\d{4})[-/.年](\d{1,2})[-/.月](\d{1,2})[日号]?"
+    r"(?:[T ]*(上午|下午|晚上)?(\d{1,2})(?:[:时点](\d{2})(?::(\d{2}))?分?|[时点]整?))?")
 
 def _from_number(v): # seconds or milliseconds, from 1973 on
     if 1e8 <= v < 1e11:
@@ -27,8 +29,12 @@ def _from_number(v): # seconds or milliseconds, from 1973 on
 # %% ../../nbs/base/03_times.ipynb #5649679e
 def _from_text(s):
     "A datetime, or None."
-    if m := _YEAR_FIRST.fullmatch(s):
-        return datetime(*(int(v or 0) for v in m.groups()))
+    if m := _YEAR_FIRST.fullmatch(unicodedata.normalize("NFKC", s)): # full-width signs, too
+        *day, half, hour, minute, second = m.groups()
+        hour = int(hour or 0)
+        if half in ("下午", "晚上") and hour < 12:
+            hour += 12
+        return datetime(*map(int, day), hour, int(minute or 0), int(second or 0))
     # ISO 8601, and the dates of mails and feeds
     for read in (datetime.fromisoformat, parsedate_to_datetime):
         try:

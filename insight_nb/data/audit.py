@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from ..base.core import (
     ReportTable, InputError, format_cell, shorten, escape_markdown, plural, suggest)
 from ..base.privacy import count_personal_data
-from ..base.text import repair_encoding
+from ..base.text import chinese_script, repair_encoding
 from .labels import LabelEncoder, check_labels
 from .split import table_duplicates
 from .table import Table
@@ -92,8 +92,19 @@ def audit(table: Table, # with labels or without
         personal=dict(sorted(count_personal_data(texts).items())))
     if table.label is not None:
         _audit_labels(found, table.labels, exact, rows)
-    found.warnings += _warnings(found)
+    found.warnings += _warnings(found) + _mixed_scripts(texts)
     return found
+
+# %% ../../nbs/data/08_audit.ipynb #95f41bd4
+def _mixed_scripts(texts): # list of sentences
+    scripts = [chinese_script(text) for text in texts]
+    few, most = sorted(("simplified", "traditional"), key=scripts.count)
+    n = scripts.count(few)
+    if n < max(5, .01 * len(texts)):
+        return []
+    return [f"{plural(n, 'row')} are in {few} Chinese characters and {scripts.count(most):,} in "
+            f"{most} ones: to a model a word in both is two words. Convert one into the other, "
+            "such as with OpenCC."]
 
 # %% ../../nbs/data/08_audit.ipynb #91ace460
 def _audit_labels(found, values, exact, rows):

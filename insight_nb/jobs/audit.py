@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LANGUAGES', 'held_out_probabilities', 'find_wrong_labels', 'neighbor_distances', 'find_off_topic',
            'find_alike_classes', 'find_leaks', 'id_order', 'find_telling_ids', 'language_identifier',
-           'find_other_languages', 'find_drift', 'reading_warnings', 'spoil_rows', 'read_dates', 'RowAudit',
-           'row_vectors', 'RowAuditReport', 'check_accept', 'write_audit', 'undo_audit', 'redo_audit']
+           'find_other_languages', 'find_drift', 'reading_warnings', 'labels_sentence', 'spoil_rows', 'read_dates',
+           'RowAudit', 'row_vectors', 'RowAuditReport', 'check_accept', 'write_audit', 'undo_audit', 'redo_audit']
 
 # %% ../../nbs/jobs/13_audit.ipynb #cddc6052
 import re
@@ -25,7 +25,7 @@ from ..base.core import (
 from ..base.files import read_frame
 from ..base.privacy import mask
 from ..base.tables import write_frame
-from ..base.text import extract_words
+from ..base.text import extract_words, is_number
 from ..base.tensors import choose_device
 from ..data.findings import (
     FINDING_KINDS, Finding, accepted_findings, apply_findings, changes_from_json, changes_to_json,
@@ -34,13 +34,14 @@ from ..data.findings import (
     find_personal, find_repeats, find_spellings, findings_frame, findings_table, redo_changes,
     undo_changes, usual_spellings)
 from ..data.labels import LabelEncoder
-from ..data.split import table_duplicates
+from ..data.split import DataSplit, table_duplicates
 from ..data.table import Table, invalid_text_reason, to_text
+from ..data.targets import looks_multilabel
 from ..eval.errors import find_label_issues
 from ..eval.metrics import Metric, proportion_metric, wilson_interval
 from ..eval.scores import ScoreReport
 from ..data.tokens import check_tokenizer_coverage
-from .training import READS_MANY
+from .training import encoder_advice, linear_sentence
 from ..methods.classical import class_probabilities, fit_linear, fit_vectorizer
 from ..models.backbone import fetch_model, load_tokenizer
 from ..train.inference import embed
@@ -296,13 +297,27 @@ def find_drift(vectors, side, # (rows, width); (rows,) bool: on the second side?
 
 # %% ../../nbs/jobs/13_audit.ipynb #a4623d1d
 def reading_warnings(backbone, # an encoder: folder or hub id; None: the embedded one
-                     texts) -> list: # of str
+                     texts, # str each
+                     labels=None) -> list: # (rows,) of any values; None: there are none. Of str
     "What to know where an encoder has no tokens for the characters of some texts."
     name, _, tokenizer = fetch_model(backbone, load_tokenizer)
     said = check_tokenizer_coverage(texts, tokenizer)
     if said["fits"]:
         return []
-    return [f"{name}: {said['detail']}. One for most languages: {READS_MANY}"]
+    reached = labels_sentence(texts, labels) if labels is not None else ""
+    return [f"{name}: {said['detail']}. {reached}{encoder_advice(texts)}."]
+
+# %% ../../nbs/jobs/13_audit.ipynb #1c376a03
+def labels_sentence(texts, labels) -> str: # empty where the labels are no classes of texts
+    "What TF-IDF and a linear model reach, where a label is a class."
+    values, none = [str(v) for v in labels], np.arange(0)
+    sizes = Counter(values)
+    few = [v for v in sizes if sizes[v] < 2]
+    numbers = len(sizes) > 20 and all(map(is_number, values))
+    if len(few) > len(values) / 10 or numbers or looks_multilabel(values):
+        return ""
+    y = LabelEncoder.fit(values).transform(values)
+    return linear_sentence(texts, y, DataSplit(np.arange(len(y)), none, none, [], {}))
 
 # %% ../../nbs/jobs/13_audit.ipynb #ce110ddf
 def spoil_rows(frame: pd.DataFrame, seed=0, # columns text and label

@@ -31,7 +31,8 @@ from ..eval.row_predictions import RowPredictions, row_predictions
 from ..eval.scores import ScoreReport, beats_baseline
 from .setup import PACKAGES
 from .tagging import check_entity_types, split_tagged
-from .training import hint_groups, split_rows
+from .training import (
+    encoder_advice, hint_groups, reads_enough, split_rows)
 from ..methods.augmentation import (
     LLM_WAYS, AugmentedRows, augment_training, check_augment)
 from ..methods.classical import BudgetExceeded
@@ -261,6 +262,7 @@ def check_slices(self: TextComparison, columns): # names
             raise InputError(
                 f"slices names the column {column!r}, which is empty in all test rows.")
 
+# %% ../../nbs/jobs/11_comparison.ipynb #2eb0a0da
 @patch
 def sliceable_frame(self: TextComparison): return self.source.frame
 
@@ -277,6 +279,18 @@ def prepare(self: TextComparison, columns=()): # to slice by
           f"{self.language['detail']}", *self.notes, *self.source.notes, *self.parts.notes,
           sep="\n")
     return self.evaluation
+
+# %% ../../nbs/jobs/11_comparison.ipynb #18fc63d8
+@patch
+def leave_out(self: TextComparison, ladder, anyway=False) -> str: # after `prepare`; empty: nothing
+    "Let a ladder leave out the rungs whose encoder can't read the texts, and say so."
+    if anyway or reads_enough(self.language):
+        return ""
+    gone = [rung.name for rung in ladder.rungs if self.language_check(rung).passed is False]
+    ladder.left_out = dict.fromkeys(gone, "its encoder can't read these texts")
+    texts = [self.source.texts[i] for i in self.train_at]
+    return (f"{plural(len(gone), 'rung')} left out, since {self.encoder.name} can't read these "
+            f"texts: -p anyway true runs them all the same. {encoder_advice(texts)}.")
 
 # %% ../../nbs/jobs/11_comparison.ipynb #8a6c4231
 @patch
@@ -442,7 +456,7 @@ def small_classes(self: TextComparison) -> Check:
 
 @patch
 def language_check(self: TextComparison, rung) -> Check:
-    if hasattr(rung, "backbone"):
+    if hasattr(rung, "backbone") and not hasattr(rung, "shots"): # a prompt is read by another
         return guard.language(self.language)
     return Check("language", None, f"{rung.name} reads letters, whatever the language")
 

@@ -22,12 +22,13 @@ from torch import nn
 
 from ..base.core import InputError, atomic_output, package_versions
 from ..base.tensors import choose_device
+from ..base.text import CHARACTERS, WORDS, fold_width
 from ..data.labels import LabelEncoder
 from ..data.table import to_text
 from ..methods.classical import LabelNames, Majority, Tfidf
 from ..methods.fewshot import Contrastive, ContrastiveTask, Prototype
 from ..methods.fine_tuned import EncoderRung
-from ..methods.frozen import LinearProbe, StaticEmbeddings
+from ..methods.frozen import LinearProbe, SentenceProbe, StaticEmbeddings
 from ..methods.prompt import ZeroShot
 from ..methods.selftrain import GatedRung
 from ..methods.taggers import CRF, MajorityTag
@@ -59,6 +60,7 @@ def pack_vectorizer(union) -> tuple: # of `fit_vectorizer` -> arrays, facts
     for i, (_, part) in enumerate(union.transformer_list):
         how = {k: getattr(part, k) for k in (
             "analyzer", "ngram_range", "token_pattern", "sublinear_tf", "lowercase")}
+        how["fold"] = part.preprocessor is fold_width
         words = sorted(part.vocabulary_, key=part.vocabulary_.get)
         arrays[f"idf{i}"] = part.idf_
         facts.append({"how": how, "words": words})
@@ -67,7 +69,8 @@ def pack_vectorizer(union) -> tuple: # of `fit_vectorizer` -> arrays, facts
 # %% ../../nbs/jobs/03_rungs.ipynb #eb26e2f9
 # what `pack_vectorizer` writes: no other option, since one of them opens files
 _HOW = {"analyzer", "ngram_range", "token_pattern", "sublinear_tf", "lowercase"}
-_PATTERNS = (r"(?u)\b\w+\b", r"(?u)\b\w\w+\b") # ours, and that of scikit-learn
+# ours, that of bundles of before, and that of scikit-learn
+_PATTERNS = WORDS, CHARACTERS, r"(?u)\b\w+\b", r"(?u)\b\w\w+\b"
 
 def unpack_vectorizer(arrays, facts): # as of `pack_vectorizer` -> as of `fit_vectorizer`
     "TF-IDF with these words."
@@ -75,11 +78,14 @@ def unpack_vectorizer(arrays, facts): # as of `pack_vectorizer` -> as of `fit_ve
     from sklearn.pipeline import make_union
     parts = []
     for i, part in enumerate(facts):
-        given = part["how"]
+        given = dict(part["how"])
+        fold = given.pop("fold", False) # bundles of before have none
         if (set(given) != _HOW or given["token_pattern"] not in _PATTERNS # others may never end
             or given["analyzer"] not in ("word", "char", "char_wb")):
             raise ValueError("no vectorizer of `fit_vectorizer`")
         how = given | {"ngram_range": tuple(given["ngram_range"])}
+        if fold:
+            how["preprocessor"] = fold_width
         made = TfidfVectorizer(vocabulary=part["words"], dtype=np.float32, **how)
         made.idf_ = arrays[f"idf{i}"]
         parts.append(made)
@@ -125,7 +131,8 @@ def unpack(arrays, facts): # as of `pack`
 LEARNED = {
     Majority: ("shares",), LabelNames: ("shares", "weight"), Tfidf: ("features", "model"),
     StaticEmbeddings: ("mean", "scale", "model"), LinearProbe: ("mean", "scale", "model"),
-    ZeroShot: ("anchors",), Prototype: ("means", "there", "temperature"),
+    SentenceProbe: ("mean", "scale", "model"), ZeroShot: ("anchors",),
+    Prototype: ("means", "there", "temperature"),
     Contrastive: ("mean", "scale", "linear", "temperature"),
     MajorityTag: ("known", "other", "rules"), CRF: ("bytes", "strength")}
 

@@ -136,7 +136,7 @@ SETTINGS = {
     "method": (lambda v: isinstance(v, str), "the name of a method, such as 'full' or 'lora'"),
     **dict.fromkeys(("rank", "max_length", "epochs", "batch_size"), _COUNT),
     **dict.fromkeys(("windows", "verbose", "unfreeze", "weight_averaging", "context",
-                     "keep_interrupted", "mask"), _FLAG),
+                     "keep_interrupted", "mask", "anyway"), _FLAG),
     "casing": (lambda v: v is None or _flag(v), "True, False or None"),
     "learning_rate": (lambda v: v is None or _number(v) and v > 0, "a number above 0, or None"),
     "random_state": (_seed, "a whole number from 0, a RandomState, or None"),

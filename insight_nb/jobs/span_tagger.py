@@ -29,8 +29,8 @@ from .text_estimators import (
     TextRegressor, check_class_weight, check_groups, check_split_rows)
 from .tagging import (
     TAG_METRICS, TaggingRows, check_shipped_tagger, choose_transition_strength, raw_text_f1,
-    span_offsets, split_tagged, tag_metrics)
-from .training import make_trainer, read_valid, split_given
+    span_offsets, split_tagged, tag_metrics, tagger_sentence)
+from .training import check_readable, make_trainer, read_valid, split_given
 from ..models.tagging import TaggingTask
 from ..models.tasks import class_weights
 from ..ship.bundle import Bundle, bundle_info, load_bundle
@@ -95,7 +95,7 @@ class SpanTagger(TextEstimator):
     and `predict` answers with lists of tags, in the scheme IOB2."""
     usual_length = 128
     known_options = ("layer_decay", "unfreeze", "freeze", "weight_averaging", "focal", "smoothing",
-                     "casing", "overlap", "context", "keep_interrupted", "mask")
+                     "casing", "overlap", "context", "keep_interrupted", "mask", "anyway")
 
     def make_setup(self):
         "As of `TextEstimator`; raises InputError for an encoder that reads from left to right."
@@ -176,11 +176,24 @@ def tagging_task(self: SpanTagger, data, options) -> TaggingTask:
                        casing=told)
 
 @patch
+def check_language(self: SpanTagger, texts: TaggedTexts, y, parts, setup):
+    def measure(): return tagger_sentence(texts, parts, setup.seed)
+
+    return check_readable(setup.encoder, [texts.texts[i] for i in parts.train], measure,
+                          (self.options or {}).get("anyway", False), setup.seed)
+
+@patch
+def check_readable(self: SpanTagger, X: TaggedTexts, y, parts, setup=None):
+    self.check_language(X, y, parts, setup or self.make_setup())
+
+# %% ../../nbs/jobs/06_span_tagger.ipynb #98fc7ece
+@patch
 def train(self: SpanTagger, tagged, options):
     "Make windows, train, and choose how much the order of tags counts."
     setup = self.setup_
     setup.checkpoint, setup.resume = getattr(self, "checkpoint", (None, False))
     setup.callbacks = getattr(self, "callbacks", [])
+    self.check_language(tagged, None, self.parts_, setup)
     data = TaggingRows(setup, tagged, self.parts_, options.get("overlap"),
                        options.get("context", True))
     if self.verbose:

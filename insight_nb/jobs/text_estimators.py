@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
-from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_random_state, column_or_1d
 
@@ -38,10 +38,10 @@ from ..eval.row_predictions import RowPredictions, row_predictions
 from ..eval.scores import (
     ScoreReport, beats_baseline, best_thresholds, label_metrics, label_table, regression_metrics)
 from .setup import PACKAGES, FineTuningSetup, check_settings, only_red
-from insight_nb.jobs.training import (
-    check_shipped, find_copies, fit_or_resume, hint_groups, join_pairs, list_rows, make_trainer,
-    read_valid, score_again, share_right, split_given, token_dataset, untrained_probabilities,
-    validation_split)
+from .training import (
+    check_readable, check_shipped, find_copies, fit_or_resume, hint_groups, join_pairs,
+    linear_sentence, list_rows, make_trainer, read_valid, score_again, share_right, split_given,
+    token_dataset, untrained_probabilities, validation_split)
 from ..models.backbone import Backbone, load_backbone
 from ..models.tasks import (
     ClassificationTask, MultiLabelTask, RegressionTask, class_weights)
@@ -54,12 +54,13 @@ from ..train.inference import optimize_for_inference, predict_logits
 # %% ../../nbs/jobs/05_text_estimators.ipynb #b165b0c5
 OPTIONS = ("layer_decay", "unfreeze", "freeze", "effort", "weight_averaging", "focal",
            "smoothing", "pool", "prompt", "casing", "overlap", "context", "sampling",
-           "keep_interrupted", "mask")
+           "keep_interrupted", "mask", "anyway")
 
 class TextEstimator(BaseEstimator):
     """A fine-tuned encoder with the methods of scikit-learn. `bundle_` holds the trained model,
     `history_` an entry for each epoch. `fit` raises InputError for settings that can't work."""
     pairs = False # does it read pairs of texts?
+    in_ladder = False # does the recipe ladder compare methods for such rows?
     usual_length = 256 # tokens at which a text is cut, if nothing is said
     start_from = None # a `Backbone` to begin with, such as an adapted one; None: of `backbone`
     reported = ("windows",) # settings that a report names
@@ -68,8 +69,9 @@ class TextEstimator(BaseEstimator):
     # freeze: the embeddings and so many layers, from the lowest, are not trained
     # effort: what training may cost, one of `train.optim.EFFORTS`
     # pool, prompt: None, as the encoder's maker meant
+    # anyway: train even if the encoder can't read most of the texts
     known_options = ("layer_decay", "unfreeze", "freeze", "effort", "weight_averaging", "pool",
-                     "prompt", "keep_interrupted", "mask")
+                     "prompt", "keep_interrupted", "mask", "anyway")
 
     def __init__(self, backbone=None, # folder or hub id of an encoder; None: the embedded one
                  method="full", # of `models.adapters.METHODS`
@@ -292,13 +294,33 @@ def run_trainer(self: TextEstimator, options):
     self.history_ = trainer.state.history
 
 @patch
+def check_language(self: TextEstimator, texts, y, parts, # as of `fit`; a `DataSplit`
+                   setup): # of `make_setup`
+    """Whether the encoder reads the training texts, as of `check_tokenizer_coverage`. Raises
+    InputError where it can't, unless `options` says anyway."""
+    joined = join_pairs(texts)
+    def measure():
+        said = linear_sentence(joined, self.plain_answers(y), parts, setup.seed)
+        return said + "The recipe ladder ships them. " if said and self.in_ladder else said
+
+    return check_readable(setup.encoder, [joined[i] for i in parts.train], measure,
+                          (self.options or {}).get("anyway", False), setup.seed)
+
+@patch
+def check_readable(self: TextEstimator, X, y, parts, # as of `fit`; a `DataSplit`
+                   setup=None): # of `prepare`; None: the encoder is loaded for this
+    "Raises InputError where `fit` would, since the encoder can't read the texts."
+    made = clone(self)
+    texts, answers = made.check_rows(X, y)
+    made.learn_target([answers[i] for i in parts.train], y)
+    made.check_language(texts, answers, parts, setup or made.make_setup())
+
+@patch
 def read_tokens(self: TextEstimator, texts, y):
-    "All rows as tokens. It is known then which are too long, and whether the encoder fits."
+    "All rows as tokens. It is known then which are too long."
     setup = self.setup_
     rows, setup.too_long = token_dataset(
         texts, setup.encoder.tokenizer, setup.length, self.encode(y), self.windows)
-    learned = join_pairs(texts[i] for i in self.parts_.train)
-    setup.language = check_tokenizer_coverage(learned, setup.encoder.tokenizer, seed=setup.seed)
     if self.verbose:
         how = "read in several windows" if self.windows else "cut"
         print(f"{setup.language['detail']}\n{setup.too_long.mean():.1%} of the texts are longer "
@@ -314,6 +336,7 @@ def train(self: TextEstimator, texts, y, weights, options):
     setup.callbacks = getattr(self, "callbacks", [])
     setup.group = getattr(self, "group", setup.group)
     task = self.make_task([y[i] for i in parts.train], options)
+    setup.language = self.check_language(texts, y, parts, setup)
     rows = self.read_tokens(texts, y)
     train, valid = rows.select(parts.train), rows.select(parts.valid)
     if weights is not None:
@@ -380,6 +403,7 @@ def logits(self: TextEstimator, X) -> np.ndarray: # (rows, outputs) float32
 # %% ../../nbs/jobs/05_text_estimators.ipynb #a34c3b03
 class TextClassifier(ClassifierMixin, TextEstimator):
     "One label for each text. `classes_` are the labels in the order of the probabilities."
+    in_ladder = True
     known_options = (*TextEstimator.known_options, "focal", "smoothing", "sampling")
 
     def __init__(self, backbone=None, method="full", rank=None, max_length=None, windows=False,
@@ -431,6 +455,8 @@ def classes_of(self: TextClassifier, y):
 # %% ../../nbs/jobs/05_text_estimators.ipynb #6746cd63
 @patch
 def encode(self: TextClassifier, y): return self.classes_of(y)
+@patch
+def plain_answers(self: TextClassifier, y): return self.encode(y) # as of `linear_sentence`
 TextClassifier.score_epoch = staticmethod(share_right)
 
 @patch
@@ -709,13 +735,13 @@ def list_rows(self: TextClassifier, report, source, y, parts, logits):
 class PairClassifier(TextClassifier):
     """One label for each pair of texts: X is a frame with two columns, in the order in which they
     are read, or a list of pairs."""
-    pairs, reported = True, ()
+    pairs, in_ladder, reported = True, False, ()
 
 # %% ../../nbs/jobs/05_text_estimators.ipynb #06708ca3
 class MultiLabelClassifier(TextClassifier):
     """Any number of labels for each text. Each label's threshold is the one with the best F1 on the
     validation rows."""
-    score_epoch = None # the loss
+    score_epoch, in_ladder = None, False # the loss
     known_options = (*TextEstimator.known_options, "focal")
 
     def __sklearn_tags__(self):
@@ -863,6 +889,9 @@ def learn_target(self: TextRegressor, y, given=None): # a Series names the targe
     if len(y) == 1:
         raise InputError("X has 1 sample: two with different numbers are needed.")
     regression_targets(y, "y")
+
+@patch
+def plain_answers(self: TextRegressor, y): return regression_targets(y, "y", constant=True)
 
 @patch
 def encode(self: TextRegressor, y):

@@ -19,7 +19,7 @@ from fastcore.basics import patch
 
 from ..base.core import InputError, hash_file, plural
 from ..base.intervals import group_codes
-from ..base.text import is_unsegmented, extract_words
+from ..base.text import CHARACTERS, WORDS, extract_words, fold_width, is_unsegmented
 
 # %% ../../nbs/methods/00_classical.ipynb #ef16b230
 class Rung:
@@ -152,10 +152,11 @@ def fit_vectorizer(texts, max_features=60_000): # texts: list of str; limit for 
     from sklearn.pipeline import make_union
     how = dict(sublinear_tf=True, max_features=max_features, dtype=np.float32)
     if is_unsegmented(texts):
-        pieces = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), **how)
-    else:
-        pieces = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), **how)
-    words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", **how)
+        characters = TfidfVectorizer(ngram_range=(1, 2), token_pattern=CHARACTERS,
+                                     preprocessor=fold_width, **how)
+        return make_union(characters).fit(texts)
+    pieces = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), **how)
+    words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=WORDS, **how)
     found = [words] if any(re.search(r"\w", text) for text in texts) else [] # emoji alone
     return make_union(*found, pieces).fit(texts)
 

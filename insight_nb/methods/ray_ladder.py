@@ -78,7 +78,8 @@ def ladder_engine(ladder: Ladder, engine="local", # of ENGINES
         yield
         return
     with open_ray(address) as ray:
-        todo = [r for r in ladder.rungs if ladder.cache.get(r) is None]
+        todo = [r for r in ladder.rungs
+                if ladder.cache.get(r) is None and r.name not in ladder.left_out]
         ladder.engine = RungEngine(ray, todo, ladder.evaluation, ladder.budget, ladder.on_finished)
         try:
             yield

@@ -29,6 +29,7 @@ from ...eval.metrics import softmax
 from .out_of_scope import (
     OutOfScopeDetector, IntentClassifier, clarify_threshold_at_accuracy)
 from .retrieval import AnswerIndex
+from ...methods.frozen import SENTENCES, SentenceEncoder
 from ...models.backbone import load_backbone
 from ...models.native import open_encoder, save_encoder
 from ...ship.bundle import SCHEMA, check_files, read_info, write_manifest
@@ -206,7 +207,7 @@ def save(self: Assistant, path, force=False, metadata=None):
             "names": r.detector.names, "mean": r.detector.mean, "spread": r.detector.std,
             "threshold": r.detector.threshold}, "backbone": {
             "name": str(r.backbone.name), "identity": r.backbone.identity,
-            "max_length": r.backbone.max_length
+            "max_length": getattr(r.backbone, "max_length", None)
         }, "flows": {n: _flow_dict(f) for n, f in self.dialogue.flows.items()
                      }, "reranker": self.reranker and str(self.reranker.name), "answers": a and {
                          "questions": a.questions, "texts": [a.texts[i] for i in a.answer_ids],
@@ -215,7 +216,8 @@ def save(self: Assistant, path, force=False, metadata=None):
         temp.mkdir()
         save_file({k: from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()},
                   temp / "assistant.safetensors")
-        save_encoder(r.backbone, temp / "encoder", r.max_length)
+        if not isinstance(r.backbone, SentenceEncoder): # that is in a package
+            save_encoder(r.backbone, temp / "encoder", r.max_length)
         write_manifest(temp, info)
 
 # %% ../../../nbs/apps/assistant/03_assistant.ipynb #48f7d00f
@@ -235,6 +237,11 @@ def load_assistant(path, transcript=None, reranker=None, # as of `Assistant`
         bool(info.get("mask")))
     if info["schema"] == 1: # the encoder lay in the folder itself
         reader.backbone = load_backbone(str(path))
+    elif b["name"] == SENTENCES:
+        reader.backbone = SentenceEncoder()
+        if reader.backbone.identity != b["identity"]:
+            raise InputError(f"{path} was made with another version of {SENTENCES}: run the recipe "
+                             "assistant again.")
     else:
         reader.backbone = open_encoder(path / "encoder", b["name"], b["identity"], b["max_length"])
     reader.names = tuple(info["labels"])

@@ -20,6 +20,7 @@ from ...eval.metrics import Metric, proportion_metric, softmax, wilson_interval
 from ...eval.scores import auroc
 from ...methods.classical import fit_linear
 from ...methods.fewshot import Contrastive, stratified_holdout
+from ...methods.frozen import SENTENCES, SentenceEncoder
 from ...base.tensors import choose_device
 from ...train.inference import embed
 from ...base.figures import BLUE, ReportFigure, figure, figure_svg
@@ -226,6 +227,8 @@ class IntentClassifier:
         """Return (rows, width) vectors of length one. For a fine-tuned encoder, the vectors of its
         static tokens are joined to them."""
         texts = mask(texts) if self.mask else texts
+        if isinstance(self.backbone, SentenceEncoder):
+            return self.backbone.vectors(texts)
         parts = [
             embed(texts, self.backbone, self.max_length, static, device=self.device)
             for static in ((False, True) if self.fine_tune else (False,))]
@@ -238,7 +241,14 @@ class IntentClassifier:
 # %% ../../../nbs/apps/assistant/00_out_of_scope.ipynb #aff7870a
 @patch
 def prepare_encoder(self: IntentClassifier, texts, y): # (rows,) label ids
-    "Load the encoder, and fine-tune it if asked."
+    """Load the encoder, and fine-tune it if asked. Raises InputError for one that can't be."""
+    if isinstance(self.backbone, SentenceEncoder) or self.backbone == SENTENCES:
+        if self.fine_tune:
+            raise InputError(f"{SENTENCES} can't be fine-tuned: leave fine_tune out, or name "
+                             "another encoder.")
+        if self.backbone == SENTENCES:
+            self.backbone = SentenceEncoder()
+        return
     if self.fine_tune:
         method = Contrastive(self.backbone, self.max_length, device=self.device)
         method.names, method.seed = self.names, self.seed
