@@ -50,9 +50,10 @@ def shape(kind):
     return re.compile(
         r"(insight-nb: )?backbone all-MiniLM-L6-v2 can't read these texts: \d+% of the tokens are "
         r"unknown, \d+% single letters, [\d.]+ characters per token\. " + MIDDLE[kind] +
-        r"\. Encoders that read them: BAAI/bge-small-zh-v1\.5 \(24 M\), BAAI/bge-base-zh-v1\.5 "
-        r"\(102 M\), intfloat/multilingual-e5-small \(118 M\); insight-nb pull "
-        r"BAAI/bge-small-zh-v1\.5 --out FOLDER, then -p backbone FOLDER\. To train all the same: "
+        r"\. Encoders that read them: BAAI/bge-small-zh-v1\.5 \(24 M\), google-bert/"
+        r"bert-base-chinese \(102 M\), alibaba-nlp-community/gte-multilingual-base \(305 M\); "
+        r"insight-nb pull BAAI/bge-small-zh-v1\.5 --out bge-small-zh-v1\.5, then -p backbone "
+        r"bge-small-zh-v1\.5\. To train all the same: "
         r"-p anyway true \(in Python options=\{'anyway': True\}\)\.")
 
 
@@ -147,9 +148,9 @@ def fit_words(texts):
 
 def test_other_scripts_are_told_of_other_encoders():
     japanese = fit_words(["部屋はとても良い", "朝食がまずい"])
-    assert "multilingual-e5-small (118 M), jhu-clsp" in japanese
+    assert "multilingual-e5-small (118 M), ibm-granite" in japanese
     assert "bge-small-zh-v1.5 (24 M)" in fit_words(["房間很好早餐不錯", "服務太差房間很髒"])
-    assert "jhu-clsp" in fit_words(["👍🎉", "😡👎"])
+    assert "ibm-granite" in fit_words(["👍🎉", "😡👎"])
 
 
 def test_a_table_with_some_chinese_rows_is_trained(tmp_path):
