@@ -6239,6 +6239,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'insight_nb/models/fused.py')},
             'insight_nb.models.fused_modern': { 'insight_nb.models.fused_modern.AttentionPlan': ( 'models/fused_modern.html#attentionplan',
                                                                                                   'insight_nb/models/fused_modern.py'),
+                                                'insight_nb.models.fused_modern.AttentionPlan.is_whole': ( 'models/fused_modern.html#attentionplan.is_whole',
+                                                                                                           'insight_nb/models/fused_modern.py'),
                                                 'insight_nb.models.fused_modern.AttentionPlan.keeps_weights': ( 'models/fused_modern.html#attentionplan.keeps_weights',
                                                                                                                 'insight_nb/models/fused_modern.py'),
                                                 'insight_nb.models.fused_modern.AttentionPlan.part': ( 'models/fused_modern.html#attentionplan.part',

@@ -38,7 +38,7 @@ def query_blocks(tokens: int, reach=None # tokens to each side that are seen; No
                 ) -> list[tuple]: # first query, end of them, first key, end of them
     "Cut the queries of a text into blocks, each with the keys that it sees."
     size = tokens if tokens <= LONG else LONG // 2
-    if reach is not None and tokens > 2 * max(32, 3 * reach // 2):
+    if reach is not None and tokens > max(64, 4 * reach): # else too little is saved
         size = max(32, 3 * reach // 2)
     size = -(-tokens // -(-tokens // size)) # about equal
     far = tokens if reach is None else reach
@@ -68,6 +68,9 @@ class AttentionPlan:
 
     @property
     def keeps_weights(self): return self.blocks[-1][1] <= LONG
+
+    @property
+    def is_whole(self): return self.blocks[0][3] == self.blocks[-1][1] # each sees all keys
 
     def part(self, a, b, low, high): # the bias of a block
         return None if self.bias is None else self.bias[:, :, a:b, low:high]
@@ -155,6 +158,7 @@ def cast_modern(tensors, dtype) -> list: # twelve
 class ModernShape(LayerShape):
     "The sizes and settings of one pass through a layer with gated units."
     p_units: float # dropout of the gated units
+    trains: bool = True # whether a backward pass may follow
 
 def gated_maps(x: Tensor, # (rows, width)
                weight, # (2 * units, width), a tensor or an `Int8Weight`
@@ -177,8 +181,13 @@ def modern_forward(x: Tensor, # (batch * tokens, width) float32
     yc = y.to(dt)
     qkv = s.split(apply_linear(yc, c[2], c[3]))
     rotate_(qkv[:2].view(2, s.batch, s.heads, *qkv.shape[2:]), plan.cos, plan.sin)
-    o, kept = attend_in_blocks(*qkv, plan, s.p_weights)
-    o = s.join(o[None])
+    if s.trains or s.p_weights or s.tokens <= 64 or not plan.is_whole:
+        o, kept = attend_in_blocks(*qkv, plan, s.p_weights)
+        o = s.join(o[None])
+    else: # torch's own is quicker where no gradient is asked for
+        o, kept = F.scaled_dot_product_attention(
+            *qkv.view(3, s.batch, s.heads, *qkv.shape[2:]), plan.bias), []
+        o = o.transpose(1, 2).reshape(x.shape)
     h, mask1 = add_dropped(apply_linear(o, c[4], c[5]), x, s.p_hidden)
     y, *stats2 = norm_forward(h, c[6], c[7], s.eps)
     uc = y.to(dt)
@@ -289,6 +298,7 @@ def modern_layer(layer, x: Tensor, # (batch, tokens, width)
             held = cast_modern(tensors, dt)
         plan = shared_plan(*turns, mask, reach, held[2].dtype if held else dt)
         if held:
+            s.trains = False
             z, _ = modern_forward(rows, plan, held, s)
         else:
             z = FusedModernLayer.apply(rows, plan, cast_modern(tensors, dt), s, *tensors)
