@@ -1,18 +1,21 @@
-"""The fused layer of ModernBERT against transformers' own, where the notebook's lessons don't go."""
+"""The fused layer of ModernBERT against transformers' own, where the lessons don't go."""
 import copy
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers import ModernBertConfig, ModernBertModel
+from transformers import ErnieConfig, ErnieModel, ModernBertConfig, ModernBertModel
 
 from insight_nb.base.tensors import FakeTokenizer, set_seed
 from insight_nb.data.dataset import TokenDataset
 from insight_nb.data.tokens import tokenize
 from insight_nb.models.backbone import Backbone
-from insight_nb.models.fused_modern import fuse
+from insight_nb.models.frozen_layers import freeze_layers
+from insight_nb.models.fused_modern import (
+    attend_in_blocks, blocks_backward, fuse, plan_attention, query_blocks)
 from insight_nb.models.tasks import ClassificationTask, Model
 from insight_nb.train.inference import optimize_for_inference, predict_logits
 
@@ -148,3 +151,86 @@ def test_predictions_in_each_precision():
     off = {p: np.abs(predict_logits(model, rows, precision=p) - want).max()
            for p in ("no", "bf16", "int8")}
     assert off["no"] < 1e-5 and 0 < off["bf16"] < .05 and 0 < off["int8"] < .1
+
+
+@pytest.mark.parametrize("tokens, reach", [(150, 4), (600, 40)])
+def test_masks_of_blocks(tokens, reach):
+    "For one draw the values are linear in v, and its gradient is the transposed map."
+    turns = torch.rand(2, 1, tokens, 8, dtype=torch.float64)
+    plan = plan_attention(*turns, None, None, torch.float64)
+    plan.blocks = query_blocks(tokens, reach)
+    q, k, v, d = torch.randn(4, 2, tokens, 8, dtype=torch.float64)
+    out, kept = attend_in_blocks(q, k, v, plan, 0.5)
+    back = blocks_backward(d, q, k, v, plan, 0.5, kept)
+    assert_close((out * d).sum(), (back[2] * v).sum())
+    assert (out - attend_in_blocks(q, k, v, plan, 0)[0]).abs().mean() > 0.1
+
+
+def test_the_gradient_is_that_of_the_masks_that_were_drawn():
+    "A small step changes the output by as much as the gradient says."
+    _, fused = twins(embedding_dropout=0.1, attention_dropout=0.2, mlp_dropout=0.3)
+    ids, seen = batch(12, 7)
+    fused.double().train()
+
+    def answer():
+        set_seed(5)
+        return fused(ids, attention_mask=seen).last_hidden_state[seen].sin().sum()
+
+    weights = [p for p in fused.parameters() if p.ndim == 2]
+    steps = [torch.randn_like(p) for p in weights]
+    said = sum((g * d).sum() for g, d in zip(torch.autograd.grad(answer(), weights), steps))
+    values = []
+    for size in (1e-6, -2e-6):
+        with torch.no_grad():
+            for p, d in zip(weights, steps):
+                p += size * d
+            values.append(answer())
+    assert_close((values[0] - values[1]) / 2e-6, said, rtol=1e-4, atol=1e-6)
+
+
+def test_attention_weights_can_be_asked_for():
+    plain, fused = (m.eval() for m in twins())
+    ids, seen = batch(12, 7)
+    for m in (plain, fused):
+        m.set_attn_implementation("eager")
+    want, got = (m(ids, attention_mask=seen, output_attentions=True, output_hidden_states=True)
+                 for m in (plain, fused))
+    assert (len(got.attentions), len(got.hidden_states)) == (4, 5)
+    assert_close(got.attentions, want.attentions)
+    assert_close(got.hidden_states[2][seen], want.hidden_states[2][seen])
+
+
+def test_layers_that_compute_anew_copies_and_other_processes():
+    plain, fused = twins()
+    others = [copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))]
+    fused.train().gradient_checkpointing_enable()
+    ids, seen = batch(12, 7)
+    for m in (fused, *others):
+        check(plain, m, seen, input_ids=ids, attention_mask=seen)
+
+
+def test_frozen_layers():
+    plain, fused = twins()
+    ids, seen = batch(12, 7)
+    found = []
+    for m in (plain, fused):
+        body = Backbone(m, FakeTokenizer(), "fake", width=24)
+        freeze_layers(body, 2)
+        body.train()(ids, seen)[seen].sin().sum().backward()
+        found.append({k: p.grad for k, p in m.named_parameters()})
+    want, got = found
+    assert [k for k in want if want[k] is None] == [k for k in got if got[k] is None]
+    for k in want:
+        if want[k] is not None:
+            assert_close(got[k], want[k], rtol=1e-4, atol=1e-5)
+
+
+def test_ernie():
+    sizes = {"vocab_size": 60, "hidden_size": 24, "num_hidden_layers": 2,
+             "num_attention_heads": 3, "intermediate_size": 48, "max_position_embeddings": 16}
+    plain = ErnieModel(ErnieConfig(**sizes, use_task_id=True), add_pooling_layer=False).eval()
+    fused = copy.deepcopy(plain)
+    assert fuse(fused) == 2
+    ids, seen = batch(12, 7)
+    for tasks in (None, torch.ones_like(ids)):
+        check(plain, fused, seen, input_ids=ids, attention_mask=seen, task_type_ids=tasks)

@@ -397,13 +397,14 @@ class FusedBert(FusedModule):
     "The layer of BERT, fused."
     def is_supported(self, x): return is_supported(self, x)
     def cast_weights(self, dtype): return cast_tensors(layer_tensors(self), dtype)
+
     def forward(self, hidden_states, attention_mask=None, *more, **kwargs):
         others = map(kwargs.get, ("cache", "past_key_values", "encoder_hidden_states"))
         more_asked = any(m is not None for m in [*more, *others])
         odd_mask = attention_mask is not None and getattr(attention_mask, "ndim", 0) != 4
-        if more_asked or odd_mask or not is_supported(self, hidden_states):
-            return super().forward(hidden_states, attention_mask, *more, **kwargs)
-        return fused_forward(self, hidden_states, attention_mask)
+        if not more_asked and not odd_mask and is_supported(self, hidden_states):
+            return fused_forward(self, hidden_states, attention_mask)
+        return super().forward(hidden_states, attention_mask, *more, **kwargs)
 
 # class of a layer in transformers -> what fuses it
 BERT_LAYERS = dict.fromkeys(FUSABLE_LAYERS, FusedBert)

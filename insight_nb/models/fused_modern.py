@@ -68,10 +68,8 @@ class AttentionPlan:
 
     @property
     def keeps_weights(self): return self.blocks[-1][1] <= LONG
-
     @property
     def is_whole(self): return self.blocks[0][3] == self.blocks[-1][1] # each sees all keys
-
     def part(self, a, b, low, high): # the bias of a block
         return None if self.bias is None else self.bias[:, :, a:b, low:high]
 
@@ -84,9 +82,7 @@ def plan_attention(cos: Tensor, sin: Tensor, # (batch or 1, tokens, head width)
     "What layers with this reach need to know of a batch."
     tokens, half = cos.shape[1], cos.shape[-1] // 2
     sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)
-    bias = attention_bias(mask, dtype)
-    if bias is not None:
-        bias = bias.expand(-1, -1, tokens, -1)
+    bias = None if mask is None else attention_bias(mask, dtype).expand(-1, -1, tokens, -1)
     blocks = query_blocks(tokens, window_reach(bias, reach))
     return AttentionPlan(cos[:, None].to(dtype), sin[:, None].to(dtype), bias, blocks)
 
@@ -148,6 +144,7 @@ def modern_tensors(layer) -> list: # twelve: weight and bias of each, or None
     start = [None, None] if isinstance(first, nn.Identity) else module_tensors([first])
     return start + module_tensors(others)
 
+# %% ../../nbs/models/11_fused_modern.ipynb #21b64246
 def cast_modern(tensors, dtype) -> list: # twelve
     "The weights as the products want them; norms (numbers 0, 1, 6 and 7) as they are."
     t = [u if u is None else u.detach() for u in tensors]
@@ -160,6 +157,7 @@ class ModernShape(LayerShape):
     p_units: float # dropout of the gated units
     trains: bool = True # whether a backward pass may follow
 
+# %% ../../nbs/models/11_fused_modern.ipynb #aa6a96a3
 def gated_maps(x: Tensor, # (rows, width)
                weight, # (2 * units, width), a tensor or an `Int8Weight`
                bias: Tensor | None # (2 * units,)
@@ -221,6 +219,7 @@ def _norm_back(t, x, stats, weight, bias, needs): # None: no norm stands there
     d, *grads = norm_backward(t.to(x.dtype), x, *stats, weight, bias, needs)
     return d, grads
 
+# %% ../../nbs/models/11_fused_modern.ipynb #9f265caf
 def modern_backward(d: Tensor, # (batch * tokens, width) float32, gradient of the output
                     plan: AttentionPlan, c: list, s: ModernShape,
                     saved: tuple, # of `modern_forward`
