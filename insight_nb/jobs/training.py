@@ -6,10 +6,10 @@
 __all__ = ['ROWS_TO_LEARN', 'FEWEST_HELD_OUT', 'MIN_ROWS', 'measure_by_people', 'split_rows', 'open_writers', 'encoders_for',
            'encoder_advice', 'reads_enough', 'check_readable', 'held_out_folds', 'asked_rows', 'widen',
            'linear_sentence', 'check_adapt', 'AdaptedStart', 'adapt_to_rows', 'read_valid', 'join_pairs', 'copy_counts',
-           'validation_split', 'find_copies', 'split_given', 'token_dataset', 'reading_sentence',
-           'untrained_probabilities', 'make_trainer', 'fit_or_resume', 'share_right', 'score_again', 'hint_groups',
-           'list_rows', 'same_answers', 'read_columns', 'training_logits', 'ask_alone', 'whole_rows',
-           'rows_in_training', 'learned_names', 'check_training_rows', 'check_shipped', 'EffortGain', 'compare_effort']
+           'validation_split', 'find_copies', 'split_given', 'token_dataset', 'untrained_probabilities', 'make_trainer',
+           'fit_or_resume', 'share_right', 'reading_sentence', 'score_again', 'hint_groups', 'list_rows',
+           'same_answers', 'read_columns', 'training_logits', 'ask_alone', 'whole_rows', 'rows_in_training',
+           'learned_names', 'check_training_rows', 'check_shipped', 'EffortGain', 'compare_effort']
 
 # %% ../../nbs/jobs/01_training.ipynb #c18ffcbe
 import re
@@ -377,17 +377,6 @@ def token_dataset(texts, # of str, or of pairs of str
     rows = TokenDataset(tokens, labels, pad_id=tokenizer.pad_token_id, token_features=segments)
     return rows, tokens.truncated
 
-# %% ../../nbs/jobs/01_training.ipynb #48b1973c
-_READINGS = {"cls": "the first token's vector stands for the text",
-             "last": "the last token's vector stands for the text"} # of a pool
-
-def reading_sentence(model) -> str: # a `Model`; "" for a mean without a prompt
-    "How a text becomes one vector, where that is not the mean of its tokens."
-    pool = getattr(model.task, "pool", None)
-    prompt = getattr(model.backbone.tokenizer, "prompt", "") if pool else ""
-    said = [_READINGS[pool]] if pool in _READINGS else []
-    return ", ".join([*said, f"{prompt!r} stands before it"] if prompt else said)
-
 # %% ../../nbs/jobs/01_training.ipynb #2e505599
 def untrained_probabilities(model, rows: TokenDataset) -> np.ndarray: # (rows, classes)
     "What the model answers before training: in 32 bits, as the trained one is measured."
@@ -438,6 +427,16 @@ def fit_or_resume(setup: FineTuningSetup, trainer: Trainer): # of `make_trainer`
 def share_right(truth, predictions) -> float: # (rows,) both
     "The accuracy, as a score to choose the best epoch by."
     return float((predictions == truth).mean())
+
+_READINGS = {"cls": "the first token's vector stands for the text",
+             "last": "the last token's vector stands for the text"} # of a pool
+
+def reading_sentence(model) -> str: # a `Model`; "" for a mean without a prompt
+    "How a text becomes one vector, where that is not the mean of its tokens."
+    pool = getattr(model.task, "pool", None)
+    prompt = getattr(model.backbone.tokenizer, "prompt", "") if pool else ""
+    said = [_READINGS[pool]] if pool in _READINGS else []
+    return ", ".join([*said, f"{prompt!r} stands before it"] if prompt else said)
 
 # %% ../../nbs/jobs/01_training.ipynb #b30eba29
 def score_again(trainer, logits) -> tuple | None: # (valid rows, outputs); best, now, rows

@@ -42,8 +42,7 @@ class Backbone(nn.Module):
         self.tokenizer = tokenizer
         self.name = name
         self.identity = identity
-        self.width = width or encoder.config.get_text_config().hidden_size
-        self.pool = pool
+        self.width, self.pool = width or encoder.config.get_text_config().hidden_size, pool
         # what is grafted onto the encoder; whether its own weights are no longer those of
         # `identity`
         self.max_length, self.adapter, self.weights_modified = max_length, None, False

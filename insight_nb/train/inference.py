@@ -18,15 +18,16 @@ from ..data.batches import plan_batches
 from ..data.dataset import TokenDataset
 from ..data.tokens import tokenize
 from ..models.backbone import Backbone
-from ..models.fused import fuse, copy_weights, use_weight_copies
+from ..models.fused import copy_weights, use_weight_copies
+from ..models.fused_modern import fuse
 from ..models.heads import POOLS
 from ..models.memory import is_out_of_memory, note_memory
 from ..models.packed import use_packing
 
 # %% ../../nbs/train/01_inference.ipynb #495ad826
 def optimize_for_inference(model: nn.Module) -> nn.Module: # the same model
-    """Fuse the BERT layers of a model for a CPU, let its encoder read packed tokens on a GPU, and
-    let the process keep the memory that it frees."""
+    """Fuse the layers of a model for a CPU where their kind is known, let its encoder read packed
+    tokens on a GPU, and let the process keep the memory that it frees."""
     keep_freed_memory()
     fuse(model)
     use_packing(model)
@@ -110,8 +111,8 @@ def iter_logits(model: nn.Module, # takes a `Batch`, returns a `ModelOutput`
         made = copy_weights(model, precision) if len(plan) > 1 or precision == "int8" else {}
         if precision == "int8" and not made:
             raise InputError(
-                "int8 needs a BERT-like encoder on a CPU: choose the device cpu, or another "
-                "precision.")
+                "int8 needs an encoder like BERT or ModernBERT on a CPU: choose the device cpu, or "
+                "another precision.")
         yield from _computed(model, dataset, plan, device, half, made)
 
 # %% ../../nbs/train/01_inference.ipynb #7cce8234
