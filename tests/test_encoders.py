@@ -180,6 +180,15 @@ def test_names_that_say_a_prompt(tmp_path):
     assert load_backbone(folder).tokenizer.prompt == "query: "
 
 
+def test_a_folder_that_was_pulled_is_known_by_its_hub_id(tmp_path):
+    folder, found = write_encoder("bert", tmp_path / "e"), []
+    for hub_id in ("intfloat/multilingual-e5-small", "BAAI/bge-small-zh-v1.5", "nobody/nothing"):
+        (folder / "pulled.json").write_text(json.dumps({"hub_id": hub_id}), encoding="utf-8")
+        backbone = load_backbone(folder)
+        found.append((backbone.pool, backbone.tokenizer.prompt))
+    assert found == [("mean", "query: "), ("cls", ""), ("mean", "")]
+
+
 def test_a_model_of_several_senses_reads_texts(tmp_path):
     from transformers import AutoConfig, AutoModel
     text = {"vocab_size": 30522, "hidden_size": 32, "embedding_dim": 48, "num_hidden_layers": 2,
