@@ -6167,6 +6167,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'insight_nb/models/backbone.py'),
                                             'insight_nb.models.backbone._front_matter': ( 'models/backbone.html#_front_matter',
                                                                                           'insight_nb/models/backbone.py'),
+                                            'insight_nb.models.backbone._pulled_id': ( 'models/backbone.html#_pulled_id',
+                                                                                       'insight_nb/models/backbone.py'),
                                             'insight_nb.models.backbone._quiet': ( 'models/backbone.html#_quiet',
                                                                                    'insight_nb/models/backbone.py'),
                                             'insight_nb.models.backbone._read_beside': ( 'models/backbone.html#_read_beside',

@@ -119,7 +119,7 @@ def test_wrong_words_are_answered_with_the_nearest(ends):
     refused(ends("run", "classify", "-p", "tabel", "a.csv"), "'table'")
     refused(ends("rnu", "classify"), "Did you mean 'run'?")
     refused(ends("foo"), "'run', 'predict', 'export', 'serve', 'feedback', 'compare', "
-            "'check', 'mask', 'samples'")
+            "'check', 'mask', 'backbones', 'pull', 'samples'")
     refused(ends("run", "classify", "--outt", "x"), "Did you mean '--out'?")
     refused(ends("run", "classify", "-p", "rows", "many"), "rows", "whole number", "many")
 

@@ -328,6 +328,7 @@ class SentenceSettings:
     pool: str | None = None # of `heads.POOLS`; None: nothing is said
     prompts: dict = field(default_factory=dict) # name -> what stands before a text
     prompt: str = "" # the one that every text gets
+    hub_id: str | None = None # of a folder that `insight-nb pull` has made
 
 # %% ../../nbs/models/01_backbone.ipynb #fbe01c0b
 def _read_beside(where, file, **how): # JSON of a folder or hub id; None: it has no such file
@@ -335,6 +336,11 @@ def _read_beside(where, file, **how): # JSON of a folder or hub id; None: it has
     found = cached_file(where, file, _raise_exceptions_for_missing_entries=False,
                         _raise_exceptions_for_connection_errors=False, **how)
     return json.loads(Path(found).read_text(encoding="utf-8")) if found else None
+
+def _pulled_id(where):
+    file = Path(where, "pulled.json")
+    told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return told.get("hub_id") if isinstance(told, dict) else None
 
 def _refuse(where, why):
     raise InputError(f"{where} {why}, which is not done here: choose another backbone, or train a "
@@ -365,7 +371,7 @@ def read_sentence_settings(where, # a folder, or a hub id
     default = told.get("default_prompt_name")
     if default and default not in prompts:
         _refuse(where, f"names a prompt {default!r} that it does not have")
-    return SentenceSettings(pool, prompts, prompts.get(default, ""))
+    return SentenceSettings(pool, prompts, prompts.get(default, ""), _pulled_id(where))
 
 # %% ../../nbs/models/01_backbone.ipynb #9dea8981
 # a part of a name -> the prompt
@@ -397,10 +403,11 @@ def _as_meant(backbone: Backbone, said: SentenceSettings, prompt=None): # as of 
     backbone.width, backbone.causal = probe_encoder(backbone.encoder)
     poolings = {"cls": "cls", "mean": "mean", "late": "mean"} # of ModernBERT and EuroBERT
     told = poolings.get(getattr(backbone.encoder.config, "classifier_pooling", None))
-    listed = find_encoder(backbone.name) # where its maker has no such files
+    name = said.hub_id or backbone.name
+    listed = find_encoder(name) # where its maker has no such files
     own = said.pool or (listed.pool if listed else told)
     backbone.pool = own or ("last" if backbone.causal else "mean")
-    backbone.tokenizer.prompt = choose_prompt(said, backbone.name, prompt)
+    backbone.tokenizer.prompt = choose_prompt(said, name, prompt)
     return backbone
 
 def load_backbone(name=None, # None for the embedded one, a folder, or a hub id

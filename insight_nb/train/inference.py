@@ -154,14 +154,14 @@ class PooledEncoder(nn.Module):
 
 # %% ../../nbs/train/01_inference.ipynb #2ca5b96a
 def embed(texts, # list of str
-          backbone: Backbone, max_length=128, # tokens
+          backbone: Backbone, max_length=128, # tokens; fewer where the encoder reads no more
           static=False, # use only the token embeddings
           precision="no", # precision of matrix products: no (32 bits), bf16 or fp16
           device=None # of `choose_device`; the encoder is moved there, and stays
          ) -> np.ndarray: # (rows, width) float32
     "Return a vector for each text. Raises InputError for a device that is not there."
-    tokenizer = backbone.tokenizer
-    tokens = tokenize(texts, tokenizer, max_length, prompt="" if static else None)
+    tokenizer, longest = backbone.tokenizer, min(max_length, backbone.max_length)
+    tokens = tokenize(texts, tokenizer, longest, prompt="" if static else None)
     rows = TokenDataset(tokens, pad_id=tokenizer.pad_token_id)
     if not len(rows):
         return np.zeros((0, backbone.width), np.float32)
