@@ -135,6 +135,26 @@ def test_vectors_of_sentence_transformers(kind, pool, asked, folders, tmp_path):
         embed(TEXTS, load_bundle(tmp_path / "b", device="cpu").model.backbone, 64), want, atol=1e-5)
 
 
+@pytest.mark.parametrize("dense", [("activation.Tanh",), ("activation.Tanh", "linear.Identity")])
+def test_layers_after_the_pooling(dense, tmp_path):
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    folder = write_encoder("bert", tmp_path / "e", "cls", dense=dense)
+    theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
+    want = theirs.encode(TEXTS, show_progress_bar=False)
+    backbone, size = load_backbone(folder), 48 if len(dense) == 1 else 24
+    assert want.shape == (4, size) and embed([], backbone).shape == (0, size)
+    np.testing.assert_allclose(embed(TEXTS, backbone, 64), want, atol=1e-5)
+    assert backbone.width == WIDTH and not any("proj" in k for k in backbone.state_dict())
+    TextClassifier(folder, epochs=1).fit(TEXTS * 5, ["a", "b", "b", "a"] * 5).save(tmp_path / "b")
+    own = load_bundle(tmp_path / "b", device="cpu").model.backbone
+    theirs = sentence_transformers.SentenceTransformer(str(tmp_path / "b/encoder"), device="cpu")
+    np.testing.assert_allclose(theirs.encode(TEXTS, show_progress_bar=False),
+                               embed(TEXTS, own, 64), atol=1e-5)
+    (folder / "2_Dense/model.safetensors").unlink()
+    with pytest.raises(InputError, match="has a layer 2_Dense without safetensors"):
+        load_backbone(folder)
+
+
 def test_prompts(tmp_path):
     folder = write_encoder("bert", tmp_path / "e", "cls", PROMPTS, default="query")
     prompts = [load_backbone(folder, prompt=p).tokenizer.prompt for p in (None, "", "so: ")]

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel, T5EncoderModel
 
 from insight_nb.models.backbone import embedded_folder
@@ -31,9 +32,10 @@ KINDS = {
     "t5": {"d_model": WIDTH, "num_layers": LAYERS, "num_heads": 2, "d_kv": 16, "d_ff": 64}}
 
 
-def write_encoder(kind, folder, pool=None, prompts=None, default=None, seed=0):
-    "A folder with a tiny encoder; with `pool`, as sentence-transformers writes it."
-    torch.manual_seed(seed)
+def write_encoder(kind, folder, pool=None, prompts=None, default=None, dense=()):
+    """A folder with a tiny encoder; with `pool`, as sentence-transformers writes it; `dense`: kinds
+    of activations of layers after the pooling."""
+    torch.manual_seed(0)
     folder = Path(folder)
     config = AutoConfig.for_model(kind, vocab_size=30522, pad_token_id=0, **KINDS[kind])
     make = T5EncoderModel if kind == "t5" else AutoModel.from_config
@@ -46,17 +48,15 @@ def write_encoder(kind, folder, pool=None, prompts=None, default=None, seed=0):
         if (embedded_folder() / name).is_file():
             shutil.copy(embedded_folder() / name, folder)
     if pool:
-        write_maker_files(folder, pool, prompts or {}, default)
+        write_maker_files(folder, pool, prompts or {}, default, dense)
     return folder
 
 
-def write_maker_files(folder, pool, prompts, default):
+def write_maker_files(folder, pool, prompts, default, dense):
     "What sentence-transformers reads: steps, pooling, prompts."
-    steps = ("Transformer", "Pooling", "Normalize")
-    paths = ("", "1_Pooling", "2_Normalize")
-    modules = [{"idx": i, "name": str(i), "path": path,
-                "type": f"sentence_transformers.models.{step}"}
-               for i, (step, path) in enumerate(zip(steps, paths))]
+    steps = ["Transformer", "Pooling", *["Dense"] * len(dense), "Normalize"]
+    modules = [{"idx": i, "name": str(i), "path": f"{i}_{step}" if i else "",
+                "type": f"sentence_transformers.models.{step}"} for i, step in enumerate(steps)]
     told = {"modules.json": modules,
             "sentence_bert_config.json": {"max_seq_length": 64, "do_lower_case": False},
             "1_Pooling/config.json": {"word_embedding_dimension": WIDTH, "pooling_mode": pool},
@@ -65,3 +65,17 @@ def write_maker_files(folder, pool, prompts, default):
     (folder / "1_Pooling").mkdir()
     for name, what in told.items():
         (folder / name).write_text(json.dumps(what), encoding="utf-8")
+    for i, kind in enumerate(dense, 2):
+        write_dense(folder / f"{i}_Dense", kind, 48 if i == 2 else 24, WIDTH if i == 2 else 48)
+
+
+def write_dense(folder, activation, size, given):
+    "A layer after the pooling; the first has a bias."
+    folder.mkdir()
+    weights = {"linear.weight": torch.randn(size, given) / given**0.5}
+    if given == WIDTH:
+        weights["linear.bias"] = torch.randn(size) / 9
+    told = {"in_features": given, "out_features": size, "bias": given == WIDTH,
+            "activation_function": f"torch.nn.modules.{activation}"}
+    (folder / "config.json").write_text(json.dumps(told), encoding="utf-8")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})

@@ -131,6 +131,7 @@ def trainable_backbone(bundle: Bundle, # of a classification
         return b, adapter.method
     merge_adapter(b)
     whole = Backbone(b.encoder, b.tokenizer, b.name, b.identity, b.width, b.max_length, b.pool)
+    whole.causal, whole.projection = b.causal, b.projection
     return whole.requires_grad_(True), "full"
 
 # %% ../../nbs/jobs/09_update.ipynb #f0f51d55

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from .backbone import Backbone, empty_backbone, encoder_class
+from .backbone import (
+    DENSE_ACTIVATIONS, Backbone, empty_backbone, encoder_class)
 
 # %% ../../nbs/models/09_native.ipynb #3ad86c8f
 def _ready_made(config): # every class that some AutoModelFor... would choose, built on "meta"
@@ -73,21 +74,32 @@ def save_encoder(backbone: Backbone, folder, # made here
     file = folder / "model.safetensors"
     save_file(encoder_tensors(backbone.encoder), file, {"format": "pt"})
     file.chmod(0o644) # readable by the one who serves it
-    kinds = ((path, f"sentence_transformers.models.{kind}") for path, kind in _MODULES.items())
-    modules = [{"idx": i, "name": str(i), "path": path, "type": kind}
-               for i, (path, kind) in enumerate(kinds)]
+    kinds = ["Transformer", "Pooling", *["Dense"] * len(backbone.projection), "Normalize"]
+    modules = [{"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "",
+                "type": f"sentence_transformers.models.{kind}"} for i, kind in enumerate(kinds)]
     mode = f"pooling_mode_{_POOLINGS[pool or backbone.pool]}"
     pooling = {"word_embedding_dimension": backbone.width, "pooling_mode_mean_tokens": False,
                mode: True}
     _write(folder / "modules.json", modules)
     _write(folder / "sentence_bert_config.json", {"max_seq_length": max_length})
     _write(folder / "1_Pooling" / "config.json", pooling)
+    for i, layer in enumerate(backbone.projection, 2):
+        _write_dense(folder / f"{i}_Dense", *layer)
     if prompt := getattr(backbone.tokenizer, "prompt", ""):
         _write(folder / "config_sentence_transformers.json",
                {"prompts": {"default": prompt}, "default_prompt_name": "default"})
 
 # %% ../../nbs/models/09_native.ipynb #88c13d8c
-_MODULES = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+def _write_dense(folder, weight, bias, bent): # as of `load_projection`
+    kind = next(name for name, tanh in DENSE_ACTIVATIONS.items() if tanh == bent)
+    _write(folder / "config.json", {
+        "in_features": weight.shape[1], "out_features": weight.shape[0],
+        "bias": bias is not None, "activation_function": kind})
+    told = {"linear.weight": weight} if bias is None else {
+        "linear.weight": weight, "linear.bias": bias}
+    save_file({k: v.contiguous() for k, v in told.items()}, folder / "model.safetensors",
+              {"format": "pt"})
+
 _POOLINGS = {"mean": "mean_tokens", "cls": "cls_token", "last": "lasttoken"} # of `heads.POOLS`
 
 def _write(file, content):

@@ -38,7 +38,8 @@ from ..data.targets import (
 from ..base.intervals import mean_interval
 from ..eval.metrics import softmax
 from ..models.adapters import merge_adapter
-from ..models.backbone import backbone_license, read_sentence_settings
+from ..models.backbone import (
+    backbone_license, load_backbone, read_sentence_settings)
 from ..models.heads import POOLS
 from ..models.native import head_names, save_encoder
 from .bundle import (
@@ -508,6 +509,7 @@ def vectors_runner(folder, bundle: Bundle):
     model = AutoModel.from_pretrained(folder, **_OWN).eval()
     told = Path(folder, "sentence_bert_config.json").read_text("utf-8")
     most, said = json.loads(told)["max_seq_length"], read_sentence_settings(folder, **_LOCAL)
+    project = load_backbone(folder).project
 
     def run(texts):
         inputs = tokenizer([said.prompt + t for t in texts], truncation=True, max_length=most,
@@ -515,7 +517,7 @@ def vectors_runner(folder, bundle: Bundle):
         with torch.no_grad():
             hidden = model(**inputs).last_hidden_state
         pooled = POOLS[said.pool](hidden, inputs["attention_mask"].bool())
-        return nn.functional.normalize(pooled, dim=1).numpy()
+        return nn.functional.normalize(project(pooled), dim=1).numpy()
 
     return run
 

@@ -162,6 +162,7 @@ def copy_backbone(backbone: Backbone) -> Backbone: # without an adapter
     made = Backbone(copy.deepcopy(backbone.encoder), backbone.tokenizer, backbone.name,
                     backbone.identity, backbone.width, backbone.max_length, backbone.pool)
     made.weights_modified, made.causal = backbone.weights_modified, backbone.causal
+    made.projection = backbone.projection
     for p in made.parameters():
         p.requires_grad_(True)
         p.grad = None

@@ -154,7 +154,7 @@ def shallow_backbone(backbone: Backbone, # without an adapter, or with a merged 
             f"{layers[0]} can't take its place: choose layers that begin with 0.") from None
     small = Backbone(encoder, backbone.tokenizer, backbone.name, backbone.identity,
                      backbone.width, backbone.max_length, backbone.pool)
-    small.causal = backbone.causal
+    small.causal, small.projection = backbone.causal, backbone.projection
     small.weights_modified = True # it is not the encoder of this name any more
     return small
 

@@ -150,7 +150,9 @@ class PooledEncoder(nn.Module):
             hidden = self.backbone.encoder.get_input_embeddings()(batch.input_ids)
         else:
             hidden = self.backbone(batch.input_ids, batch.attention_mask, packing=batch.packing)
-        return ModelOutput(normalize(self.pool(hidden.float(), batch.attention_mask), dim=1))
+        vectors = self.pool(hidden.float(), batch.attention_mask)
+        return ModelOutput(normalize(
+            vectors if self.static else self.backbone.project(vectors), dim=1))
 
 # %% ../../nbs/train/01_inference.ipynb #2ca5b96a
 def embed(texts, # list of str
@@ -164,6 +166,7 @@ def embed(texts, # list of str
     tokens = tokenize(texts, tokenizer, longest, prompt="" if static else None)
     rows = TokenDataset(tokens, pad_id=tokenizer.pad_token_id)
     if not len(rows):
-        return np.zeros((0, backbone.width), np.float32)
+        none = torch.zeros(0, backbone.width)
+        return (none if static else backbone.project(none)).numpy()
     model = optimize_for_inference(PooledEncoder(backbone, static).eval())
     return predict_logits(model, rows, device=choose_device(device), precision=precision)
