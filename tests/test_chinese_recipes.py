@@ -112,7 +112,8 @@ def test_from_a_bundle_on(encoder):
 def test_rows_are_found_labeled_and_compared(encoder):
     rows = reviews(160)
     write_csv("zh.csv", rows)
-    page = run("ladder", "l", table="zh.csv", rungs="majority,TF-IDF + linear,frozen + linear", backbone=encoder)
+    rungs = "majority,TF-IDF + linear,frozen + linear"
+    page = run("ladder", "l", table="zh.csv", rungs=rungs, backbone=encoder)
     assert "好评" in page and "TF-IDF" in page
     rows[7]["label"] = "差评"
     write_csv("noisy.csv", rows)
