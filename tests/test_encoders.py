@@ -258,8 +258,8 @@ def test_a_hub_id_of_which_only_the_weights_were_brought_is_looked_up(tmp_path, 
 
 
 STRANGE = {
-    "modules.json": ("5", "{}", '"x"', "[1]", '[{"type": 5}]', '[{"type": "a.Pooling"}]', "[" * 5000,
-                     '[{"type": "a.Pooling", "path": "../x"}]', "none",
+    "modules.json": ("5", "{}", '"x"', "[1]", '[{"type": 5}]', '[{"type": "a.Pooling"}]',
+                     "[" * 5000, '[{"type": "a.Pooling", "path": "../x"}]', "none",
                      '[{"type": "a.Pooling", "path": "3_Gone"}]'),
     "1_Pooling/config.json": ("[]", "5", "null", '{"pooling_mode": "%s"}' % ("z" * 5000)),
     "config_sentence_transformers.json": (
@@ -321,3 +321,14 @@ def test_a_window_has_the_tokens_of_a_text_behind_its_prompt():
             if prompt != "query:":  # where word and prompt are one token, they are kept apart
                 assert rows.tokens[i].tolist() == plain[i].tolist()
     assert len(window_dataset(["good day " * 30], tokenizer, 16, 4).tokens) > 4
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_vectors_are_exported_with_the_pooling_of_training(method, tmp_path):
+    folder = write_encoder("bert", tmp_path / "e", "cls", {})
+    model = TextClassifier(folder, method, epochs=1, options={"pool": "mean"})
+    model.fit(TEXTS * 5, ["no", "yes", "yes", "no"] * 5).save(tmp_path / "b")
+    assert load_bundle(tmp_path / "b", device="cpu").model.backbone.pool == "mean"
+    assert export_bundle(tmp_path / "b", "sentence-transformers", tmp_path / "x").passed
+    told = json.loads((tmp_path / "x/1_Pooling/config.json").read_text())
+    assert told["pooling_mode_mean_tokens"] is True
