@@ -332,3 +332,15 @@ def test_vectors_are_exported_with_the_pooling_of_training(method, tmp_path):
     assert export_bundle(tmp_path / "b", "sentence-transformers", tmp_path / "x").passed
     told = json.loads((tmp_path / "x/1_Pooling/config.json").read_text())
     assert told["pooling_mode_mean_tokens"] is True
+
+
+def test_results_are_kept_apart_by_how_an_encoder_reads(tmp_path):
+    from insight_nb.jobs.labeling import cached_vectors
+    from insight_nb.methods.frozen import LinearProbe
+    folder, kept = write_encoder("bert", tmp_path / "e", "cls", {}), tmp_path / "v.npz"
+    probes = [LinearProbe(load_backbone(folder, prompt=p)).settings() for p in ("", "", "q: ")]
+    assert probes[0] == probes[1] != probes[2]
+    first = cached_vectors(TEXTS, kept, str(folder))
+    (folder / "1_Pooling/config.json").write_text('{"pooling_mode": "mean"}')
+    assert LinearProbe(load_backbone(folder)).settings() != probes[0]
+    assert np.abs(cached_vectors(TEXTS, kept, str(folder)) - first).max() > 0.01

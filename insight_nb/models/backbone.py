@@ -410,7 +410,7 @@ def read_sentence_settings(where, # a folder, or a hub id
 
 # %% ../../nbs/models/01_backbone.ipynb #9dea8981
 # a part of a name -> the prompt, beside those of `models.catalog`
-_KNOWN_PROMPTS = {r"(?i)(^|[/_-])e5-(small|base|large)(?!.*instruct)": "query: "}
+_KNOWN_PROMPTS = {r"(?i)(^|[/_-])e5-(small|base|large)(?!.*instruct)[^/]*$": "query: "}
 
 def choose_prompt(settings: SentenceSettings, name, # of the encoder: a hub id, or a folder
                   asked=None) -> str: # a name of `prompts`, or a text; None: the maker's
