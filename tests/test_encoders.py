@@ -344,3 +344,18 @@ def test_results_are_kept_apart_by_how_an_encoder_reads(tmp_path):
     (folder / "1_Pooling/config.json").write_text('{"pooling_mode": "mean"}')
     assert LinearProbe(load_backbone(folder)).settings() != probes[0]
     assert np.abs(cached_vectors(TEXTS, kept, str(folder)) - first).max() > 0.01
+
+
+def test_a_tagging_rung_has_no_prompt(tmp_path):
+    from insight_nb.data.tags import TaggedTexts
+    from insight_nb.jobs.rungs import save_rung
+    from insight_nb.methods.taggers import FineTunedTagger
+    folder = write_encoder("bert", tmp_path / "multilingual-e5-small")
+    assert load_backbone(folder).tokenizer.prompt == "query: "
+    rows = TaggedTexts(["Ann met Bob", "they sat"] * 6,
+                       [[(0, 3), (4, 7), (8, 11)], [(0, 4), (5, 8)]] * 6,
+                       [["B-P", "O", "B-P"], ["O", "O"]] * 6)
+    rung = FineTunedTagger("full", str(folder), given={"epochs": 1})
+    rung.fit(rows, ("O", "B-P", "I-P"), 0)
+    assert "prompt" not in save_rung(tmp_path / "b", rung)["backbone"]
+    assert not (tmp_path / "b/encoder/config_sentence_transformers.json").exists()
