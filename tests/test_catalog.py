@@ -351,3 +351,16 @@ def test_an_interrupted_pull_leaves_nothing(page, online):
         hub.slow.clear()
         pull_encoder("a/tiny", "kill/tiny") # the next one tidies up
         assert os.listdir("kill") == ["tiny"]
+
+
+def test_a_record_of_another_kind_is_not_sound(tmp_path):
+    told = {"hub_id": "a/b", "revision": "main", "commit": "0" * 40, "license": "mit",
+            "megabytes": 1., "files": {"config.json": "x"}}
+    for changed in ({"commit": 5}, {"megabytes": "x"}, {"license": None}, {"files": {}},
+                    {"files": {"config.json": "x", "../x": "x"}}, {"hub_id": ["a"]}):
+        (tmp_path / "pulled.json").write_text(json.dumps(told | changed))
+        with pytest.raises(InputError, match="no sound pulled.json"):
+            check_pulled(tmp_path)
+    (tmp_path / "pulled.json").write_text(json.dumps(told))
+    with pytest.raises(InputError, match="config.json in .* is missing"):
+        check_pulled(tmp_path)

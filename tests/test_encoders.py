@@ -246,3 +246,136 @@ def test_what_is_refused(tmp_path):
         with pytest.raises(InputError) as said:
             load_backbone(other)
         assert "\n" not in str(said.value) and str(other) in str(said.value)
+
+
+def test_a_hub_id_of_which_only_the_weights_were_brought_is_looked_up(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    from insight_nb.models import backbone
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    answers = iter([True, False, InputError("nobody answers")])
+
+    def looked(*_):
+        answer = next(answers)
+        if isinstance(answer, InputError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(backbone, "hub_access", looked)
+    place, commit = tmp_path / "models--a--b", "0" * 40
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text(commit)
+    (place / "snapshots" / commit).mkdir(parents=True)
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (place / "snapshots" / commit / name).write_text("{}")
+    # what the hub has beside them is not known: ask it, if it answers
+    assert [backbone._from_hub("a/b", None)["local_files_only"] for _ in range(3)] == [
+        False, True, True]
+    (place / ".no_exist" / commit).mkdir(parents=True)
+    (place / ".no_exist" / commit / "modules.json").touch()
+    assert backbone._from_hub("a/b", None)["local_files_only"]
+    assert next(answers, None) is None
+
+
+STRANGE = {
+    "modules.json": ("5", "{}", '"x"', "[1]", '[{"type": 5}]', '[{"type": "a.Pooling"}]',
+                     "[" * 5000, '[{"type": "a.Pooling", "path": "../x"}]', "none",
+                     '[{"type": "a.Pooling", "path": "3_Gone"}]'),
+    "1_Pooling/config.json": ("[]", "5", "null", '{"pooling_mode": "%s"}' % ("z" * 5000)),
+    "config_sentence_transformers.json": (
+        "5", '{"prompts": 5}', '{"prompts": ["a"]}', '{"default_prompt_name": ["a"]}',
+        '{"default_prompt_name": "%s"}' % ("n" * 5000),
+        '{"prompts": {"a": "\\ud800"}, "default_prompt_name": "a"}')}
+
+
+def test_strange_files_end_in_one_short_line(tmp_path):
+    folder = write_encoder("bert", tmp_path / "e", "cls", {})
+    for file, contents in STRANGE.items():
+        before = (folder / file).read_text()
+        for content in contents:
+            (folder / file).write_text(content)
+            with pytest.raises(InputError) as said:
+                load_backbone(folder)
+            message = str(said.value).replace(str(tmp_path), "")
+            assert len(message) < 250 and "object" not in message and "\n" not in message, message
+        (folder / file).write_text(before)
+    for content in ("x", "[]", '{"hub_id": 5}'):
+        (folder / "pulled.json").write_text(content)
+        assert load_backbone(folder).pool == "cls"
+
+
+def test_a_pooling_that_is_missing_is_not_taken_for_a_mean(tmp_path):
+    folder = write_encoder("bert", tmp_path / "e", "cls", {})
+    (folder / "1_Pooling/config.json").unlink()
+    with pytest.raises(InputError, match="1_Pooling/config.json of .* or not there"):
+        load_backbone(folder)
+
+
+def test_prompts_that_can_not_be_used(tmp_path):
+    folder = write_encoder("bert", tmp_path / "e", "mean", {})
+    for prompt, words in (("long " * 100, "tokens are taken by the prompt 'long long"),
+                          ("\ud800", "the prompt holds half a character")):
+        model = TextClassifier(folder, epochs=1, max_length=64, options={"prompt": prompt})
+        with pytest.raises(InputError, match=words):
+            model.fit(TEXTS * 5, ["a", "b", "b", "a"] * 5)
+
+
+def test_a_window_has_the_tokens_of_a_text_behind_its_prompt():
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    from insight_nb.data.tokens import tokenize
+    from insight_nb.data.windows import window_dataset
+    words = ["<s>", "</s>", "<unk>", "▁", "▁query:", "▁good", "▁day", "good", "day", "好", "▁好"]
+    made = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", pad_token="<s>",
+                                        bos_token="<s>", eos_token="</s>", model_max_length=64)
+    texts = ["good day", "好", ""]
+    for prompt in ("query: ", "query:", ""):
+        tokenizer.prompt = prompt
+        rows, plain = window_dataset(texts, tokenizer, 16, 4), tokenize(texts, tokenizer, 16)
+        for i in range(2):
+            if prompt != "query:":  # where word and prompt are one token, they are kept apart
+                assert rows.tokens[i].tolist() == plain[i].tolist()
+    assert len(window_dataset(["good day " * 30], tokenizer, 16, 4).tokens) > 4
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_vectors_are_exported_with_the_pooling_of_training(method, tmp_path):
+    folder = write_encoder("bert", tmp_path / "e", "cls", {})
+    model = TextClassifier(folder, method, epochs=1, options={"pool": "mean"})
+    model.fit(TEXTS * 5, ["no", "yes", "yes", "no"] * 5).save(tmp_path / "b")
+    assert load_bundle(tmp_path / "b", device="cpu").model.backbone.pool == "mean"
+    assert export_bundle(tmp_path / "b", "sentence-transformers", tmp_path / "x").passed
+    told = json.loads((tmp_path / "x/1_Pooling/config.json").read_text())
+    assert told["pooling_mode_mean_tokens"] is True
+
+
+def test_results_are_kept_apart_by_how_an_encoder_reads(tmp_path):
+    from insight_nb.jobs.labeling import cached_vectors
+    from insight_nb.methods.frozen import LinearProbe
+    folder, kept = write_encoder("bert", tmp_path / "e", "cls", {}), tmp_path / "v.npz"
+    probes = [LinearProbe(load_backbone(folder, prompt=p)).settings() for p in ("", "", "q: ")]
+    assert probes[0] == probes[1] != probes[2]
+    first = cached_vectors(TEXTS, kept, str(folder))
+    (folder / "1_Pooling/config.json").write_text('{"pooling_mode": "mean"}')
+    assert LinearProbe(load_backbone(folder)).settings() != probes[0]
+    assert np.abs(cached_vectors(TEXTS, kept, str(folder)) - first).max() > 0.01
+
+
+def test_a_tagging_rung_has_no_prompt(tmp_path):
+    from insight_nb.data.tags import TaggedTexts
+    from insight_nb.jobs.rungs import save_rung
+    from insight_nb.methods.taggers import FineTunedTagger
+    folder = write_encoder("bert", tmp_path / "multilingual-e5-small")
+    assert load_backbone(folder).tokenizer.prompt == "query: "
+    rows = TaggedTexts(["Ann met Bob", "they sat"] * 6,
+                       [[(0, 3), (4, 7), (8, 11)], [(0, 4), (5, 8)]] * 6,
+                       [["B-P", "O", "B-P"], ["O", "O"]] * 6)
+    rung = FineTunedTagger("full", str(folder), given={"epochs": 1})
+    rung.fit(rows, ("O", "B-P", "I-P"), 0)
+    assert "prompt" not in save_rung(tmp_path / "b", rung)["backbone"]
+    assert not (tmp_path / "b/encoder/config_sentence_transformers.json").exists()

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 from fastcore.basics import patch
 
-from ..base.core import InputError, atomic_output, cache_home, hash_texts
+from ..base.core import InputError, atomic_output, cache_home, hash_texts, shorten
 
 # %% ../../nbs/data/03_tokens.ipynb #e6ea2c2e
 @dataclass
@@ -239,6 +239,14 @@ def _kept(path, texts, *how): # as of `_store`
 def _check_length(tokenizer, max_length, prompt):
     least = len(tokenizer([prompt])["input_ids"][0]) + 1
     most = getattr(tokenizer, "model_max_length", None) or max_length
+    if prompt and max_length < least <= most:
+        raise InputError(
+            f"max_length is {max_length}, and {least - 1} tokens are taken by the prompt "
+            f"{shorten(repr(prompt))} and special ones: give a shorter prompt, or a larger max_length.")
+    if prompt and least > most:
+        raise InputError(
+            f"the prompt {shorten(repr(prompt))} fills the {most} tokens that this encoder reads: give "
+            "a shorter one.")
     if not least <= max_length <= most:
         raise InputError(
             f"max_length is {max_length}, but this tokenizer needs {least} to {most} tokens: "

@@ -39,6 +39,10 @@ def content_size(max_length, overlap, before, after) -> int: # tokens of text in
     """What special tokens leave of a window. Raises InputError for an overlap of more than half of
     it."""
     size = max_length - len(before) - len(after)
+    if size < 1:
+        raise InputError(
+            f"windows of {max_length} tokens have no room for a text: special tokens and the "
+            f"prompt take {max_length - size}. Give a larger max_length, or a shorter prompt.")
     if not 0 <= 2 * overlap <= size:
         raise InputError(
             f"windows of {max_length} tokens can't overlap by {overlap}: choose at most "
@@ -109,6 +113,23 @@ def select(self: WindowDataset, indices) -> WindowDataset:
 # all that is said is said of rows
 def result_positions(self: WindowDataset, rows, values): return rows
 
+# %% ../../nbs/data/09_windows.ipynb #c0037a71
+def _plain_ids(texts, tokenizer): # without special tokens
+    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False,
+                     return_token_type_ids=False, verbose=False)["input_ids"]
+
+def _prompt_ids(tokenizer):
+    prompt = getattr(tokenizer, "prompt", "")
+    return _plain_ids([prompt.rstrip() or prompt], tokenizer)[0] if prompt else []
+
+def _content_ids(texts, tokenizer, asked): # as of `_prompt_ids`; yields those of a text
+    if not asked:
+        yield from _plain_ids(texts, tokenizer)
+        return
+    for text, row in zip(texts, _plain_ids([tokenizer.prompt + t for t in texts], tokenizer)):
+        joint = row[:len(asked)] == asked # else the text has grown together with the prompt
+        yield row[len(asked):] if joint else _plain_ids([text], tokenizer)[0]
+
 # %% ../../nbs/data/09_windows.ipynb #e0dfdc96
 def window_dataset(texts, # str each
                 tokenizer, # fast, of transformers
@@ -118,13 +139,11 @@ def window_dataset(texts, # str each
                 labels=None, pad_id=0) -> WindowDataset:
     "Texts as rows of windows: nothing of them is cut off."
     before, after = special_token_ends(tokenizer)
-    if prompt := getattr(tokenizer, "prompt", ""): # each window is a text of its own
-        asked = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        before = np.concatenate([before, np.array(asked, np.int32)])
+    asked = _prompt_ids(tokenizer) # each window is a text of its own
+    before = np.concatenate([before, np.array(asked, np.int32)])
     size, ids, starts = content_size(max_length, overlap, before, after), [], [0]
     for part in iter_chunks(texts):
-        for row in tokenizer(part, add_special_tokens=False, return_attention_mask=False,
-                             return_token_type_ids=False, verbose=False)["input_ids"]:
+        for row in _content_ids(part, tokenizer, asked):
             row = np.array(row, dtype=np.int32)
             ids += [
                 np.concatenate([before, row[a:a + size], after])

@@ -420,7 +420,9 @@ def cached_vectors(texts, file=None, # path ending in .npz; None: not kept
                    device=None) -> np.ndarray: # (rows, width)
     "The vectors of texts, from a file where they are there."
     texts = list(map(storable, texts))
-    key = hash_texts([str(encoder), *texts])
+    backbone = load_backbone(encoder)
+    how = [backbone.identity, backbone.pool, getattr(backbone.tokenizer, "prompt", "")]
+    key = hash_texts([*how, *texts])
     if file is not None and Path(file).is_file():
         try:
             with np.load(file, allow_pickle=False) as kept:
@@ -428,7 +430,7 @@ def cached_vectors(texts, file=None, # path ending in .npz; None: not kept
                     return kept["vectors"]
         except (OSError, ValueError, KeyError, EOFError): # damaged: made anew
             pass
-    vectors = embed(texts, load_backbone(encoder), 128, device=device)
+    vectors = embed(texts, backbone, 128, device=device)
     if file is not None:
         with atomic_output(file, force=True, file=True) as path, open(path, "wb") as out:
             np.savez(out, key=key, vectors=vectors)

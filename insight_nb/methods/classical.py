@@ -103,7 +103,7 @@ def _files(folder): # a model's name, and what is in it
 
 @patch
 def settings(self: Rung) -> dict: # of plain values
-    "The arguments the rung was created with; for a backbone, its identity."
+    "The arguments the rung was created with; for a backbone, its identity and how it reads."
     def plain(v):
         if isinstance(v, str) and Path(v).is_dir():
             return _files(v)
@@ -111,7 +111,9 @@ def settings(self: Rung) -> dict: # of plain values
             v,
             (bool, int, float, str, dict, type(None))):
             return v
-        return getattr(v, "identity", None) or repr(v)
+        read = getattr(v, "pool", "mean"), getattr(getattr(v, "tokenizer", None), "prompt", "")
+        name = getattr(v, "identity", None) or repr(v)
+        return name if read == ("mean", "") else [name, *read]
 
     return {
         "kind": type(self).__name__, **({"balanced": True} if self.balanced else {}),

@@ -243,7 +243,7 @@ class ResultCache:
     def rows(self): return self.exam.digest() # of all texts: once
     def path(self, rung, end):
         settings = json.dumps(rung.settings(), sort_keys=True)
-        key = hash_texts(["ladder 4", version("insight_nb"), self.rows, settings])
+        key = hash_texts(["ladder 5", version("insight_nb"), self.rows, settings])
         return Path(self.folder or ".") / f"{key[:24]}.{end}"
 
     def put(self, rung, step: MethodResult):

@@ -32,6 +32,7 @@ class EncoderRung(Rung):
     """What rungs of texts and of tags share that train an encoder. Raises InputError for a method,
     rank or backbone that can't work."""
     data = "labeled rows" # what it learns from
+    prompt = None # before each text; None: as the encoder's maker meant
     def __init__(self, method="full", # of `models.adapters.METHODS`
                  backbone=None, # folder or hub id; None: the embedded one
                  max_length=128, # tokens of a text
@@ -60,7 +61,7 @@ class EncoderRung(Rung):
 def load_encoder(self: EncoderRung):
     "A new encoder with its adapter: training changes it."
     set_seed(self.seed)
-    encoder = load_backbone(self.backbone)
+    encoder = load_backbone(self.backbone, prompt=self.prompt)
     add_adapter(encoder, self.method, **method_options(self.method, self.rank))
     return encoder
 

@@ -179,7 +179,7 @@ TRANSITION_STRENGTH = .5
 
 class FineTunedTagger(EncoderRung, TagRung):
     "An encoder trained to tag: its last layer alone, an adapter, or all of it."
-    data = "tagged texts"
+    data, prompt = "tagged texts", "" # words are tagged as they stand
 
     def learn(self, tagged):
         encoder, self.labels = self.load_encoder(), LabelEncoder(self.names)

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..base.core import InputError, hash_file
+from ..base.core import InputError, hash_file, shorten
 from ..base.files import hub_access
 from .catalog import find_encoder, find_twin
 
@@ -257,11 +257,19 @@ def _cached(name, revision, file="config.json"):
 def _from_hub(name, revision):
     """How to load a hub id: from the local cache where that is enough or all there is, else from
     the hub."""
+    from huggingface_hub import try_to_load_from_cache
     kept = all(
         _cached(name, revision, f) for f in ("config.json", "tokenizer.json", "model.safetensors"))
-    return {
-        "revision": revision or "main", "local_files_only": kept
-        or not hub_access(f"backbone {name}", "model")}
+    # another program may have brought these alone; the cache knows too what the hub does not have
+    local = kept and try_to_load_from_cache(name, "modules.json", revision=revision) is not None
+    if not local:
+        try:
+            local = not hub_access(f"backbone {name}", "model")
+        except InputError: # nobody answers
+            if not kept:
+                raise
+            local = True
+    return {"revision": revision or "main", "local_files_only": local}
 
 # %% ../../nbs/models/01_backbone.ipynb #cdcd902f
 def _front_matter(text) -> list: # of a model card; lines
@@ -311,7 +319,7 @@ def fetch_model(name, # None for the embedded one, a folder, or a hub id
         advice = ("Check the name, or give a folder that holds config.json, tokenizer.json and "
                   "*.safetensors.")
         if twin := find_twin(name):
-            advice = f"Of this model is known that {twin.why}: take {twin.twin}."
+            advice = f"This model can't be used, since {twin.why}: take {twin.twin}."
         raise InputError(f"backbone {name} {what} ({_cause(where, e)}). {advice}") from None
     if kind == "hub":
         identity = _cached(where, revision).parent.name
@@ -333,28 +341,54 @@ class SentenceSettings:
     dense: tuple = () # folders of layers after the pooling
 
 # %% ../../nbs/models/01_backbone.ipynb #fbe01c0b
-def _read_beside(where, file, **how): # JSON of a folder or hub id; None: it has no such file
+def _unclear(where, file):
+    raise InputError(f"{file} of {where} is not as sentence-transformers writes it, or not there: "
+                     "get all files of the model again, or take modules.json out of a copy.")
+
+def _read_beside(where, file, kind=dict, **how): # JSON of a folder or hub id; None: no such file
     from transformers.utils import cached_file
     found = cached_file(where, file, _raise_exceptions_for_missing_entries=False,
-                        _raise_exceptions_for_connection_errors=False, **how)
-    return json.loads(Path(found).read_text(encoding="utf-8")) if found else None
+                        _raise_exceptions_for_connection_errors=not how.get("local_files_only"),
+                        **how)
+    if not found:
+        return None
+    try:
+        told = json.loads(Path(found).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        told = None
+    return told if isinstance(told, kind) else _unclear(where, file)
 
 def _pulled_id(where):
-    file = Path(where, "pulled.json")
-    told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return told.get("hub_id") if isinstance(told, dict) else None
+    try:
+        return json.loads(Path(where, "pulled.json").read_text(encoding="utf-8"))["hub_id"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError): # none, or another's
+        return None
+
+def _read_steps(where, **how): # kind and folder of each
+    found = []
+    for step in _read_beside(where, "modules.json", list, **how) or []:
+        step = step if isinstance(step, dict) else {}
+        kind, folder = str(step.get("type")), step.get("path")
+        if not re.fullmatch(r"\w*", str(folder)): # no place elsewhere
+            _unclear(where, "modules.json")
+        found.append((kind.rsplit(".", 1)[-1], folder))
+    return found
 
 def _refuse(where, why):
     raise InputError(f"{where} {why}, which is not done here: choose another backbone, or train a "
                      "copy of the folder without modules.json as a plain encoder.")
 
+# %% ../../nbs/models/01_backbone.ipynb #4864d697
 def _read_pooling(where, folder, **how): # the name of a pooling here
-    pooling = _read_beside(where, f"{folder}/config.json", **how) or {}
+    file = f"{folder}/config.json"
+    pooling = _read_beside(where, file, **how)
+    if pooling is None: # which one it was is not to be guessed
+        _unclear(where, file)
     modes = [k.removeprefix("pooling_mode_") for k, v in pooling.items()
              if k.startswith("pooling_mode_") and v is True]
     modes = modes or [pooling.get("pooling_mode", "mean")]
     if len(modes) > 1 or str(modes[0]) not in _POOLINGS:
-        _refuse(where, f"pools by {' and '.join(map(str, modes))}")
+        _refuse(where, f"pools by {shorten(' and '.join(map(str, modes)))}")
     if pooling.get("include_prompt") is False:
         _refuse(where, "leaves the prompt out of the pooling")
     return _POOLINGS[modes[0]]
@@ -363,18 +397,20 @@ def read_sentence_settings(where, # a folder, or a hub id
                            **how # of `from_pretrained`
                           ) -> SentenceSettings:
     "Read what a maker says in the files of sentence-transformers. Raises InputError."
-    steps = _read_beside(where, "modules.json", **how) or []
-    steps = [(step["type"].rsplit(".", 1)[-1], step["path"]) for step in steps]
+    steps = _read_steps(where, **how)
     places = [_STEPS.index(name) if name in _STEPS else -1 for name, _ in steps]
     if -1 in places or places != sorted(places):
-        _refuse(where, f"goes by the steps {', '.join(str(name) for name, _ in steps)}")
+        _refuse(where, f"goes by the steps {shorten(', '.join(name for name, _ in steps), 100)}")
     named = dict(steps)
     pool = _read_pooling(where, named["Pooling"], **how) if "Pooling" in named else None
-    told = _read_beside(where, "config_sentence_transformers.json", **how) or {}
-    prompts = {k: v for k, v in (told.get("prompts") or {}).items() if isinstance(v, str)}
-    default = told.get("default_prompt_name")
+    file = "config_sentence_transformers.json"
+    told = _read_beside(where, file, **how) or {}
+    prompts, default = told.get("prompts") or {}, told.get("default_prompt_name") or None
+    if not isinstance(prompts, dict) or not isinstance(default, str | None):
+        _unclear(where, file)
+    prompts = {k: v for k, v in prompts.items() if isinstance(v, str)}
     if default and default not in prompts:
-        _refuse(where, f"names a prompt {default!r} that it does not have")
+        _refuse(where, f"names a prompt {shorten(default)!r} that it does not have")
     dense = tuple(path for name, path in steps if name == "Dense")
     return SentenceSettings(pool, prompts, prompts.get(default, ""), _pulled_id(where), dense)
 
@@ -413,8 +449,8 @@ def project(self: Backbone, x: Tensor # (rows, width)
     return x
 
 # %% ../../nbs/models/01_backbone.ipynb #9dea8981
-# a part of a name -> the prompt
-_KNOWN_PROMPTS = {r"(^|[/_-])e5-(small|base|large)": "query: "}
+# a part of a name -> the prompt, beside those of `models.catalog`
+_KNOWN_PROMPTS = {r"(?i)(^|[/_-])e5-(small|base|large)(?!.*instruct)[^/]*$": "query: "}
 
 def choose_prompt(settings: SentenceSettings, name, # of the encoder: a hub id, or a folder
                   asked=None) -> str: # a name of `prompts`, or a text; None: the maker's
@@ -424,6 +460,8 @@ def choose_prompt(settings: SentenceSettings, name, # of the encoder: a hub id, 
     if settings.prompt:
         return settings.prompt
     known = [text for pattern, text in _KNOWN_PROMPTS.items() if re.search(pattern, str(name))]
+    if listed := find_encoder(name):
+        known = [listed.prompt]
     named = [text for key, text in settings.prompts.items() if key.lower() == "classification"]
     return [*named, *known, ""][0]
 
@@ -446,7 +484,10 @@ def _as_meant(backbone: Backbone, said: SentenceSettings, prompt=None): # as of 
     listed = find_encoder(name) # where its maker has no such files
     own = said.pool or (listed.pool if listed else told)
     backbone.pool = own or ("last" if backbone.causal else "mean")
-    backbone.tokenizer.prompt = choose_prompt(said, name, prompt)
+    prompt = choose_prompt(said, name, prompt)
+    if prompt != prompt.encode(errors="replace").decode():
+        raise InputError("the prompt holds half a character (a lone surrogate): clean it first.")
+    backbone.tokenizer.prompt = prompt
     return backbone
 
 def load_backbone(name=None, # None for the embedded one, a folder, or a hub id

@@ -332,7 +332,10 @@ def check_pulled(folder) -> PulledEncoder:
     try:
         found = PulledEncoder(**json.loads((folder / _RECORD).read_text(encoding="utf-8")))
         known = {name: str(h) for name, h in found.files.items()}
-        inside = not any(PurePosixPath(n).is_absolute() or ".." in n for n in known)
+        words = (found.hub_id, found.revision, found.commit, found.license)
+        sound = all(isinstance(v, str) for v in words) and "config.json" in known
+        inside = sound and isinstance(found.megabytes, int | float) and not any(
+            PurePosixPath(n).is_absolute() or ".." in n for n in known)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         inside = False
     if not inside:
@@ -340,6 +343,6 @@ def check_pulled(folder) -> PulledEncoder:
                          f"has no sound {_RECORD}.")
     for name, told in known.items():
         if not (folder / name).is_file() or hash_file(folder / name) != told:
-            raise InputError(f"{name} in {shorten(folder, 200)} is missing, or not as it came: "
-                             f"pull {found.hub_id} again.")
+            raise InputError(f"{shorten(name)} in {shorten(folder, 200)} is missing, or not as it "
+                             f"came: pull {shorten(found.hub_id)} again.")
     return found

@@ -84,6 +84,7 @@ def load_adapter(path, info, task, # a folder, what its bundle.json says, and it
         backbone = load_backbone(b["name"],
                                  b["identity"] if locate_model(b["name"])[0] == "hub" else None,
                                  prompt=b.get("prompt", ""))
+        backbone.pool = getattr(task, "pool", None) or backbone.pool # its vectors, too
     if getattr(backbone.tokenizer, "prompt", "") != b.get("prompt", ""):
         raise InputError(
             f"{path} was trained with {b.get('prompt', '')!r} before each text: load the encoder "
