@@ -84,6 +84,7 @@ def _write_csv(path, mark=False, sep=","):
                 lines, index=False, sep=sep, header=False, lineterminator="\r\n")
         yield write
 
+# %% ../../nbs/base/08_tables.ipynb #af715db6
 def _quoted(name): # whoever guesses the delimiter counts marks outside of quotation marks
     if re.search('[,;|\t\r\n"]', str(name)) or not str(name):
         return '"' + str(name).replace('"', '""') + '"'

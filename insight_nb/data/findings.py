@@ -35,6 +35,7 @@ FINDING_KINDS = (
     "copies of test rows", "labels that are probably wrong", "texts of another topic",
     "classes that are hard to tell apart")
 
+# %% ../../nbs/data/13_findings.ipynb #c33dd2fc
 @dataclass(frozen=True)
 class Finding:
     "Something that is wrong with some rows, and what could be done."
@@ -283,6 +284,7 @@ def accepted_findings(findings, queue: pd.DataFrame) -> list: # of `Finding`, wi
                              "not found there: it belongs to another table, or this one changed.")
     return [_only(f, chosen[k]) for k, f in enumerate(findings) if chosen[k]]
 
+# %% ../../nbs/data/13_findings.ipynb #1f4f4c40
 def _whole(cell):
     try:
         return int(float(cell))

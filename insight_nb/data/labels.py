@@ -172,6 +172,7 @@ def machine_labels(frame) -> np.ndarray: # a DataFrame -> (rows,) bool
     return np.array([str(v).strip().casefold().startswith(MACHINE) for v in frame[LABELED_BY]],
                     bool)
 
+# %% ../../nbs/data/02_labels.ipynb #b30161bf
 def blank_machine_labels(frame, *columns): # of labels; those that are not there don't matter
     "The table without the labels that a language model gave; they are no labels of people."
     machine = machine_labels(frame)

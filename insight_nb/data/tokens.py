@@ -242,11 +242,12 @@ def _check_length(tokenizer, max_length, prompt):
     if prompt and max_length < least <= most:
         raise InputError(
             f"max_length is {max_length}, and {least - 1} tokens are taken by the prompt "
-            f"{shorten(repr(prompt))} and special ones: give a shorter prompt, or a larger max_length.")
+            f"{shorten(repr(prompt))} and special ones: give a shorter prompt, or a larger "
+            "max_length.")
     if prompt and least > most:
         raise InputError(
-            f"the prompt {shorten(repr(prompt))} fills the {most} tokens that this encoder reads: give "
-            "a shorter one.")
+            f"the prompt {shorten(repr(prompt))} fills the {most} tokens that this encoder reads: "
+            "give a shorter one.")
     if not least <= max_length <= most:
         raise InputError(
             f"max_length is {max_length}, but this tokenizer needs {least} to {most} tokens: "

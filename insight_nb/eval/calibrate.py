@@ -112,6 +112,7 @@ def measure_temperature(temperature, # that divides the logits
         for when, state in (("before", before), ("after", after))}
     return dict(temperature=temperature, bins=bins, n=len(y_true), **both)
 
+# %% ../../nbs/eval/02_calibrate.ipynb #53250bd8
 def calibrate(valid_logits, # (rows, classes)
               valid_labels, # (rows,) class ids
               test_logits, # (rows, classes), not the validation rows

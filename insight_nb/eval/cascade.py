@@ -61,6 +61,7 @@ def gain(self: Cascade, share) -> Difference:
     "How much better than the cheap model alone, on the same rows."
     return paired_difference(self.right(share), self.cheap, groups=self.groups)
 
+# %% ../../nbs/eval/15_cascade.ipynb #ccb378e1
 @patch
 def loss(self: Cascade, share, at=slice(None)) -> float: # (rows,) positions
     "What a text costs with its errors, where an error has a price."
@@ -80,6 +81,7 @@ def halves(self: Cascade):
     drawn = np.random.default_rng(self.seed).permutation(codes.max() + 1)[codes] % 2 == 0
     return np.flatnonzero(drawn), np.flatnonzero(~drawn)
 
+# %% ../../nbs/eval/15_cascade.ipynb #a5ac7d2f
 @patch
 def honest_gain(self: Cascade) -> Difference:
     "How much better the chosen share is than the cheap model, each half by the other's choice."

@@ -186,6 +186,7 @@ def auroc_influence(y, share) -> np.ndarray: # (rows,)
     "How far each row moves the area under the ROC curve."
     return (share - share[y].mean()) * len(y) / np.where(y, y.sum(), (~y).sum())
 
+# %% ../../nbs/eval/07_scores.ipynb #b527e3d0
 def auroc_metric(y, share,
                  groups=None, # (rows,) of any names
              widen=1.) -> Metric: # times the standard error
