@@ -114,9 +114,14 @@ def test_padding_on_the_left(kind, folders):
         torch.testing.assert_close(right, left, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("pool", ["mean", "cls", "lasttoken"])
-@pytest.mark.parametrize("asked", [None, "query", "Classification"])
-@pytest.mark.parametrize("kind", ["bert", "modernbert", "qwen3"])
+KIND, POOL = ["bert", "modernbert", "qwen3"], ["mean", "cls", "lasttoken"]
+ASKED = [None, "query", "Classification"]
+
+
+# each pooling with each prompt, and each of both with each kind
+@pytest.mark.parametrize("kind, pool, asked", [
+    (KIND[(i + j) % 3], pool, asked) for i, pool in enumerate(POOL) for j, asked in
+    enumerate(ASKED)])
 def test_vectors_of_sentence_transformers(kind, pool, asked, folders, tmp_path):
     sentence_transformers = pytest.importorskip("sentence_transformers")
     folder = write_encoder(kind, tmp_path / "e", pool, PROMPTS, default=None)

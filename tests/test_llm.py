@@ -150,7 +150,7 @@ def test_a_planted_position_bias_is_found(bias):
     assert share == pytest.approx(0.25 + 0.75 * bias, abs=0.1)
 
 
-@pytest.mark.parametrize("logprobs", [True, False])
+@pytest.mark.parametrize("logprobs", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_probabilities(logprobs):
     exam, truth = rows(60, 20)
     with LLMServer(truth, logprobs=logprobs, schema=logprobs) as s:
