@@ -6159,6 +6159,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'insight_nb/models/backbone.py'),
                                             'insight_nb.models.backbone.Backbone.train': ( 'models/backbone.html#backbone.train',
                                                                                            'insight_nb/models/backbone.py'),
+                                            'insight_nb.models.backbone.Backbone.with_encoder': ( 'models/backbone.html#backbone.with_encoder',
+                                                                                                  'insight_nb/models/backbone.py'),
                                             'insight_nb.models.backbone.SentenceSettings': ( 'models/backbone.html#sentencesettings',
                                                                                              'insight_nb/models/backbone.py'),
                                             'insight_nb.models.backbone._as_encoder': ( 'models/backbone.html#_as_encoder',

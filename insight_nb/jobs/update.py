@@ -34,7 +34,7 @@ from .training import (
     check_shipped, fit_or_resume, list_rows, make_trainer, share_right, token_dataset)
 from .update_rows import UpdateRows
 from ..models.adapters import merge_adapter, switch_adapter
-from ..models.backbone import Backbone, freeze, load_backbone
+from ..models.backbone import freeze, load_backbone
 from ..models.tasks import ClassificationTask, class_weights
 from ..ship.bundle import (
     Bundle, check_files, load_bundle, read_info, save_bundle, write_manifest)
@@ -130,9 +130,7 @@ def trainable_backbone(bundle: Bundle, # of a classification
         switch_adapter(b, adapter)
         return b, adapter.method
     merge_adapter(b)
-    whole = Backbone(b.encoder, b.tokenizer, b.name, b.identity, b.width, b.max_length, b.pool)
-    whole.causal, whole.projection = b.causal, b.projection
-    return whole.requires_grad_(True), "full"
+    return b.with_encoder(b.encoder).requires_grad_(True), "full"
 
 # %% ../../nbs/jobs/09_update.ipynb #f0f51d55
 _SIZES = {"lora": "rank", "adalora": "target", "bottleneck": "size", "prefix": "length"}

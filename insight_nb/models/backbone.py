@@ -83,6 +83,14 @@ def train(self: Backbone, mode=True): # as of torch
         self.frozen_layers.stop_dropout()
     return self
 
+@patch
+def with_encoder(self: Backbone, encoder) -> Backbone: # one as wide; without an adapter
+    "Another encoder, used as this one."
+    made = Backbone(encoder, self.tokenizer, self.name, self.identity, self.width,
+                    self.max_length, self.pool)
+    made.causal, made.projection = self.causal, self.projection
+    return made
+
 # %% ../../nbs/models/01_backbone.ipynb #af07e9d6
 def count_parameters(module: nn.Module) -> tuple[int, int]: # total, trainable
     "How many weights a module has, and how many of them are trained; shared ones count once."

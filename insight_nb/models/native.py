@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from ..base.tensors import separate_tensors
 from .backbone import (
     DENSE_ACTIVATIONS, Backbone, empty_backbone, encoder_class)
 
@@ -52,9 +53,7 @@ def encoder_tensors(encoder) -> dict: # name -> tensor on the CPU
     own = encoder.state_dict()
     zeros = {k: torch.zeros(v.shape) for k, v in whole.items() if k not in own}
     heads = {k: torch.zeros(0) for k in head_names(config, {*own, *zeros})}
-    weights = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format)
-               for k, v in own.items()}
-    return weights | zeros | heads
+    return separate_tensors(own) | zeros | heads
 
 # %% ../../nbs/models/09_native.ipynb #420ab3cd
 def save_encoder(backbone: Backbone, folder, # made here

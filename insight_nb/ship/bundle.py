@@ -15,7 +15,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, load_model, save_file
 
-from ..base.tensors import choose_device, module_device
+from ..base.tensors import choose_device, module_device, separate_tensors
 from ..base.core import (
     atomic_output, hash_file, hash_folder, InputError, package_versions, shorten)
 from ..data.labels import LabelEncoder
@@ -52,7 +52,7 @@ def bundle_info(model: Model, max_length, temperature) -> dict:
 
 # %% ../../nbs/ship/00_bundle.ipynb #3a26f036
 def _save(module, file):
-    save_file({k: v.cpu().clone() for k, v in module.state_dict().items()}, file)
+    save_file(separate_tensors(module.state_dict()), file)
     file.chmod(0o644) # readable by the one who serves it
 
 def save_weights(model: Model, folder, max_length): # a folder that is there

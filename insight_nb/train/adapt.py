@@ -159,10 +159,8 @@ def copy_backbone(backbone: Backbone) -> Backbone: # without an adapter
     "An encoder of the same weights that can be changed. Raises InputError if it has an adapter."
     if backbone.adapter is not None:
         raise InputError("the encoder has an adapter: adapt it before the adapter is put in.")
-    made = Backbone(copy.deepcopy(backbone.encoder), backbone.tokenizer, backbone.name,
-                    backbone.identity, backbone.width, backbone.max_length, backbone.pool)
-    made.weights_modified, made.causal = backbone.weights_modified, backbone.causal
-    made.projection = backbone.projection
+    made = backbone.with_encoder(copy.deepcopy(backbone.encoder))
+    made.weights_modified = backbone.weights_modified
     for p in made.parameters():
         p.requires_grad_(True)
         p.grad = None

@@ -152,9 +152,7 @@ def shallow_backbone(backbone: Backbone, # without an adapter, or with a merged 
         raise InputError(
             f"the first layer of a {type(encoder).__name__} is not like the others, and layer "
             f"{layers[0]} can't take its place: choose layers that begin with 0.") from None
-    small = Backbone(encoder, backbone.tokenizer, backbone.name, backbone.identity,
-                     backbone.width, backbone.max_length, backbone.pool)
-    small.causal, small.projection = backbone.causal, backbone.projection
+    small = backbone.with_encoder(encoder)
     small.weights_modified = True # it is not the encoder of this name any more
     return small
 
