@@ -27,7 +27,8 @@ setup(
     # insight_nb/recipes.
     packages=[*find_packages(include=[name, f"{name}.*"]), f"{name}.recipes"],
     package_dir={f"{name}.recipes": "nbs/recipes"},
-    package_data={f"{name}.recipes": ["*.ipynb"], f"{name}.decide.launch": ["examples/*"]},
+    package_data={f"{name}.recipes": ["*.ipynb"], f"{name}.decide.launch": ["examples/*"],
+                  f"{name}.decide.strategy": ["examples/*"]},
     install_requires=cfg["requirements"].split(),
     extras_require={
         k.removesuffix("_requirements"): v.split() for k, v in cfg.items()

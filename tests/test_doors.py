@@ -1,0 +1,316 @@
+"""Recipes of decisions: each runs on its sample and leaves a page and numbers; bad tables end in one
+line; what was run is joined in a plan."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import in_process, refused, run_here
+from insight_nb.cli import main, recipes
+from insight_nb.decide.launch.plan import read_runs
+from insight_nb.decide.series.parts import reconcile
+from insight_nb.decide.strategy.demand import find_themes
+from insight_nb.decide.strategy.inputs import sample_reviews
+
+DOORS = ("trend", "forecast", "demand", "growth", "balance", "prioritize", "plan")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    "A folder with a run of each recipe on its sample, in this process."
+    folder = tmp_path_factory.mktemp("runs")
+    for name in DOORS:
+        (folder / name).mkdir()
+        in_process(recipes()[name], str(folder / f"{name}.ipynb"), {"out": str(folder / name)})
+    return folder
+
+
+@pytest.mark.parametrize("name", DOORS)
+def test_a_sample_leaves_a_page_and_numbers(runs, name):
+    e = json.loads((runs / name / "evidence.json").read_text(encoding="utf-8"))
+    page = (runs / name / "report.html").read_text(encoding="utf-8")
+    assert e["schema"] == 1 and e["task"] == name and e["said"] and e["data"]["sample"] is True
+    assert "<script" not in page and "Traceback" not in page and "nan" not in e["said"]
+    for m in e["metrics"].values():
+        assert m["low"] <= m["value"] <= m["high"] and m["method"]
+    if name != "plan":
+        assert e["metrics"] and e["values"] and e["data"]["sha256"]
+
+
+def test_a_plan_joins_what_was_run(runs, monkeypatch):
+    monkeypatch.chdir(runs)
+    assert run_here("plan", "-p", "folder", ".", "--out", "../joined") == 0
+    e = json.loads(Path("../joined/evidence.json").read_text(encoding="utf-8"))
+    assert {r["task"] for r in e["values"]["runs"]} >= set(DOORS)
+    page = Path("../joined/report.html").read_text(encoding="utf-8")
+    for name in DOORS[:-1]:
+        assert f"{name}/evidence.json" in page
+    assert any(c["passed"] is False and "sample" in c["said"] for c in e["checks"])
+
+
+def test_broken_evidence_is_named_and_left_out(tmp_path):
+    bad = {
+        "half": "{",
+        "list": "[1]",
+        "old": json.dumps({"schema": 2, "metrics": {}}),
+        "odd": json.dumps({"schema": 1, "task": 3, "metrics": {"a": {"value": "x"}}, "guard": [3]}),
+    }
+    for name, text in bad.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "evidence.json").write_text(text)
+    found, odd = read_runs(tmp_path)
+    assert [r.where for r in found] == ["odd"] and found[0].metrics == {}
+    assert sorted(odd) == [f"{n}/evidence.json" for n in ("half", "list", "old")]
+
+
+def test_markup_in_a_run_is_text(tmp_path):
+    (tmp_path / "x").mkdir()
+    evil = {"schema": 1, "task": "<img src=x>", "said": "<script>alert(1)</script>", "metrics": {}}
+    (tmp_path / "x" / "evidence.json").write_text(json.dumps(evil))
+    out = tmp_path / "out"
+    in_process(recipes()["plan"], str(tmp_path / "p.ipynb"),
+               {"folder": str(tmp_path / "x"), "out": str(out)})
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "<script>alert" not in page and "<img src=x>" not in page and "&lt;script&gt;" in page
+
+
+def csv(name, **columns):
+    pd.DataFrame(columns).to_csv(name, index=False)
+    return name
+
+
+DAYS = pd.date_range("2026-01-01", periods=40).strftime("%Y-%m-%d").tolist()
+# recipe, a maker of the table, parameters, words that the message must hold
+BAD = {
+    "trend: no column": ("trend", lambda: csv("t.csv", when=DAYS), {}, ["'date'"]),
+    "trend: no date": ("trend", lambda: csv("t.csv", date=["x"] * 9), {}, ["row 0", "no date"]),
+    "trend: one short topic": (
+        "trend",
+        lambda: csv("t.csv", date=DAYS[:3], topic=["甲"] * 3),
+        {"topic": "topic", "freq": "day"},
+        ["3 days", "it takes 8"],
+    ),
+    "trend: negative counts": (
+        "trend",
+        lambda: csv("t.csv", date=DAYS, n=[-1] * 40),
+        {"count": "n"},
+        ["row 0", "begin at 0"],
+    ),
+    "forecast: a constant": (
+        "forecast",
+        lambda: csv("f.csv", date=DAYS, value=[3] * 40),
+        {},
+        ["needs no forecast"],
+    ),
+    "forecast: too short": (
+        "forecast",
+        lambda: csv("f.csv", date=DAYS[:9], value=range(9)),
+        {},
+        ["has 9 days"],
+    ),
+    "forecast: text": (
+        "forecast",
+        lambda: csv("f.csv", date=DAYS, value=["many"] * 40),
+        {},
+        ["row 0", "'many'", "no number"],
+    ),
+    "forecast: no drivers ahead": (
+        "forecast",
+        lambda: csv("f.csv", date=DAYS, value=range(40), x=range(40)),
+        {"drivers": "x"},
+        ["ends with its last value"],
+    ),
+    "forecast: one part": (
+        "forecast",
+        lambda: csv("f.csv", date=DAYS, value=range(40), shop=["a"] * 40),
+        {"part": "shop"},
+        ["1 part"],
+    ),
+    "forecast: no method": (
+        "forecast",
+        lambda: csv("f.csv", date=DAYS, value=range(40)),
+        {"method": "prophet"},
+        ["no method 'prophet'"],
+    ),
+    "demand: few texts": ("demand", lambda: csv("d.csv", text=["a"] * 3), {}, ["3 usable texts"]),
+    "demand: no column": ("demand", lambda: csv("d.csv", txt=["a"] * 30), {}, ["'text'", "'txt'"]),
+    "demand: we are nowhere": (
+        "demand",
+        lambda: csv(
+            "d.csv",
+            text=sample_reviews(40).text,
+            firm=["x", "y"] * 20,
+            said=["positive"] * 40,
+            theme=["t"] * 40,
+        ),
+        {"firm": "firm", "opinion": "said", "theme": "theme"},
+        ["no row has 'us'"],
+    ),
+    "demand: no good opinion": (
+        "demand",
+        lambda: csv("d.csv", text=sample_reviews(40).text, said=["bad"] * 40, theme=["t"] * 40),
+        {"opinion": "said", "theme": "theme"},
+        ["no row has 'positive'"],
+    ),
+    "growth: hours below 0": (
+        "growth",
+        lambda: csv("g.csv", date=DAYS, technical=[-1] * 40, insight=[1] * 40),
+        {},
+        ["row 0", "-1 hours"],
+    ),
+    "growth: a plan of one number": (
+        "growth",
+        lambda: csv("g.csv", date=DAYS, technical=[1] * 40, insight=[1] * 40),
+        {"plan_a": "3"},
+        ["plan_a", "give 2 numbers"],
+    ),
+    "growth: no insight": (
+        "growth",
+        lambda: csv("g.csv", date=DAYS, technical=[1] * 40, insight=[0] * 40),
+        {},
+        ["no insight hours"],
+    ),
+    "balance: no money": (
+        "balance",
+        lambda: csv("b.csv", factor=["a", "b"], cost=[1, 2]),
+        {"budget": "0"},
+        ["a budget of 0"],
+    ),
+    "balance: a price without end": (
+        "balance",
+        lambda: csv("b.csv", factor=["a", "b"], cost=[1, "∞"]),
+        {},
+        ["'∞' is no number"],
+    ),
+    "prioritize: one table": (
+        "prioritize",
+        lambda: csv("o.csv", option=["a"], gain=[1]),
+        {},
+        ["give both table and indicators"],
+    ),
+    "plan: nothing there": ("plan", None, {"folder": "nowhere"}, ["no folder nowhere"]),
+    "decide: an offer for nothing": (
+        "decide",
+        None,
+        {"offer": "gone.yaml"},
+        ["gone.yaml", "can't be read"],
+    ),
+    "decide: a test of three": (
+        "decide",
+        None,
+        {"ab_test": "three.csv"},
+        ["3 variants"],
+    ),
+    "decide: energy without watts": ("decide", None, {"max_wh": "1"}, ["takes watts"]),
+}
+
+
+@pytest.mark.parametrize("recipe, make, given, words", BAD.values(), ids=BAD)
+def test_bad_input_ends_in_a_line(ends, recipe, make, given, words):
+    csv("three.csv", variant=["a", "b", "c"], right=[1, 1, 1], n=[2, 2, 2])
+    table = ["-p", "table", make()] if make else []
+    given = [w for k, v in given.items() for w in ("-p", k, v)]
+    refused(ends("run", recipe, *table, *given, "--out", "out"), *words)
+
+
+def test_an_offer_and_a_test_are_on_the_memo():
+    csv("ab.csv", variant=["old", "new"], right=[700, 780], n=[1000, 1000])
+    given = {"offer": "example", "ab_test": "ab.csv", "ab_quality": True, "max_latency_ms": 1e6}
+    in_process(recipes()["decide"], "run.ipynb", given | {"out": "memo"})
+    d = json.loads(Path("memo/decision.json").read_text(encoding="utf-8"))
+    page = Path("memo/memo.html").read_text(encoding="utf-8")
+    assert 0 <= d["offer"]["chance"] <= 1 and d["ab_test"]["split_as_planned"] is True
+    assert abs(d["ab_test"]["lift"]["value"] - 0.08) < 1e-9
+    assert "Build or buy?" in page and "What real users said" in page and "Joined" in page
+    in_process(recipes()["decide"], "run.ipynb", {"max_latency_ms": 1e-6, "out": "slow"})
+    d = json.loads(Path("slow/decision.json").read_text(encoding="utf-8"))
+    assert d["recommendation"] != "launch" and any("limit" in f for f in d["failed"])
+
+
+def test_themes_agree_with_the_planted_ones():
+    "200 rows; the adjusted Rand index, with the number of themes known and chosen."
+    from sklearn.metrics import adjusted_rand_score
+
+    reviews = sample_reviews(200, seed=3)
+    for k in (5, None):
+        found = find_themes(reviews.text.tolist(), k)
+        assert adjusted_rand_score(reviews.theme[found.rows], found.labels) >= 0.6
+
+
+def test_a_swot_line_opens_its_rows(runs):
+    e = json.loads((runs / "demand" / "evidence.json").read_text(encoding="utf-8"))
+    page = (runs / "demand" / "report.html").read_text(encoding="utf-8")
+    reviews = sample_reviews()
+    assert {"strength", "weakness"} <= {s["box"] for s in e["values"]["swot"]}
+    for line in e["values"]["swot"]:
+        assert line["rows"] and line["theme"]
+        assert all(reviews.text[row] in page for row in line["rows"])
+    assert page.count("<details>") >= len(e["values"]["swot"])
+
+
+def test_chinese_reviews():
+    rng = np.random.default_rng(0)
+    words = {"物流": ["快递", "送货", "物流"], "电池": ["电池", "充电", "电量"], "价格": ["价格", "价钱", "折扣"]}
+    good, bad = ["很好很满意", "非常不错"], ["太差了失望", "让人生气"]
+    rows = []
+    for _ in range(240):
+        theme = str(rng.choice(list(words)))
+        firm = str(rng.choice(["我们", "对手"]))
+        happy = rng.random() < (0.9 if firm == "我们" else 0.3)
+        said = str(rng.choice(good if happy else bad))
+        rows.append([firm, f"{rng.choice(words[theme])}{said}", "正面" if happy else "负面", theme])
+    pd.DataFrame(rows, columns=["店", "评论", "态度", "主题"]).to_csv("z.csv", index=False)
+    given = {"table": "z.csv", "text": "评论", "theme": "主题", "firm": "店", "us": "我们",
+             "opinion": "态度", "positive": "正面", "out": "z"}
+    in_process(recipes()["demand"], "run.ipynb", given)
+    e = json.loads(Path("z/evidence.json").read_text(encoding="utf-8"))
+    assert {s["box"] for s in e["values"]["swot"]} == {"strength"} and "物流" in e["said"]
+
+
+def test_parts_add_up_whatever_they_are():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        parts = int(rng.integers(2, 8))
+        moved = reconcile(rng.normal(size=(parts + 1, 3)), rng.random(parts + 1))
+        np.testing.assert_allclose(moved[0], moved[1:].sum(0), atol=1e-12)
+
+
+def test_sparse_demand_and_drivers_are_forecast():
+    rng = np.random.default_rng(0)
+    months = pd.period_range("2020-01", periods=64, freq="M").astype(str).tolist()
+    csv("sparse.csv", date=months[:60], value=rng.poisson(0.3, 60) * 3)
+    in_process(recipes()["forecast"], "run.ipynb",
+               {"table": "sparse.csv", "horizon": 3, "out": "s"})
+    e = json.loads(Path("s/evidence.json").read_text(encoding="utf-8"))
+    assert e["values"]["requested"] in ("CrostonSBA", "TSB", "ADIDA", "median", "naive")
+    on = (rng.random(64) < 0.3).astype(int)
+    sold = [str(round(v, 2)) for v in 50 + 30 * on[:60] + rng.normal(0, 2, 60)] + [""] * 4
+    csv("shop.csv", date=months, value=sold, promotion=on)
+    in_process(recipes()["forecast"], "run.ipynb",
+               {"table": "shop.csv", "drivers": "promotion", "out": "d"})
+    e = json.loads(Path("d/evidence.json").read_text(encoding="utf-8"))
+    assert e["values"]["method"] == "AutoARIMA with drivers" and e["values"]["horizon"] == 4
+    found = [r["value"] for r in e["values"]["forecast"]]
+    assert max(abs(v - 50 - 30 * p) for v, p in zip(found, on[60:])) < 8
+
+
+def test_parts_of_a_table_add_up():
+    rng = np.random.default_rng(0)
+    months = pd.period_range("2021-01", periods=48, freq="M").astype(str).tolist()
+    rows = {"date": months * 2, "shop": ["东"] * 48 + ["西"] * 48,
+            "value": np.round(np.r_[30 + rng.normal(0, 2, 48), 50 + rng.normal(0, 4, 48)], 2)}
+    csv("parts.csv", **rows)
+    in_process(recipes()["forecast"], "run.ipynb",
+               {"table": "parts.csv", "part": "shop", "horizon": 3, "out": "p"})
+    frame = pd.read_csv("p/forecast.csv")
+    whole, parts = frame[frame.series == "value"], frame[frame.series != "value"]
+    np.testing.assert_allclose(whole.value, parts.groupby("period").value.sum(), atol=1e-6)
+
+
+def test_a_run_of_the_command_line_says_what_was_found(capsys):
+    assert run_here("balance", "--out", "out") == 0
+    said = capsys.readouterr().out
+    assert "found" in said and "Spend 100,000 as" in said and "majority" not in said
+    assert main(["run", "balance", "-p", "seed", "-1", "--out", "x"]) == 2
