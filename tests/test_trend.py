@@ -113,6 +113,23 @@ def test_growth_without_a_ceiling_gets_none(mean):
     )
 
 
+def test_what_only_falls_or_is_flat_or_short_is_refused():
+    rng = np.random.default_rng(0)
+    falling = Maturity(make_series(rng.poisson(200 * 0.85 ** np.arange(24)), 2000, "year"))
+    assert falling.stage() == "not decidable yet" and "only fall" in falling.summary()
+    flat = Maturity(make_series(rng.poisson(30, 24), 2000, "year"))
+    assert not flat.decidable() and flat.inflection() is None
+    with pytest.raises(InputError, match="it takes 8"):
+        Maturity(make_series([1, 5, 9, 20, 30, 9, 4], 2000, "year"))
+
+
+def test_a_lower_confidence_gives_a_narrower_interval():
+    series = papers(26, 3)
+    wide, narrow = Maturity(series).ceiling(), Maturity(series, confidence=0.8).ceiling()
+    assert wide.low < narrow.low < narrow.high < wide.high
+    assert narrow.method == "profile likelihood 80 %"
+
+
 def test_one_wrong_number_is_named():
     for values, words in (
         ([3, 4, 2, 5, 4, 3, 2, 300, 3, 4, 2, 3], "300 in 1997"),
