@@ -512,16 +512,17 @@ def summary(out # the folder of a run
     e = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     decision = Path(out, "decision.json")
     lines = []
+    lines += [("found", format_cell(e["said"]))] if e.get("said") else []
+    other = e.get("baseline_title") or "majority" if e.get("baseline") else ""
     if e.get("metrics"):
-        other = e.get("baseline_title") or "majority"
-        lines.append(("", f"value [95 % interval]   {other}"))
+        lines.append(("", f"value [95 % interval]   {other}".rstrip()))
     for name in [m for m in e.get("metrics", {}) if m != "log_loss"]:
         m = e["metrics"][name]
         base = e.get("baseline", {}).get(name, {})
         lines.append((
             name,
             f"{format_interval(m['value'], m['low'], m['high'])}    "
-            f"{format_interval(base.get('value'), None, None)}"))
+            f"{format_interval(base.get('value'), None, None) if other else ''}".rstrip()))
     against = (e.get("data") or {}).get("measured_against", "labels")
     lines += [("measured", f"against {against}, not labels")] if against != "labels" else []
     lines += [("groups", told)] if (told := _group_line(e)) else []

@@ -289,7 +289,8 @@ class ImageTrainer:
     "All pictures, their classes and a plan: `fit` trains on some of them."
     def __init__(self, pixels, # (rows, channels, height, width) uint8
                  y, # (rows,) class ids
-                 names, plan: TrainingPlan, vision=None):
+                 names, plan: TrainingPlan, vision=None,
+                 crop=None): # of the files that the pixels were read from, as of `check_crop`
         self.pixels = pixels
         self.y = np.asarray(y)
         self.names = list(names)
@@ -297,8 +298,9 @@ class ImageTrainer:
         self.vision = vision
         c, h, w = pixels.shape[1:]
         if vision is None:
-            self.preprocessor = ImagePreprocessor(c, (h, w), (0.,) * c, (1.,) * c)
+            self.preprocessor = ImagePreprocessor(c, (h, w), (0.,) * c, (1.,) * c, crop)
         else:
+            vision.preprocessor = replace(vision.preprocessor, crop=crop)
             self.preprocessor = vision.preprocessor
             shape = self.preprocessor.channels, *self.preprocessor.size
             if shape != (c, h, w):

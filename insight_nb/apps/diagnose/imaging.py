@@ -53,15 +53,20 @@ def check_diagnosis_options(specificity=.95, class_weights=None, folds=None):
 
 # %% ../../../nbs/apps/diagnose/03_imaging.ipynb #d7d5ff41
 def open_images(table=None, # folder, or table with paths; None: the digits
-                path="path", label="label", group=None, # columns
+                columns=("path", "label", None), # names: paths, labels, groups
                 rows=None, # at most so many pictures
-                vision=None, image_size=None, seed=0) -> Images:
+                # of `load_vision`; side in pixels; of the rows
+                vision=None, image_size=None, seed=0,
+                crop=None) -> Images: # as of `check_crop`
     """Read the pictures. Raises InputError if there are none, for labels that can't be learned, and
     for a size that a pretrained model is not shown."""
     if vision and image_size and (image_size, image_size) != vision.preprocessor.size:
         height, width = vision.preprocessor.size
         raise InputError(f"{vision.name} is shown {height} x {width} pixels, not {image_size}: "
                          "leave image_size out.")
+    if table is None and crop:
+        raise InputError("crop is for files: name a folder or a table as table.")
+    path, label, group = columns
     if table is None:
         if vision is not None:
             raise InputError(
@@ -76,7 +81,7 @@ def open_images(table=None, # folder, or table with paths; None: the digits
         size, channels = image_size, None
         if vision:
             size, channels = vision.preprocessor.size, vision.preprocessor.channels
-        images = read_images(frame, size, channels, group, name, notes)
+        images = read_images(frame, size, channels, group, name, notes, crop)
     images.notes = [*images.notes, *check_labels(images.labels)]
     return images
 
@@ -156,7 +161,7 @@ def _read_some(paths, shown):
     errors = [None] * len(paths)
     for i, p in enumerate(paths):
         try:
-            pixels[i] = read_image(p, shown.size, shown.channels)[0]
+            pixels[i] = read_image(p, shown.size, shown.channels, shown.crop)[0]
         except UnreadableImage as e:
             errors[i] = str(e)
     return pixels, errors

@@ -348,6 +348,10 @@ def read_evidence(path, metric=None) -> Evidence: # the name of a metric; None: 
             f"{where} is not as a run leaves it ({type(x).__name__}: {shorten(x, 60)}): "
             "name the evidence.json of a run, unchanged.") from None
 
+def _latency(cost): # of an evidence -> milliseconds of an answer, or None
+    ms = cost.get("predict_ms_per_text") if isinstance(cost, dict) else None
+    return float(ms) if type(ms) in (int, float) and ms >= 0 else None
+
 def _evidence(e, where, metric):
     kept, model, data, curves = (e.get(k) or {} for k in ("calibration", "model", "data", "curves"))
     table = kept.get("reliability_after") or kept.get("reliability")
@@ -365,6 +369,7 @@ def _evidence(e, where, metric):
         _scores(curves.get(method) or {}), out
         and Metric(1 - out.value, 1 - out.high, 1 - out.low, out.n, out.method), {
             "sha256": data.get("sha256", ""), "curves": sorted(set(curves) - {method}),
+            "latency_ms": _latency(e.get("cost")),
             # that the interval does not know of
             "groups": None if quality and quality.groups else (data.get("groups") or {}).get(
                 "test")})
@@ -607,6 +612,8 @@ class Decision:
     options: list # Option each, the best first
     others: list = field(default_factory=list) # `LaunchCase` each: what else was measured
     example: str = "" # what is not the reader's own: "evidence", "assumptions" or both
+    more: list = field(default_factory=list) # (title, blocks) each, such as of `alternatives`
+    further: dict = field(default_factory=dict) # name -> what `more` says, for programs
     @property
     def best(self): return self.options[0]
     @property
@@ -977,7 +984,7 @@ def sections(self: Decision) -> list: # (title, blocks) each
         ("What would change our mind",
          [replace(c.simulation.sensitivity_values(),
                   table=None), self.sensitivity_table()]),
-        ("What labels are worth", [v["said"] for v in self.labels().values()]),
+        ("What labels are worth", [v["said"] for v in self.labels().values()]), *self.more,
         ("Check list", [self.check_table()]),
         ("Where the numbers come from", [
             f"Measured: the named evidence.json. Assumed: {c.assumed.where}. All others: computed "
@@ -1021,7 +1028,7 @@ def asdict(self: Decision) -> dict:
             for m in self.sensitivity()],
         "measured": self.measurements(), "assumed": self.assumptions(),
         "checks": [{"passed": ok, "said": said} for ok, said in self.checks()],
-        "failed": self.failed, "draws": c.draws, "seed": c.seed}
+        "failed": self.failed, "draws": c.draws, "seed": c.seed, **self.further}
 
 @patch
 def save(self: Decision, folder):

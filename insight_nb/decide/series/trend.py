@@ -266,6 +266,7 @@ class SCurve:
     x: np.ndarray
     deviance: float
     scatter: float = 0. # of the negative binomial; 0: Poisson
+    confidence: float = .95 # of its intervals
 
     @property
     def t(self): return np.arange(len(self.series) + 1.)
@@ -343,11 +344,11 @@ def fit_scurve(series: Series, family="logistic", # a key of FAMILIES
 
 # %% ../../../nbs/decide/series/02_trend.ipynb #6efc905e
 @patch
-def _limit(self: SCurve): # rise of the deviance that a 95 % interval allows
+def _limit(self: SCurve): # rise of the deviance that an interval allows
     if not self.scatter:
-        return chi2.ppf(.95, 1)
+        return chi2.ppf(self.confidence, 1)
     return fisher.ppf(
-        .95, 1, max(1,
+        self.confidence, 1, max(1,
                     np.sum(~np.isnan(self.series.values)) - 3))
 
 _WHAT = {"ceiling": 0, "inflection": 2, "share": None} # number in x
@@ -515,11 +516,13 @@ def _hangs(r):
 # %% ../../../nbs/decide/series/02_trend.ipynb #6a4d107f
 class Maturity:
     "Where a series stands on its S-curve. Raises InputError as `fit_scurve` does."
-    def __init__(self, series: Series):
+    def __init__(self, series: Series, confidence=.95): # of all intervals
         fits = [fit_scurve(series, f) for f in FAMILIES]
         if a := _scatter(min(fits, key=lambda c: c.deviance)):
             fits = [fit_scurve(series, f, a) for f in FAMILIES]
+        fits = [replace(c, confidence=confidence) for c in fits]
         self.series, self.scatter, self.curves = series, a, fits
+        self.method = f"profile likelihood {confidence:.0%}".replace("%", " %")
         w = np.array([
             FAMILIES[c.family][1] *
             math.exp(-(c.deviance - min(f.deviance for f in fits)) / 2)
@@ -557,12 +560,18 @@ def ceiling(self: Maturity) -> Metric:
     low, high = zip(*(p[:2] for _, p in self._allowed()))
     ends = np.maximum([math.exp(self.best.x[0]),
                        min(low), max(high)], np.nansum(self.series.values))
-    return Metric(*ends.tolist(), len(self.series), "profile likelihood 95 %")
+    return Metric(*ends.tolist(), len(self.series), self.method)
 
 # %% ../../../nbs/decide/series/02_trend.ipynb #91b80469
+def _only_falls(y): # (periods,) NaN where unknown: each quarter lower than the one before
+    means = [np.nanmean(q) if (~np.isnan(q)).any() else np.nan for q in np.array_split(y, 4)]
+    return bool(np.all(np.diff(means) < 0) and means[0] > 2 * means[3])
+
 @patch
 def no_ceiling_reason(self: Maturity) -> str:
     "Why no ceiling is stated; empty where one is."
+    if _only_falls(self.series.values):
+        return "the counts only fall: the beginning of the curve is not there"
     c, best = self.ceiling(), self.best
     if c.high > 3 * c.low:
         return (f"the counts allow a ceiling from {c.low:,.0f} to "
@@ -587,7 +596,7 @@ def share(self: Maturity) -> Metric:
     "The share of the ceiling that has been reached."
     low, high = zip(*(s[:2] for s in self.shares if s))
     return Metric(float(self.best.share(len(self.series))), min(low), max(high),
-                  len(self.series), "profile likelihood 95 %")
+                  len(self.series), self.method)
 
 @patch
 def stage(self: Maturity) -> str:

@@ -260,6 +260,9 @@ def lagging(self: Growth, stocks=None) -> str:
     return self.sides[int(np.argmax(self.marginal(stocks)))]
 
 # %% ../../../nbs/decide/strategy/00_growth.ipynb #4929a0ab
+def _shown(m): # what is assumed has no interval
+    return f"{m.value:,.1f}" if m.low == m.high else str(m)
+
 @patch
 def table(self: Growth) -> ReportTable:
     "Where the team stands."
@@ -268,11 +271,11 @@ def table(self: Growth) -> ReportTable:
         [
             s, f"{h:.1f}",
             "none" if math.isinf(k.half_life) else f"{k.half_life:g} days",
-            str(f), f"{p:g}", f"{100 * m / whole.value:.2f} %"]
+            _shown(f), f"{p:g}", f"{100 * m / whole.value:.2f} %"]
         for s, h, k, f, p, m in zip(
             self.sides, self.paths[:, -1], self.stocks, self.factors(), self.powers, more)]
     said = (
-        f"{self.log.date(self.log.hours.shape[1] - 1)}: R = {whole}; the {self.lagging()} side "
+        f"{self.log.date(self.log.hours.shape[1] - 1)}: R = {_shown(whole)}; the {self.lagging()} side "
         f"lags: an hour there brings {max(more) / min(more):.1f} times as much")
     return ReportTable([
         "side", "stock, hours", "wear: half-life", "capability", "power = elasticity",
@@ -339,7 +342,7 @@ def _said(self: Growth, names, ends, days): # the finding
     if turn is not None:
         side = (f"as long as the technical side has {'more' if share > turn else 'less'} than "
                 f"{turn:.0%} of the power (here {share:.0%})")
-    return f"'{names[0]}' leads {str(lead)}-fold after {plural(days, 'day')}, {side}"
+    return f"'{names[0]}' leads {_shown(lead)}-fold after {plural(days, 'day')}, {side}"
 
 # %% ../../../nbs/decide/strategy/00_growth.ipynb #d11c54fa
 @patch
@@ -350,8 +353,8 @@ def compare(self: Growth, plans: dict, # two: name -> plan, as of `follow`
         raise InputError(f"{plural(len(plans), 'plan')} given: expected two to compare.")
     names = [shorten(n, 40) for n in plans]
     ends = [self.follow(p, days)[:, -1] for p in plans.values()]
-    rows = [[n, *(str(f) for f in self.factors(e)),
-             str(self.result(e)),
+    rows = [[n, *(_shown(f) for f in self.factors(e)),
+             _shown(self.result(e)),
              self.lagging(e)] for n, e in zip(names, ends)]
     return ReportTable(["plan", "T", "I", "R", "lags at the end"], rows,
                        self._said(names, ends, days))
