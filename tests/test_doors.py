@@ -1,5 +1,5 @@
-"""Recipes of decisions: each runs on its sample and leaves a page and numbers; bad tables end in one
-line; what was run is joined in a plan."""
+"""Recipes of decisions: each runs on its sample and leaves a page and numbers; bad tables end in
+one line; what was run is joined in a plan."""
 
 import json
 from pathlib import Path

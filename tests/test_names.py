@@ -5,11 +5,6 @@ from collections import defaultdict
 from notebooks import APART, GLOSSARY, Notebook, every, library
 
 # Modules that no recipe, command or lesson uses yet, and what will: the benchmark or the plan.
-NO_DOOR_YET = {
-    "decide.series.series": "issue 25", "decide.series.forecast": "issue 25",
-    "decide.series.trend": "issue 25", "decide.strategy.growth": "issue 25",
-    "decide.strategy.balance": "issue 25", "decide.strategy.score": "issue 25",
-    "decide.strategy.demand": "issue 25", "decide.launch.decision_curve": "issue 25"}
 
 
 def public_names():
@@ -60,6 +55,6 @@ def reached():
 
 
 def test_every_module_has_a_door():
-    "Reached by a recipe, a command or a lesson; those that are not yet are named with a reason."
+    "Reached by a recipe, a command or a lesson."
     closed = {nb.module for nb in library() if nb.default_exp} - reached()
-    assert closed == set(NO_DOOR_YET)
+    assert closed == set()

@@ -216,4 +216,4 @@ def test_the_wheel_holds_the_recipes():
     assert list((NBS / "recipes").glob("*.ipynb"))
     assert '"examples/*"' in setup and {
         p.name for p in (NBS.parent / "insight_nb" / "decide" / "launch" / "examples").iterdir()
-    } == {"evidence.json", "assumptions.yaml"}
+    } == {"evidence.json", "assumptions.yaml", "offer.yaml"}

@@ -172,9 +172,11 @@ def measure_sites(learner: ImageTrainer, sites, # (rows,) of any names
 
 def site_table(leak: SiteLeak) -> ReportTable:
     "Both kinds of folds, and whether the device can be told."
-    rows = [["right, devices known", str(leak.seen)], ["right, devices never seen", str(leak.unseen)],
+    rows = [["right, devices known", str(leak.seen)],
+            ["right, devices never seen", str(leak.unseen)],
             ["lost on a new device", str(leak.loss)],
-            ["device told from the picture", f"{leak.told}; the most frequent one {leak.majority:.3f}"],
+            ["device told from the picture",
+             f"{leak.told}; the most frequent one {leak.majority:.3f}"],
             ["class shares are equal at all devices", f"p = {leak.p:.2g}"]]
     return ReportTable(["", "share [95 %]"], rows, plural(len(leak.names), "site"))
 
@@ -183,8 +185,9 @@ def site_check(leak: SiteLeak) -> Check:
     shares differ."""
     lost = leak.loss.high < -.02 # a single training is off by a point or two
     told = leak.told.low > leak.majority + .05 and leak.p < .001
-    said = (f"on a device that was never seen {leak.unseen.value:.1%} are right, {leak.seen.value:.1%} "
-            f"where it is known; the device is told from {leak.told.value:.1%} of the pictures")
+    said = (f"on a device that was never seen {leak.unseen.value:.1%} are right, "
+            f"{leak.seen.value:.1%} where it is known; the device is told from "
+            f"{leak.told.value:.1%} of the pictures")
     if told:
         said += ", and class shares differ by device: the model may answer by the device"
     return Check("site_leak", not (lost or told), said)

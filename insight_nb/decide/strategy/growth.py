@@ -275,8 +275,8 @@ def table(self: Growth) -> ReportTable:
         for s, h, k, f, p, m in zip(
             self.sides, self.paths[:, -1], self.stocks, self.factors(), self.powers, more)]
     said = (
-        f"{self.log.date(self.log.hours.shape[1] - 1)}: R = {_shown(whole)}; the {self.lagging()} side "
-        f"lags: an hour there brings {max(more) / min(more):.1f} times as much")
+        f"{self.log.date(self.log.hours.shape[1] - 1)}: R = {_shown(whole)}; the {self.lagging()} "
+        f"side lags: an hour there brings {max(more) / min(more):.1f} times as much")
     return ReportTable([
         "side", "stock, hours", "wear: half-life", "capability", "power = elasticity",
         "one more hour adds to R"], rows, said)

@@ -55,8 +55,8 @@ def theme_facts(themes, # (rows,) a theme each
         own = themes == name
         happy = None if good is None else _share(int(np.asarray(good)[own].sum()), int(own.sum()))
         shares = [a / sizes[0], b / sizes[1]] if min(sizes) >= 20 else [np.nan, np.nan]
-        found.append(ThemeFacts(name, _share(int(own.sum()), len(themes)), happy, *map(float, shares),
-                                float(chance)))
+        found.append(ThemeFacts(name, _share(int(own.sum()), len(themes)), happy,
+                                *map(float, shares), float(chance)))
     return found
 
 def _halves(days, n): # (rows,) bool both: later than the median, known
@@ -136,15 +136,17 @@ def swot_lines(m: Mentions, lines, # of `compare_strengths`
     return sorted(found, key=lambda line: BOXES.index(line.box))
 
 # %% ../../../nbs/decide/strategy/05_swot.ipynb #2b9b43b8
+def _rows_table(rows): # (row, firm, text) each
+    return ReportTable(["row", "firm", "text"],
+                       [[r, shorten(f, 30), shorten(t, 200)] for r, f, t in rows])
+
 def swot_blocks(lines) -> list: # of `swot_lines` -> (title, blocks) for a page, a box each
     "The four boxes; each line opens its rows."
     titles = dict(zip(BOXES, ("Strengths", "Weaknesses", "Opportunities", "Threats")))
     found = []
     for box in BOXES:
         own = [line for line in lines if line.box == box]
-        blocks = [FoldedTable(line.said, ReportTable(
-            ["row", "firm", "text"], [[r, shorten(f, 30), shorten(t, 200)] for r, f, t in line.rows]))
-            for line in own]
+        blocks = [FoldedTable(line.said, _rows_table(line.rows)) for line in own]
         found.append((titles[box], blocks or ["The rows show none."]))
     return found
 
