@@ -260,3 +260,33 @@ def test_unseen_writers_are_read():
     learner = ImageTrainer(images.pixels, y, list("0123456789"), make_plan(1437, epochs=6))
     found = learner.logits(learner.fit(np.setdiff1d(np.arange(1797), test)).model, test).argmax(1)
     assert (found == y[test]).mean() > 0.95
+
+
+def test_patients_devices_crops_and_second_looks(ends):
+    "A table of files: the corner tells the device, and a crop takes the corner away."
+    folder, rows = Path("files"), []
+    folder.mkdir()
+    for p in range(16):
+        for j in range(4):
+            site = "甲" if p < 8 else "乙"
+            image = scan(2 * (4 * p + j) + p % 2)
+            if site == "乙":
+                image.paste(255, (0, 0, 2, 2))
+            image.save(folder / f"{p}-{j}.png")
+            rows.append([f"files/{p}-{j}.png", CLASSES[p % 2], f"病人{p}", site])
+    frame = pd.DataFrame(rows, columns=["path", "label", "patient", "site"])
+    frame.to_csv("files.csv", index=False)
+    e = run("files.csv", group="patient", site="site", crop="0.2,0.2,1,1")
+    assert {"accuracy_by_group", "accuracy_on_unseen_sites"} <= set(e["metrics"])
+    assert e["second_look"]["look"] and e["model"]["shown"]["crop"] == [0.2, 0.2, 1, 1]
+    assert any(g["check"] == "site_leak" for g in e["guard"])
+    page = Path("out/report.html").read_text(encoding="utf-8")
+    assert "By patient" in page and "Devices" in page and "A second look" in page
+    bundle = load_imaging("out/bundle")
+    assert bundle.preprocessor.crop == (0.2, 0.2, 1, 1)
+    answered = predict_images(bundle, frame)
+    assert answered.error.isna().all() and (answered.prediction == frame.label).mean() > 0.8
+    given = words(table="files.csv", crop="0.9,0,0.1,1")
+    refused(ends("run", "diagnose", *given, "--out", "x"), "crop is '0.9,0,0.1,1'")
+    given = words(table="files.csv", site="sites")
+    refused(ends("run", "diagnose", *given, "--out", "x"), "no column 'sites'", "'site'")

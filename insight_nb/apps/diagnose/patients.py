@@ -93,6 +93,7 @@ def looks_for(pixels) -> list: # names of LOOKS that leave the shape as it is
     square = pixels.shape[2] == pixels.shape[3]
     return [name for name in LOOKS if square or name != "turned"]
 
+# %% ../../../nbs/apps/diagnose/04_patients.ipynb #b0612c57
 def average_looks(model, pixels, look) -> np.ndarray: # a key of LOOKS -> (rows, classes)
     "The mean probabilities of all copies."
     with single_thread(pixels[0].size <= 4096):
@@ -138,6 +139,7 @@ def shares_differ(y, sites) -> float: # (rows,) ids both -> p
     counts = counts[:, counts.any(0)]
     return float(chi2_contingency(counts).pvalue) if counts.shape[1] > 1 else 1.
 
+# %% ../../../nbs/apps/diagnose/04_patients.ipynb #00480408
 @dataclass(frozen=True)
 class SiteLeak:
     "What the device that took a picture does to the answers."

@@ -244,6 +244,7 @@ def _whole(cell, where):
         raise InputError(f"{where}: {shorten(cell, 30)!r} is no count: give a whole number.")
     return int(v)
 
+# %% ../../../nbs/decide/launch/08_alternatives.ipynb #9136a378
 _YES, _NO = {"1", "1.0", "true", "yes"}, {"0", "0.0", "false", "no"}
 
 def _counted(frame, name, variants): # a row each -> {variant: [ended well, all]}
@@ -311,6 +312,7 @@ def checks(self: AbTest) -> list: # (passed, sentence) each
     return [(self.split_p >= .001, split),
             (None, f"a difference so large comes by chance with p = {self.p:.2g}")]
 
+# %% ../../../nbs/decide/launch/08_alternatives.ipynb #e3d727e2
 @patch
 def table(self: AbTest) -> ReportTable:
     "Both variants, and their difference."

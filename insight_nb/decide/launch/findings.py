@@ -55,6 +55,7 @@ def check(self: Findings, passed, said): # True, False, or None where it does no
     "Keep a line of the check list."
     self.checks.append((None if passed is None else bool(passed), str(said)))
 
+# %% ../../../nbs/decide/launch/06_findings.ipynb #fa78e3d0
 @patch
 def check_table(self: Findings) -> ReportTable:
     "The check list, what failed first."
@@ -75,6 +76,7 @@ def to_html(self: Findings) -> str:
     good = all(ok is not False for ok, _ in self.checks)
     return html_page(self.title, self.said, self._blocks(), good)
 
+# %% ../../../nbs/decide/launch/06_findings.ipynb #be929696
 @patch
 def to_markdown(self: Findings) -> str:
     return markdown_page(self.title, self.said, self._blocks())
@@ -95,6 +97,7 @@ def evidence(self: Findings) -> dict:
         "checks": [{"passed": ok, "said": said} for ok, said in self.checks],
         "versions": package_versions("insight_nb", "numpy", "scipy")})
 
+# %% ../../../nbs/decide/launch/06_findings.ipynb #c6dbfb36
 @patch
 def save(self: Findings, folder): # created if it does not exist
     "Write `report.html` and `evidence.json`; each is whole or absent."

@@ -44,6 +44,7 @@ class RunRecord:
     sample: bool # rows that come with the package, or were made up
     written: float # when, in seconds; to say what is newer
 
+# %% ../../../nbs/decide/launch/07_plan.ipynb #2e37ec0f
 def _metrics(found): # of an evidence -> name -> Metric, without what is no number
     kept = {}
     for name, m in found.items():
@@ -60,6 +61,7 @@ def _lead(task, metrics): # the name of the metric that a run of a task is known
     known = METRICS.get(task) or _LEADING.get(task)
     return known if known in metrics else next(iter(metrics), None)
 
+# %% ../../../nbs/decide/launch/07_plan.ipynb #561d7447
 def _sentence(e, metrics): # of an evidence
     if isinstance(e.get("said"), str):
         return e["said"]
@@ -178,6 +180,7 @@ def _lead_sentence(runs):
         said += f" Checks failed in {plural(len(failed), 'run')}: {shorten(', '.join(failed), 80)}."
     return said
 
+# %% ../../../nbs/decide/launch/07_plan.ipynb #3297923f
 def _numbers_table(runs):
     rows = [[name.replace("_", " "), str(m), f"{m.n:,}" if m.n else "–",
              f"{r.where}/{'decision' if r.task == 'decide' else 'evidence'}.json"]

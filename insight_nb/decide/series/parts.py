@@ -40,6 +40,7 @@ class PartsForecast:
     @property
     def periods(self): return self.forecasts[0].periods
 
+# %% ../../../nbs/decide/series/05_parts.ipynb #b3655610
 def _windows(found): # of ForecastResults: the origins that all have, (series, windows, h) forecasts
     common = sorted(set.intersection(*(set(f.record.origins.tolist()) for f in found)))
     if len(common) < 3:

@@ -98,6 +98,7 @@ def parse_several(text, n, what) -> list: # such as "4,1.5"; how many; the param
                          "by commas.")
     return found
 
+# %% ../../../nbs/decide/strategy/04_inputs.ipynb #66f2e48a
 def parse_measured(text, what) -> Metric: # such as "0.82,0.78,0.86": value, low, high
     "A measured value with its interval. Raises InputError where the value is outside."
     value, low, high = parse_several(text, 3, what)
@@ -152,6 +153,7 @@ def read_indicators(source) -> list: # with INDICATOR_COLUMNS; the first three n
     return [Indicator(row, worst[row], best[row], weight.get(row, 1.), group, veto.get(row))
             for row, group in zip(rows, groups)]
 
+# %% ../../../nbs/decide/strategy/04_inputs.ipynb #c8278cae
 def read_options(source, # whatever `read_frame` reads: column "option", one for each indicator
                  indicators) -> ScoreTable: # of `read_indicators`
     "Options and their levels. Raises InputError for one without a level of an indicator."
