@@ -119,8 +119,10 @@ def compare_rungs(rankings: dict, against: str) -> RungComparison: # of `rank_al
 
     stop = next((name for name in winners if holds(name)), best)
     why = "the best rung" if stop == best else f"the simplest not shown to lose to {best}, the best"
-    more = f"{', '.join(winners)} {'beats' if len(winners) == 1 else 'beat'} {what}."
-    return RungComparison(ranked, against, gains, stop, f"{more} Stop at {stop}: it is {why}.")
+    beat = f"{winners[0]} beats" if len(winners) == 1 else (
+        f"{', '.join(winners[:-1])} and {winners[-1]} beat")
+    return RungComparison(ranked, against, gains, stop,
+                          f"{beat} {what}. Stop at {stop}: it is {why}.")
 
 # %% ../../../nbs/apps/recommend/06_evaluation.ipynb #ff62b5d9
 RANKING_METRIC_NAMES = {

@@ -9,6 +9,7 @@ __all__ = ['LIST_COLUMNS', 'user_histories', 'list_frame', 'list_writer', 'write
 # %% ../../../nbs/apps/recommend/07_serving.ipynb #6da04858
 import sqlite3
 from contextlib import ExitStack, contextmanager
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +93,7 @@ def write_lists(recommender: Recommender, histories, # (user, history) pairs, or
             frame = list_frame(recommender, some, k)
             for write in writers:
                 write(frame)
-            some = [pair for pair, _ in zip(pairs, range(piece))]
+            some = list(islice(pairs, piece))
             n += len(some)
     return n
 
