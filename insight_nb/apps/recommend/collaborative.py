@@ -320,6 +320,7 @@ def to_matrix(self: Interactions, indices, weights=None) -> csr_matrix:
     at = order[first]
     return csr_matrix((weights[at], (users[at], items[at])), shape=self.shape)
 
+# %% ../../../nbs/apps/recommend/01_collaborative.ipynb #c8be3062
 @patch
 def learning_matrix(self: Interactions, indices) -> csr_matrix: # positions of rows
     "(users, items): what was done counts by its event's weight, 1 in the mean."
@@ -328,6 +329,7 @@ def learning_matrix(self: Interactions, indices) -> csr_matrix: # positions of r
     x = self.to_matrix(indices, self.weights[indices])
     return x / x.data.mean() if x.nnz else x
 
+# %% ../../../nbs/apps/recommend/01_collaborative.ipynb #e1f8c4c3
 @patch
 def profile_matrix(self: Interactions, indices, # positions of rows
                    half_life=None) -> csr_matrix: # in later visits of the user; None: endless

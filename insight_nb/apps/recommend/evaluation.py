@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['BASELINES', 'RUNGS', 'RANKING_METRIC_NAMES', 'PAIR_FEATURES', 'rank_all', 'RungComparison', 'say_settings',
-           'compare_rungs', 'RankingReport', 'NewUsers', 'find_new_users', 'later_events', 'candidate_pairs',
-           'PurchaseModel', 'purchase_metrics', 'fit_purchase_model', 'check_same_recommendations', 'sample_histories',
-           'recommendation_latency']
+           'compare_rungs', 'RankingReport', 'NewUsers', 'find_new_users', 'join_rankings', 'later_events',
+           'candidate_pairs', 'PurchaseModel', 'purchase_metrics', 'fit_purchase_model', 'check_same_recommendations',
+           'sample_histories', 'recommendation_latency']
 
 # %% ../../../nbs/apps/recommend/06_evaluation.ipynb #2506f86f
 import time
@@ -24,7 +24,7 @@ from .collaborative import (
     evaluate_scorer, rank, score_unseen_items)
 from .events import RecencyEASE
 from .ranking import (
-    count_listed_items, ndcg_gain, ranking_metrics, ranking_table, top_items)
+    Ranking, count_listed_items, ndcg_gain, ranking_metrics, ranking_table, top_items)
 from .recommender import (
     Hybrid, ItemCatalog, Recommender, cold_start_ndcg, tune_hybrid, tune_ridge)
 from .rules import ListRules, describe_rules, split_rules
@@ -71,6 +71,7 @@ def rank_all(hybrid: Hybrid, # fitted on the history
 BASELINES = "popularity", "recent popularity"
 RUNGS = (*BASELINES, "ItemKNN", "EASE", "EASE with recency", "iALS", "hybrid", "SASRec")
 
+# %% ../../../nbs/apps/recommend/06_evaluation.ipynb #ca125ef4
 @dataclass
 class RungComparison:
     "Each rung against a list that needs no model."
@@ -93,6 +94,7 @@ class RungComparison:
         return {"against": self.against, "stop_at": self.stop, "conclusion": self.sentence,
                 "rungs": rungs}
 
+# %% ../../../nbs/apps/recommend/06_evaluation.ipynb #cd94bfc1
 def say_settings(settings) -> str: # of a scorer
     "Settings in a line."
     return ", ".join(f"{name.replace('_', ' ')} {'never' if value is None else value}"
@@ -190,9 +192,11 @@ class NewUsers:
         return Fold(self.rows[self.place < clicks], self.rows[self.place >= clicks],
                     f"new users after {plural(clicks, 'click')}")
 
+# %% ../../../nbs/apps/recommend/06_evaluation.ipynb #9c54c2c0
 def find_new_users(interactions: Interactions, fold: Fold, clicks=3, # that they will bring
-                   least=50, seed=0) -> NewUsers: # fewer new users: some others are made new
-    "Users with more than so many items after the cut, whom the history doesn't know."
+                   least=50, seed=0) -> list: # fewer new users: the others are made new; `NewUsers`
+    """Users with more than so many items after the cut, whom the history doesn't know: in one
+    part, or in five where they are made new in turn."""
     rows = fold.target[np.lexsort((interactions.times[fold.target],
                                    interactions.users[fold.target]))]
     pairs = interactions.users[rows] * interactions.shape[1] + interactions.items[rows]
@@ -200,46 +204,63 @@ def find_new_users(interactions: Interactions, fold: Fold, clicks=3, # that they
     users, n = np.unique(interactions.users[rows], return_counts=True)
     users = users[n > clicks]
     known = np.isin(users, interactions.users[fold.history])
-    new, history = users[~known], fold.history
-    said = f"{len(new):,} users whom the history doesn't know"
-    if len(new) < least:
-        drawn = np.random.default_rng(seed).permutation(users[known])
-        drawn = drawn[:max(least - len(new), len(users) // 5)]
-        new = np.concatenate([new, drawn])
-        history = history[~np.isin(interactions.users[history], drawn)]
-        said += f" and {len(drawn):,} who were made new: nothing of them was learned"
-    rows = rows[np.isin(interactions.users[rows], new)]
-    first = np.r_[True, np.diff(interactions.users[rows]) != 0][:len(rows)]
-    starts = np.flatnonzero(first)
+    said = f"{(~known).sum():,} users whom the history doesn't know"
+    if (~known).sum() >= least:
+        return [_part(interactions, fold.history, rows, users[~known], said)]
+    said += (f" and {known.sum():,} who were made new, a fifth at a time: nothing of them was "
+             "learned")
+    turn = np.random.default_rng(seed).permutation(len(users)) % 5
+    found = []
+    for drawn in (users[turn == k] for k in range(5)):
+        kept = fold.history[~np.isin(interactions.users[fold.history], drawn)]
+        if len(drawn) and len(kept):
+            found.append(_part(interactions, kept, rows, drawn, said))
+    return found
+
+# %% ../../../nbs/apps/recommend/06_evaluation.ipynb #a3a6a024
+def _part(interactions, history, rows, users, said):
+    rows = rows[np.isin(interactions.users[rows], users)]
+    starts = np.flatnonzero(np.r_[True, np.diff(interactions.users[rows]) != 0])
     place = np.arange(len(rows)) - np.repeat(starts, np.diff(np.r_[starts, len(rows)]))
     return NewUsers(history, rows, place, said)
+
+# %% ../../../nbs/apps/recommend/06_evaluation.ipynb #debe4cad
+def join_rankings(rankings) -> Ranking: # of other users each
+    "Rankings of several parts of the users as one."
+    arrays = {name: np.concatenate([getattr(r, name) for r in rankings])
+              for name in ("users", "top", "ndcg", "recall", "hit", "novelty")}
+    return replace(rankings[0], **arrays)
 
 # %% ../../../nbs/apps/recommend/06_evaluation.ipynb #a9f888a5
 @patch
 def measure_first_clicks(self: RankingReport, hybrid: Hybrid, interactions: Interactions,
                          fold: Fold, clicks=3): # the most that are known of a new user
     "A table of NDCG after each of the first clicks, beside popularity; or why there is none."
-    fresh = find_new_users(interactions, fold, clicks, seed=self.seed)
-    if not len(fresh.rows):
-        return f"Nobody has more than {plural(clicks, 'visit')} after the cut: new users can't be " \
-               "asked."
+    parts = find_new_users(interactions, fold, clicks, seed=self.seed)
+    if not parts:
+        return (f"Nobody has more than {plural(clicks, 'visit')} after the cut: new users can't be "
+                "asked.")
     scorers = {
         "hybrid": Hybrid(hybrid.vectors, hybrid.features, hybrid.settings),
         "popularity": Popularity(), "recent popularity": RecentPopularity(hybrid.settings["days"])}
-    for scorer in scorers.values():
-        scorer.fit(interactions, fresh.history)
+    ranked = {name: {n: [] for n in range(1, clicks + 1)} for name in scorers}
+    for part in parts:
+        for name, scorer in scorers.items():
+            scorer.fit(interactions, part.history)
+            for n, rankings in ranked[name].items():
+                rankings.append(rank(scorer, interactions, part.fold(n), 1))
     rows, found = [], []
     for n in range(1, clicks + 1):
-        asked = {name: rank(scorer, interactions, fresh.fold(n), 1)
-                 for name, scorer in scorers.items()}
+        asked = {name: join_rankings(rankings[n]) for name, rankings in ranked.items()}
         against = max(BASELINES, key=lambda name: asked[name].ndcg.mean())
         gain = ndcg_gain(asked["hybrid"], asked[against])
         scores = {name: ranking_metrics(ranking)["ndcg_at_10"] for name, ranking in asked.items()}
         rows.append([n, *scores.values(), against, gain])
         found.append({"clicks": n, "ndcg_at_10": scores, "against": against, "gain": gain})
-    self.extra["first_clicks"] = {"users": fresh.description, "after": found}
+    about = parts[0].description
+    self.extra["first_clicks"] = {"users": about, "after": found}
     return ReportTable(["clicks known", *scorers, "the better list", "gain over it"], rows,
-                       f"NDCG@10 of what came afterwards. {fresh.description}")
+                       f"NDCG@10 of what came afterwards. {about}")
 
 # %% ../../../nbs/apps/recommend/06_evaluation.ipynb #0a699469
 @patch

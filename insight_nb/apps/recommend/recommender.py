@@ -360,6 +360,7 @@ def read_visit(self: Recommender, visit) -> tuple: # a name, or an object; name,
         raise InputError(f"there is no event {shorten(event, 40)!r}.{suggest(event, weights)}")
     return item, weights[event]
 
+# %% ../../../nbs/apps/recommend/05_recommender.ipynb #3a50d2e0
 def _item(n):
     return to_text(int(n) if isinstance(n, (float,
                                             np.floating)) and float(n).is_integer() else n).strip()

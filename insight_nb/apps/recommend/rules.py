@@ -20,24 +20,7 @@ from ...base.core import InputError, optional_import, plural, shorten, suggest
 from ...data.sources import open_frame
 from ...data.table import invalid_text_reason, to_text
 
-# %% ../../../nbs/apps/recommend/04_rules.ipynb #037b3f79
-@dataclass(frozen=True)
-class Rules:
-    "What lists must keep, as it was written."
-    exclude_items: tuple = () # names of items that no list shows
-    exclude_categories: tuple = () # no list shows an item of these
-    caps: dict = field(default_factory=dict) # category -> its most items in a list; "*": any
-    diversify: float = 0. # 0: the order of the scores; 1: as unlike each other as can be
-    must_show: dict = field(default_factory=dict) # position from 1 -> item that stands there
-
-RULE_KINDS = {
-    "exclude item": "leave an item out of all lists",
-    "exclude category": "leave all items of a category out",
-    "cap": "at most so many items of a category in a list; the category * stands for each",
-    "diversify": "how much variety counts, from 0 to 1",
-    "must show": "the item at this position, from 1, of all lists"}
-
-# %% ../../../nbs/apps/recommend/04_rules.ipynb #a783ea75
+# %% ../../../nbs/apps/recommend/04_rules.ipynb #773caa55
 def _whole_number(text, least): # None: it is none
     try:
         number = float(text)
@@ -52,6 +35,36 @@ def _share(text): # None: it is none
         return None
     return number if 0 <= number <= 1 else None
 
+# %% ../../../nbs/apps/recommend/04_rules.ipynb #037b3f79
+@dataclass(frozen=True)
+class Rules:
+    "What lists must keep, as it was written."
+    exclude_items: tuple = () # names of items that no list shows
+    exclude_categories: tuple = () # no list shows an item of these
+    caps: dict = field(default_factory=dict) # category -> its most items in a list; "*": any
+    diversify: float = 0. # 0: the order of the scores; 1: as unlike each other as can be
+    must_show: dict = field(default_factory=dict) # position from 1 -> item that stands there
+
+    def __post_init__(self): # whoever wrote them
+        wrong = [n for n in self.caps.values() if _whole_number(n, 0) is None]
+        wrong += [p for p in self.must_show if _whole_number(p, 1) is None]
+        if wrong or _share(self.diversify) is None:
+            raise InputError(f"rules have the number {(wrong or [self.diversify])[0]!r}: caps are "
+                             "whole numbers from 0, positions from 1, diversify from 0 to 1.")
+        shown = Counter(self.must_show.values()).most_common(1)
+        if shown and shown[0][1] > 1:
+            raise InputError(f"{shorten(shown[0][0], 40)!r} must be shown at two positions: leave "
+                             "one out.")
+
+# %% ../../../nbs/apps/recommend/04_rules.ipynb #890a9b28
+RULE_KINDS = {
+    "exclude item": "leave an item out of all lists",
+    "exclude category": "leave all items of a category out",
+    "cap": "at most so many items of a category in a list; the category * stands for each",
+    "diversify": "how much variety counts, from 0 to 1",
+    "must show": "the item at this position, from 1, of all lists"}
+
+# %% ../../../nbs/apps/recommend/04_rules.ipynb #a783ea75
 def _place(kind, what, value, where): # of one rule -> the field of `Rules`, its key, its value
     if kind == "diversify":
         if (share := _share(value or what)) is None:
@@ -95,10 +108,6 @@ def collect_rules(entries, # (where, kind, what, value) each, all texts
             raise InputError(f"{where}: {shorten(twice, 60)} is given twice: leave one out.")
         else:
             found[part][key] = said
-    shown = Counter(found["must_show"].values()).most_common(1)
-    if shown and shown[0][1] > 1:
-        raise InputError(f"{name}: {shorten(shown[0][0], 40)!r} must be shown at two positions: "
-                         "leave one out.")
     return Rules(**{part: tuple(dict.fromkeys(names)) for part, names in lists.items()},
                  caps=found["caps"], diversify=found["diversify"].get("", 0.),
                  must_show=found["must_show"])
@@ -181,6 +190,7 @@ def find_category(name, known) -> str: # in rules; of the catalog, such as "kind
                          f"{near}")
     return meant[0]
 
+# %% ../../../nbs/apps/recommend/04_rules.ipynb #7aad8a4b
 def find_item(name, index) -> int: # in rules; name -> position
     "The item that a rule means. Raises InputError where there is none."
     if name not in index:
@@ -249,6 +259,7 @@ def check(self: ListRules):
         self.notes.append(f"the rules leave at most {plural(most, 'item')} for a list of "
                           f"{self.k}")
 
+# %% ../../../nbs/apps/recommend/04_rules.ipynb #609527a3
 @patch
 def check_length(self: ListRules, k):
     "Raise InputError where a list is too short for what it must show."
@@ -257,6 +268,7 @@ def check_length(self: ListRules, k):
         raise InputError(f"the rules show an item at position {last}, beyond a list of "
                          f"{plural(k, 'item')}: ask for {last} or more.")
 
+# %% ../../../nbs/apps/recommend/04_rules.ipynb #4ce68440
 @patch
 def most_items(self: ListRules) -> int: # never too small; exact where no item has two caps
     "How many items a list can hold."
@@ -366,6 +378,7 @@ def find_broken(self: ListRules, listed) -> list: # positions of items, best fir
             said.append(f"{name} is not at position {position}")
     return said
 
+# %% ../../../nbs/apps/recommend/04_rules.ipynb #fcb49672
 @patch
 def count_broken(self: ListRules, lists) -> int: # (users, k) positions
     "How many lists break a rule."
@@ -380,6 +393,7 @@ def split_rules(rules: Rules) -> dict: # kind -> the rules of this kind alone
             found[name.replace("_", " ")] = replace(Rules(), **{name: value})
     return found
 
+# %% ../../../nbs/apps/recommend/04_rules.ipynb #114ae9ab
 def describe_rules(rules: Rules) -> str:
     "The rules in a sentence."
     said = [f"{plural(len(v), 'item')} left out" for v in [rules.exclude_items] if v]
@@ -396,6 +410,7 @@ def to_dict(self: ListRules) -> dict: # for JSON
     return {"rules": asdict(self.rules), "k": self.k,
             "categories": [list(cs) for cs in self.categories]}
 
+# %% ../../../nbs/apps/recommend/04_rules.ipynb #a4f9af3e
 def load_rules(said: dict, names, vectors=None) -> ListRules: # of `to_dict`; as of `ListRules`
     "Rules as they were saved. Raises InputError where they don't fit the items."
     kept = dict(said["rules"])

@@ -73,7 +73,7 @@ class CausalBlock(nn.Module):
 class NextItemModel(nn.Module):
     "Items in their order in, a vector for what comes next out; items are compared with it."
     def __init__(self, n_items, length=50, # items that it reads, the last ones
-                 width=64, depth=2, heads=2, dropout=.2):
+                 width=64, depth=2, heads=2, dropout=.5):
         super().__init__()
         self.filler = n_items # stands where there is no item
         self.items = nn.Embedding(n_items + 1, width, padding_idx=n_items)
@@ -137,14 +137,15 @@ def start(self: SASRec, x, # (users, items) of `learning_matrix`
         known = x.indices[start:end]
         order = np.argsort(known)
         weights = x.data[start:end][order[np.searchsorted(known, items, sorter=order)]]
-        self.windows += [(items[a:b], weights[a:b]) for a, b in cut_windows(len(items), self.length)]
+        pieces = cut_windows(len(items), self.length)
+        self.windows += [(items[a:b], weights[a:b]) for a, b in pieces]
     self.span = min(self.length, max((len(w) - 1 for w, _ in self.windows), default=1))
     room = 20_000_000 // (self.span * x.shape[1]) # guesses that are scored at once
-    self.batch_size = max(1, min(128, room, max(16, len(self.windows) // 20)))
+    self.batch_size = max(1, min(128, room, max(16, len(self.windows) // 10)))
     outer = torch_random_state(self.device)
     torch.manual_seed(self.seed)
     self.model = NextItemModel(x.shape[1], self.span, self.width).to(self.device)
-    self.optimizer = torch.optim.AdamW(self.model.parameters(), 1e-3, (.9, .98),
+    self.optimizer = torch.optim.AdamW(self.model.parameters(), 3e-3, (.9, .98),
                                        weight_decay=.01)
     self.rng, self.random = np.random.default_rng(self.seed), torch_random_state(self.device)
     set_torch_random_state(outer)
@@ -165,6 +166,7 @@ def loss(self: SASRec, windows) -> Tensor: # of (items, weights) each; a number
     each = F.cross_entropy(logits, wanted[asked], reduction="none") * weights[asked]
     return each.sum() / weights.sum()
 
+# %% ../../../nbs/apps/recommend/03_sequential.ipynb #c2eda622
 @patch
 def train_epoch(self: SASRec):
     "Each piece once, in an order that is drawn; the random numbers of others stay as they were."
@@ -198,7 +200,7 @@ def score(self: SASRec, profiles) -> np.ndarray: # (users, items) both
 # %% ../../../nbs/apps/recommend/03_sequential.ipynb #2643b4e8
 def tune_sequential(interactions: Interactions, fold, # the last turn before the test
                     min_history=5, seed=0, device=None, max_epochs=60,
-                    patience=6) -> tuple: # epochs without gain; -> the best number, its NDCG
+                    patience=10) -> tuple: # epochs without gain; -> the best number, its NDCG
     "The number of epochs with the best NDCG on a turn before the test."
     scorer = SASRec(seed=seed, device=device)
     x = interactions.learning_matrix(fold.history)
@@ -206,6 +208,8 @@ def tune_sequential(interactions: Interactions, fold, # the last turn before the
     best, found = 0, -1.
     for epoch in range(1, max_epochs + 1):
         scorer.train_epoch()
+        if epoch % 2: # every other one is looked at
+            continue
         ndcg = rank(scorer, interactions, fold, min_history, max_users=1000).ndcg.mean()
         if ndcg > found:
             best, found = epoch, float(ndcg)

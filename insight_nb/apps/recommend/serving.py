@@ -71,6 +71,7 @@ def _sqlite_writer(path, force):
         raise InputError(f"{shorten(path, 200)} can't be written ({e}): choose another "
                          "place.") from None
 
+# %% ../../../nbs/apps/recommend/07_serving.ipynb #5f794f0c
 def list_writer(path, force=False): # .sqlite, .db, or as of `frame_writer`; yields a function
     "Write lists in pieces. Raises InputError as `frame_writer` does."
     if Path(path).suffix.lower() in (".sqlite", ".db"):
@@ -139,6 +140,7 @@ class ServedRecommender:
         return {"prediction": found.items, "scores": scores, "reasons": found.say_reasons(),
                 "unknown": unknown, "error": None}
 
+# %% ../../../nbs/apps/recommend/07_serving.ipynb #b3cb6eac
 def history_error(history, options) -> str: # of a request; empty: it can be answered
     "Why a history has no answer."
     if not isinstance(history, list):
