@@ -1187,6 +1187,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'insight_nb/apps/recommend/rules.py'),
                                                  'insight_nb.apps.recommend.rules._Picker.next': ( 'apps/recommend/rules.html#_picker.next',
                                                                                                    'insight_nb/apps/recommend/rules.py'),
+                                                 'insight_nb.apps.recommend.rules._check_tokens': ( 'apps/recommend/rules.html#_check_tokens',
+                                                                                                    'insight_nb/apps/recommend/rules.py'),
                                                  'insight_nb.apps.recommend.rules._place': ( 'apps/recommend/rules.html#_place',
                                                                                              'insight_nb/apps/recommend/rules.py'),
                                                  'insight_nb.apps.recommend.rules._share': ( 'apps/recommend/rules.html#_share',

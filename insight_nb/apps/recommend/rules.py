@@ -127,15 +127,29 @@ def _shorter(v): # 1.0 is an item's name 1
     return int(v) if isinstance(v, float) and v.is_integer() else v
 
 # %% ../../../nbs/apps/recommend/04_rules.ipynb #188a36ba
+def _check_tokens(tokens, name): # before they are put together: nesting may take hours
+    depth = 0
+    for token in tokens:
+        kind = type(token).__name__
+        if kind == "AliasToken":
+            raise InputError(f"{name} has an alias (*name), which is not read: write it out.")
+        depth += kind.endswith(("SequenceStartToken", "MappingStartToken"))
+        depth -= kind.endswith(("SequenceEndToken", "MappingEndToken", "BlockEndToken"))
+        if depth > 5:
+            raise InputError(f"{name} has lists within lists within lists: rules are not nested so "
+                             "deeply.")
+
+# %% ../../../nbs/apps/recommend/04_rules.ipynb #68366f76
 def _yaml_node(path, yaml): # the root of a file
     name = Path(path).name
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-        if any(isinstance(e, yaml.AliasEvent) for e in yaml.parse(text, yaml.BaseLoader)):
-            raise InputError(f"{name} has an alias (*name), which is not read: write it out.")
+        _check_tokens(yaml.scan(text, yaml.BaseLoader), name)
         node = yaml.compose(text, yaml.BaseLoader)
     except OSError as e:
         raise InputError(f"{shorten(path, 200)} can't be read: {e.strerror}.") from None
+    except InputError:
+        raise
     except (yaml.YAMLError, ValueError, RecursionError) as e:
         mark = getattr(e, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
