@@ -1111,7 +1111,7 @@ def _serve_arguments(p):
     p.add_argument("--review", type=float, default=.05, metavar="SHARE",
                    help="share of the answers that are drawn to be looked at; default: 0.05")
     p.add_argument("--max-texts", type=int, default=1000, metavar="N",
-                   help="texts in a request; default: 1000")
+                   help="texts, or histories, in a request; default: 1000")
     p.add_argument("--max-body", type=float, default=10., metavar="MB",
                    help="size of a request; default: 10")
     p.add_argument("--device", metavar="DEVICE", help="cpu, cuda or mps; default: the best")
