@@ -538,6 +538,7 @@ def predict_schema(fields=("text",)) -> dict: # of what is served: of ROW_FIELDS
 _REFUSALS = {400: "The body is not as described", 401: "No token, or a wrong one",
              413: "Too large", 429: "Too busy: come back", 503: "The service ends"}
 
+# %% ../../nbs/ship/04_serve.ipynb #9f241496
 class Handlers:
     "What the service does at each of its paths."
     def __init__(self, service: Service): self.service = service

@@ -116,8 +116,8 @@ def collect_rules(entries, # (where, kind, what, value) each, all texts
 def _table_entries(frame, name):
     for column in ("rule", "what", "value"):
         if column not in frame.columns:
-            raise InputError(f"{name} has no column {column!r}: a table of rules has rule, what and "
-                             f"value.{suggest(column, frame.columns)}")
+            raise InputError(f"{name} has no column {column!r}: a table of rules has rule, what "
+                             f"and value.{suggest(column, frame.columns)}")
     for at, cells in enumerate(zip(frame["rule"], frame["what"], frame["value"])):
         texts = ["" if invalid_text_reason(c) else to_text(_shorter(c)).strip() for c in cells]
         if any(texts):
