@@ -236,7 +236,9 @@ def component_scores(self: Hybrid, profiles) -> list: # three (users, items)
 @patch
 def score(self: Hybrid, profiles):
     behavior, popular, text = self.component_scores(profiles)
-    return behavior + self.settings["popular"] * popular + self.settings["text"] * text
+    weight = np.full((profiles.shape[0], 1), self.settings["popular"], float)
+    weight[np.diff(profiles.indptr) == 0] = self.settings["popular"] or 1 # nothing else is known
+    return behavior + weight * popular + self.settings["text"] * text
 
 # %% ../../../nbs/apps/recommend/05_recommender.ipynb #ad51d27c
 SETTINGS_GRID = {

@@ -152,7 +152,7 @@ def history_error(history, options) -> str: # of a request; empty: it can be ans
         if isinstance(name, (list, dict, bool)):
             return "not a name in the history"
         if why := invalid_text_reason(name):
-            return f"{why} in the history"
+            return f"an item of the history has no name ({why})"
         if len(str(name)) > options.max_characters:
             return f"longer than {options.max_characters:,} characters"
     return ""
