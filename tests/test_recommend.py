@@ -3,6 +3,7 @@ rows."""
 
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -41,8 +42,11 @@ from insight_nb.cli import recipes
 from insight_nb.base.core import InputError
 from insight_nb.data.samples import load_sample
 from insight_nb.jobs.loading import open_served
-from insight_nb.ship.serve import ServeOptions, Service, make_app
+from insight_nb.ship.serve import ServeOptions, Service, make_app, make_page
+from starlette.responses import HTMLResponse
 from starlette.testclient import TestClient
+from test_browser import CHROMIUM
+from test_serve import drawn_page
 
 METRICS = {"ndcg_at_10", "recall_at_10", "hit_rate_at_10", "coverage_at_10"}
 
@@ -543,3 +547,22 @@ def test_a_network_reads_only_what_came_before():
     turned.data[:] = -turned.data
     assert not np.array_equal(network.score(profiles), network.score(turned))
     assert np.isfinite(network.score(profiles)).all()
+
+
+LIST_DRIVER = """<script>window.onload = async () => {
+  await know(); first.value = "t006\\n\\n 茶 <b> "; document.forms[0].requestSubmit();
+};</script>"""
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="needs chromium")
+def test_the_page_lists_items_for_a_history(ruled, tmp_path):
+    service = Service([ruled / "bundle"], ServeOptions(), "cpu", open_served)
+    app = make_app(service)
+
+    async def driven():
+        return HTMLResponse(make_page(["b"], service.options, ["history"]) + LIST_DRIVER)
+    app.add_api_route("/driven", driven)
+    drawn = drawn_page(app, "/driven", tmp_path).split('id="more"')[1].split("</table>")[0]
+    want = load_recommender(ruled / "bundle").recommend(["t006", "茶 <b>"])
+    assert re.findall(r"<tr><td>\d+</td><td>(.*?)</td>", drawn) == want.items
+    assert "set by a rule" in drawn and "茶 &lt;b&gt;" in drawn and "<b>" not in drawn
