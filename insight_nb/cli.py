@@ -809,13 +809,13 @@ def _export(args):
         print(push_folder(args.out, args.push))
 
 def _serve(args):
-    from insight_nb.jobs.loading import open_bundle
+    from insight_nb.jobs.loading import open_served
     from insight_nb.ship.serve import ServeOptions, read_token, serve
     options = ServeOptions(
         args.max_texts, max_body_mb=args.max_body, max_waiting=max(5000, args.max_texts),
         token=read_token(args.token), log=args.log, feedback=args.feedback,
         keep_texts=not args.hash_texts, review=args.review, mask=args.mask)
-    serve(args.bundles, args.host, args.port, options, args.device, open_bundle)
+    serve(args.bundles, args.host, args.port, options, args.device, open_served)
 
 def _backbones(args):
     from insight_nb.models.catalog import COLUMNS_SAY, encoder_notes, encoder_table, list_encoders
@@ -901,7 +901,8 @@ _EXPORT = """examples:
   insight-nb export runs/a/bundle --to transformers --out a-hf --push owner/name"""
 _SERVE = """examples:
   insight-nb serve runs/a/bundle --port 8000
-  curl -d '{"text": "good"}' localhost:8000/predict"""
+  curl -d '{"text": "good"}' localhost:8000/predict
+  curl -d '{"history": ["a", "b"], "k": 5}' localhost:8000/predict      of a recommender"""
 _FEEDBACK = """examples:
   insight-nb serve runs/a/bundle --feedback answers.db
   insight-nb feedback show answers.db
@@ -1111,7 +1112,7 @@ def _serve_arguments(p):
     p.add_argument("--review", type=float, default=.05, metavar="SHARE",
                    help="share of the answers that are drawn to be looked at; default: 0.05")
     p.add_argument("--max-texts", type=int, default=1000, metavar="N",
-                   help="texts in a request; default: 1000")
+                   help="texts, or histories, in a request; default: 1000")
     p.add_argument("--max-body", type=float, default=10., metavar="MB",
                    help="size of a request; default: 10")
     p.add_argument("--device", metavar="DEVICE", help="cpu, cuda or mps; default: the best")

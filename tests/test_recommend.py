@@ -2,6 +2,11 @@
 rows."""
 
 import json
+import os
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,6 +25,7 @@ from insight_nb.apps.recommend.collaborative import (
     rank,
     clean_interactions,
 )
+from insight_nb.apps.recommend.events import weigh_events
 from insight_nb.apps.recommend.recommender import (
     Hybrid,
     Recommender,
@@ -28,9 +34,19 @@ from insight_nb.apps.recommend.recommender import (
     item_vectors,
     load_recommender,
 )
+from insight_nb.apps.recommend.rules import ListRules, Rules
+from insight_nb.apps.recommend.sequential import SASRec
+from insight_nb.apps.recommend.serving import find_list
+from insight_nb import cli
 from insight_nb.cli import recipes
 from insight_nb.base.core import InputError
 from insight_nb.data.samples import load_sample
+from insight_nb.jobs.loading import open_served
+from insight_nb.ship.serve import ServeOptions, Service, make_app, make_page
+from starlette.responses import HTMLResponse
+from starlette.testclient import TestClient
+from test_browser import CHROMIUM
+from test_serve import drawn_page
 
 METRICS = {"ndcg_at_10", "recall_at_10", "hit_rate_at_10", "coverage_at_10"}
 
@@ -285,3 +301,268 @@ def test_a_leak_is_found():
     visits = open_interactions(small())
     assert [c.passed for c in check_split(visits, split_by_time(visits).test)][:2] == [True, True]
     assert not check_split(visits, leave_last_out(visits).test)[0].passed
+
+
+# Rules, events, new users, lists and the service
+
+
+def random_rules(draw, names, kinds, k):
+    "Rules that may contradict each other, as people write them."
+    def some(values, most):
+        return tuple(map(str, draw.permutation(values)[:draw.integers(most + 1)]))
+
+    places = draw.permutation(np.arange(1, k + 2))[:draw.integers(4)]
+    caps = {name: int(draw.integers(4)) for name in some(kinds, 3)}
+    if draw.random() < .3:
+        caps["*"] = int(draw.integers(1, 5))
+    return Rules(
+        some(names, 5), some(kinds, 1) if draw.random() < .3 else (), caps,
+        float(draw.choice([0, 0, .3, 1])),
+        {int(p): str(draw.choice(names)) for p in places} if draw.random() < .5 else {})
+
+
+def broken(rules, listed, kinds_of, k):
+    "Written apart from the code that makes lists, and from the one that checks them."
+    assert len(listed) == len(set(listed)) <= k
+    assert not set(listed) & set(rules.exclude_items)
+    counts = Counter(kind for item in listed for kind in kinds_of[item])
+    assert not [c for c in rules.exclude_categories if counts[c]]
+    for kind, n in counts.items():
+        assert n <= rules.caps.get(kind, rules.caps.get("*", k))
+    at_their_place = {p: item for p, item in rules.must_show.items()
+                      if p <= len(listed) and listed[p - 1] == item}
+    early = [item for p, item in sorted(rules.must_show.items()) if p not in at_their_place]
+    # what has no place of its own ends a list in which nothing else is left
+    assert early == listed[len(listed) - len(early):]
+
+
+def test_no_list_breaks_a_rule_in_ten_thousand():
+    draw = np.random.default_rng(0)
+    lists, refusals, short = 0, 0, 0
+    while lists < 10_000:
+        n, k = int(draw.integers(8, 40)), int(draw.integers(1, 11))
+        names = [f"物{i}" if i % 2 else f"item {i}" for i in range(n)]
+        kinds = [f"类{j}" for j in range(4)]
+        of = [tuple(map(str, draw.choice(kinds, draw.integers(3), replace=False)))
+              for _ in range(n)]
+        there = sorted({kind for kinds_ in of for kind in kinds_})
+        try:
+            rules = random_rules(draw, names, there, k)
+            made = ListRules(rules, names, of, draw.normal(size=(n, 3)), k)
+        except InputError as e:
+            assert "\n" not in str(e) and "rules" in str(e) or "positions" in str(e)
+            refusals += 1
+            continue
+        scores = draw.normal(size=(40, n)).round(1)  # some are equal
+        scores[draw.random((40, n)) < draw.random()] = -np.inf
+        top = made.pick(scores, k)
+        assert made.count_broken(top) == 0
+        for row, line in zip(scores, top):
+            listed = [names[i] for i in line if i >= 0]
+            broken(rules, listed, dict(zip(names, of)), k)
+            shown = set(rules.must_show.values())
+            assert all(np.isfinite(row[i]) or names[i] in shown for i in line if i >= 0)
+            short += len(listed) < k
+        lists += len(top)
+    assert lists >= 10_000 and refusals > 50 and short > 500
+
+
+def test_without_variety_no_allowed_item_is_passed_over():
+    draw = np.random.default_rng(1)
+    names, of = list("abcdefgh"), [("x",)] * 4 + [("y",)] * 4
+    made = ListRules(Rules(("a",), (), {"x": 1}, 0., {2: "h"}), names, of, k=4)
+    for _ in range(50):
+        scores = draw.normal(size=8)
+        found = made.pick_list(scores, 4)
+        best_x = max((1, 2, 3), key=lambda i: scores[i])
+        want = [i for i in np.argsort(-scores) if i in (best_x, 4, 5, 6)][:3]
+        assert found == [want[0], 7, *want[1:]]
+
+
+RULES = """
+exclude items: [t003]
+exclude categories: [crime]
+cap: {"*": 3, 烹饪: 2}
+diversify: 0.2
+must show: {2: 书}
+"""
+
+
+def in_chinese(frame):
+    "Some items and a category with Chinese names."
+    return frame.assign(item=frame.item.replace({"t004": "书", "t005": "茶 <b>"}),
+                        kind=frame.kind.replace({"cooking": "烹饪"}))
+
+
+@pytest.fixture(scope="module")
+def ruled(tmp_path_factory):
+    "A run with all that a shop may ask for."
+    place, here = tmp_path_factory.mktemp("ruled"), os.getcwd()
+    os.chdir(place)
+    try:
+        Path("rules.yaml").write_text(RULES, encoding="utf-8")
+        given = {"table": save(in_chinese(small(900))), "categories": "kind", "event": "event",
+                 "event_weights": "view=1,buy=5", "rules": "rules.yaml", "lists": 4, "folds": 1,
+                 "min_history": 2, "sequential": "true"}
+        words = [str(w) for pair in given.items() for w in ("-p", *pair)]
+        assert run_here("recommend", *words, "--out", "out") == 0
+    finally:
+        os.chdir(here)
+    return place / "out"
+
+
+def test_a_run_with_rules_events_and_lists(ruled):
+    e = json.loads((ruled / "evidence.json").read_text(encoding="utf-8"))
+    rungs = e["rungs"]
+    assert {"SASRec", "EASE with recency", "hybrid", "popularity"} <= set(rungs["rungs"])
+    assert rungs["stop_at"] in rungs["rungs"] and rungs["conclusion"]
+    assert rungs["rungs"]["SASRec"]["gain"]["low"] <= rungs["rungs"]["SASRec"]["gain"]["high"]
+    assert e["cost"]["rung_seconds"]["SASRec"] > 0 and e["cost"]["devices"]["SASRec"]
+    assert list(e["rules"])[0] == "all of them" and len(e["rules"]) == 6
+    for rule in e["rules"].values():
+        assert rule["gain"]["low"] <= rule["gain"]["value"] <= rule["gain"]["high"]
+    assert [row["clicks"] for row in e["first_clicks"]["after"]] == [1, 2, 3]
+    assert e["event_weights"]["weights"] == {"view": 1, "buy": 5}
+    assert {c["check"]: c["passed"] for c in e["guard"]}["rules_kept"]
+    page = (ruled / "report.html").read_text(encoding="utf-8")
+    assert "The rung to stop at" in page and rungs["conclusion"][:40] in page
+    assert "茶 <b>" not in page and "书 at position 2" in page
+
+
+def test_lists_are_the_same_in_both_files_and_keep_the_rules(ruled):
+    lists = pd.read_parquet(ruled / "lists.parquet")
+    opened = load_recommender(ruled / "bundle")
+    assert (lists.groupby("user").item.nth(1) == "书").all() and lists["rank"].max() == 4
+    of = dict(zip(opened.names, opened.rules.categories))
+    for user, rows in lists.groupby("user"):
+        assert opened.rules.find_broken([opened.item_index[i] for i in rows.item]) == []
+        assert not any("kind: crime" in of[i] for i in rows.item)
+        assert [r["item"] for r in find_list(ruled / "lists.sqlite", user)] == rows.item.tolist()
+    assert find_list(ruled / "lists.sqlite", "nobody")[0]["reason"] == "popular lately"
+    assert not [p for p in ruled.iterdir() if p.name.startswith(".")]
+
+
+def test_the_service_answers_histories_as_the_bundle_does(ruled):
+    opened = load_recommender(ruled / "bundle")
+    service = Service([ruled / "bundle"], ServeOptions(max_texts=5), "cpu", open_served)
+    asked = [["t006", {"item": "t007", "event": "buy"}], [], ["茶 <b>", "gone"], "t006", [None],
+             [{"item": "t006", "event": "lend"}]]
+    with TestClient(make_app(service)) as client:
+        reply = client.post("/predict", json={"histories": asked[:3], "k": 3})
+        for history, answer in zip(asked, reply.json()["predictions"]):
+            assert answer["prediction"] == opened.recommend(history, 3).items
+            assert answer["error"] is None and len(answer["reasons"]) == 3
+        assert reply.json()["predictions"][2]["unknown"] == ["gone"]
+        reply = client.post("/predict", json={"histories": asked[3:]}).json()["predictions"]
+        assert [bool(a["error"]) for a in reply] == [True] * 3
+        bodies = [({"text": "a"}, 400), ({"history": ["t006"], "k": 0}, 400), ({"k": 3}, 400),
+                  ({"histories": asked}, 413), ({"history": ["t006"], "model": "x"}, 400)]
+        for body, status in bodies:
+            assert client.post("/predict", json=body).status_code == status, body
+        # a list that is too short for what it must show is an error in its place
+        short = client.post("/predict", json={"history": ["t006"], "k": 1}).json()["predictions"]
+        assert "ask for 2 or more" in short[0]["error"]
+        draw = np.random.default_rng(0)
+        good = json.dumps({"histories": [["茶 <b>", 5, 1.5, {"item": "书"}]], "k": 2}).encode()
+        for i in range(150):
+            body = bytearray(good)
+            for _ in range(i % 5):
+                body[int(draw.integers(len(body)))] = int(draw.integers(256))
+            assert client.post("/predict", content=bytes(body)).status_code in (200, 400)
+        assert client.get("/info").json()["models"][0]["row"] == "history"
+    with pytest.raises(InputError, match="serve it without feedback"):
+        Service([ruled / "bundle"], ServeOptions(feedback="answers.db"), "cpu", open_served)
+
+
+def test_the_log_of_a_service_may_hide_what_is_personal(ruled, tmp_path):
+    log = tmp_path / "log"
+    options = ServeOptions(log=str(log), mask=True)
+    with TestClient(make_app(Service([ruled / "bundle"], options, "cpu", open_served))) as client:
+        assert client.post("/predict", json={"history": ["eve@example.org"]}).status_code == 200
+    line = json.loads(log.read_text())
+    assert "eve@example.org" not in log.read_text() and len(line["prediction"]) == 10
+
+
+def test_a_damaged_bundle_is_not_served(ruled, tmp_path, capsys):
+    shutil.copytree(ruled / "bundle", tmp_path / "b")
+    (tmp_path / "b" / "rules.json").write_text("{}")
+    assert cli.main(["serve", str(tmp_path / "b")]) == 2
+    said = capsys.readouterr().err
+    assert "rules.json is damaged" in said and said.count("\n") == 1
+
+
+RULED = {  # what is wrong -> (file of rules or None, parameters, words)
+    "an item that isn't there": ("exclude items: [t9999]", [], ["'t9999'", "not there"]),
+    "a category that isn't there": ("cap: {crme: 1}", [], ["'crme'", "crime"]),
+    "rules that contradict": (
+        "exclude items: [t5]\nmust show: {1: t5}", [], ["t5", "leave it out"]),
+    "a place beyond the list": ("must show: {11: t5}", [], ["position 11", "10 items"]),
+    "a place beyond a shorter list": (
+        "must show: {4: t5}", ["-p", "lists", "3"], ["position 4", "3 items"]),
+    "no number": ("cap: {crime: many}", [], ["r.yaml, line 1", "'many'"]),
+    "nothing left": ("cap: {'*': 0}", [], ["leave no item"]),
+    "no YAML": ("cap: [", [], ["no YAML"]),
+    "no file": (None, ["-p", "rules", "gone.yaml"], ["gone.yaml", "No such file"]),
+    "weights without event": (None, ["-p", "event_weights", "view=1"], ["with event"]),
+    "weights that are none": (
+        None, ["-p", "event", "event", "-p", "event_weights", "view"], ["event_weights", "'view'"]),
+    "an event without weight": (
+        None, ["-p", "event", "event", "-p", "event_weights", "buy=1"], ["'buy'", "view"]),
+    "lists of nothing": (None, ["-p", "lists", "0"], ["lists is 0"]),
+}
+
+
+@pytest.mark.parametrize("text, words, said", RULED.values(), ids=RULED)
+def test_rules_and_weights_that_cannot_be(ends, text, words, said):
+    frame = [{**r, "kind": "crime"} for r in rows]
+    if text is not None:
+        Path("r.yaml").write_text(text, encoding="utf-8")
+        words = ["-p", "rules", "r.yaml", *words]
+    refused(ends("run", "recommend", "-p", "table", write_csv("t.csv", frame), "-p", "categories",
+                 "kind", *words, "--out", "out"), *said)
+
+
+def test_weights_change_what_is_learned_and_never_what_is_asked():
+    frame = small(900)
+    plain = clean_interactions(frame, event="event")
+    weighed = weigh_events(plain, {"view": 1, "buy": 9})
+    alike = weigh_events(plain, {"view": 3, "buy": 3})  # only ratios count
+    fold = split_by_time(plain).test
+    for kind in (EASE, ItemKNN, Popularity):
+        tops = [rank(kind().fit(v, fold.history), v, fold, 2) for v in (plain, alike, weighed)]
+        assert np.array_equal(tops[0].top, tops[1].top)
+        assert not np.array_equal(tops[0].top, tops[2].top)
+        assert len({tuple(t.users) for t in tops}) == 1
+
+
+def test_a_network_reads_only_what_came_before():
+    visits = clean_interactions(in_chinese(small(500)))
+    fold = split_by_time(visits).test
+    network = SASRec(epochs=2, width=16, device="cpu").fit(visits, fold.history)
+    profiles = network.profiles(visits, fold.history)
+    late = profiles.copy()
+    late.data[:] = 1 / (1 / late.data + 0)  # the same order, the same scores
+    assert np.array_equal(network.score(profiles), network.score(late))
+    turned = profiles.copy()
+    turned.data[:] = -turned.data
+    assert not np.array_equal(network.score(profiles), network.score(turned))
+    assert np.isfinite(network.score(profiles)).all()
+
+
+LIST_DRIVER = """<script>window.onload = async () => {
+  await know(); first.value = "t006\\n\\n 茶 <b> "; document.forms[0].requestSubmit();
+};</script>"""
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="needs chromium")
+def test_the_page_lists_items_for_a_history(ruled, tmp_path):
+    service = Service([ruled / "bundle"], ServeOptions(), "cpu", open_served)
+    app = make_app(service)
+
+    async def driven():
+        return HTMLResponse(make_page(["b"], service.options, ["history"]) + LIST_DRIVER)
+    app.add_api_route("/driven", driven)
+    drawn = drawn_page(app, "/driven", tmp_path).split('id="more"')[1].split("</table>")[0]
+    want = load_recommender(ruled / "bundle").recommend(["t006", "茶 <b>"])
+    assert re.findall(r"<tr><td>\d+</td><td>(.*?)</td>", drawn) == want.items
+    assert "set by a rule" in drawn and "茶 &lt;b&gt;" in drawn and "<b>" not in drawn

@@ -9,6 +9,7 @@ __all__ = ['MAX_EASE_ITEMS', 'Interactions', 'clean_interactions', 'open_interac
            'check_ease_memory', 'ease_fits', 'ItemKNN', 'EASE', 'IALS', 'tune_scorer', 'evaluate_scorer']
 
 # %% ../../../nbs/apps/recommend/01_collaborative.ipynb #aff0934e
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,6 +38,8 @@ class Interactions:
     frame: "pd.DataFrame | None" = field(default=None, repr=False) # the rows as they were given
     dropped: dict = field(default_factory=dict) # reason -> rows
     notes: list = field(default_factory=list)
+    weights: "np.ndarray | None" = None # (rows,) what each counts, above 0; None: all alike
+    event_weights: dict = field(default_factory=dict) # event -> what it counts
 
     def __len__(self): return len(self.users)
     @property
@@ -296,23 +299,46 @@ def check_split(interactions: Interactions, fold: Fold) -> list:
 class Scorer:
     "Learns from visits and gives profiles a score for each item."
     param_grid = ({},) # settings to choose from
+    profile_grid = ({},) # settings to choose from that change profiles, and nothing learned
     def fit(self, interactions: Interactions, indices): # positions of the rows to learn from
-        x = interactions.to_matrix(indices)
+        x = interactions.learning_matrix(indices)
         self.fit_matrix(x, interactions, indices)
         return self
-    def profiles(self, interactions, indices): return interactions.to_matrix(indices)
+    def profiles(self, interactions, indices): return interactions.profile_matrix(indices)
     def fit_matrix(self, x, interactions, indices): raise NotImplementedError
 
 # %% ../../../nbs/apps/recommend/01_collaborative.ipynb #9a2bca86
 @patch
 # positions of rows; (rows,) how much each counts, None: once
 def to_matrix(self: Interactions, indices, weights=None) -> csr_matrix:
-    "(users, items): 1 where they met."
-    x = csr_matrix((np.ones(len(indices)) if weights is None else weights,
-                    (self.users[indices], self.items[indices])), shape=self.shape)
-    if weights is None: # several events of one pair
-        x.data[:] = 1
-    return x
+    "(users, items): 1 where they met, or the largest weight of what was done."
+    users, items = self.users[indices], self.items[indices]
+    weights = np.ones(len(users)) if weights is None else weights
+    order = np.lexsort((-weights, items, users))
+    first = np.ones(len(order), bool) # of several events of one pair, the largest weight
+    first[1:] = (np.diff(users[order]) != 0) | (np.diff(items[order]) != 0)
+    at = order[first]
+    return csr_matrix((weights[at], (users[at], items[at])), shape=self.shape)
+
+# %% ../../../nbs/apps/recommend/01_collaborative.ipynb #c8be3062
+@patch
+def learning_matrix(self: Interactions, indices) -> csr_matrix: # positions of rows
+    "(users, items): what was done counts by its event's weight, 1 in the mean."
+    if self.weights is None:
+        return self.to_matrix(indices)
+    x = self.to_matrix(indices, self.weights[indices])
+    return x / x.data.mean() if x.nnz else x
+
+# %% ../../../nbs/apps/recommend/01_collaborative.ipynb #e1f8c4c3
+@patch
+def profile_matrix(self: Interactions, indices, # positions of rows
+                   half_life=None) -> csr_matrix: # in later visits of the user; None: endless
+    "(users, items): what each visit counts when a user is served; the latest counts most."
+    weights = np.ones(len(indices)) if self.weights is None else self.weights[indices]
+    if half_life is not None:
+        later = count_later_interactions(self.users[indices], self.times[indices])
+        weights = weights * .5**(later / half_life)
+    return self.to_matrix(indices, weights)
 
 # %% ../../../nbs/apps/recommend/01_collaborative.ipynb #2e6d22e0
 class Popularity(Scorer):
@@ -330,7 +356,8 @@ class RecentPopularity(Popularity):
     def __init__(self, days=7): self.days = days
     def fit_matrix(self, x, interactions, indices):
         age = (interactions.times[indices].max() - interactions.times[indices]) / 86400
-        self.weights = np.bincount(interactions.items[indices], .5**(age / self.days),
+        counts = 1. if interactions.weights is None else interactions.weights[indices]
+        self.weights = np.bincount(interactions.items[indices], counts * .5**(age / self.days),
                                    interactions.shape[1])
 
 # %% ../../../nbs/apps/recommend/01_collaborative.ipynb #a758d30d
@@ -374,9 +401,10 @@ def score_unseen_items(scorer: Scorer, profiles) -> np.ndarray: # (users, items)
     return s
 
 # %% ../../../nbs/apps/recommend/01_collaborative.ipynb #5664ef38
-# a fitted scorer; visits a user needs to be asked; length of a list; users, drawn by chance
+# a fitted scorer; visits a user needs to be asked; length of a list; users, drawn by chance;
+# what makes lists of scores
 def rank(scorer: Scorer, interactions: Interactions, fold: Fold, min_history=5, k=10,
-         max_users=None) -> Ranking:
+         max_users=None, pick=top_items) -> Ranking:
     "Rank all items for each user who can be asked. Raises InputError when there is none."
     users, target = eval_users(interactions, fold, min_history)
     if not len(users):
@@ -387,7 +415,7 @@ def rank(scorer: Scorer, interactions: Interactions, fold: Fold, min_history=5, 
         users = np.sort(np.random.default_rng(0).permutation(users)[:max_users])
     profiles = scorer.profiles(interactions, fold.history)
     top = np.concatenate([
-        top_items(score_unseen_items(scorer, profiles[b]), k)
+        pick(score_unseen_items(scorer, profiles[b]), k)
         for b in _blocks(users, interactions.shape[1])])
     known = np.asarray(interactions.to_matrix(fold.history).sum(0)).ravel() / len(
         np.unique(interactions.users[fold.history]))
@@ -437,7 +465,7 @@ class ItemKNN(Scorer):
     def fit_matrix(self, x, interactions, indices):
         k = self.k if ease_fits(x.shape[1]) else min(self.k, 200)
         size = np.sqrt(np.asarray(x.sum(0)).ravel())
-        rows = []
+        rows, x = [], x.sqrt()
         for i in range(0, x.shape[1], 500):
             near = (x[:, i:i + 500].T @ x).toarray() / (
                 np.outer(size[i:i + 500], size) + self.shrink + 1e-12)
@@ -457,6 +485,7 @@ class EASE(Scorer):
     def __init__(self, weight=200): self.weight = weight
     def fit_matrix(self, x, interactions, indices):
         check_ease_memory(x.shape[1])
+        x = x.sqrt()
         p = np.linalg.inv((x.T @ x).toarray() +
                           self.weight * np.eye(x.shape[1]))
         self.weights = p / -np.diag(p)
@@ -503,22 +532,33 @@ def score(self: IALS, profiles):
 
 # %% ../../../nbs/apps/recommend/01_collaborative.ipynb #76acc09b
 # a Scorer class; turns to choose by -> settings, NDCG
-def tune_scorer(scorer_class, interactions: Interactions, folds, min_history=5):
+def tune_scorer(scorer_class, interactions: Interactions, folds, min_history=5,
+                grid=None): # of settings that change what is learned; None: that of the class
     "The best settings of a scorer's grid by the mean NDCG over folds; the first of equals."
-    if len(scorer_class.param_grid) == 1:
-        return dict(scorer_class.param_grid[0]), float("nan")
-    scores = [
-        np.mean([
-            rank(
-                scorer_class(**g).fit(interactions, f.history), interactions, f, min_history,
-                max_users=2000).ndcg.mean() for f in folds]) for g in scorer_class.param_grid]
-    return dict(scorer_class.param_grid[int(np.argmax(scores))]), float(max(scores))
+    learned = scorer_class.param_grid if grid is None else grid
+    grid = [g | p for g in learned for p in scorer_class.profile_grid]
+    if len(grid) == 1:
+        return dict(grid[0]), float("nan")
+    scores = np.zeros(len(grid))
+    for fold in folds:
+        found = []
+        for settings in learned:
+            scorer = scorer_class(**settings).fit(interactions, fold.history)
+            for changed in scorer_class.profile_grid: # what was learned stays
+                vars(scorer).update(changed)
+                ranking = rank(scorer, interactions, fold, min_history, max_users=2000)
+                found.append(ranking.ndcg.mean())
+        scores += np.array(found) / len(folds)
+    return grid[int(np.argmax(scores))], float(scores.max())
 
 # %% ../../../nbs/apps/recommend/01_collaborative.ipynb #ae40dbbe
 # -> a fitted scorer, its Ranking
 def evaluate_scorer(scorer_class, interactions: Interactions, split: EvaluationSplit,
-                    min_history=5):
+                    min_history=5, grid=None): # as of `tune_scorer`
     "Choose on the folds, learn from the whole history, ask once."
-    settings, _ = tune_scorer(scorer_class, interactions, split.folds, min_history)
+    start = time.perf_counter()
+    settings, _ = tune_scorer(scorer_class, interactions, split.folds, min_history, grid)
     scorer = scorer_class(**settings).fit(interactions, split.test.history)
-    return scorer, rank(scorer, interactions, split.test, min_history)
+    ranking = rank(scorer, interactions, split.test, min_history)
+    ranking.settings, ranking.seconds = settings, time.perf_counter() - start
+    return scorer, ranking

@@ -7,7 +7,7 @@ __all__ = ['top_items', 'ranking_metrics_per_user', 'Ranking', 'count_listed_ite
            'ndcg_gain', 'ranking_table']
 
 # %% ../../../nbs/apps/recommend/00_ranking.ipynb #94bbdcfc
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -53,6 +53,8 @@ class Ranking:
     n_items: int # how many there are
     k: int # requested length of a list
     protocol: str # how the data was split and evaluated, in words
+    settings: dict = field(default_factory=dict) # of the scorer, chosen before the test
+    seconds: float = 0. # to choose them, to learn and to rank
 
 # %% ../../../nbs/apps/recommend/00_ranking.ipynb #2dfe4a52
 def count_listed_items(ranking: Ranking, user_indices=slice(None)) -> int: # positions of users
@@ -82,13 +84,14 @@ def ranking_metrics(ranking: Ranking) -> dict: # name -> Metric
     return out | {f"novelty_at_{k}": mean_metric(ranking.novelty, high=np.inf)}
 
 # %% ../../../nbs/apps/recommend/00_ranking.ipynb #0156ce6a
-def ndcg_gain(first: Ranking, second: Ranking) -> Metric: # both on the same users
+def ndcg_gain(first: Ranking, second: Ranking, # both on the same users
+              level=.95) -> Metric: # of the interval
     "Mean difference in NDCG, first minus second, paired by user."
     if not np.array_equal(first.users, second.users):
         raise ValueError("the two rankings have different users: compare rankings of one split")
     d = first.ndcg - second.ndcg
     far = np.abs(d).max() or 1. # the largest difference stands for what one user can bring
-    return mean_metric(d, low=-1, reach=(-far, far))
+    return mean_metric(d, low=-1, reach=(-far, far), level=level)
 
 # %% ../../../nbs/apps/recommend/00_ranking.ipynb #a5a76ef7
 def ranking_table(rankings: dict, # name -> Ranking, the first is compared with all others
