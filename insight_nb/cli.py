@@ -918,6 +918,9 @@ _BACKBONES = """examples:
 _PULL = """examples:
   insight-nb pull BAAI/bge-small-zh-v1.5 --out bge-small-zh
   insight-nb pull bge-small-zh --check                       is it still what came?"""
+_DIALOGUES = """examples:
+  insight-nb test-dialogues runs/a/bundle dialogues.jsonl
+  insight-nb test-dialogues runs/a/bundle dialogues.yaml --update"""
 _MAIN = """examples:
   insight-nb samples                                         tables to try it on
   insight-nb check reviews.csv --text review --label stars   is the data fit to train on?
@@ -935,7 +938,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(
         dest="command", required=True, parser_class=_Parser,
         metavar="run | predict | export | serve | feedback | compare | check | mask | backbones | "
-                "pull | samples")
+                "pull | samples | test-dialogues")
     def add(name, call, about, examples="examples:\n  insight-nb samples", **kw):
         sub = commands.add_parser(name, help=about, description=about, epilog=examples, **kw)
         sub.set_defaults(call=call, parser=sub)
@@ -956,6 +959,8 @@ def make_parser() -> argparse.ArgumentParser:
         add("backbones", _backbones, "list encoders to choose from", _BACKBONES))
     _pull_arguments(add("pull", _pull, "bring an encoder into a folder", _PULL))
     add("samples", _samples, "list the sample tables")
+    _dialogue_arguments(
+        add("test-dialogues", _test_dialogues, "have conversations that must work", _DIALOGUES))
     return top
 
 def _backbones_arguments(p):
@@ -1130,6 +1135,26 @@ def _progress(every=30):
             f"{done:,} of {rows:,} rows, about "
             f"{plural(math.ceil((now - began) / done * (rows - done) / 60), 'minute')} left")
     return tell
+
+def _test_dialogues(args):
+    from insight_nb.jobs.loading import check_dialogues
+    found = check_dialogues(args.bundle, args.file, args.device, args.update, args.force)
+    if args.out:
+        found.save(args.out, args.force)
+    print(found.table() if found.differences else found.summary())
+    if args.update:
+        print(f"{args.file} says what the assistant says now")
+    elif found.differences:
+        raise RunError(f"{found.summary()}. If all of it is right: --update")
+
+def _dialogue_arguments(p):
+    p.add_argument("bundle", metavar="BUNDLE", help="a folder that the recipe assistant wrote")
+    p.add_argument("file", metavar="FILE", help="conversations, .jsonl or .yaml")
+    p.add_argument("--update", action="store_true", help="write into FILE what is said now")
+    p.add_argument("--out", metavar="FILE", help="write the differences as .html or .json too")
+    p.add_argument("--device", metavar="DEVICE", help="cpu, cuda or mps; default: the best")
+    p.add_argument("--force", action="store_true",
+                   help="replace FILE of --out, and lose comments of a YAML file")
 
 def _unexpected(e): # (status, what to say)
     if isinstance(e, OSError) and any(d in str(e) for d in (*_DISK, _NO_TEMP)):
