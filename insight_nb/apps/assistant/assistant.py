@@ -152,7 +152,7 @@ def read_clauses(self: Assistant, texts) -> list: # str each; of (clauses, label
     s = self.classifier.score_vectors(self.classifier.embed(flat))
     top = np.sort(softmax(s["logits"]), axis=1)[:, :-3:-1]
     sure = self.classifier.detector.accepts(s) & (top[:, 0] - top[:, 1] >= self.clarify_threshold)
-    scores = iter(np.where(sure, top[:, 0], 0.).tolist())
+    scores = iter(np.where(sure, self.classifier.detector.decision_function(s), -np.inf).tolist())
     labels = iter(str(self.classifier.names[i]) for i in s["logits"].argmax(1))
     return [(some, [next(labels) for _ in some], [next(scores) for _ in some]) for some in cut]
 
@@ -162,7 +162,8 @@ def default_split_threshold(self: Assistant, most=2000) -> float: # validation r
     texts = getattr(self.classifier, "valid_texts", [])[:most]
     if not texts:
         return np.inf
-    return split_threshold([second_score(*read[1:]) for read in self.read_clauses(texts)])
+    second = [second_score(*read[1:]) for read in self.read_clauses(texts)]
+    return split_threshold(second, self.classifier.detector.threshold)
 
 # %% ../../../nbs/apps/assistant/05_assistant.ipynb #f8df8a27
 @patch

@@ -233,7 +233,7 @@ class SplitResult:
     found: Metric # pairs of which both intents are found, and nothing else
     readable: Metric # pairs whose two messages are read right alone
     cut: Metric # test messages with one request that are cut
-    threshold: float # the probability that a second intent needs
+    threshold: float # the score of the detector that a second intent needs
 
     def to_dict(self):
         return {"pairs_found": self.found.to_dict(), "pairs_readable": self.readable.to_dict(),
@@ -245,7 +245,7 @@ class SplitResult:
             ["of these pairs, both messages are read right alone", self.readable],
             ["messages with one request that are cut", self.cut]],
             f"{plural(self.found.n, 'pair')} made of test messages, 95 % intervals; a second "
-            f"intent counts from a probability of {self.threshold:.2f}")
+            f"intent counts from a score of {self.threshold:.2f}")
 
 # %% ../../../nbs/apps/assistant/07_breakdown.ipynb #b44c50fe
 @patch

@@ -79,8 +79,8 @@ def second_score(labels, scores) -> float: # of the clauses of a text; minus inf
     return sorted(best.values())[-2] if len(best) > 1 else -np.inf
 
 def split_threshold(second, # (rows,) of `second_score`, of validation rows with one request each
-                    split_rate=SPLIT_RATE, # share of such rows that may be cut
-                    least=.5) -> float: # the threshold is not lower than that
+                    least, # the score that any text needs to be in scope: it is not lower
+                    split_rate=SPLIT_RATE) -> float: # share of such rows that may be cut
     "The score that a second intent needs."
     ordered = np.sort(np.asarray(second, float))[::-1]
     allowed = int(split_rate * (len(ordered) + 1) + 1e-9)

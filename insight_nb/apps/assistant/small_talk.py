@@ -43,7 +43,7 @@ _GOODBYE = """bye|bye bye|goodbye|good bye|bye for now|good night|see you|see ya
 |nice to chat|good to chat|great to chat|nice to speak|great to speak|nice talk|great talk
 |再见|拜拜|拜|回见|回头见|下次见|晚安|就这些|没别的了|没有别的了|没事了"""
 _AGREEMENT = """ok|okay|alright|all right|great|perfect|cool|fine|got it|i see|understood|good
-|sounds good|awesome|excellent|nice|wonderful|amazing|好|好的|行|可以|嗯|哦|知道了|明白|明白了
+|sounds good|awesome|nice|好|好的|行|可以|嗯|哦|知道了|明白|明白了
 |收到|了解|了解了|没问题|太好了|很好|不错"""
 
 # %% ../../../nbs/apps/assistant/02_small_talk.ipynb #134b9d97
@@ -96,14 +96,16 @@ def small_talk_kind(text) -> str: # one of `SMALL_TALK`; empty: the text is more
     if not 0 < len(words) <= MAX_WORDS or len(text) > 500:
         return ""
     known, fillers = _phrases()
-    longest, found, at = max(map(len, known)), set(), 0
+    longest, found, at, beside = max(map(len, known)), set(), 0, 0
     while at < len(words):
         size = next((n for n in range(longest, 0, -1) if words[at:at + n] in known), 0)
         if size:
             found.add(known[words[at:at + size]])
         elif words[at] not in fillers:
             return ""
-        at += size or 1
+        beside, at = beside + (not size), at + (size or 1)
+    if found == {"agreement"} and beside > 2: # "your team is great" is praise
+        return ""
     return next((kind for kind in SMALL_TALK if kind in found), "")
 
 # %% ../../../nbs/apps/assistant/02_small_talk.ipynb #0f46da09
