@@ -52,7 +52,37 @@ def table(path, times=8):
     return write_csv(path, rows)
 
 
-def test_a_run_leaves_an_assistant(tmp_path):
+def taken_apart(e):
+    "By language, by kind, several requests, small talk, conversations."
+    assert {g["kind"]: g["recall"]["n"] for g in e["scope"]} == {"near": 4, "far": 4}
+    found = {v["language"]: v for v in e["languages"]}
+    assert found["en"]["fits"] and not found["zh"]["fits"]
+    assert sum(v["accuracy"]["n"] for v in found.values()) == e["data"]["rows"]["test"]
+    several = e["several_intents"]
+    assert several["pairs_found"]["n"] > 5 and several["singles_cut"]["low"] <= 0.05
+    assert several["pairs_found"]["value"] <= several["pairs_readable"]["high"]
+    assert e["small_talk"]["false_rate"]["value"] == 0 and "handover" not in e
+    assert (e["dialogues"]["failed"], e["dialogues"]["first_failed"]) == (1, ["gone"])
+    checks = {g["check"]: g for g in e["guard"]}
+    assert checks["dialogues"]["passed"] is False and checks["language"]["passed"] is False
+    assert "multilingual-e5-small" in checks["language"]["detail"]
+
+
+STRANGE = {
+    "near": ["is my mortgage approved", "insure my car", "change my pension", "我要买基金"],
+    "far": ["what is the tallest mountain", "sing a song", "今天天气怎么样", "cook me some rice"],
+}
+
+
+def recipe(folder, given):
+    words = [w for k, v in given.items() for w in ("-p", k, v)]
+    assert run_here("assistant", *words, "--out", folder / "runs") == 0
+    return json.loads((folder / "runs/evidence.json").read_text(encoding="utf-8"))
+
+
+def test_a_run_leaves_an_assistant(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "insight_nb.methods.llm", None)  # not asked for: not imported
+    monkeypatch.delitem(sys.modules, "insight_nb.apps.assistant.handover", raising=False)
     flows = {
         "card": {
             "say": "Card {number} is on its way.",
@@ -60,29 +90,21 @@ def test_a_run_leaves_an_assistant(tmp_path):
         }
     }
     (tmp_path / "flows.json").write_text(json.dumps(flows))
-    strange = write_csv(
-        tmp_path / "strange.csv",
-        [
-            {"text": t}
-            for t in (
-                "what is the tallest mountain",
-                "sing a song",
-                "who won the match",
-                "今天天气怎么样",
-                "cook me some rice",
-            )
-        ],
-    )
+    strange = [{"text": t, "kind": k} for k, texts in STRANGE.items() for t in texts]
+    talks = [{"name": "hello", "turns": [{"user": "hello", "action": "chat", "intent": ""}]},
+             {"name": "gone", "turns": [{"user": "my card is lost", "intent": "loan"}]}]  # fmt: skip
+    (tmp_path / "talks.jsonl").write_text("\n".join(map(json.dumps, talks)))
     given = {
         "table": table(tmp_path / "t.csv"),
         "answer": "answer",
         "flows": tmp_path / "flows.json",
-        "out_of_scope": strange,
+        "out_of_scope": write_csv(tmp_path / "strange.csv", strange),
+        "out_of_scope_kind": "kind",
+        "dialogues": tmp_path / "talks.jsonl",
         "anyway": "true",  # a third of the questions is Chinese
     }
-    words = [w for k, v in given.items() for w in ("-p", k, v)]
-    assert run_here("assistant", *words, "--out", tmp_path / "runs") == 0
-    e = json.loads((tmp_path / "runs/evidence.json").read_text(encoding="utf-8"))
+    e = recipe(tmp_path, given)
+    taken_apart(e)
     assert {"in_scope_accuracy", "oos_auroc", "oos_recall", "recall_at_1"} <= set(
         e["metrics"]
     ) and e["task"] == "assistant"
@@ -93,6 +115,8 @@ def test_a_run_leaves_an_assistant(tmp_path):
     }["reload_equal"]
     page = (tmp_path / "runs/report.html").read_text(encoding="utf-8")
     assert "<b>Ask</b>" not in page and "账户" in page
+    for title in ("Several requests", "Languages", "near and far", "Small talk", "must work"):
+        assert title in page
     bot = load_assistant(tmp_path / "runs/bundle")
     acts = [bot.reply(t).kind for t in ("my card is lost", "1234", "I want a human")]
     assert acts == ["ask", "done", "handover"]
@@ -157,49 +181,6 @@ def test_an_answer_table_without_answers(ends, tmp_path):
         ),
         "holds no answer",
     )
-
-
-# More than one intent, languages, kinds of strange texts
-
-
-def recipe(folder, given, name="runs"):
-    words = [w for k, v in given.items() for w in ("-p", k, v)]
-    assert run_here("assistant", *words, "--out", folder / name) == 0
-    return json.loads((folder / name / "evidence.json").read_text(encoding="utf-8"))
-
-
-STRANGE = {
-    "near": ["is my mortgage approved", "insure my car", "change my pension", "我要买基金"],
-    "far": ["what is the tallest mountain", "sing a song", "今天天气怎么样", "cook some rice"],
-}
-
-
-def test_the_report_takes_its_numbers_apart(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "insight_nb.methods.llm", None)  # not asked for: not imported
-    monkeypatch.delitem(sys.modules, "insight_nb.apps.assistant.handover", raising=False)
-    strange = [{"text": t, "kind": k} for k, texts in STRANGE.items() for t in texts]
-    talks = [{"name": "hello", "turns": [{"user": "hello", "action": "chat", "intent": ""}]},
-             {"name": "gone", "turns": [{"user": "my card is lost", "intent": "loan"}]}]  # fmt: skip
-    (tmp_path / "talks.jsonl").write_text("\n".join(map(json.dumps, talks)))
-    e = recipe(tmp_path, {
-        "table": table(tmp_path / "t.csv"), "answer": "answer", "anyway": "true",
-        "out_of_scope": write_csv(tmp_path / "s.csv", strange), "out_of_scope_kind": "kind",
-        "dialogues": tmp_path / "talks.jsonl"})  # fmt: skip
-    assert {g["kind"]: g["recall"]["n"] for g in e["scope"]} == {"near": 4, "far": 4}
-    found = {v["language"]: v for v in e["languages"]}
-    assert found["en"]["fits"] and not found["zh"]["fits"]
-    assert sum(v["accuracy"]["n"] for v in found.values()) == e["data"]["rows"]["test"]
-    several = e["several_intents"]
-    assert several["pairs_found"]["n"] > 5 and several["singles_cut"]["low"] <= 0.05
-    assert several["pairs_found"]["value"] <= several["pairs_readable"]["high"]
-    assert e["small_talk"]["false_rate"]["value"] == 0 and "handover" not in e
-    assert (e["dialogues"]["failed"], e["dialogues"]["first_failed"]) == (1, ["gone"])
-    checks = {g["check"]: g for g in e["guard"]}
-    assert checks["dialogues"]["passed"] is False and checks["language"]["passed"] is False
-    assert "multilingual-e5-small" in checks["language"]["detail"]
-    page = (tmp_path / "runs/report.html").read_text(encoding="utf-8")
-    for title in ("Several requests", "Languages", "near and far", "Small talk", "must work"):
-        assert title in page
 
 
 # A language model behind the threshold
@@ -268,20 +249,20 @@ def test_a_planted_regression_in_one_of_50_dialogues(clerk, tmp_path, capsys):
             "turns": [
                 {"user": "my refund is too low", "intent": "refund", "action": "ask"},
                 {"user": f"{10000 + i}", "slots": {"order": f"{10000 + i}"}, "action": "done"},
-                {"user": "谢谢", "text": "不客气。"},
             ],
         }
         for i in range(49)
     ]
     said = {"user": "the service is wonderful", "intent": "praise", "text": "Thank you!"}
-    talks.insert(31, {"name": "the happy one", "turns": [{"user": "hello"}, said]})
+    hello = {"user": "你好", "text": "您好，请问有什么可以帮您？"}
+    talks.insert(31, {"name": "the happy one", "turns": [hello, said]})
     lines = "\n".join(json.dumps(t, ensure_ascii=False) for t in talks)
     (tmp_path / "talks.jsonl").write_text(lines, encoding="utf-8")
     Assistant(clerk, None, FLOWS).save(tmp_path / "good")
     worse = FLOWS | {"praise": {"say": "Thanks a lot!"}}
     Assistant(clerk, None, worse).save(tmp_path / "worse")
     assert main(["test-dialogues", "good", "talks.jsonl"]) == 0
-    assert "all 50 conversations (149 turns) are as expected" in capsys.readouterr().out
+    assert "all 50 conversations (100 turns) are as expected" in capsys.readouterr().out
     assert main(["test-dialogues", "worse", "talks.jsonl", "--out", "diff.html"]) == 1
     end = capsys.readouterr()
     assert "the happy one" in end.out and "refund" not in end.out
@@ -291,7 +272,7 @@ def test_a_planted_regression_in_one_of_50_dialogues(clerk, tmp_path, capsys):
     assert main(["test-dialogues", "worse", "talks.jsonl", "--update"]) == 0
     changed = (tmp_path / "talks.jsonl").read_text(encoding="utf-8").splitlines()
     differ = [i for i, (a, b) in enumerate(zip(talks, map(json.loads, changed))) if a != b]
-    assert differ == [31] and main(["test-dialogues", "worse", "talks.jsonl"]) == 0
+    assert differ == [31]
 
 
 @pytest.mark.parametrize(
@@ -312,6 +293,8 @@ def test_bad_files_of_conversations(ends, tmp_path, name, text, words):
     refused(ends("test-dialogues", "b", name), *words)
 
 
-def test_conversations_of_another_bundle(ends, trained):
-    refused(ends("test-dialogues", trained / "bundle", "a.jsonl"), "has no conversations")
+def test_conversations_of_another_bundle(ends, tmp_path):
+    (tmp_path / "b").mkdir()
+    write_manifest(tmp_path / "b", {"schema": SCHEMA, "task": "risk"})
+    refused(ends("test-dialogues", "b", "a.jsonl"), "has no conversations")
     refused(ends("test-dialogues", "gone", "a.jsonl"), "gone")
