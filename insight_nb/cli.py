@@ -629,18 +629,23 @@ def _run_help(args):
         f"\n{args.recipe}: {about}",
         f"  {'-p NAME':<15}{'type':<15}{'default':<18}meaning", *lines])
 
-def _refuse_idle(args): # options of `check --fix`
-    options = {"--accept": args.accept != "none", "--test": args.test, "--models": args.models}
-    for word, said in options.items():
-        if said:
-            raise InputError(f"{word} does nothing without --fix: name a folder to write to.")
+def _test_dialogues(args):
+    from insight_nb.jobs.loading import check_dialogues
+    found = check_dialogues(args.bundle, args.file, args.device, args.update, args.force)
+    if args.out:
+        found.save(args.out, args.force)
+    print(found.table() if found.differences else found.summary())
+    if found.differences and not args.update:
+        raise RunError(f"{found.summary()}. If all of it is right: --update")
 
-def _undo(args):
-    from insight_nb.base.tables import write_frame
-    from insight_nb.jobs.audit import undo_audit
-    frame = undo_audit(args.table)
-    write_frame(frame, args.undo, args.force)
-    print(f"{plural(len(frame), 'row')}, as they were, in {args.undo}")
+def _dialogue_arguments(p):
+    p.add_argument("bundle", metavar="BUNDLE", help="a folder that the recipe assistant wrote")
+    p.add_argument("file", metavar="FILE", help="conversations, .jsonl or .yaml")
+    p.add_argument("--update", action="store_true", help="write into FILE what is said now")
+    p.add_argument("--out", metavar="FILE", help="write the differences as .html or .json too")
+    p.add_argument("--device", metavar="DEVICE", help="cpu, cuda or mps; default: the best")
+    p.add_argument("--force", action="store_true",
+                   help="replace FILE of --out, and lose comments of a YAML file")
 
 # %% ../nbs/90_cli.ipynb #d37d4150
 def _predict(args):
@@ -1136,25 +1141,18 @@ def _progress(every=30):
             f"{plural(math.ceil((now - began) / done * (rows - done) / 60), 'minute')} left")
     return tell
 
-def _test_dialogues(args):
-    from insight_nb.jobs.loading import check_dialogues
-    found = check_dialogues(args.bundle, args.file, args.device, args.update, args.force)
-    if args.out:
-        found.save(args.out, args.force)
-    print(found.table() if found.differences else found.summary())
-    if args.update:
-        print(f"{args.file} says what the assistant says now")
-    elif found.differences:
-        raise RunError(f"{found.summary()}. If all of it is right: --update")
+def _refuse_idle(args): # options of `check --fix`
+    options = {"--accept": args.accept != "none", "--test": args.test, "--models": args.models}
+    for word, said in options.items():
+        if said:
+            raise InputError(f"{word} does nothing without --fix: name a folder to write to.")
 
-def _dialogue_arguments(p):
-    p.add_argument("bundle", metavar="BUNDLE", help="a folder that the recipe assistant wrote")
-    p.add_argument("file", metavar="FILE", help="conversations, .jsonl or .yaml")
-    p.add_argument("--update", action="store_true", help="write into FILE what is said now")
-    p.add_argument("--out", metavar="FILE", help="write the differences as .html or .json too")
-    p.add_argument("--device", metavar="DEVICE", help="cpu, cuda or mps; default: the best")
-    p.add_argument("--force", action="store_true",
-                   help="replace FILE of --out, and lose comments of a YAML file")
+def _undo(args):
+    from insight_nb.base.tables import write_frame
+    from insight_nb.jobs.audit import undo_audit
+    frame = undo_audit(args.table)
+    write_frame(frame, args.undo, args.force)
+    print(f"{plural(len(frame), 'row')}, as they were, in {args.undo}")
 
 def _unexpected(e): # (status, what to say)
     if isinstance(e, OSError) and any(d in str(e) for d in (*_DISK, _NO_TEMP)):

@@ -91,8 +91,10 @@ def test_a_run_leaves_an_assistant(tmp_path, monkeypatch):
     }
     (tmp_path / "flows.json").write_text(json.dumps(flows))
     strange = [{"text": t, "kind": k} for k, texts in STRANGE.items() for t in texts]
-    talks = [{"name": "hello", "turns": [{"user": "hello", "action": "chat", "intent": ""}]},
-             {"name": "gone", "turns": [{"user": "my card is lost", "intent": "loan"}]}]  # fmt: skip
+    talks = [
+        {"name": "hello", "turns": [{"user": "hello", "action": "chat", "intent": ""}]},
+        {"name": "gone", "turns": [{"user": "my card is lost", "intent": "loan"}]},
+    ]
     (tmp_path / "talks.jsonl").write_text("\n".join(map(json.dumps, talks)))
     given = {
         "table": table(tmp_path / "t.csv"),

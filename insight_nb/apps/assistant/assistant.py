@@ -92,11 +92,13 @@ class Assistant:
         self.language_model = None # is asked for what nothing else answers: `LLMFallback`
         self.states = {}
 
-    def default_clarify_threshold(self): # by the validation rows of the reader
-        p = np.sort(softmax(self.classifier.valid_scores["logits"]), axis=1)
-        return clarify_threshold_at_accuracy(
-            p[:, -1] - p[:, -2],
-            self.classifier.valid_scores["logits"].argmax(1) == self.classifier.valid_y)
+# %% ../../../nbs/apps/assistant/05_assistant.ipynb #8670d53a
+@patch
+def default_clarify_threshold(self: Assistant) -> float: # by the validation rows of the reader
+    p = np.sort(softmax(self.classifier.valid_scores["logits"]), axis=1)
+    return clarify_threshold_at_accuracy(
+        p[:, -1] - p[:, -2],
+        self.classifier.valid_scores["logits"].argmax(1) == self.classifier.valid_y)
 
 # %% ../../../nbs/apps/assistant/05_assistant.ipynb #ee689fb0
 @patch
@@ -156,6 +158,7 @@ def read_clauses(self: Assistant, texts) -> list: # str each; of (clauses, label
     labels = iter(str(self.classifier.names[i]) for i in s["logits"].argmax(1))
     return [(some, [next(labels) for _ in some], [next(scores) for _ in some]) for some in cut]
 
+# %% ../../../nbs/apps/assistant/05_assistant.ipynb #3e4df3f9
 @patch
 def default_split_threshold(self: Assistant, most=2000) -> float: # validation rows
     "By the validation rows of the reader; infinity, and nothing is cut, where it has none."
@@ -182,6 +185,7 @@ def find_parts(self: Assistant, texts) -> list: # str each; of tuples of `Parsed
             for at, label, text in found))
     return out
 
+# %% ../../../nbs/apps/assistant/05_assistant.ipynb #7b6622ed
 @patch
 def find_small_talk(self: Assistant, text) -> str: # one of `SMALL_TALK`, or nothing
     "Whether a text is small talk, and no question of the table."
@@ -190,6 +194,7 @@ def find_small_talk(self: Assistant, text) -> str: # one of `SMALL_TALK`, or not
         return ""
     return kind
 
+# %% ../../../nbs/apps/assistant/05_assistant.ipynb #ae517fad
 @patch(as_prop=True)
 def questions(self: Assistant) -> set: # of the table, as they are compared
     if not hasattr(self, "_questions"):
@@ -277,13 +282,14 @@ def _flow_dict(f):
 def save(self: Assistant, path, force=False, metadata=None):
     "Write the assistant, completely or not at all."
     r, a = self.classifier, self.answer_index
+    split = None if self.split_threshold == np.inf else self.split_threshold
     arrays = {"coef": r.coef, "bias": r.bias, "mean": r.mean, "known": r.known, "y": r.y}
     info = {
         "schema": SCHEMA, "task": "assistant", "labels": list(
             r.names), "max_length": r.max_length, "strength": r.C, "tune": r.fine_tune,
         "scale": r.scale, "seed": r.seed, "mask": r.mask, "near": self.answer_threshold,
-        "close": self.clarify_threshold, "split": (
-            None if self.split_threshold == np.inf else self.split_threshold), "patience": self.dialogue.patience, "gate": {
+        "close": self.clarify_threshold, "split": split, "patience": self.dialogue.patience,
+        "gate": {
             "names": r.detector.names, "mean": r.detector.mean, "spread": r.detector.std,
             "threshold": r.detector.threshold}, "backbone": {
             "name": str(r.backbone.name), "identity": r.backbone.identity,
@@ -349,7 +355,8 @@ def reply_table(assistant: Assistant, frame, # a frame with a column of texts
                 column="text", # its name
                 prefix="") -> pd.DataFrame: # of the new columns; the same rows, in order
     """What the assistant would answer: the columns prediction (an intent, several joined by ;, None
-    for small talk and what is out of scope), probability, action, reply, error. Raises InputError for a column that is missing."""
+    for small talk and what is out of scope), probability, action, reply, error. Raises InputError
+    for a column that is missing."""
     if column not in frame.columns:
         raise InputError(f"the table has no column {column!r} with texts."
                          f"{suggest(column, frame.columns)}")

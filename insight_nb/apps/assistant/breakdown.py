@@ -116,6 +116,7 @@ class ScopeGroup:
         return {"kind": self.kind, "source": self.source, "auroc": self.auroc.to_dict(),
                 "recall": self.recall.to_dict()}
 
+# %% ../../../nbs/apps/assistant/07_breakdown.ipynb #0691d99d
 IN_DOMAIN, FAR = "in domain", "far"
 MOST_KINDS = 8 # that are told apart; the rest is one more
 
@@ -148,6 +149,7 @@ def far_texts(texts) -> tuple: # of the table; texts of other topics, where they
     found = [text for text in found if text not in asked]
     return found, f"{plural(len(found), 'text')} of {' and '.join(names)}, which nobody asked here"
 
+# %% ../../../nbs/apps/assistant/07_breakdown.ipynb #3b59fd3d
 @patch
 def scope_group(self: AssistantReport, kind, source, texts) -> ScopeGroup: # str each
     "How well texts are found, beside the test rows in scope."
@@ -171,6 +173,7 @@ def _given_kinds(self: AssistantReport, texts, kinds, name): # of a table
     return [self.scope_group(k, f"{plural(len(t), 'text')} of {name}", t)
             for k, t in some.items()]
 
+# %% ../../../nbs/apps/assistant/07_breakdown.ipynb #c9c9da2a
 @patch
 def _left_out_group(self: AssistantReport, left_out): # of `left_out_intents`
     inside, outside = left_out
@@ -247,7 +250,7 @@ class SplitResult:
             f"{plural(self.found.n, 'pair')} made of test messages, 95 % intervals; a second "
             f"intent counts from a score of {self.threshold:.2f}")
 
-# %% ../../../nbs/apps/assistant/07_breakdown.ipynb #b44c50fe
+# %% ../../../nbs/apps/assistant/07_breakdown.ipynb #14611333
 @patch
 def measure_splits(self: AssistantReport, assistant: Assistant, most=300) -> SplitResult | None:
     "Pairs that are found and messages that are cut; None where no pair can be made."

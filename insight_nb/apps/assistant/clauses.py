@@ -78,6 +78,7 @@ def second_score(labels, scores) -> float: # of the clauses of a text; minus inf
         best[label] = max(score, best.get(label, -np.inf))
     return sorted(best.values())[-2] if len(best) > 1 else -np.inf
 
+# %% ../../../nbs/apps/assistant/04_clauses.ipynb #b398b909
 def split_threshold(second, # (rows,) of `second_score`, of validation rows with one request each
                     least, # the score that any text needs to be in scope: it is not lower
                     split_rate=SPLIT_RATE) -> float: # share of such rows that may be cut

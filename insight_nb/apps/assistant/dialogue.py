@@ -487,7 +487,8 @@ def to_frame(self: Transcript) -> pd.DataFrame:
             "select conversation, turn, heard, act from turns order by conversation, turn"):
         h, a, (label, by) = self.db.parse(h), self.db.parse(a), notes.get((c, t), ("", ""))
         out.append(
-            dict(text=h["text"], label=label, by=by, read_as=_read_as(h), probability=h["probability"], act=a["kind"], conversation=c, turn=t))
+            dict(text=h["text"], label=label, by=by, read_as=_read_as(h),
+                 probability=h["probability"], act=a["kind"], conversation=c, turn=t))
     frame = pd.DataFrame(
         out,
         columns=["text", "label", "by", "read_as", "probability", "act", "conversation", "turn"])

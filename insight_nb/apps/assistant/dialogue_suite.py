@@ -10,7 +10,7 @@ __all__ = ['TURN_KEYS', 'MAX_FILE_MB', 'MAX_TURNS', 'MOST_DIALOGUES', 'MOST_LINE
 # %% ../../../nbs/apps/assistant/09_dialogue_suite.ipynb #d948fd6d
 import json
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastcore.basics import patch
@@ -51,10 +51,12 @@ def _read_expected(key, value, where):
             raise InputError(f"{where}: slots are names with values, not {shorten(value, 40)!r}.")
         return {str(k): _as_text(v, f"{where}: the slot {k!r}") for k, v in value.items()}
     if key == "intent":
-        several = value if isinstance(value, list) else [value] if value not in (None, "") else []
+        several = value if isinstance(value, list) else [value]
+        several = [v for v in several if v not in (None, "")]
         return [_as_text(v, f"{where}: intent") for v in several]
     return _as_text(value, f"{where}: {key}")
 
+# %% ../../../nbs/apps/assistant/09_dialogue_suite.ipynb #d4e85ac0
 def _read_turn(given, where):
     if not isinstance(given, dict) or "user" not in given:
         raise InputError(f"{where} doesn't say what the user says: give it 'user'.")
@@ -103,6 +105,7 @@ def _yaml_items(text, where):
         raise InputError(f"{where} is no list of conversations: begin each with '- name:'.")
     return [(f"{where}, conversation {i}", item) for i, item in enumerate(found, 1)]
 
+# %% ../../../nbs/apps/assistant/09_dialogue_suite.ipynb #33fb61b4
 def _json_items(text, where):
     out = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -126,6 +129,7 @@ def _file_text(path):
     except UnicodeDecodeError:
         raise InputError(f"{path} is not UTF-8: save it as UTF-8.") from None
 
+# %% ../../../nbs/apps/assistant/09_dialogue_suite.ipynb #8834d611
 def is_yaml(path) -> bool: return Path(path).suffix.lower() in (".yaml", ".yml")
 
 def read_dialogues(path) -> list: # .jsonl or .yaml; of `DialogueCase`
@@ -163,6 +167,7 @@ class SuiteResult:
     now: list # for each case, for each turn: key -> what it does now
     differences: list # of `TurnDifference`
 
+# %% ../../../nbs/apps/assistant/09_dialogue_suite.ipynb #8cb5e418
 def observe_turn(act: DialogueAction, heard: ParsedTurn) -> dict: # key of `TURN_KEYS` -> value
     "What a turn did, as it is compared."
     intents = list(act.intents) or [act.intent or (heard.label if heard.known else "")]
@@ -176,6 +181,7 @@ def _differs(key, expected, now): # slots that are not named are not compared
         return {k: now.get(k) for k in expected} != expected
     return expected != now
 
+# %% ../../../nbs/apps/assistant/09_dialogue_suite.ipynb #5f649839
 def run_dialogues(assistant: Assistant, cases) -> SuiteResult: # of `DialogueCase`
     "Let an assistant have each conversation, and compare."
     kept = assistant.transcript, assistant.language_model, assistant.states
@@ -211,6 +217,7 @@ def differing_parts(expected, now, width=70) -> tuple: # values; characters: two
     lead = "…" if start else ""
     return tuple(shorten(lead + t[start:], width) for t in (a, b))
 
+# %% ../../../nbs/apps/assistant/09_dialogue_suite.ipynb #ca9f67f6
 @patch
 def failed_dialogues(self: SuiteResult) -> list: # of their names, in order
     return list(dict.fromkeys(d.dialogue for d in self.differences))
@@ -241,6 +248,7 @@ def summary(self: SuiteResult) -> str:
     return (f"{failed:,} of {plural(n, 'conversation')} ({plural(turns, 'turn')}) differ, in "
             f"{plural(len(self.differences), 'place')}")
 
+# %% ../../../nbs/apps/assistant/09_dialogue_suite.ipynb #ee3d19ff
 @patch
 def to_dict(self: SuiteResult) -> dict: # of plain values, bounded as the table
     failed = self.failed_dialogues()
@@ -285,6 +293,7 @@ def updated_cases(result: SuiteResult) -> list: # of plain values
         out.append({"name": case.name, "turns": turns})
     return out
 
+# %% ../../../nbs/apps/assistant/09_dialogue_suite.ipynb #e558f824
 def write_dialogues(path, result: SuiteResult, force=False): # the file that was read
     "Write what the assistant does now. Raises InputError where comments would be lost."
     cases = updated_cases(result)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NO_INTENT', 'QUIET_SECONDS', 'says_none', 'LLMFallback', 'check_fallback', 'open_fallback', 'HandoverResult',
-           'draw_rows']
+           'rows_to_ask']
 
 # %% ../../../nbs/apps/assistant/08_handover.ipynb #3d871358
 import time
@@ -15,12 +15,12 @@ from fastcore.basics import patch
 
 from .dialogue import ParsedTurn
 from .evaluation import AssistantReport
-from ...base.core import InputError, ReportTable, cache_home, format_points, plural
+from ...base.core import InputError, ReportTable, cache_home, format_points
 from ...base.privacy import mask as mask_texts
 from ...eval.compare import Difference, paired_difference
 from ...eval.report import Check
 from ...methods.llm import CallBudget, LLMClient, ReplyCache
-from ...methods.llm_rung import OUTCOMES, PromptedLLM, RecordedAnswers, outcome_of
+from ...methods.llm_rung import OUTCOMES, PromptedLLM, RecordedAnswers
 
 # %% ../../../nbs/apps/assistant/08_handover.ipynb #b0558921
 NO_INTENT = "none of these"
@@ -61,6 +61,7 @@ def check_fallback(url=None, model=None, answers=None, limits=None, rows=300, sh
     elif answers:
         RecordedAnswers(answers)
 
+# %% ../../../nbs/apps/assistant/08_handover.ipynb #2c0cf93b
 def open_fallback(names, # of the intents
                   train, # (texts, label ids): what similar examples are taken from
                   url=None, model=None, # an address, and its model
@@ -102,6 +103,7 @@ def ask(self: LLMFallback, texts) -> list: # of str; of intents, None: not asked
         self.facts["money"] = (n_in * rung.prices[0] + n_out * rung.prices[1]) / 1e6
     return [self._intent(found[i]) if i in found else None for i in range(len(texts))]
 
+# %% ../../../nbs/apps/assistant/08_handover.ipynb #a4623966
 @patch
 def _recorded(self: LLMFallback, reply): # -> `RowAnswer`
     if says_none(reply.text):
@@ -132,6 +134,7 @@ def parse(self: LLMFallback, heard: ParsedTurn) -> ParsedTurn:
         return heard
     return replace(heard, label=intent, known=True, close=False, read_by=self.title)
 
+# %% ../../../nbs/apps/assistant/08_handover.ipynb #1ce936bd
 @patch
 def _ask_now(self: LLMFallback, text): # one text, without a pool of threads
     rung = self.rung
@@ -140,6 +143,7 @@ def _ask_now(self: LLMFallback, text): # one text, without a pool of threads
     row = rung.classify(*rung.question(text, rung.neighbors([text])[0]))
     return self._intent(row) if row else None
 
+# %% ../../../nbs/apps/assistant/08_handover.ipynb #649e4aa1
 @patch
 def hurry(self: LLMFallback, seconds=8.) -> LLMFallback: # for an answer
     "Ask once and don't wait long, as in a conversation. Returns itself."
@@ -163,7 +167,7 @@ class HandoverResult:
     facts: dict # of the rung
 
 # %% ../../../nbs/apps/assistant/08_handover.ipynb #3f18f640
-def draw_rows(rejected, # (rows,) bool
+def rows_to_ask(rejected, # (rows,) bool
               most, # rejected rows at most
               seed=0) -> np.ndarray: # positions
     "Rows drawn by chance, as many as hold so many rejected ones."
@@ -179,10 +183,10 @@ def measure_handover(self: AssistantReport, fallback: LLMFallback,
     "Ask about what the threshold rejects. Raises InputError where nothing answers."
     texts, y = self.questions.texts["test"], self.questions.y["test"]
     accepted, others = self.reader.detector.accepts(self.scores), list(others)
-    at = draw_rows(~accepted, rows, self.seed)
+    at = rows_to_ask(~accepted, rows, self.seed)
     far = (self.reader.detector.accepts(self.reader.score_texts(others)) if others
            else np.zeros(0, bool))
-    far_at = draw_rows(~far, rows, self.seed) if others else np.zeros(0, int)
+    far_at = rows_to_ask(~far, rows, self.seed) if others else np.zeros(0, int)
     asked = [i for i in at if not accepted[i]], [i for i in far_at if not far[i]]
     said = fallback.ask([*(texts[i] for i in asked[0]), *(others[i] for i in asked[1])])
     truth = [self.names[y[i]] for i in asked[0]]
@@ -225,6 +229,7 @@ def summary(self: HandoverResult) -> str:
         return said + f", each further right answer {each:.2g}."
     return said + "."
 
+# %% ../../../nbs/apps/assistant/08_handover.ipynb #699c0c1c
 @patch
 def table(self: HandoverResult) -> ReportTable:
     "What came of asking."
@@ -250,6 +255,7 @@ def to_dict(self: HandoverResult) -> dict: # of plain values
              "more_strange": self.strange and self.strange.to_dict()}
     return known | {k: v for k, v in self.facts.items() if k not in known and k != "position"}
 
+# %% ../../../nbs/apps/assistant/08_handover.ipynb #5bda732f
 @patch
 def add_handover(self: AssistantReport, result: HandoverResult):
     "A part of the report, and a line of the guard."

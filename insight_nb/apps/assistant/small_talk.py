@@ -69,8 +69,8 @@ _INSULT = """fuck|fuck you|fuck off|fuck this|f you|shit|bullshit|piece of shit|
 _FILLERS = """a an the there so very much really again lot lots bunch million ton ever for your help
 helpful assistance support time trying all everything info information quick fast reply response
 answer answers helping answering me my friend friends sir madam team guys everyone everybody folks
-you u r re are is was were it s be been this that with in on and oh ah well why please dear kindly to
-too today now then just right such fucking bloody ai bot chatbot robot machine assistant
+you u r re are is was were it s be been this that with in on and oh ah well why please dear kindly
+to too today now then just right such fucking bloody ai bot chatbot robot machine assistant
 其 你 您 们 我 啊 呀 吧 了 的 地 哦 哈 呢 吗 嘛 真 太 很 非 常 十 分 亲 客 服 小 姐 这 个 是 什 么
 都 就 先 那 帮 助 机 器 人 家 伙"""
 
