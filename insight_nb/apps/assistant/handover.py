@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NO_INTENT', 'QUIET_SECONDS', 'says_none', 'LLMFallback', 'check_fallback', 'open_fallback', 'HandoverResult',
-           'rows_to_ask']
+           'sample_rejected']
 
 # %% ../../../nbs/apps/assistant/08_handover.ipynb #3d871358
 import time
@@ -167,7 +167,7 @@ class HandoverResult:
     facts: dict # of the rung
 
 # %% ../../../nbs/apps/assistant/08_handover.ipynb #3f18f640
-def rows_to_ask(rejected, # (rows,) bool
+def sample_rejected(rejected, # (rows,) bool
               most, # rejected rows at most
               seed=0) -> np.ndarray: # positions
     "Rows drawn by chance, as many as hold so many rejected ones."
@@ -183,10 +183,10 @@ def measure_handover(self: AssistantReport, fallback: LLMFallback,
     "Ask about what the threshold rejects. Raises InputError where nothing answers."
     texts, y = self.questions.texts["test"], self.questions.y["test"]
     accepted, others = self.reader.detector.accepts(self.scores), list(others)
-    at = rows_to_ask(~accepted, rows, self.seed)
+    at = sample_rejected(~accepted, rows, self.seed)
     far = (self.reader.detector.accepts(self.reader.score_texts(others)) if others
            else np.zeros(0, bool))
-    far_at = rows_to_ask(~far, rows, self.seed) if others else np.zeros(0, int)
+    far_at = sample_rejected(~far, rows, self.seed) if others else np.zeros(0, int)
     asked = [i for i in at if not accepted[i]], [i for i in far_at if not far[i]]
     said = fallback.ask([*(texts[i] for i in asked[0]), *(others[i] for i in asked[1])])
     truth = [self.names[y[i]] for i in asked[0]]
