@@ -264,12 +264,12 @@ def test_a_planted_regression_in_one_of_50_dialogues(clerk, tmp_path, capsys):
     worse = FLOWS | {"praise": {"say": "Thanks a lot!"}}
     Assistant(clerk, None, worse).save(tmp_path / "worse")
     assert main(["test-dialogues", "good", "talks.jsonl"]) == 0
-    assert "all 50 conversations (100 turns) are as expected" in capsys.readouterr().out
+    assert "50 conversations, 100 turns: all as expected" in capsys.readouterr().out
     assert main(["test-dialogues", "worse", "talks.jsonl", "--out", "diff.html"]) == 1
     end = capsys.readouterr()
     assert "the happy one" in end.out and "refund" not in end.out
     assert "Thank you!" in end.out and "Thanks a lot!" in end.out
-    assert end.err.startswith("insight-nb: 1 of 50 conversations") and end.err.count("\n") == 1
+    assert "50 conversations, 100 turns: 1 not as expected" in end.err and end.err.count("\n") == 1
     assert "Thanks a lot!" in (tmp_path / "diff.html").read_text(encoding="utf-8")
     assert main(["test-dialogues", "worse", "talks.jsonl", "--update"]) == 0
     changed = (tmp_path / "talks.jsonl").read_text(encoding="utf-8").splitlines()

@@ -243,10 +243,10 @@ def summary(self: SuiteResult) -> str:
     "How many conversations are as expected, in a sentence."
     n, turns = len(self.cases), sum(len(c.turns) for c in self.cases)
     failed = len(self.failed_dialogues())
+    said = f"{plural(n, 'conversation')}, {plural(turns, 'turn')}: "
     if not failed:
-        return f"all {plural(n, 'conversation')} ({plural(turns, 'turn')}) are as expected"
-    return (f"{failed:,} of {plural(n, 'conversation')} ({plural(turns, 'turn')}) differ, in "
-            f"{plural(len(self.differences), 'place')}")
+        return f"{said}all as expected"
+    return f"{said}{failed:,} not as expected, in {plural(len(self.differences), 'place')}"
 
 # %% ../../../nbs/apps/assistant/09_dialogue_suite.ipynb #ee3d19ff
 @patch
