@@ -223,7 +223,9 @@ def summary(self: HandoverResult) -> str:
     if self.price is None:
         return said + " Give llm_price_in and llm_price_out, and the price is told."
     thousand = 1000 * self.passed * self.price
-    said += f" A thousand messages cost {thousand:.3g} for it"
+    said += f" A thousand messages in scope cost {thousand:.3g} for it"
+    if self.strange is not None:
+        said += f", each strange text that is rejected {self.price:.2g}"
     if self.gain.value > 0:
         each = self.passed * self.price / self.gain.value
         return said + f", each further right answer {each:.2g}."
