@@ -342,7 +342,7 @@ def load_assistant(path, transcript=None, reranker=None, # as of `Assistant`
     bot = Assistant(reader, answers, read_flows(info["flows"]), info["near"], info["close"],
                     info["patience"], transcript, reranker)
     split = info.get("split") # an older bundle has none: no text is cut
-    bot.split_threshold = np.inf if split is None else split
+    bot.split_threshold = np.inf if split is None else float(split)
     return bot
 
 # %% ../../../nbs/apps/assistant/05_assistant.ipynb #ac97e8e5

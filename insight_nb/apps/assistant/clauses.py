@@ -18,8 +18,8 @@ _JOINS = ("and also|and then|and|also|plus|but also|but|as well as|besides|in ad
 _JOINS_ZH = "另外还有|另外|还有|此外|并且|而且|以及|同时|然后|顺便问一下|顺便问下|顺便|对了|再就是|还想问一下|还想问"
 _ENDS = re.compile(
     r"(?<!\b[a-z]\.[a-z])(?<!\b(?:mr|ms|dr|st|no|vs))(?<!\b(?:mrs|ltd|etc|inc))"
-    r"[.!?…]+(?=\s|$)|[。！？；;]+|\n+"
-    rf"|,?\s+(?=(?:{_JOINS})\b)|，|,(?=[\u3400-\u9fff])|(?<=[\u3400-\u9fff])(?={_JOINS_ZH})", re.I)
+    r"(?<![.!?…])[.!?…]+(?=\s|$)|[。！？；;]+|\n+"
+    rf"|,?\s(?=(?:{_JOINS})\b)|，|,(?=[\u3400-\u9fff])|(?<=[\u3400-\u9fff])(?={_JOINS_ZH})", re.I)
 _LEADS = re.compile(rf"^(?:[\s,，;；:：]+|(?:{_JOINS})\b|{_JOINS_ZH})+", re.I)
 
 # %% ../../../nbs/apps/assistant/04_clauses.ipynb #c3f1897b
@@ -34,6 +34,7 @@ def _bare(text): return _LEADS.sub("", text).strip(" ,，")
 
 def split_clauses(text) -> list: # of str; one or none: nothing to cut
     "The clauses of a text that could each be a request."
+    text = re.sub(r"[^\S\n]+", " ", text) # or long runs of spaces would take seconds
     spans, start = [], 0
     for m in [*_ENDS.finditer(text), None]:
         end = len(text) if m is None else m.end()
