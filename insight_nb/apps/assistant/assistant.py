@@ -152,9 +152,7 @@ def read_clauses(self: Assistant, texts) -> list: # str each; of (clauses, label
     if not flat:
         return [([], [], [])] * len(texts)
     s = self.classifier.score_vectors(self.classifier.embed(flat))
-    top = np.sort(softmax(s["logits"]), axis=1)[:, :-3:-1]
-    sure = self.classifier.detector.accepts(s) & (top[:, 0] - top[:, 1] >= self.clarify_threshold)
-    scores = iter(np.where(sure, self.classifier.detector.decision_function(s), -np.inf).tolist())
+    scores = iter(self.classifier.detector.decision_function(s).tolist())
     labels = iter(str(self.classifier.names[i]) for i in s["logits"].argmax(1))
     return [(some, [next(labels) for _ in some], [next(scores) for _ in some]) for some in cut]
 
