@@ -630,18 +630,23 @@ def _run_help(args):
         f"\n{args.recipe}: {about}",
         f"  {'-p NAME':<15}{'type':<15}{'default':<18}meaning", *lines])
 
-def _refuse_idle(args): # options of `check --fix`
-    options = {"--accept": args.accept != "none", "--test": args.test, "--models": args.models}
-    for word, said in options.items():
-        if said:
-            raise InputError(f"{word} does nothing without --fix: name a folder to write to.")
+def _test_dialogues(args):
+    from insight_nb.jobs.loading import check_dialogues
+    found = check_dialogues(args.bundle, args.file, args.device, args.update, args.force)
+    if args.out:
+        found.save(args.out, args.force)
+    print(found.table() if found.differences else found.summary())
+    if found.differences and not args.update:
+        raise RunError(f"{found.summary()}. If all of it is right: --update")
 
-def _undo(args):
-    from insight_nb.base.tables import write_frame
-    from insight_nb.jobs.audit import undo_audit
-    frame = undo_audit(args.table)
-    write_frame(frame, args.undo, args.force)
-    print(f"{plural(len(frame), 'row')}, as they were, in {args.undo}")
+def _dialogue_arguments(p):
+    p.add_argument("bundle", metavar="BUNDLE", help="a folder that the recipe assistant wrote")
+    p.add_argument("file", metavar="FILE", help="conversations, .jsonl or .yaml")
+    p.add_argument("--update", action="store_true", help="write into FILE what is said now")
+    p.add_argument("--out", metavar="FILE", help="write the differences as .html or .json too")
+    p.add_argument("--device", metavar="DEVICE", help="cpu, cuda or mps; default: the best")
+    p.add_argument("--force", action="store_true",
+                   help="replace FILE of --out, and lose comments of a YAML file")
 
 # %% ../nbs/90_cli.ipynb #d37d4150
 def _predict(args):
@@ -920,6 +925,9 @@ _BACKBONES = """examples:
 _PULL = """examples:
   insight-nb pull BAAI/bge-small-zh-v1.5 --out bge-small-zh
   insight-nb pull bge-small-zh --check                       is it still what came?"""
+_DIALOGUES = """examples:
+  insight-nb test-dialogues runs/a/bundle dialogues.jsonl
+  insight-nb test-dialogues runs/a/bundle dialogues.yaml --update"""
 _MAIN = """examples:
   insight-nb samples                                         tables to try it on
   insight-nb check reviews.csv --text review --label stars   is the data fit to train on?
@@ -937,7 +945,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(
         dest="command", required=True, parser_class=_Parser,
         metavar="run | predict | export | serve | feedback | compare | check | mask | backbones | "
-                "pull | samples")
+                "pull | samples | test-dialogues")
     def add(name, call, about, examples="examples:\n  insight-nb samples", **kw):
         sub = commands.add_parser(name, help=about, description=about, epilog=examples, **kw)
         sub.set_defaults(call=call, parser=sub)
@@ -958,6 +966,8 @@ def make_parser() -> argparse.ArgumentParser:
         add("backbones", _backbones, "list encoders to choose from", _BACKBONES))
     _pull_arguments(add("pull", _pull, "bring an encoder into a folder", _PULL))
     add("samples", _samples, "list the sample tables")
+    _dialogue_arguments(
+        add("test-dialogues", _test_dialogues, "have conversations that must work", _DIALOGUES))
     return top
 
 def _backbones_arguments(p):
@@ -1132,6 +1142,19 @@ def _progress(every=30):
             f"{done:,} of {rows:,} rows, about "
             f"{plural(math.ceil((now - began) / done * (rows - done) / 60), 'minute')} left")
     return tell
+
+def _refuse_idle(args): # options of `check --fix`
+    options = {"--accept": args.accept != "none", "--test": args.test, "--models": args.models}
+    for word, said in options.items():
+        if said:
+            raise InputError(f"{word} does nothing without --fix: name a folder to write to.")
+
+def _undo(args):
+    from insight_nb.base.tables import write_frame
+    from insight_nb.jobs.audit import undo_audit
+    frame = undo_audit(args.table)
+    write_frame(frame, args.undo, args.force)
+    print(f"{plural(len(frame), 'row')}, as they were, in {args.undo}")
 
 def _unexpected(e): # (status, what to say)
     if isinstance(e, OSError) and any(d in str(e) for d in (*_DISK, _NO_TEMP)):

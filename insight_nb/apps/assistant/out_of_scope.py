@@ -290,7 +290,8 @@ def fit(self: IntentClassifier, texts, # list of str
     texts, y = [t for t, h in zip(texts, held) if not h], y[~held]
     self.prepare_encoder(texts, y)
     self.fit_vectors(self.embed(texts), y)
-    self.valid_x = self.embed(list(valid[0]))
+    self.valid_texts = list(valid[0])
+    self.valid_x = self.embed(self.valid_texts)
     self.valid_y = np.asarray(valid[1], dtype=np.int64)
     self.valid_scores = self.score_vectors(self.valid_x)
     self.choose_scores()
