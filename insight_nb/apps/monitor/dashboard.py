@@ -97,6 +97,27 @@ class MonitorReport(ScoreReport):
                 f"a rise of 10 points is seen after {format_delay(m['mean_delay'].value)} "
                 f"{every}.")
 
+# %% ../../../nbs/apps/monitor/08_dashboard.ipynb #19584013
+@patch
+def _beyond_counts(self: MonitorReport): # sections
+    found = []
+    if self.text_drift is not None:
+        d = self.text_drift
+        seen = [d.plot()] if any(w.auc for w in d.windows) else []
+        told = [d.texts_table()] if d.texts_table().rows else []
+        found.append(("Have the texts changed?",
+                      [*d.summary(), *seen, d.table(), d.needed_table(), *told]))
+    if self.accuracy is not None:
+        a = self.accuracy
+        more = [a.plot(), a.table(), a.precision_table()] if a.is_known() else []
+        found.append(("Accuracy without labels (CBPE)", [*a.summary(), *more]))
+    if self.labels is not None:
+        found.append(("What the labels say", [*self.label_sentences(),
+                                              opinion_table(self.labels, self.monitor)]))
+    if self.deliveries:
+        found.append(("Alarms sent", [delivery_table(self.deliveries)]))
+    return found
+
 # %% ../../../nbs/apps/monitor/08_dashboard.ipynb #383a24c2
 @patch
 def _changed(self: MonitorReport): # a sentence, where the newest texts have changed
@@ -271,26 +292,6 @@ def label_sentences(self: MonitorReport) -> list: # of str
         said.append("Estimated without labels, for the same texts: "
                     f"{format_points(estimated)} %.")
     return [*said, *facts["alarms"]]
-
-@patch
-def _beyond_counts(self: MonitorReport): # sections
-    found = []
-    if self.text_drift is not None:
-        d = self.text_drift
-        seen = [d.plot()] if any(w.auc for w in d.windows) else []
-        told = [d.texts_table()] if d.texts_table().rows else []
-        found.append(("Have the texts changed?",
-                      [*d.summary(), *seen, d.table(), d.needed_table(), *told]))
-    if self.accuracy is not None:
-        a = self.accuracy
-        more = [a.plot(), a.table(), a.precision_table()] if a.is_known() else []
-        found.append(("Accuracy without labels (CBPE)", [*a.summary(), *more]))
-    if self.labels is not None:
-        found.append(("What the labels say", [*self.label_sentences(),
-                                              opinion_table(self.labels, self.monitor)]))
-    if self.deliveries:
-        found.append(("Alarms sent", [delivery_table(self.deliveries)]))
-    return found
 
 # %% ../../../nbs/apps/monitor/08_dashboard.ipynb #4214f93e
 def save_monitor(monitor: Monitor):

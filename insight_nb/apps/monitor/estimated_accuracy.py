@@ -17,7 +17,7 @@ from .monitor import Monitor
 from .text_drift import monitor_windows
 from ...base.core import InputError, ReportTable, format_points, plural, shorten
 from ...base.figures import BLUE, INK, ORANGE, ReportFigure, figure, figure_svg
-from ...base.intervals import score_interval
+from ...base.intervals import score_interval, student_quantile
 from ...eval.metrics import Metric, proportion_metric
 
 # %% ../../../nbs/apps/monitor/07_estimated_accuracy.ipynb #0bde9c62
@@ -48,6 +48,8 @@ def fit_recalibration(probs, right) -> Recalibration: # (labeled texts,) each
         curve = x.T @ (x * (p * (1 - p))[:, None]) + _PULL * np.eye(2)
         step = np.linalg.solve(curve, slope)
         beta = beta + step * min(1, 1 / max(np.abs(step).max(), 1e-12))
+        if np.abs(step).max() < 1e-9:
+            break
     return Recalibration(float(beta[0]), float(beta[1]), np.linalg.inv(curve), len(probs))
 
 @patch
@@ -80,7 +82,14 @@ class AccuracyWindow:
     until: str # the last one
     estimated: Metric
     realized: "Metric | None" # None: fewer than 20 labels
-    unusual: bool # outside of three standard deviations of the baseline's windows
+    unusual: bool # further from the baseline's windows than these from each other
+
+    @property
+    def is_off(self): # do the labels contradict the estimate?
+        if self.realized is None:
+            return False
+        spread = sum(((m.high - m.low) / 3.92)**2 for m in (self.estimated, self.realized))
+        return abs(self.estimated.value - self.realized.value) > 1.96 * spread**.5
 
 MIN_REALIZED = 20 # labels of a window
 
@@ -104,7 +113,10 @@ class EstimatedAccuracy:
         before, after = monitor_windows(monitor)
         usual = [self._estimate(span).value for span in before if self._inside(span).any()]
         self.reference = self._estimate((0, monitor.n_baseline))
-        self.usual = (np.mean(usual), np.std(usual, ddof=1)) if len(usual) > 2 else None
+        self.usual = None # mean of the reference windows, and how far a window may lie from it
+        if len(usual) > 2:
+            far = student_quantile(.9973, len(usual) - 1) * (1 + 1 / len(usual))**.5
+            self.usual = np.mean(usual), far * np.std(usual, ddof=1)
         self.windows = [self._window(span) for span in after if self._inside(span).any()]
 
 @patch
@@ -132,7 +144,7 @@ def _window(self: EstimatedAccuracy, span):
     names, found = self.monitor.bucket_names(), self._estimate(span)
     seen = self._inside(span) & self.known
     realized = proportion_metric(self.right[seen]) if seen.sum() >= MIN_REALIZED else None
-    off = bool(self.usual) and abs(found.value - self.usual[0]) > 3 * self.usual[1]
+    off = bool(self.usual) and abs(found.value - self.usual[0]) > self.usual[1]
     return AccuracyWindow(names[span[0]], names[span[1] - 1], found, realized, off)
 
 # %% ../../../nbs/apps/monitor/07_estimated_accuracy.ipynb #078d849d
@@ -159,20 +171,25 @@ def summary(self: EstimatedAccuracy) -> list: # of str
         f"Estimated accuracy of {w.since} to {w.until} (CBPE, no labels): "
         f"{format_points(w.estimated)} %; in the baseline {format_points(self.reference)} %.{more}")
     if w.realized:
-        fits = w.realized.low <= w.estimated.high and w.estimated.low <= w.realized.high
-        word = "fits" if fits else "does not fit: believe the labels"
         said.append(f"Realized accuracy, by {plural(w.realized.n, 'label')} of this window: "
-                    f"{format_points(w.realized)} %. The estimate {word}.")
+                    f"{format_points(w.realized)} %.")
+    off = [v.since for v in self.windows if v.is_off]
+    if off:
+        said.append(f"The labels contradict the estimate in the windows that begin on {', '.join(off)}: "
+                    "believe the labels.")
     return [*said, f"The probabilities are {self._basis()}. {CAVEAT}"]
 
 # %% ../../../nbs/apps/monitor/07_estimated_accuracy.ipynb #8ad2efa5
+def _marks(w):
+    said = {"unusual": w.unusual, "labels contradict": w.is_off}
+    return ", ".join(word for word, yes in said.items() if yes)
+
 @patch
 def table(self: EstimatedAccuracy) -> ReportTable:
     "Estimated and realized accuracy of each window."
     def points(m): return "" if m is None else format_points(m)
     rows = [[w.since, w.until, f"{w.estimated.n:,}", points(w.estimated), points(w.realized),
-             "" if w.realized is None else f"{w.realized.n:,}", "unusual" if w.unusual else ""]
-            for w in self.windows]
+             "" if w.realized is None else f"{w.realized.n:,}", _marks(w)] for w in self.windows]
     return ReportTable(["from", "to", "texts", "estimated, %", "realized, %", "labels", ""], rows,
                        "Accuracy: estimated from the probabilities (CBPE), and realized where "
                        "there are labels")
@@ -204,8 +221,8 @@ def plot(self: EstimatedAccuracy) -> ReportFigure:
             ax.errorbar([i + side], [100 * m.value], yerr=ends, fmt=mark, ms=5, elinewidth=1.5,
                         color=color)
     if self.usual:
-        mean, sd = self.usual
-        ax.axhspan(100 * (mean - 3 * sd), 100 * (mean + 3 * sd), color=INK, alpha=.1, lw=0)
+        mean, far = self.usual
+        ax.axhspan(100 * (mean - far), 100 * (mean + far), color=INK, alpha=.1, lw=0)
     ax.set_xticks(range(len(self.windows)), [w.since for w in self.windows], rotation=30,
                   ha="right")
     ax.set(ylabel="accuracy, %", xlim=(-.6, len(self.windows) - .4))

@@ -165,7 +165,8 @@ def share(self: LabeledSample, has, # (rows,) bool
         return Metric(np.nan, np.nan, np.nan, 0, "nothing was labeled")
     value, part = float(w @ has / w.sum()), w.sum() / self.weights.sum()
     at = (value * n + 1) / (n + 2)
-    made_up = np.array([1 - at, -at, 0]), np.array([part * at, part * (1 - at), 1 - part])
+    half = at / 2 + .25 # a made-up text: between as often as all are, and one in two
+    made_up = np.array([1 - at, -at, 0]), np.array([part * half, part * (1 - half), 1 - part])
     variance = _variance(self, among * (has - at), made_up) / w.sum()**2
     df = max(len(has) - len(self.sizes), 1)
     low, high = score_interval(value, variance, df, at=at)

@@ -119,17 +119,19 @@ def expected_auc(d, n, m, width, n_folds=5): # Cohen's d; texts of now, of the b
     return NormalDist().cdf(d**2 / (2 * (d**2 + width * noise))**.5) if d else .5
 
 # %% ../../../nbs/apps/monitor/04_text_drift.ipynb #334d7e42
-_POWER = NormalDist().inv_cdf(.975) + NormalDist().inv_cdf(.8)
+_OFTEN = NormalDist().inv_cdf(.8)
+_POWER = NormalDist().inv_cdf(.975) + _OFTEN
 MOST_NEEDED = 100_000
 
-# Cohen's d; texts of the baseline, None: as many as of now; as of `effective_width`; the AUC that
-# the interval must lie above
-def texts_needed(d, m, width, above=.5) -> "int | None": # None: more than 100,000
+# Cohen's d; texts of the baseline, None: as many as of now; as of `effective_width`; the AUCs that
+# the interval and the value must lie above
+def texts_needed(d, m, width, usual=.5, bar=.5) -> "int | None": # None: more than 100,000
     "The least number of texts of now with which such a drift is told in four of five cases."
     def told(n):
         old = n if m is None else m
         error = ((1 / n + 1 / old) / 12)**.5 * fold_error_factor(5)
-        return expected_auc(d, n, old, width) - _POWER * error > above
+        found = expected_auc(d, n, old, width)
+        return found - _POWER * error > usual and found - _OFTEN * error > bar
 
     low, high = 1, MOST_NEEDED
     if not told(high):
@@ -194,7 +196,7 @@ class TextDrift:
         found = [self._compare(at, np.setdiff1d(self.base, at))[0] for at in self.before]
         self.usual = usual_auc([m for m in found if m])
         self.bar = max(effect_auc(self.d / 2), self.usual)
-        self.needed = {name: texts_needed(d, len(self.base), self.width, self.bar)
+        self.needed = {name: texts_needed(d, len(self.base), self.width, self.usual, self.bar)
                        for name, d in EFFECTS.items()}
         self.windows = [self._window(span, at) for span, at in zip(after, self.after)]
 
@@ -222,7 +224,7 @@ def _sample(self: TextDrift, vectors, before, after):
                    for a, b in before]
     probe = rng.permutation(self.base)[:PROBE_TEXTS]
     width = effective_width(vectors(self.frame.text.iloc[probe].tolist()))
-    needed = texts_needed(self.d, len(self.base), width, effect_auc(self.d / 2))
+    needed = texts_needed(self.d, len(self.base), width, bar=effect_auc(self.d / 2))
     most = int(np.clip(1.5 * (needed or MOST_NEEDED), *WINDOW_TEXTS))
     self.after = [self._drawn(a, b, most, rng) for a, b in after]
 
@@ -256,7 +258,7 @@ def _window(self: TextDrift, span, at):
     whole = int(((self.place >= span[0]) & (self.place < span[1])).sum())
     needed = self.needed[self.effect]
     verdict, texts = "none", []
-    if auc is not None and auc.low > self.bar:
+    if auc is not None and auc.low > self.usual and auc.value > self.bar:
         verdict = "drift"
         top = self.frame.iloc[at[np.argsort(-score, kind="stable")]].drop_duplicates("text")
         texts = [(f"{r.bucket:%Y-%m-%d}", r.text) for r in top.head(3).itertuples()]
@@ -319,7 +321,7 @@ def table(self: TextDrift) -> ReportTable:
         name = "" if w.auc is None else effect_name(w.auc.value)
         rows.append([w.since, w.until, f"{w.n_texts:,}", w.auc or "", name, words[w.verdict]])
     title = (f"Texts of now against the baseline's: AUC of a domain classifier (.5: luck; usual: "
-             f"up to {self.usual:.3f}; told above {self.bar:.3f})")
+             f"up to {self.usual:.3f}; large enough from {self.bar:.3f} on)")
     return ReportTable(["from", "to", "texts", "AUC", "size", ""], rows, title)
 
 @patch
@@ -329,9 +331,9 @@ def needed_table(self: TextDrift) -> ReportTable:
     for name, d in EFFECTS.items():
         n = self.needed[name]
         told = f"more than {MOST_NEEDED:,}" if n is None else f"{n:,}"
-        rows.append([name, effect_auc(d), told if effect_auc(d) > self.bar else "not told"])
+        rows.append([name, effect_auc(d), told if effect_auc(d) > self.bar else "too small"])
     return ReportTable(["change", "AUC", "least texts of a window"], rows,
-                       f"To be told above {self.bar:.3f} in four of five cases, against "
+                       f"To be told (AUC above {self.bar:.3f}) in four of five cases, against "
                        f"{plural(len(self.base), 'text')} of the baseline")
 
 @patch
