@@ -20,6 +20,8 @@ import pytest
 from conftest import LABELS, SECTIONS, in_process, refused, rows_of
 from insight_nb.apps.monitor import outbox
 from insight_nb.apps.monitor.baseline import Baseline, bucket_calendar, draw_counts, fit_baseline
+from insight_nb.apps.monitor.estimated_accuracy import EstimatedAccuracy
+from insight_nb.apps.monitor.label_queue import draw_labels, read_labels
 from insight_nb.apps.monitor.monitor import Alert, Monitor, annotate
 from insight_nb.apps.monitor.outbox import AlarmOutbox, Command, Webhook
 from insight_nb.apps.monitor.stream import StreamColumns, Stream, simulate_stream
@@ -31,6 +33,7 @@ from insight_nb.apps.monitor.control_charts import (
     arl_interval,
     binomial_tail,
 )
+from insight_nb.base.tables import write_frame
 from insight_nb.eval.metrics import Metric
 from insight_nb.ship.bundle import load_bundle
 from notebooks import NBS
@@ -513,8 +516,10 @@ WORDS_OF = {"en": "parcel late refund room service clean slow fine staff door".s
 
 
 def made_texts(n, language, seed=0):
-    draws = np.random.default_rng(seed).integers(0, 10, (n, 5))
-    return [" ".join(WORDS_OF[language][i] for i in row) + f" {k}" for k, row in enumerate(draws)]
+    rng = np.random.default_rng(seed)
+    draws, numbers = rng.integers(0, 10, (n, 5)), rng.integers(10**6, size=n)
+    return [" ".join(WORDS_OF[language][i] for i in row) + f" {k}"
+            for row, k in zip(draws, numbers)]
 
 
 def test_many_texts_are_sampled_and_are_no_drift():
@@ -530,7 +535,7 @@ def test_many_texts_are_sampled_and_are_no_drift():
         return word_vectors(texts)
 
     drift = TextDrift(stand_in(texts, np.array(["a", "b"])[np.arange(n) % 2], day, 60), vectors)
-    assert sum(read) <= 1500 + 10 * 400 and len(drift.table().rows) <= 10
+    assert sum(read) <= 500 + 1500 + 10 * 1000 and len(drift.table().rows) <= 10
     assert {w.verdict for w in drift.windows} == {"none"}
     assert "were read, drawn at random" in drift.summary()[-1]
     assert len(json.dumps(drift.facts(), default=vars)) < 10_000
@@ -664,35 +669,40 @@ def test_a_webhook_that_is_down_for_an_hour(alarmed, monkeypatch):
     assert sorted({b["bucket"] for _, b in hook.got})[0] == alert.raised
 
 
-def test_the_recipe_sends_once_and_never_fails(small, monkeypatch):
+def test_the_recipe_sends_once_never_fails_and_takes_labels(small, monkeypatch):
     small.to_csv("posts.csv", index=False)
-    words = dict(table="posts.csv", store="posts.sqlite", drift=False, **NAMES, opinions="delivery",
-                 false_alarms=3.0, alarm_webhook="env:SHOP_HOOK", alarm_seconds=0.5)
+    words = dict(table="posts.csv", store="posts.sqlite", **NAMES, probability="probability",
+                 opinions="delivery", false_alarms=3.0, alarm_webhook="env:SHOP_HOOK")
     with Hook() as hook:
         monkeypatch.setenv("SHOP_HOOK", hook.url)
-    down = run("a", **words)
+    down = run("a", **words, alarm_seconds=0.5)
     n = len(down["alerts"])
     assert n and [d["waiting"] for d in down["alarms_sent"]] == [n]
     assert next(g for g in down["guard"] if g["check"] == "alarms_delivered")["passed"] is False
+    queue = pd.read_csv("a/label_these.csv", dtype=str)
+    truth = small.drop_duplicates("id").set_index("id").said  # a classifier that is always right
+    queue.assign(truth=queue.key.str.removeprefix("id ").map(truth)).to_csv("done.csv")
     with hook:
-        up, again = (run(out, **words | {"alarm_seconds": 20.0}) for out in "bc")
-    assert [e["alarms_sent"][0]["sent"] for e in (up, again)] == [n, 0]
-    assert len(hook.got) == n and "secret" not in Path("b/report.html").read_text("utf-8")
+        up = run("b", **words, labeled="done.csv")
+        box = AlarmOutbox(Stream("posts.sqlite").db)
+        assert up["alarms_sent"][0]["sent"] == n and box.deliver([Webhook(hook.url)])[0].tries == 0
+    page = Path("b/report.html").read_text("utf-8")
+    assert len(hook.got) == n and "secret" not in page and "What the labels say" in page
     text = json.dumps([body for _, body in hook.got])
     assert not any(t in text for t in small.text) and hook.got[0][1]["ids"]
+    assert up["labels"]["realized_accuracy"]["value"] == 1
+    assert up["estimated_performance"]["windows"] and up["text_drift"]["windows"]
 
 
-def test_a_command_gets_the_alarm_and_no_shell(small):
-    small.to_csv("posts.csv", index=False)
+def test_a_command_gets_the_alarm_and_no_shell(alarmed):
+    monitor, alert = alarmed
     Path("take.py").write_text("import sys; open('got.txt', 'ab').write(sys.stdin.buffer.read())")
-    line = f"{shlex.quote(sys.executable)} take.py ; touch evil $(touch evil)"
-    words = dict(table="posts.csv", store="posts.sqlite", drift=False, **NAMES, opinions="delivery",
-                 alarm_command=line, alarm_texts=True)
-    for out in "ab":
-        run(out, **words)
-    lines = Path("got.txt").read_text("utf-8").replace("}{", "}\n{").splitlines()
-    assert len({json.loads(line)["key"] for line in lines}) == len(lines) >= 1
-    assert json.loads(lines[0])["texts"] and not Path("evil").exists()
+    taker = Command(f"{shlex.quote(sys.executable)} take.py ; touch evil $(touch evil)")
+    box = AlarmOutbox(Stream().db)
+    found = [box.hand_over(monitor, [alert], [taker], texts=True)[0].sent for _ in range(2)]
+    got = json.loads(Path("got.txt").read_text("utf-8"))
+    assert found == [1, 0] and got["series"] == "delivery"
+    assert len(got["texts"]) == 5 and not Path("evil").exists()
 
 
 def test_a_hook_that_comes_later_is_not_told_of_what_was(alarmed):
@@ -705,37 +715,28 @@ def test_a_hook_that_comes_later_is_not_told_of_what_was(alarmed):
 # Labels that come back
 
 
-def filled(folder, truth_of, name="done.csv"):
-    queue = pd.read_csv(Path(folder, "label_these.csv"), dtype=str)
-    queue.assign(truth=queue.key.map(truth_of)).to_csv(name, index=False)
-    return queue
-
-
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_labels_come_back(language):
     names = ["bad", "good"] if language == "en" else ["差评", "好评"]
-    rng = np.random.default_rng(0)
-    n = 6000
+    rng, n = np.random.default_rng(0), 6000
     truth = np.where(rng.random(n) < 0.2, *names)
-    wrong = rng.random(n) < np.where(np.arange(n) % 4 == 0, 0.4, 0.02)
+    hard = np.arange(n) % 4 == 0
+    wrong = rng.random(n) < np.where(hard, 0.4, 0.02)
     said = np.where(wrong, np.where(truth == names[0], names[1], names[0]), truth)
-    sure = np.where(np.arange(n) % 4 == 0, 0.6, 0.98).round(2)
     frame = pd.DataFrame({"id": np.arange(n), "text": made_texts(n, language), "said": said,
                           "date": pd.date_range("2026-03-01", periods=n, freq="30min"),
-                          "sure": sure})
-    frame.to_csv("posts.csv", index=False)
-    words = dict(table="posts.csv", store="posts.sqlite", id="id", opinion="said",
-                 probability="sure", drift=False, now="2026-07-05")
-    first = run("a", **words)
-    newest = frame[-28 * 48:]
-    right = (newest.said == truth[-28 * 48:]).mean()
-    estimated = first["estimated_performance"]["windows"][-1]["estimated_accuracy"]
-    assert abs(estimated["value"] - right) < 0.03
-    queue = filled("a", {f"id {i}": t for i, t in enumerate(truth)})
+                          "sure": np.where(hard, 0.6, 0.98)})
+    columns = StreamColumns(id="id", opinion="said", probability="sure")
+    stream = Stream(columns=columns, now=pd.Timestamp("2026-07-04").timestamp())
+    stream.add(frame)
+    monitor = Monitor(stream, drift=False)
+    right = (said == truth)[-28 * 48:].mean()
+    estimated = EstimatedAccuracy(monitor).windows[-1].estimated
+    assert abs(estimated.value - (said == truth)[-7 * 48:].mean()) < 0.03
+    queue = draw_labels(monitor, monitor.find_alerts())
     assert queue.sampling_probability.nunique() > 1 and queue.key.is_unique
-    labels = run("b", **words, labeled="done.csv")["labels"]
-    found = labels["realized_accuracy"]
-    assert labels["labeled"] == len(queue) and found["low"] < right < found["high"]
-    share = labels["true_shares"][names[0]]
-    assert share["low"] < (truth[-28 * 48:] == names[0]).mean() < share["high"]
-    assert "What the labels say" in Path("b/report.html").read_text("utf-8")
+    write_frame(queue.assign(truth=truth[queue.key.str[3:].astype(int)]), "done.xlsx")
+    sample = read_labels("done.xlsx", monitor)
+    found, share = sample.accuracy(), sample.share(sample.frame.truth == names[0])
+    assert len(sample.frame) == len(queue) and found.low < right < found.high
+    assert share.low < (truth[-28 * 48:] == names[0]).mean() < share.high

@@ -54,10 +54,11 @@ def _members(monitor, alerts): # name -> (texts of the frame,) bool
         found[_alarm_name(alert)] = monitor.frame.index.isin(rows.index)
     return found
 
-def _bands(frame): # (texts,) str: is the classifier surer than of half of this opinion?
-    known = frame.probability.notna()
-    half = frame.probability.groupby(frame.opinion).transform("median")
-    return np.where(~known, "", np.where(frame.probability > half, "surer", "less sure"))
+def _bands(frame, sure): # (texts,) str: is the classifier surer than of half of this opinion?
+    if sure.isna().all():
+        return np.full(len(frame), "")
+    half = sure.groupby(frame.opinion).transform("median")
+    return np.where(sure.isna(), "", np.where(sure > half, "surer", "less sure"))
 
 # %% ../../../nbs/apps/monitor/06_label_queue.ipynb #4872ad40
 def in_label_window(monitor): # (texts of the frame,) bool
@@ -73,14 +74,14 @@ def label_strata(monitor: Monitor, alerts, # as of `find_alerts`
     said = [[name for name, rows in members.items() if rows[i]] for i in range(len(frame))]
     often = frame.opinion[window].value_counts().index[:max_opinions]
     opinion = frame.opinion.where(frame.opinion.isin(often), "others")
-    bands = _bands(frame)
+    sure = pd.to_numeric(frame.probability, errors="coerce")
+    bands = _bands(frame, sure)
     rows = pd.DataFrame({"window": window, "alarms": ["; ".join(s) for s in said]}, frame.index)
     plain = [" ".join(filter(None, [f"{shorten(o, 40)},", b])).rstrip(",")
              for o, b in zip(opinion, bands)]
     rows["stratum"] = [f"{a} ({'now' if w else 'before'})" if a else p
                        for a, w, p in zip(rows.alarms, window, plain)]
-    sure = frame.probability.clip(0, 1).fillna(.8)
-    mean = sure.groupby(rows.stratum).transform("mean")
+    mean = sure.clip(0, 1).fillna(.8).groupby(rows.stratum).transform("mean")
     rows["spread"] = np.sqrt(np.maximum(mean * (1 - mean), .01))
     return rows[window | (rows.alarms != "").to_numpy()]
 
@@ -273,7 +274,9 @@ def judge_alarm(sample: LabeledSample, alert, quality) -> str: # a sentence; "" 
     elif fits == [False, True]:
         told = "the classifier slipped, and the opinion did not rise"
     elif fits == [False, False]:
-        told = "neither fits alone" if found.value < risen else "the opinion rose"
+        told = "the opinion rose"
+        if slipped < found.value < risen:
+            told = "it lies between the two: both in part, or label more"
     return (f"{said} {100 * risen:.0f} % would be if the opinion rose, {100 * slipped:.0f} % if "
             f"the classifier slipped: {told}.")
 
