@@ -21,7 +21,7 @@ from conftest import LABELS, SECTIONS, in_process, refused, rows_of
 from insight_nb.apps.monitor import outbox
 from insight_nb.apps.monitor.baseline import Baseline, bucket_calendar, draw_counts, fit_baseline
 from insight_nb.apps.monitor.estimated_accuracy import EstimatedAccuracy
-from insight_nb.apps.monitor.label_queue import draw_labels, read_labels
+from insight_nb.apps.monitor.label_queue import draw_labels, read_label_queue
 from insight_nb.apps.monitor.monitor import Alert, Monitor, annotate
 from insight_nb.apps.monitor.outbox import AlarmOutbox, Command, Webhook
 from insight_nb.apps.monitor.stream import StreamColumns, Stream, simulate_stream
@@ -544,8 +544,8 @@ def test_many_texts_are_sampled_and_are_no_drift():
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_a_change_of_the_texts_is_found_and_a_few_texts_are_too_few(language):
     texts, other = made_texts(2400, language), made_texts(600, language, 1)
-    strange = [f"{t} {'系统升级' if language == 'zh' else 'app crash'}" if i % 2 else t
-               for i, t in enumerate(other)]
+    odd = "系统升级" if language == "zh" else "app crash"
+    strange = [f"{t} {odd}" if i % 2 else t for i, t in enumerate(other)]
     day = np.r_[np.arange(2400) // 40, 60 + np.arange(600) // 40]
     same = TextDrift(stand_in(texts + other, ["a"] * 3000, day, 60))
     changed = TextDrift(stand_in(texts + strange, ["a"] * 3000, day, 60))
@@ -736,7 +736,7 @@ def test_labels_come_back(language):
     queue = draw_labels(monitor, monitor.find_alerts())
     assert queue.sampling_probability.nunique() > 1 and queue.key.is_unique
     write_frame(queue.assign(truth=truth[queue.key.str[3:].astype(int)]), "done.xlsx")
-    sample = read_labels("done.xlsx", monitor)
+    sample = read_label_queue("done.xlsx", monitor)
     found, share = sample.accuracy(), sample.share(sample.frame.truth == names[0])
     assert len(sample.frame) == len(queue) and found.low < right < found.high
     assert share.low < (truth[-28 * 48:] == names[0]).mean() < share.high

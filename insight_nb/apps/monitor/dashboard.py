@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from .control_charts import format_delay, summarize_delay
 from .estimated_accuracy import EstimatedAccuracy
 from .label_queue import (
-    LabeledSample, draw_labels, in_label_window, labels_facts, opinion_table, window_rows)
+    LabeledSample, draw_labels, in_label_window, labels_facts, opinion_table)
 from .monitor import DRIFT_SERIES, Monitor, ThreeSigma, replay_surge
 from .outbox import AlarmOutbox, delivery_check, delivery_table
 from .stream import Stream, StreamColumns
@@ -97,28 +97,38 @@ class MonitorReport(ScoreReport):
                 f"a rise of 10 points is seen after {format_delay(m['mean_delay'].value)} "
                 f"{every}.")
 
-# %% ../../../nbs/apps/monitor/08_dashboard.ipynb #19584013
+# %% ../../../nbs/apps/monitor/08_dashboard.ipynb #96b98494
 @patch
-def _beyond_counts(self: MonitorReport): # sections
-    found = []
-    if self.text_drift is not None:
-        d = self.text_drift
-        seen = [d.plot()] if any(w.auc for w in d.windows) else []
-        told = [d.texts_table()] if d.texts_table().rows else []
-        found.append(("Have the texts changed?",
-                      [*d.summary(), *seen, d.table(), d.needed_table(), *told]))
-    if self.accuracy is not None:
-        a = self.accuracy
-        more = [a.plot(), a.table(), a.precision_table()] if a.is_known() else []
-        found.append(("Accuracy without labels (CBPE)", [*a.summary(), *more]))
-    if self.labels is not None:
-        found.append(("What the labels say", [*self.label_sentences(),
-                                              opinion_table(self.labels, self.monitor)]))
-    if self.deliveries:
-        found.append(("Alarms sent", [delivery_table(self.deliveries)]))
-    return found
+def _drift_blocks(self: MonitorReport):
+    d = self.text_drift
+    if d is None:
+        return []
+    seen = [d.plot()] if any(w.auc for w in d.windows) else []
+    told = [d.texts_table()] if d.texts_table().rows else []
+    return [*d.summary(), *seen, d.table(), d.needed_table(), *told]
 
-# %% ../../../nbs/apps/monitor/08_dashboard.ipynb #383a24c2
+# %% ../../../nbs/apps/monitor/08_dashboard.ipynb #07e7c10f
+@patch
+def _accuracy_blocks(self: MonitorReport):
+    a = self.accuracy
+    if a is None:
+        return []
+    more = [a.plot(), a.table(), a.precision_table()] if a.is_known() else []
+    return [*a.summary(), *more]
+
+# %% ../../../nbs/apps/monitor/08_dashboard.ipynb #110a8905
+@patch
+def _beyond_counts(self: MonitorReport): # sections; empty ones are left out
+    labels, sent = [], []
+    if self.labels is not None:
+        labels = [*self.label_sentences(), opinion_table(self.labels, self.monitor)]
+    if self.deliveries:
+        sent = [delivery_table(self.deliveries)]
+    return [("Have the texts changed?", self._drift_blocks()),
+            ("Accuracy without labels (CBPE)", self._accuracy_blocks()),
+            ("What the labels say", labels), ("Alarms sent", sent)]
+
+# %% ../../../nbs/apps/monitor/08_dashboard.ipynb #5ed0f737
 @patch
 def _changed(self: MonitorReport): # a sentence, where the newest texts have changed
     if self.text_drift is None or self.text_drift.newest().verdict != "drift":
@@ -132,6 +142,7 @@ def alert_sentences(self: MonitorReport, alert) -> list: # of str
     monitor = self.monitor
     return alert.sentences(monitor.stream.freq, monitor.get_series(alert.name).quality)
 
+# %% ../../../nbs/apps/monitor/08_dashboard.ipynb #b7eec1e5
 @patch
 def sections(self: MonitorReport) -> list: # as of `Report`
     "Alerts, charts, promises, facts."
@@ -185,12 +196,13 @@ def check_monitor(self: MonitorReport, counts: dict): # as of `Stream.counts`
               f"{', '.join(late) or 'none'}"))
     self.mark_not_applicable("a monitor trains nothing")
 
-# %% ../../../nbs/apps/monitor/08_dashboard.ipynb #2adf6142
+# %% ../../../nbs/apps/monitor/08_dashboard.ipynb #a9ffb6a6
 @patch
 def known_quality(self: Monitor) -> dict: # opinion -> `ClassifierQuality`
     "What is known of the classifier; without an opinion whose counts are taken as they are."
     return {opinion: q for opinion, q in self.quality.items() if q.positives < 1e9}
 
+# %% ../../../nbs/apps/monitor/08_dashboard.ipynb #15a84e39
 @patch
 def quality_table(self: Monitor) -> ReportTable:
     "What is known of the classifier."
@@ -202,6 +214,7 @@ def quality_table(self: Monitor) -> ReportTable:
                        [[opinion, q.sensitivity, q.specificity, f"{q.positives + q.negatives:,.0f}"]
                         for opinion, q in known.items()], title)
 
+# %% ../../../nbs/apps/monitor/08_dashboard.ipynb #d951427e
 @patch
 def alert_facts(self: MonitorReport, alert) -> dict:
     "An alert, as the evidence states it."
@@ -212,7 +225,7 @@ def alert_facts(self: MonitorReport, alert) -> dict:
         "specificity_instead": alert.specificity[1], "buckets_needed": alert.detection_delay[0],
         "said": self.alert_sentences(alert)}
 
-# %% ../../../nbs/apps/monitor/08_dashboard.ipynb #37da8ae2
+# %% ../../../nbs/apps/monitor/08_dashboard.ipynb #0804d39a
 @patch
 def describe(self: MonitorReport, source, # in words
              counts: dict, # as of `Stream.counts`
@@ -244,12 +257,13 @@ def describe(self: MonitorReport, source, # in words
     self.versions = package_versions("insight_nb", "numpy", "scipy", "pandas")
     self.extra["alerts"] = [self.alert_facts(alert) for alert in self.alerts]
 
+# %% ../../../nbs/apps/monitor/08_dashboard.ipynb #9e0d952b
 @patch
 def texts_to_label(self: MonitorReport, n=200) -> pd.DataFrame: # of the newest texts, about
     "The texts that would decide the alerts, and some of all, drawn with known probabilities."
     return draw_labels(self.monitor, self.alerts, n, self.seed)
 
-# %% ../../../nbs/apps/monitor/08_dashboard.ipynb #be1f14fc
+# %% ../../../nbs/apps/monitor/08_dashboard.ipynb #e59bc674
 @patch
 def measure_texts(self: MonitorReport, vectors=None, origin="words and pieces of words",
                   effect="medium") -> TextDrift: # arguments as of `TextDrift`
@@ -258,6 +272,7 @@ def measure_texts(self: MonitorReport, vectors=None, origin="words and pieces of
     self.extra["text_drift"] = self.text_drift.facts()
     return self.text_drift
 
+# %% ../../../nbs/apps/monitor/08_dashboard.ipynb #4b1704b4
 @patch
 def measure_accuracy(self: MonitorReport, labels: LabeledSample | None = None # of a queue
                     ) -> EstimatedAccuracy:
@@ -268,6 +283,7 @@ def measure_accuracy(self: MonitorReport, labels: LabeledSample | None = None # 
         self.extra["labels"] = labels_facts(labels, self.monitor, self.alerts)
     return self.accuracy
 
+# %% ../../../nbs/apps/monitor/08_dashboard.ipynb #eb863108
 @patch
 def send_alarms(self: MonitorReport, outbox: AlarmOutbox, channels, **settings
                ) -> list: # as of `AlarmOutbox.hand_over`

@@ -39,7 +39,7 @@ from ...eval.prevalence import EXACT
 from ...eval.report import Check
 from ...methods.llm import retry_seconds
 
-# %% ../../../nbs/apps/monitor/05_outbox.ipynb #8d3d0ea9
+# %% ../../../nbs/apps/monitor/05_outbox.ipynb #6cf3e0bd
 @dataclass(frozen=True)
 class Attempt:
     "What became of one try to send an alarm."
@@ -48,6 +48,7 @@ class Attempt:
     said: str = "" # why it wasn't taken
     wait: "float | None" = None # seconds that the receiver asked to wait
 
+# %% ../../../nbs/apps/monitor/05_outbox.ipynb #d28bf0ee
 def answer_attempt(status, headers=None, pause=0.) -> Attempt: # of HTTP
     "What a status says."
     if 200 <= status < 300:
@@ -58,7 +59,7 @@ def answer_attempt(status, headers=None, pause=0.) -> Attempt: # of HTTP
     asked = retry_seconds(headers, 0, -1.) if later and headers else -1.
     return Attempt(False, later, f"it answers {status}", asked if asked >= 0 else None)
 
-# %% ../../../nbs/apps/monitor/05_outbox.ipynb #9a22fdc9
+# %% ../../../nbs/apps/monitor/05_outbox.ipynb #be9cceb9
 def _address(said):
     if str(said).startswith("env:"):
         name = str(said)[4:]
@@ -68,6 +69,7 @@ def _address(said):
         return os.environ[name].strip(), f"env:{name}"
     return str(said).strip(), "the address"
 
+# %% ../../../nbs/apps/monitor/05_outbox.ipynb #a8da1da3
 @dataclass(frozen=True)
 class Webhook:
     "An address that takes alarms. Raises InputError for what is no address of http or https."
@@ -115,7 +117,7 @@ def call_within(seconds, call): # without arguments -> what it returns
         raise error
     return value
 
-# %% ../../../nbs/apps/monitor/05_outbox.ipynb #80f4d529
+# %% ../../../nbs/apps/monitor/05_outbox.ipynb #66413314
 def _opener():
     opener = urllib.request.OpenerDirector() # without redirections, files and ftp
     for handler in (urllib.request.ProxyHandler, urllib.request.HTTPHandler,
@@ -124,6 +126,7 @@ def _opener():
         opener.add_handler(handler())
     return opener
 
+# %% ../../../nbs/apps/monitor/05_outbox.ipynb #9a6c0fb5
 @patch
 def send(self: Webhook, body, # bytes of JSON
          key, # of the alarm: the same each time
@@ -144,7 +147,7 @@ def send(self: Webhook, body, # bytes of JSON
         why = getattr(e, "reason", None) or e
         return Attempt(False, True, f"no answer ({shorten(why, 80)})")
 
-# %% ../../../nbs/apps/monitor/05_outbox.ipynb #df99ec93
+# %% ../../../nbs/apps/monitor/05_outbox.ipynb #0ad07dfa
 def _words(said):
     try:
         words = shlex.split(str(said))
@@ -157,6 +160,7 @@ def _words(said):
                          "path of one that may be run; no shell is asked.")
     return words
 
+# %% ../../../nbs/apps/monitor/05_outbox.ipynb #94ab9c32
 @dataclass(frozen=True)
 class Command:
     "A program that takes alarms. Raises InputError for one that isn't there."
@@ -166,6 +170,7 @@ class Command:
     def name(self): return f"the command {shorten(os.path.basename(self.words[0]), 40)}"
     channel = "command"
 
+# %% ../../../nbs/apps/monitor/05_outbox.ipynb #5f9558a6
 def _end(process):
     with suppress(OSError):
         if os.name == "posix":
@@ -199,9 +204,10 @@ def send(self: Command, body, key, seconds=10.) -> Attempt: # as of `Webhook.sen
         more = "".join(f": {shorten(line, 80)}" for line in last)
         return Attempt(False, True, f"it ended with status {process.returncode}{more}")
 
-# %% ../../../nbs/apps/monitor/05_outbox.ipynb #38c751af
+# %% ../../../nbs/apps/monitor/05_outbox.ipynb #54ef73d3
 MAX_IDS, MAX_TEXTS = 50, 5
 
+# %% ../../../nbs/apps/monitor/05_outbox.ipynb #46689175
 def alarm_message(alert: Alert, freq="day", quality=EXACT, texts=False) -> dict: # plain types
     "What is sent of an alert, without its key."
     def ends(m):
@@ -219,12 +225,13 @@ def alarm_message(alert: Alert, freq="day", quality=EXACT, texts=False) -> dict:
         found["texts"] = mask([shorten(t, 300) for _, t, _ in alert.texts[:MAX_TEXTS]])
     return found
 
-# %% ../../../nbs/apps/monitor/05_outbox.ipynb #461ba82e
+# %% ../../../nbs/apps/monitor/05_outbox.ipynb #466a4186
 _TABLES = ("""create table if not exists alarms (key text primary key, series text, since text,
     raised text, ended text, seen text, body text, made real)""",
            """create table if not exists deliveries (key text, channel text, tries integer,
     sent real, claimed real, said text, primary key (key, channel))""")
 
+# %% ../../../nbs/apps/monitor/05_outbox.ipynb #39131176
 class AlarmOutbox:
     "Alarms in a store, until they were taken."
     def __init__(self, db: Database, clock=time): # what has `time`, `monotonic` and `sleep`
@@ -236,13 +243,14 @@ class AlarmOutbox:
                         [secrets.token_hex(8)]) # alarms of two stores differ
         self.id = db.read("select value from settings where name = 'alarm id'")[0][0]
 
+# %% ../../../nbs/apps/monitor/05_outbox.ipynb #b408f053
 def _same_alarm(known, alert, last): # (since, ended, seen), an Alert, the newest bucket
     since, ended, seen = known
     before = alert.since < ended if ended else alert.since <= seen
     after = since < alert.ended if alert.ended else since <= last
     return before and after
 
-# %% ../../../nbs/apps/monitor/05_outbox.ipynb #28220475
+# %% ../../../nbs/apps/monitor/05_outbox.ipynb #234659bd
 @patch
 def put(self: AlarmOutbox, monitor: Monitor, alerts, # of `find_alerts`
         channels=(), # of those who are to be told
@@ -264,6 +272,7 @@ def put(self: AlarmOutbox, monitor: Monitor, alerts, # of `find_alerts`
             self._write(sql, monitor, alert, last, told, texts)
     return new
 
+# %% ../../../nbs/apps/monitor/05_outbox.ipynb #fa3cf959
 @patch
 def _write(self: AlarmOutbox, sql, monitor, alert, last, channels, texts):
     named = json.dumps([self.id, alert.name, alert.since, alert.raised])
@@ -276,7 +285,7 @@ def _write(self: AlarmOutbox, sql, monitor, alert, last, channels, texts):
     sql.executemany("insert or ignore into deliveries values (?, ?, 0, null, 0, '')",
                     [(key, c.channel) for c in channels])
 
-# %% ../../../nbs/apps/monitor/05_outbox.ipynb #de3fc305
+# %% ../../../nbs/apps/monitor/05_outbox.ipynb #147b7bc7
 @dataclass(frozen=True)
 class Delivery:
     "What a channel did in one run."
@@ -294,11 +303,11 @@ class Delivery:
         return (f"{done}; {plural(self.waiting, 'alarm')} {verb} in the store{why}, and the next "
                 "run with it sends them.")
 
+# %% ../../../nbs/apps/monitor/05_outbox.ipynb #39ce0137
 LEASE = 60. # seconds after the end of its time that a claim lasts
-
 _WAITING = "from deliveries where channel = ? and sent is null"
 
-# %% ../../../nbs/apps/monitor/05_outbox.ipynb #c7a3ce5e
+# %% ../../../nbs/apps/monitor/05_outbox.ipynb #4c13eabb
 @patch
 def _claim(self: AlarmOutbox, channel, seconds, refused): # keys
     "The oldest alarm that waits, as (key, body); None: there is none."
@@ -314,6 +323,7 @@ def _claim(self: AlarmOutbox, channel, seconds, refused): # keys
                         [now + seconds + LEASE, found[0], channel])
         return found
 
+# %% ../../../nbs/apps/monitor/05_outbox.ipynb #4b071909
 @patch
 def _note(self: AlarmOutbox, channel, key, attempt: Attempt):
     sent = self.clock.time() if attempt.taken else None
@@ -321,9 +331,10 @@ def _note(self: AlarmOutbox, channel, key, attempt: Attempt):
         sql.execute("update deliveries set tries = tries + 1, sent = ?, claimed = 0, said = ? "
                     "where key = ? and channel = ?", [sent, attempt.said, key, channel])
 
-# %% ../../../nbs/apps/monitor/05_outbox.ipynb #6024b87a
+# %% ../../../nbs/apps/monitor/05_outbox.ipynb #2814f3d2
 TRY_SECONDS, MAX_PAUSE = 10., 60. # of one try; between two of them
 
+# %% ../../../nbs/apps/monitor/05_outbox.ipynb #f074b8db
 @patch
 def _send_all(self: AlarmOutbox, channel, seconds, pause):
     "(sent, tries, what was said last)"
@@ -351,7 +362,7 @@ def _send_all(self: AlarmOutbox, channel, seconds, pause):
         self.clock.sleep(wait)
     return sent, tries, said
 
-# %% ../../../nbs/apps/monitor/05_outbox.ipynb #20d6bddc
+# %% ../../../nbs/apps/monitor/05_outbox.ipynb #6318a085
 @patch
 def deliver(self: AlarmOutbox, channels, # of `Webhook` and `Command`
             seconds=20., # for all of them together
@@ -370,6 +381,7 @@ def deliver(self: AlarmOutbox, channels, # of `Webhook` and `Command`
         found.append(Delivery(channel.name, sent, waiting, tries, said))
     return found
 
+# %% ../../../nbs/apps/monitor/05_outbox.ipynb #ee9da48b
 @patch
 def hand_over(self: AlarmOutbox, monitor: Monitor, alerts, channels, seconds=20., since=None,
               texts=False) -> list: # arguments as of `put` and `deliver`; a `Delivery` of each
@@ -381,6 +393,7 @@ def hand_over(self: AlarmOutbox, monitor: Monitor, alerts, channels, seconds=20.
         return [Delivery(c.name, 0, len(alerts), 0, said) for c in channels]
     return self.deliver(channels, seconds)
 
+# %% ../../../nbs/apps/monitor/05_outbox.ipynb #5da1ed00
 def make_channels(webhook=None, command=None) -> list: # as the user names them
     "The channels of a run. Raises InputError as they do."
     found = [] if webhook is None else [Webhook(webhook)]
