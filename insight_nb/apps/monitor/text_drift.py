@@ -13,6 +13,7 @@ from statistics import NormalDist
 
 import numpy as np
 from fastcore.basics import patch
+from scipy.special import chdtri
 
 from .monitor import Monitor
 from ...base.core import InputError, ReportTable, format_interval, plural, shorten, suggest
@@ -217,7 +218,8 @@ def usual_auc(found) -> float: # Metrics of the windows of a baseline
         return .5
     values = np.array([m.value for m in found])
     chance = np.mean([((m.high - m.low) / 3.92)**2 for m in found])
-    more = max(values.var(ddof=1) - chance, 0)
+    seen, free = values.var(ddof=1), len(found) - 1
+    more = seen - chance if seen > chance * chdtri(free, .05) / free else 0. # more than chance
     level = values.mean()
     if level - .5 < 1.64 * (chance / len(found))**.5: # by chance alone
         level = .5
