@@ -55,7 +55,7 @@ COLUMNS = {  # recipe -> its table, and the parameters that name a column of it
     "monitor": (
         ROWS,
         {"text": "text", "date": "day", "topic": "label", "opinion": "said", "truth": "said"}
-        | {"id": "w", "holiday": "off"},
+        | {"id": "w", "holiday": "off", "probability": "w"},
     ),
     "label": (ROWS, {"text": "text"}),
     "recommend": (

@@ -2,18 +2,30 @@
 dashboard that works in a browser."""
 
 import json
+import shlex
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
+from contextlib import nullcontext, suppress
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import LABELS, SECTIONS, in_process, refused, rows_of
+from insight_nb.apps.monitor import outbox
 from insight_nb.apps.monitor.baseline import Baseline, bucket_calendar, draw_counts, fit_baseline
+from insight_nb.apps.monitor.estimated_accuracy import EstimatedAccuracy
+from insight_nb.apps.monitor.label_queue import draw_labels, read_label_queue
 from insight_nb.apps.monitor.monitor import Alert, Monitor, annotate
+from insight_nb.apps.monitor.outbox import AlarmOutbox, Command, Webhook
 from insight_nb.apps.monitor.stream import StreamColumns, Stream, simulate_stream
+from insight_nb.apps.monitor.text_drift import TextDrift, word_vectors
 from insight_nb.apps.monitor.control_charts import (
     ControlChart,
     summarize_delay,
@@ -21,6 +33,7 @@ from insight_nb.apps.monitor.control_charts import (
     arl_interval,
     binomial_tail,
 )
+from insight_nb.base.tables import write_frame
 from insight_nb.eval.metrics import Metric
 from insight_nb.ship.bundle import load_bundle
 from notebooks import NBS
@@ -190,6 +203,40 @@ BAD = [  # what is wrong, the table, parameters, words of the answer
         {"text": ["a"], "date": ["2026-01-01"], "said": ["x"]},
         {"opinion": "said", "evidence": "gone.json"},
         "no file gone.json",
+    ),
+    (
+        "no such effect",
+        {"text": ["a"], "date": ["2026-01-01"], "said": ["x"]},
+        {"opinion": "said", "drift_effect": "medum"},
+        "Did you mean 'medium'",
+    ),
+    (
+        "a webhook that is a file",
+        {"text": ["a"], "date": ["2026-01-01"], "said": ["x"]},
+        {"opinion": "said", "store": "s.db", "alarm_webhook": "file:///etc/passwd"},
+        "only http:// and https:// are taken",
+    ),
+    (
+        "no store for alarms",
+        {"text": ["a"], "date": ["2026-01-01"], "said": ["x"]},
+        {"opinion": "said", "alarm_webhook": "http://127.0.0.1:9/"},
+        "needs store",
+    ),
+    (
+        "no such command",
+        {"text": ["a"], "date": ["2026-01-01"], "said": ["x"]},
+        {"opinion": "said", "store": "s.db", "alarm_command": "no-such-program --x"},
+        "there is no program 'no-such-program'",
+    ),
+    (
+        "labels without a truth",
+        {
+            "text": list("abcdefghijkl"),
+            "date": [f"2026-01-{d:02}" for d in range(1, 13)],
+            "said": ["bad", "good"] * 6,
+        },
+        {"opinion": "said", "labeled": "bad.csv"},
+        "no column 'key'",
     ),
 ]
 
@@ -450,3 +497,246 @@ def test_likeness_volumes_and_an_estimated_baseline():
             )
         )
     assert arl_interval(*map(int, np.sum(seen, axis=0))).value >= 250
+
+
+# Drift of the texts
+
+
+def stand_in(texts, opinions, buckets, n_baseline):
+    "What `TextDrift` asks of a monitor."
+    days = pd.date_range("2026-01-01", periods=max(buckets) + 1)
+    frame = pd.DataFrame({"bucket": days[buckets], "text": texts, "opinion": opinions})
+    return SimpleNamespace(frame=frame, bucket_index=days, n_baseline=n_baseline,
+                           stream=SimpleNamespace(freq="day"),
+                           bucket_names=lambda: [f"{d:%Y-%m-%d}" for d in days])
+
+
+WORDS_OF = {"en": "parcel late refund room service clean slow fine staff door".split(),
+            "zh": "快递 太慢 退款 房间 服务 干净 早餐 不错 客服 前台".split()}
+
+
+def made_texts(n, language, seed=0):
+    rng = np.random.default_rng(seed)
+    draws, numbers = rng.integers(0, 10, (n, 5)), rng.integers(10**6, size=n)
+    return [" ".join(WORDS_OF[language][i] for i in row) + f" {k}"
+            for row, k in zip(draws, numbers)]
+
+
+def test_many_texts_are_sampled_and_are_no_drift():
+    "A hundred thousand texts of one kind, a hundredth of the later ones odd: no alarm, bounded."
+    n = 100_000
+    texts, day = made_texts(n, "en"), np.arange(n) * 120 // n
+    odd = (day >= 60) & (np.arange(n) % 100 == 0)
+    texts = [f"{t} dear customer" if o else t for t, o in zip(texts, odd)]
+    read = []
+
+    def vectors(texts):
+        read.append(len(texts))
+        return word_vectors(texts)
+
+    drift = TextDrift(stand_in(texts, np.array(["a", "b"])[np.arange(n) % 2], day, 60), vectors)
+    assert sum(read) <= 500 + 1500 + 10 * 1000 and len(drift.table().rows) <= 10
+    assert {w.verdict for w in drift.windows} == {"none"}
+    assert "were read, drawn at random" in drift.summary()[-1]
+    assert len(json.dumps(drift.facts(), default=vars)) < 10_000
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_a_change_of_the_texts_is_found_and_a_few_texts_are_too_few(language):
+    texts, other = made_texts(2400, language), made_texts(600, language, 1)
+    odd = "系统升级" if language == "zh" else "app crash"
+    strange = [f"{t} {odd}" if i % 2 else t for i, t in enumerate(other)]
+    day = np.r_[np.arange(2400) // 40, 60 + np.arange(600) // 40]
+    same = TextDrift(stand_in(texts + other, ["a"] * 3000, day, 60))
+    changed = TextDrift(stand_in(texts + strange, ["a"] * 3000, day, 60))
+    assert "drift" not in {w.verdict for w in same.windows}
+    assert changed.newest().verdict == "drift" and len(changed.newest().texts) == 3
+    few = TextDrift(stand_in(texts + strange[1:16:2], ["a"] * 2408, [*day[:2400], *[60] * 8], 60))
+    assert (few.newest().verdict, few.newest().auc) == ("too few", None)
+    assert "can't be told from 8 texts" in few.summary()[0]
+
+
+def test_a_surge_of_one_opinion_is_no_change_of_the_texts():
+    rng = np.random.default_rng(0)
+    day = np.arange(6000) // 60
+    late = rng.random(6000) < np.where(day < 60, 0.2, 0.6)
+    texts = [f"{'parcel late courier' if bad else 'lovely room clean'} {t}"
+             for bad, t in zip(late, made_texts(6000, "en"))]
+    mixed = TextDrift(stand_in(texts, np.where(late, "bad", "good"), day, 60))
+    blind = TextDrift(stand_in(texts, ["all"] * 6000, day, 60))
+    assert "drift" not in {w.verdict for w in mixed.windows}
+    assert blind.newest().verdict == "drift"  # without the opinions it would be one
+
+
+# Alarms that arrive
+
+
+class Clock:
+    "Hours pass at once."
+
+    def __init__(self):
+        self.now = 1e9
+
+    def time(self):
+        return self.now
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+class Receiver(BaseHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+    def do_POST(self):
+        hook = self.server.hook
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if hook.mood == "break":
+            self.close_connection = True
+            return
+        if hook.mood == "hang":
+            time.sleep(0.5)
+            return
+        if hook.mood == "late":
+            time.sleep(0.4)
+        if hook.mood in (200, "late"):
+            hook.got.append((self.headers["Idempotency-Key"], body))
+        with suppress(OSError):
+            self.send_response(200 if hook.mood == "late" else hook.mood)
+            self.end_headers()
+
+
+class Hook:
+    "A webhook on this machine."
+
+    def __init__(self):
+        self.mood, self.got, self.port = 200, [], 0
+
+    def __enter__(self):
+        self.server = ThreadingHTTPServer(("127.0.0.1", self.port), Receiver)
+        self.server.hook, self.port = self, self.server.server_port
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.server.shutdown()
+        self.server.server_close()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}/hook?key=secret"
+
+
+@pytest.fixture(scope="module")
+def alarmed(small):
+    "A monitor with an alarm."
+    stream = Stream(columns=StreamColumns(**NAMES), now=NOW)
+    stream.add(small)
+    monitor = Monitor(stream, watch=["delivery"], drift=False)
+    return monitor, monitor.find_alerts()[-1]
+
+
+def test_a_webhook_that_is_down_for_an_hour(alarmed, monkeypatch):
+    "Each run is a new process on the same store; each brings a new alarm."
+    monkeypatch.setattr(outbox, "TRY_SECONDS", 0.25)
+    monitor, alert = alarmed
+    clock, hook, late = Clock(), Hook(), []
+    with hook:
+        pass  # a port that nobody listens at any more
+    moods = ["refused", "hang", 500, "break", "late", 429, "hang", 503, "refused", 500, 408, 500]
+    for i, hook.mood in enumerate([*moods, 200, 200]):
+        day = f"2027-01-{1 + 2 * i:02}"
+        new = replace(alert, since=day, raised=day, ended=f"2027-01-{2 + 2 * i:02}")
+        box = AlarmOutbox(Stream("posts.sqlite").db, clock)
+        began, real = clock.now, time.monotonic()
+        with nullcontext() if hook.mood == "refused" else hook:
+            found = box.hand_over(monitor, [alert, new], [Webhook(hook.url)], seconds=5)
+            if hook.mood in ("hang", "late"):
+                time.sleep(0.5)  # whoever was left behind ends
+        assert clock.now - began <= 5 and time.monotonic() - real < 8
+        late += [k for k, _ in hook.got if k not in late] if hook.mood == "late" else []
+        assert found[0].waiting == (0 if hook.mood == 200 else i + 2) or hook.mood == "late"
+        box.db.close()
+        clock.now += 300
+    keys = Counter(k for k, _ in hook.got)
+    assert len(keys) == len(moods) + 3  # none lost
+    twice = {k for k, n in keys.items() if n > 1}
+    assert twice <= set(late) and late  # but for those taken after we gave up: the same key
+    assert all(k == body["key"] for k, body in hook.got)
+    assert sorted({b["bucket"] for _, b in hook.got})[0] == alert.raised
+
+
+def test_the_recipe_sends_once_never_fails_and_takes_labels(small, monkeypatch):
+    small.to_csv("posts.csv", index=False)
+    words = dict(table="posts.csv", store="posts.sqlite", **NAMES, probability="probability",
+                 opinions="delivery", false_alarms=3.0, alarm_webhook="env:SHOP_HOOK")
+    with Hook() as hook:
+        monkeypatch.setenv("SHOP_HOOK", hook.url)
+    down = run("a", **words, alarm_seconds=0.5)
+    n = len(down["alerts"])
+    assert n and [d["waiting"] for d in down["alarms_sent"]] == [n]
+    assert next(g for g in down["guard"] if g["check"] == "alarms_delivered")["passed"] is False
+    queue = pd.read_csv("a/label_these.csv", dtype=str)
+    truth = small.drop_duplicates("id").set_index("id").said  # a classifier that is always right
+    queue.assign(truth=queue.key.str.removeprefix("id ").map(truth)).to_csv("done.csv")
+    with hook:
+        up = run("b", **words, labeled="done.csv")
+        box = AlarmOutbox(Stream("posts.sqlite").db)
+        assert up["alarms_sent"][0]["sent"] == n and box.deliver([Webhook(hook.url)])[0].tries == 0
+    page = Path("b/report.html").read_text("utf-8")
+    assert len(hook.got) == n and "secret" not in page and "What the labels say" in page
+    text = json.dumps([body for _, body in hook.got])
+    assert not any(t in text for t in small.text) and hook.got[0][1]["ids"]
+    assert up["labels"]["realized_accuracy"]["value"] == 1
+    assert up["estimated_performance"]["windows"] and up["text_drift"]["windows"]
+
+
+def test_a_command_gets_the_alarm_and_no_shell(alarmed):
+    monitor, alert = alarmed
+    Path("take.py").write_text("import sys; open('got.txt', 'ab').write(sys.stdin.buffer.read())")
+    taker = Command(f"{shlex.quote(sys.executable)} take.py ; touch evil $(touch evil)")
+    box = AlarmOutbox(Stream().db)
+    found = [box.hand_over(monitor, [alert], [taker], texts=True)[0].sent for _ in range(2)]
+    got = json.loads(Path("got.txt").read_text("utf-8"))
+    assert found == [1, 0] and got["series"] == "delivery"
+    assert len(got["texts"]) == 5 and not Path("evil").exists()
+
+
+def test_a_hook_that_comes_later_is_not_told_of_what_was(alarmed):
+    monitor, alert = alarmed
+    box = AlarmOutbox(Stream().db)
+    assert (box.put(monitor, [alert]), box.put(monitor, [alert], [Command("true")])) == (1, 0)
+    assert box.deliver([Command("true")])[0].tries == 0
+
+
+# Labels that come back
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_labels_come_back(language):
+    names = ["bad", "good"] if language == "en" else ["差评", "好评"]
+    rng, n = np.random.default_rng(0), 6000
+    truth = np.where(rng.random(n) < 0.2, *names)
+    hard = np.arange(n) % 4 == 0
+    wrong = rng.random(n) < np.where(hard, 0.4, 0.02)
+    said = np.where(wrong, np.where(truth == names[0], names[1], names[0]), truth)
+    frame = pd.DataFrame({"id": np.arange(n), "text": made_texts(n, language), "said": said,
+                          "date": pd.date_range("2026-03-01", periods=n, freq="30min"),
+                          "sure": np.where(hard, 0.6, 0.98)})
+    columns = StreamColumns(id="id", opinion="said", probability="sure")
+    stream = Stream(columns=columns, now=pd.Timestamp("2026-07-04").timestamp())
+    stream.add(frame)
+    monitor = Monitor(stream, drift=False)
+    right = (said == truth)[-28 * 48:].mean()
+    estimated = EstimatedAccuracy(monitor).windows[-1].estimated
+    assert abs(estimated.value - (said == truth)[-7 * 48:].mean()) < 0.03
+    queue = draw_labels(monitor, monitor.find_alerts())
+    assert queue.sampling_probability.nunique() > 1 and queue.key.is_unique
+    write_frame(queue.assign(truth=truth[queue.key.str[3:].astype(int)]), "done.xlsx")
+    sample = read_label_queue("done.xlsx", monitor)
+    found, share = sample.accuracy(), sample.share(sample.frame.truth == names[0])
+    assert len(sample.frame) == len(queue) and found.low < right < found.high
+    assert share.low < (truth[-28 * 48:] == names[0]).mean() < share.high

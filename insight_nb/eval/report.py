@@ -33,7 +33,8 @@ OTHER_CHECKS = ("as_shipped", "threshold_unseen", "replay", "counted_once", "fal
                 "time_leak", "tied_times", "known_rows", "fitted_inside", "group_leak",
                 "old_head_rows", "old_test_unseen", "forgetting", "fair_test", "best_kept",
                 "distinct_labels", "processes_agree", "llm_beats_majority", "llm_usable",
-                "llm_position", "site_leak", "rules_kept", "requests_cut", "dialogues")
+                "llm_position", "site_leak", "rules_kept", "requests_cut", "dialogues",
+                "alarms_delivered")
 
 # %% ../../nbs/eval/01_report.ipynb #bafec3c3
 @dataclass(frozen=True)
