@@ -700,6 +700,8 @@ def _predict_rows(args, chunks): # with a bundle of an application
     if args.prefix:
         how["prefix"] = args.prefix
     found = predict_rows(args.bundle, pd.concat(list(chunks)), args.device, **how)
+    if note := found.attrs.get("note"): # of a bundle that knows its training table
+        _say(note)
     with ScratchFolder() as folder:
         out = args.out or Path(folder, "predictions.csv")
         formulas = write_frame(found, out, args.force, args.spreadsheet)
