@@ -6,6 +6,8 @@
 __all__ = ['MAX_CATEGORIES', 'TreeColumns', 'column_features', 'BoostingEstimator', 'BoostingClassifier', 'BoostingRegressor']
 
 # %% ../../../nbs/apps/risk/04_boosting.ipynb #8bcd0e85
+from collections import Counter
+
 import numpy as np
 from fastcore.basics import patch
 from sklearn.base import ClassifierMixin, RegressorMixin
@@ -23,12 +25,13 @@ from ...data.arrays import (
 MAX_CATEGORIES = 254 # of a column; scikit-learn's trees read no more
 
 def _tree_plan(cells, target):
-    plan = plan_column(cells, rare=0.)
-    if len(plan.get("levels", ())) <= MAX_CATEGORIES:
+    plan, known = plan_column(cells, rare=0.), to_missing(cells)
+    if plan["kind"] != "category":
         return plan
-    if target is None: # the target is no number: the most frequent ones
-        return plan | {"levels": plan["levels"][:MAX_CATEGORIES]}
-    return plan | plan_target(to_categories(to_missing(cells)), target)
+    count = Counter(to_categories(known[known.notna()]))
+    if len(count) > MAX_CATEGORIES and target is not None:
+        return plan | plan_target(to_categories(known), target)
+    return plan | {"levels": sorted(w for w, _ in count.most_common(MAX_CATEGORIES))}
 
 # %% ../../../nbs/apps/risk/04_boosting.ipynb #b9d2dde6
 def _tree_column(plan, cells): # (rows,) float64, NaN for a gap

@@ -8,7 +8,6 @@ __all__ = ['SHARES', 'parse_cutoffs', 'default_cutoffs', 'cutoff_facts', 'cutoff
 # %% ../../../nbs/apps/risk/11_cutoffs.ipynb #48b332a4
 import numpy as np
 
-from .risk_metrics import auroc_with_interval
 from ...base.core import InputError, ReportTable, plural, shorten
 from ...base.intervals import group_codes, ratio_interval
 from ...eval.metrics import WILSON, make_metric, wilson_interval
