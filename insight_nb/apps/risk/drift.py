@@ -115,7 +115,8 @@ def summary(self: PopulationDrift) -> str:
     if unsure := [f for f in self.found if f["reads"].startswith("too few")]:
         needed = self.rows_that_tell()
         cure = f"about {needed:,} rows can" if needed else "the training table itself is too small"
-        return f"{many} can't tell whether {len(unsure)} of {len(self.found)} drifted: {cure}.{chance}"
+        which = f"{len(unsure)} of {len(self.found)}"
+        return f"{many} can't tell whether {which} drifted: {cure}.{chance}"
     return f"No drift: none of {len(self.found)}, the score among them, is above .1.{chance}"
 
 # %% ../../../nbs/apps/risk/09_drift.ipynb #e6b4a6aa

@@ -25,6 +25,7 @@ from insight_nb.data.arrays import (
     to_days, to_numbers, infer_kind, convert_numeric_columns, read_numbers, to_missing,
     to_categories)
 from ...data.sources import open_frame
+from ...base.intervals import fold_level
 from ...eval.metrics import mean_metric
 from ...eval.report import Check
 from insight_nb.apps.risk.risk_metrics import (
@@ -66,8 +67,8 @@ class RiskTable:
 EVENT_WORDS = {"1", "yes", "true", "y", "是"}
 REJECT_WORDS = {"rejected", "reject", "declined", "denied", "refused", "拒绝", "已拒绝", "拒贷", "未通过"}
 NO_REJECT_INFERENCE = (
-    "what rejected applicants would have done is in no table, and a model that is fitted on guesses "
-    "of it (reject inference) learns the guesses: accept a few of them at random, and wait")
+    "what rejected applicants would have done is in no table, and a model of guesses (reject "
+    "inference) learns the guesses: accept a few of them at random, and wait")
 
 # %% ../../../nbs/apps/risk/12_risk.ipynb #39a86776
 def find_event(words, # (rows,) names of outcomes
@@ -160,9 +161,10 @@ def rejected_rows(frame, has) -> list[str]: # (rows,) bool: a label is there; on
         words = np.array([w.lower() for w in to_categories(to_missing(frame[c]))], dtype=object)
         without = set(words[~has])
         if without & REJECT_WORDS and not without & set(words[has]):
-            return [f"the {plural(int((~has).sum()), 'row')} without a label are rejected applicants "
-                    f"({shorten(c, 40)}: {shorten(', '.join(sorted(without)), 40)}) and are left "
-                    f"out, for {NO_REJECT_INFERENCE}; the risks are those of accepted applicants"]
+            named = f"{shorten(c, 40)}: {shorten(', '.join(sorted(without)), 40)}"
+            return [f"the {plural(int((~has).sum()), 'row')} without a label are rejected "
+                    f"applicants ({named}) and are left out, for {NO_REJECT_INFERENCE}; the risks "
+                    "are those of accepted applicants"]
     return []
 
 # %% ../../../nbs/apps/risk/12_risk.ipynb #ca79f8f1
@@ -465,14 +467,16 @@ def comparison_models(table: RiskTable, monotone, seed=0,
 @patch
 def _gaps(self: RiskJob, p): # (rows,) of another model; name -> the other less this one
     own = self.p[0]
-    far = mean_metric((p - self.y)**2 - (own - self.y)**2, self.groups, -np.inf, np.inf)
+    far = mean_metric((p - self.y)**2 - (own - self.y)**2, self.groups, -np.inf, np.inf,
+                      level=fold_level(.95, self.folds))
     if not self.table.outcome:
         return {"difference": far}
     return {"difference": far,
             "auc_difference": auroc_difference(self.y, p, own, self.groups, self.folds)}
 
 def _surely(gaps):
-    words = {"difference": ("closer", "farther off"), "auc_difference": ("ranks worse", "ranks better")}
+    words = {"difference": ("closer", "farther off"),
+             "auc_difference": ("ranks worse", "ranks better")}
     said = [words[k][int(d.low > 0)] for k, d in gaps.items() if d.low > 0 or d.high < 0]
     return ", ".join(said) or "not surely different"
 
@@ -493,7 +497,8 @@ def compare(self: RiskJob, others: dict) -> ReportTable: # name -> estimator
         shown = [m[k] for k in (("auc", "brier") if self.table.outcome else ("r2", "coverage"))]
         beside = ["", *[""] * len(gaps)] if estimator is None else [*gaps.values(), _surely(gaps)]
         rows.append([name, *map(str, [*shown, *beside]), f"{a.seconds:.1f}"])
-        self.compared[name] = {**m, **{k: d.to_dict() for k, d in gaps.items()}, "seconds": a.seconds}
+        self.compared[name] = {**m, **{k: d.to_dict() for k, d in gaps.items()},
+                               "seconds": a.seconds}
     head = ["R²", "coverage", "squared error, more than this model"]
     if self.table.outcome:
         head = ["AUC", "Brier", head[-1], "AUC, more than this model"]

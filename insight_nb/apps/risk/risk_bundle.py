@@ -121,7 +121,8 @@ def predict_table(bundle: RiskBundle, source, # whatever `open_frame` opens
         found["reasons"][good] = reason_codes(model, rows[good], reasons)
     out = frame.assign(**{prefix + k: v for k, v in (found | {"error": error}).items()})
     if "drift" in bundle.info and len(frame):
-        drift = measure_drift(bundle.info["drift"], rows, found[kinds[0] if names else "prediction"])
+        scores = found["probability" if names else "prediction"]
+        drift = measure_drift(bundle.info["drift"], rows, scores)
         if drift.drifted():
             out.attrs["note"] = drift.summary()
     return out
