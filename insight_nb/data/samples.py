@@ -293,10 +293,9 @@ def synthetic_loans(rows=2100, seed=0) -> pd.DataFrame: # 300 of each month
     income = np.exp(rng.normal(3.2, .5, n) - .4 * (month == 6))
     debt, employer = rng.gamma(2, 6, n), rng.integers(0, 120, n)
     cities = np.array(["北京", "上海", "成都", "Rome", "Lyon"], dtype=object)
-    z = (debt / income - 1 + np.abs(age - 50) / 12 + rng.normal(size=120)[employer] * .7
-         + .5 * (rng.random(n) < .1))
-    gap = rng.random(n) < .05 + .1 * (z > 2)
-    late = rng.logistic(size=n) + z > 3.4
+    z = 2 * np.minimum(debt / income, 3) + np.abs(age - 47) / 6 + rng.normal(size=120)[employer]
+    gap = rng.random(n) < .05 + .1 * (z > 5.5)
+    late = rng.logistic(size=n) + z > 5.5
     return pd.DataFrame({
         "month": [f"2026-{m + 1:02d}-01" for m in month], "age": age,
         "年收入": np.where(gap, np.nan, income.round(1)), "debt": debt.round(1),

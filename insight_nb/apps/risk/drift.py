@@ -104,13 +104,14 @@ def rows_that_tell(self: PopulationDrift) -> int | None: # None: the training ta
 @patch
 def summary(self: PopulationDrift) -> str:
     "The verdict in a sentence or two."
-    many = plural(self.rows, "row")
-    highest = format_number(max(f["by_chance"] for f in self.found))
-    chance = (f" Chance alone gives a PSI of up to {highest} with {many} against "
-              f"{self.training_rows:,}, all columns together.")
+    many, limits = plural(self.rows, "row"), [f["by_chance"] for f in self.found]
+    low, high = format_number(min(limits)), format_number(max(limits))
+    chance = (f" With {many} against {self.training_rows:,}, chance alone gives a PSI of up to "
+              f"{low if low == high else f'{low} to {high}, by column'}.")
     if bad := self.drifted():
-        named = ", ".join(f"{shorten(f['column'], 40)} (PSI {format_number(f['psi'])})"
-                          for f in bad[:5])
+        named = ", ".join(
+            f"{shorten(f['column'], 40)} (PSI {format_number(f['psi'])}, by chance up to "
+            f"{format_number(f['by_chance'])})" for f in bad[:5])
         return f"{len(bad)} of {len(self.found)} drifted: {named}.{chance}"
     if unsure := [f for f in self.found if f["reads"].startswith("too few")]:
         needed = self.rows_that_tell()
