@@ -33,7 +33,7 @@ def parse_cutoffs(text) -> list: # "0.05, 0.2" -> [.05, .2]
 def default_cutoffs(p) -> list: # (shuffles, rows) risks
     "Risks that cut off the shares of `CUTOFF_SHARES`, at three digits."
     found = np.quantile(np.mean(np.atleast_2d(p), 0), 1 - np.array(CUTOFF_SHARES))
-    return sorted({float(f"{v:.3g}") for v in found if 0 < v < 1})
+    return sorted({c for c in (float(f"{v:.3g}") for v in found) if 0 < c < 1})
 
 # %% ../../../nbs/apps/risk/11_cutoffs.ipynb #abef3d5e
 def _share(over, under, groups): # (rows,) both, from 0; the sum of one to that of the other
