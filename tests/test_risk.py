@@ -370,7 +370,8 @@ def areas(table, folds=3):
 
 
 def test_the_rival_is_scikit_learns_own(tumours):
-    for table in (tumours, open_risk("sample:synthetic_loans", drop="month")):
+    loans = open_risk("sample:synthetic_loans", drop="month").select(np.arange(1000))
+    for table in (tumours, loans):
         ours, theirs = areas(table)
         assert abs(ours - theirs) < 0.005 and ours > 0.6
 
@@ -453,10 +454,10 @@ def test_a_random_category_of_500_values_gains_nothing():
 
 
 def test_a_category_of_100_000_values():
-    frame = pd.DataFrame({"x": np.arange(200_000) % 7, "id": [
-        f"客户 {i % 100_000}" for i in range(200_000)], "firm": [
-        f"f{i % 20_000}" for i in range(200_000)]})
-    target = (np.arange(200_000) % 20_000 < 4_000) * 1
+    at = np.arange(100_000)
+    frame = pd.DataFrame({"x": at % 7, "id": [f"客户 {i}" for i in at],
+                          "firm": [f"f{i % 20_000}" for i in at]})
+    target = (at % 20_000 < 4_000) * 1
     encoder = ColumnEncoder()
     encoder.fit_transform(frame, target)
     assert encoder.dropped_columns() == {"id": "no category with enough rows, or only one"}
@@ -488,7 +489,7 @@ def test_a_month_is_held_against_the_training_table(ran):
 
 
 def test_drift_does_not_cry_wolf():
-    "Fifty months without drift, against one training table: the promise is 5 in 100."
+    "Thirty months without drift, against one training table: the promise is 5 in 100."
     rng = np.random.default_rng(0)
 
     def month(n):
@@ -497,8 +498,8 @@ def test_drift_does_not_cry_wolf():
 
     first = month(1000)
     base = drift_baseline(first, first.m0)
-    found = [measure_drift(base, m, m.m0) for m in (month(250) for _ in range(50))]
-    assert sum(bool(d.drifted()) for d in found) <= 6
+    found = [measure_drift(base, m, m.m0) for m in (month(250) for _ in range(30))]
+    assert sum(bool(d.drifted()) for d in found) <= 4
     assert max(f["psi"] for d in found for f in d.found) > 0.1 # the usual rule would have cried
 
 

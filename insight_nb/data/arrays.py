@@ -193,6 +193,8 @@ def is_many_valued(count: dict, n, rare=.01) -> bool: # category -> rows; all ro
 def shrinkage(at, y, n) -> float: # (rows,) category from 0; (rows,) numbers; categories
     """For how many rows the mean of all is to count in the mean of a category; infinite where
     categories differ no more than by chance."""
+    if not len(at):
+        return float("inf")
     size = np.bincount(at, minlength=n)
     mean = np.bincount(at, y, n) / np.maximum(size, 1)
     rows, k = len(at), int((size > 0).sum())
