@@ -455,14 +455,14 @@ def test_a_random_category_of_500_values_gains_nothing():
 
 def test_a_category_of_100_000_values():
     at = np.arange(100_000)
-    frame = pd.DataFrame({"x": at % 7, "id": [f"客户 {i}" for i in at],
-                          "firm": [f"f{i % 20_000}" for i in at]})
-    target = (at % 20_000 < 4_000) * 1
-    encoder = ColumnEncoder()
-    encoder.fit_transform(frame, target)
+    frame = pd.DataFrame({"x": at % 7, "id": [f"客户 {i}" for i in at]})
+    encoder = ColumnEncoder().fit(frame, at % 2)
     assert encoder.dropped_columns() == {"id": "no category with enough rows, or only one"}
-    assert [f.kind for f in encoder.features] == ["number", "target"]
-    assert not encoder.count_unseen(frame).get("firm: new or rare categories")
+    assert encoder.count_unseen(frame) == {"id: new or rare categories": 100_000}
+    firms = pd.DataFrame({"firm": [f"f{i % 4_000}" for i in at[:20_000]]})
+    encoder = ColumnEncoder().fit(firms, (at[:20_000] % 4_000 < 800) * 1)
+    assert [f.kind for f in encoder.features] == ["target"]
+    assert encoder.count_unseen(firms) == {}
 
 
 def test_rejected_applicants_are_left_out_and_said():

@@ -78,7 +78,7 @@ def _faults(plans, rows) -> np.ndarray:
             error[i] = f"{shorten(c, 40)}: {cell!r} is no {what}"
     return error
 
-# %% ../../../nbs/apps/risk/10_risk_bundle.ipynb #eae5422c
+# %% ../../../nbs/apps/risk/10_risk_bundle.ipynb #ba84fe09
 def _check_has(frame, columns):
     gone = [c for c in columns if c not in frame.columns]
     if gone:
@@ -86,6 +86,7 @@ def _check_has(frame, columns):
             f"the table has no column {shorten(gone[0], 40)!r}, which the model was trained "
             f"with.{suggest(gone[0], frame.columns)}")
 
+# %% ../../../nbs/apps/risk/10_risk_bundle.ipynb #eae5422c
 def predict_table(bundle: RiskBundle, source, # whatever `open_frame` opens
                   prefix="", # of the names of the new columns
                   reasons=4) -> pd.DataFrame: # at most so many for each row; 0: none
