@@ -106,7 +106,7 @@ def summary(self: PopulationDrift) -> str:
     "The verdict in a sentence or two."
     many, limits = plural(self.rows, "row"), [f["by_chance"] for f in self.found]
     low, high = format_number(min(limits)), format_number(max(limits))
-    chance = (f" With {many} against {self.training_rows:,}, chance alone gives a PSI of up to "
+    chance = (f" With {many} against {self.training_rows:,}, chance alone reaches a PSI of "
               f"{low if low == high else f'{low} to {high}, by column'}.")
     if bad := self.drifted():
         named = ", ".join(

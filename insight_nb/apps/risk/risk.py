@@ -502,10 +502,14 @@ def compare(self: RiskJob, others: dict) -> ReportTable: # name -> estimator
     head = ["R²", "coverage", "squared error, more than this model"]
     if self.table.outcome:
         head = ["AUC", "Brier", head[-1], "AUC, more than this model"]
+    better = [n for n, v in self.compared.items() if v.get("auc_difference", {"low": 0})["low"] > 0]
+    more = ""
+    if better:
+        more = f"; surely ranked better, by curves or interactions in the table: {', '.join(better)}"
     return ReportTable(
         ["model", *head, "surely", "seconds, all folds"],
         rows, "On the same folds of the first shuffle. Boosted trees are a rival for comparison: "
-        "the bundle holds this model, and no trees")
+        f"the bundle holds this model, and no trees{more}")
 
 # %% ../../../nbs/apps/risk/12_risk.ipynb #5ebd9031
 METRIC_TITLES = {
