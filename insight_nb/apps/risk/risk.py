@@ -502,8 +502,8 @@ def compare(self: RiskJob, others: dict) -> ReportTable: # name -> estimator
     head = ["R²", "coverage", "squared error, more than this model"]
     if self.table.outcome:
         head = ["AUC", "Brier", head[-1], "AUC, more than this model"]
-    better = [n for n, v in self.compared.items() if v.get("auc_difference", {"low": 0})["low"] > 0]
-    more = ""
+    more, none = "", {"low": 0}
+    better = [n for n, v in self.compared.items() if v.get("auc_difference", none)["low"] > 0]
     if better:
         more = f"; surely ranked better, by curves or interactions in the table: {', '.join(better)}"
     return ReportTable(

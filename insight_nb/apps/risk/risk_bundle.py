@@ -78,7 +78,6 @@ def _faults(plans, rows) -> np.ndarray:
             error[i] = f"{shorten(c, 40)}: {cell!r} is no {what}"
     return error
 
-# %% ../../../nbs/apps/risk/10_risk_bundle.ipynb #ba84fe09
 def _check_has(frame, columns):
     gone = [c for c in columns if c not in frame.columns]
     if gone:
