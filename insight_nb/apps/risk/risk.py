@@ -505,7 +505,7 @@ def compare(self: RiskJob, others: dict) -> ReportTable: # name -> estimator
     more, none = "", {"low": 0}
     better = [n for n, v in self.compared.items() if v.get("auc_difference", none)["low"] > 0]
     if better:
-        more = f"; surely ranked better, by curves or interactions in the table: {', '.join(better)}"
+        more = f"; curves or interactions surely rank better: {', '.join(better)}"
     return ReportTable(
         ["model", *head, "surely", "seconds, all folds"],
         rows, "On the same folds of the first shuffle. Boosted trees are a rival for comparison: "
