@@ -698,14 +698,11 @@ def _predict_rows(args, chunks): # with a bundle of an application
     import pandas as pd
     from insight_nb.base.tables import write_frame
     from insight_nb.jobs.loading import predict_rows
-    how = {}
-    if args.text != "text":
-        how["column"] = args.text
-    if args.probabilities:
-        how["probabilities"] = True
-    if args.prefix:
-        how["prefix"] = args.prefix
+    how = {"column": args.text, "probabilities": args.probabilities, "prefix": args.prefix}
+    how = {k: v for k, v in how.items() if v and (k, v) != ("column", "text")}
     found = predict_rows(args.bundle, pd.concat(list(chunks)), args.device, **how)
+    if note := found.attrs.get("note"): # of a bundle that knows its training table
+        _say(note)
     with ScratchFolder() as folder:
         out = args.out or Path(folder, "predictions.csv")
         formulas = write_frame(found, out, args.force, args.spreadsheet)

@@ -21,12 +21,21 @@ from insight_nb.apps.risk.risk import (
 from insight_nb.cli import recipes
 from insight_nb.apps.risk.risk_metrics import decision_metrics, outcome_metrics
 from insight_nb.apps.risk.estimators import RiskClassifier, RiskRegressor
-from insight_nb.apps.risk.risk_bundle import load_risk, predict_table
+from insight_nb.apps.risk.boosting import BoostingClassifier, BoostingRegressor
+from insight_nb.apps.risk.cutoffs import cutoff_facts
+from insight_nb.apps.risk.drift import drift_baseline, measure_drift
+from insight_nb.apps.risk.reasons import contributions
+from insight_nb.apps.risk.risk_bundle import load_risk, predict_table, table_drift
+from insight_nb.apps.risk.woe import (
+    column_woe, divergence_by_chance, information_value, psi, weight_of_evidence)
+from insight_nb.data.arrays import ColumnEncoder
 from notebooks import Notebook, _python
+from sklearn.compose import make_column_transformer
+from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
-from sklearn.metrics import r2_score
+from sklearn.metrics import r2_score, roc_auc_score
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import OrdinalEncoder, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 
@@ -208,6 +217,8 @@ def ran(tmp_path_factory):
                 repeats=2,
                 folds=4,
                 compare=False,
+                cutoffs="0.3, 0.6",
+                scored=str(folder / "t.csv"),
                 out=str(folder / "out"),
             )
     return folder, names
@@ -218,6 +229,12 @@ def test_a_run_leaves_what_it_promises(ran):
     e = json.loads((folder / "out" / "evidence.json").read_text(encoding="utf-8"))
     assert (e["schema"], e["task"]) == (1, "risk")
     assert set(e) >= SECTIONS | {"decision", "slices", "coefficients", "score_card"}
+    assert set(e) >= {"cutoffs", "gini", "woe", "reasons", "drift"}
+    assert [c["cutoff"] for c in e["cutoffs"]] == [0.6, 0.3, 1 / 11]
+    for row in e["reasons"]["rows"]:
+        assert abs(e["reasons"]["base"] + sum(row["parts"].values()) - row["score"]) < 1e-9
+    assert {f["column"] for f in e["woe"]} == {"年龄", "city", "since", "flat", "void", "id"}
+    assert e["drift"]["verdict"].startswith(("No drift", "80 rows can't tell"))
     for m in [*e["metrics"].values(), *e["baseline"].values()]:
         assert m["low"] <= m["value"] <= m["high"] and m["n"] == 79
     assert (
@@ -259,6 +276,10 @@ BAD = {
     "no column that tells": (loans()[["flat", "void", "id", "label"]], ["none of the 3 columns"]),
     "no label": (loans(label=""), ["label"]),
     "three outcomes": (loans(label=["a", "b", "c", "a"] * 20), ["3 outcomes", "positive"]),
+    "rejected as an outcome": (
+        loans(label=["a", "b", "已拒绝", "a"] * 20),
+        ["'已拒绝' is no outcome", "reject inference"],
+    ),
     "an empty file": (pd.DataFrame({"a": [], "label": []}), ["no rows"]),
 }
 
@@ -276,6 +297,8 @@ WRONG = {
     "an unknown event": (["-p", "positive", "lat"], ["late"]),
     "a cost of nothing": (["-p", "false_negative_cost", "0"], ["costs"]),
     "a negative penalty": (["-p", "l2", "-1"], ["l2"]),
+    "reject inference": (["-p", "reject_inference", "true"], ["not offered", "guesses"]),
+    "a cut-off that is no risk": (["-p", "cutoffs", "5 %"], ["between 0 and 1"]),
     "group and time": (["-p", "group", "id", "-p", "time", "since"], ["one of them"]),
     "no such task": (["-p", "task", "rank"], ["rank", "amount"]),
     "an amount of words": (["-p", "task", "amount"], ["paid", "number"]),
@@ -322,3 +345,182 @@ def test_a_large_table_in_seconds():
         and 0.7 < job.measure()["auc"].value < 0.8
         and outcome_metrics(job.y, job.p)["ece"].value < 0.01
     )
+
+
+# The rival, and what credit people expect
+
+
+def trees(frame):
+    "scikit-learn's own pipeline, as its guide has it."
+    words = [c for c in frame if not pd.api.types.is_numeric_dtype(frame[c])]
+    code = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=np.nan)
+    return make_pipeline(
+        make_column_transformer((code, words), remainder="passthrough"),
+        HistGradientBoostingClassifier(categorical_features=range(len(words)), random_state=0))
+
+
+def areas(table, folds=3):
+    "AUC out of fold, of ours and of scikit-learn's, on the same folds."
+    splits, p = make_folds(table, folds), np.zeros(len(table))
+    for train, test in splits:
+        model = trees(table.frame).fit(table.frame.iloc[train], table.target[train])
+        p[test] = model.predict_proba(table.frame.iloc[test])[:, 1]
+    ours = out_of_fold(table, BoostingClassifier(), splits).p
+    return roc_auc_score(table.target, ours), roc_auc_score(table.target, p)
+
+
+def test_the_rival_is_scikit_learns_own(tumours):
+    loans = open_risk("sample:synthetic_loans", drop="month").select(np.arange(1000))
+    for table in (tumours, loans):
+        ours, theirs = areas(table)
+        assert abs(ours - theirs) < 0.005 and ours > 0.6
+
+
+def test_the_rival_is_compared_in_pairs(tumours, diabetes):
+    job = RiskJob(tumours, RiskClassifier(), 3, 1)
+    job.measure()
+    rows = job.compare({"gradient boosting": BoostingClassifier(max_iter=20)}).rows
+    found = job.compared["gradient boosting"]
+    gap = found["auc"].value - job.metrics["auc"].value
+    assert len(rows) == 2 and found["seconds"] > 0
+    assert abs(found["auc_difference"]["value"] - gap) < 1e-12
+    assert found["auc_difference"]["low"] < gap < found["auc_difference"]["high"]
+    job = RiskJob(diabetes, RiskRegressor(), 3, 1)
+    job.measure()
+    job.compare({"gradient boosting": BoostingRegressor(max_iter=20)})
+    assert 0.8 < job.compared["gradient boosting"]["coverage"].value <= 1
+
+
+def test_woe_iv_and_psi_by_hand():
+    # 200 paid, 100 late: shares .25 .5 .25 and .5 .4 .1
+    paid, late = [50, 100, 50], [50, 40, 10]
+    want = [np.log(0.5), np.log(1.25), np.log(2.5)]
+    assert np.allclose(weight_of_evidence(paid, late), want, atol=1e-12)
+    iv = -0.25 * np.log(0.5) + 0.1 * np.log(1.25) + 0.15 * np.log(2.5)
+    assert abs(information_value(paid, late) - iv) < 1e-12 and abs(iv - 0.333045) < 1e-6
+    assert abs(psi([100, 100], [60, 40]) - (0.1 * np.log(1.2) + 0.1 * np.log(1.25))) < 1e-12
+    assert psi([0, 90], [10, 90]) == pytest.approx(
+        (0.105 - 0.5 / 90) * np.log(0.105 / (0.5 / 90)) + 0.1 * np.log(1 / 0.9))
+    assert divergence_by_chance(2, 100, 100) == pytest.approx(3.841459 * 0.02, abs=1e-6)
+    cells = pd.Series(["北京"] * 100 + ["<b>"] * 140 + [None] * 60, name="城市")
+    target = [0] * 50 + [1] * 50 + [0] * 100 + [1] * 40 + [0] * 50 + [1] * 10
+    found = column_woe(cells, target)
+    assert {b["bin"]: round(b["woe"], 6) for b in found["bins"]} == {
+        "<b>": 0.223144, "北京": -0.693147, "(missing)": 0.916291}
+    assert abs(found["iv"] - iv) < 1e-12
+
+
+def test_cut_offs_by_hand():
+    y, p = np.array([1, 1, 0, 1, 0, 0, 0, 0]), np.array([.9, .8, .7, .6, .5, .4, .3, .2])
+    found = {f["cutoff"]: f for f in cutoff_facts(y, p, [.65, .55])}
+    names = ("population", "bad_rate", "capture", "bad_rate_below")
+    assert np.allclose([found[.65][k].value for k in names], [3 / 8, 2 / 3, 2 / 3, 1 / 5])
+    assert np.allclose([found[.55][k].value for k in names], [4 / 8, 3 / 4, 1., 0.])
+    assert all(f[k].low <= f[k].value <= f[k].high for f in found.values() for k in names)
+
+
+def test_reasons_add_up_to_the_score(ran):
+    bundle, new = load_risk(ran[0] / "out" / "bundle"), loans(40).drop(columns="label")
+    new.loc[::5, "年龄"] = np.nan
+    answer = predict_table(bundle, new)
+    parts, base = contributions(bundle.model, new)
+    odds = np.log(answer.probability / (1 - answer.probability))
+    assert np.abs(base + parts.sum(axis=1) - odds).max() < 1e-9
+    for words, own in zip(answer.reasons, parts.to_numpy()):
+        assert len(words.split("; ")) == (own > 0).sum() if words else (own <= 0).all()
+    assert answer.reasons.str.contains("年龄 = ").any()
+
+
+def many(n=3000, values=500, seed=0):
+    rng = np.random.default_rng(seed)
+    age = rng.integers(18, 70, n)
+    late = rng.logistic(size=n) > age / 20 - 1.5
+    return pd.DataFrame({"age": age, "雇主": [f"f{i}" for i in rng.integers(0, values, n)],
+                         "label": np.where(late, "late", "paid")})
+
+
+def test_a_random_category_of_500_values_gains_nothing():
+    gains = []
+    for seed in range(3):
+        table = open_risk(many(seed=seed))
+        splits = make_folds(table, 3)
+        both = out_of_fold(table, RiskClassifier(), splits)
+        assert [p for p in both.models[0].columns_.plans if "values" in p]
+        alone = open_risk(many(seed=seed), drop="雇主")
+        p = out_of_fold(alone, RiskClassifier(), splits).p
+        gains.append(roc_auc_score(table.target, both.p) - roc_auc_score(table.target, p))
+    assert max(gains) < 0.005
+    assert check_no_leakage(table, RiskClassifier(), splits, both.models).passed
+
+
+def test_a_category_of_100_000_values():
+    at = np.arange(100_000)
+    frame = pd.DataFrame({"x": at % 7, "id": [f"客户 {i}" for i in at]})
+    encoder = ColumnEncoder().fit(frame, at % 2)
+    assert encoder.dropped_columns() == {"id": "no category with enough rows, or only one"}
+    assert encoder.count_unseen(frame) == {"id: new or rare categories": 100_000}
+    firms = pd.DataFrame({"firm": [f"f{i % 4_000}" for i in at[:20_000]]})
+    encoder = ColumnEncoder().fit(firms, (at[:20_000] % 4_000 < 800) * 1)
+    assert [f.kind for f in encoder.features] == ["target"]
+    assert encoder.count_unseen(firms) == {}
+
+
+def test_rejected_applicants_are_left_out_and_said():
+    frame = loans()
+    frame["决定"] = np.where(np.arange(80) % 4, "accepted", "拒绝")
+    frame.loc[frame.决定 == "拒绝", "label"] = None
+    table = open_risk(frame)
+    assert len(table) == 60 and "20 rows without a label are rejected applicants" in table.notes[0]
+
+
+def test_a_month_is_held_against_the_training_table(ran):
+    def month(n, **more): # as many gaps as in training
+        frame = loans(n, **more).drop(columns="label")
+        return frame.assign(年龄=frame.年龄.where(np.arange(n) % 9 > 0))
+
+    bundle, same = load_risk(ran[0] / "out" / "bundle"), month(400)
+    older = month(400, 年龄=np.arange(400) % 40 + 45)
+    drift = table_drift(bundle, older)
+    assert "年龄" in {f["column"] for f in drift.drifted()} and "drifted: " in drift.summary()
+    assert predict_table(bundle, older).attrs["note"] == drift.summary()
+    assert "note" not in predict_table(bundle, same).attrs
+    few = table_drift(bundle, month(20))
+    assert few.drifted() == [] and "20 rows can't tell" in few.summary()
+
+
+def test_drift_does_not_cry_wolf():
+    "Thirty months without drift, against one training table: the promise is 5 in 100."
+    rng = np.random.default_rng(0)
+
+    def month(n):
+        return pd.DataFrame({f"m{i}": rng.lognormal(size=n) for i in range(8)}).assign(
+            城市=rng.choice(["北京"] * 60 + list("abcdefghij"), n), rare=rng.random(n) < 0.003)
+
+    first = month(1000)
+    base = drift_baseline(first, first.m0)
+    found = [measure_drift(base, m, m.m0) for m in (month(250) for _ in range(30))]
+    assert sum(bool(d.drifted()) for d in found) <= 4
+    assert max(f["psi"] for d in found for f in d.found) > 0.1 # the usual rule would have cried
+
+
+def test_psi_of_a_million_rows():
+    rng = np.random.default_rng(0)
+    first, now = (pd.DataFrame({"x": rng.normal(m, size=1_000_000)}) for m in (0, 0.02))
+    drift = measure_drift(drift_baseline(first, first.x), now, now.x)
+    assert drift.drifted() == [] # surely different, and far too little to matter
+    assert drift.found[1]["psi"] > drift.found[1]["by_chance"]
+
+
+BAD_MONTHS = {
+    "no such file": ("nowhere.csv", ["nowhere.csv"]),
+    "a column is missing": ("lacks.csv", ["no column '年龄'"]),
+    "no rows": ("none.csv", ["no rows"]),
+}
+
+
+@pytest.mark.parametrize("name, words", BAD_MONTHS.values(), ids=BAD_MONTHS)
+def test_bad_months_are_refused(ends, name, words):
+    write(loans().drop(columns="年龄"), "lacks.csv")
+    write(loans().head(0), "none.csv")
+    refused(ends("run", "risk", "-p", "table", write(loans()), *QUICK, "-p", "scored", name,
+                 "--out", "out"), *words)

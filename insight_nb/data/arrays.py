@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['MISSING_VALUES', 'ArrayDataset', 'NumericDataset', 'to_missing', 'read_numbers', 'to_numbers', 'to_days',
-           'infer_kind', 'convert_numeric_columns', 'to_categories', 'numeric_values', 'plan_column', 'Feature',
-           'expand_features', 'encode_column', 'mean_and_scale', 'ColumnEncoder', 'column_encoder_from_state']
+           'infer_kind', 'convert_numeric_columns', 'to_categories', 'numeric_values', 'level_codes', 'is_many_valued',
+           'shrinkage', 'plan_target', 'cross_fit_target', 'plan_column', 'Feature', 'expand_features', 'encode_column',
+           'mean_and_scale', 'ColumnEncoder', 'column_encoder_from_state']
 
 # %% ../../nbs/data/12_arrays.ipynb #4eec3dd9
 from collections import Counter
@@ -178,10 +179,72 @@ def numeric_values(cells: pd.Series, kind, column) -> np.ndarray: # (rows,) floa
             "mend it, or leave the cell empty.")
     return x
 
+# %% ../../nbs/data/12_arrays.ipynb #514cca08
+def level_codes(words, levels) -> np.ndarray: # (rows,) place in `levels`, -1 for none
+    "Categories as numbers."
+    known = {w: i for i, w in enumerate(levels)}
+    return np.array([known.get(w, -1) for w in words], dtype=np.int64)
+
+def is_many_valued(count: dict, n, rare=.01) -> bool: # category -> rows; all rows; a share
+    "Whether a tenth of the rows have a category of at least 5 rows that is too rare for a feature."
+    return sum(k for k in count.values() if 5 <= k < rare * n) >= .1 * n
+
+# %% ../../nbs/data/12_arrays.ipynb #67abe283
+def shrinkage(at, y, n) -> float: # (rows,) category from 0; (rows,) numbers; categories
+    """For how many rows the mean of all is to count in the mean of a category; infinite where
+    categories differ no more than by chance."""
+    if not len(at):
+        return float("inf")
+    size = np.bincount(at, minlength=n)
+    mean = np.bincount(at, y, n) / np.maximum(size, 1)
+    rows, k = len(at), int((size > 0).sum())
+    within = ((y - mean[at])**2).sum() / max(rows - k, 1)
+    between = (size * (mean - y.mean())**2).sum() / max(k - 1, 1)
+    usual = (rows - (size**2).sum() / rows) / max(k - 1, 1) # rows of a category
+    if between <= within:
+        return float("inf")
+    return float(max(within * usual / (between - within), 1.))
+
+# %% ../../nbs/data/12_arrays.ipynb #896a9cfb
+def _shrink(sums, size, plan): # of categories; log-odds where the target is 0 or 1
+    strength = np.inf if plan["strength"] is None else plan["strength"]
+    v = plan["mean"] + (sums - size * plan["mean"]) / (size + strength)
+    return np.log(v / (1 - v)) if plan["odds"] else v
+
+def plan_target(words, target) -> dict: # (rows,) categories; (rows,) 0 and 1, or numbers
+    "What has to be known of a column of many categories; one of fewer than 5 rows is not kept."
+    y, count = np.asarray(target, float), Counter(words)
+    levels = sorted(w for w, n in count.items() if n >= 5)
+    at = level_codes(words, levels)
+    some = at >= 0
+    strength = shrinkage(at[some], y[some], len(levels))
+    plan = {"levels": levels, "others": int((~some).sum()), "mean": float(y.mean()),
+            "strength": strength if np.isfinite(strength) else None,
+            "odds": bool(np.isin(y, (0, 1)).all() and 0 < y.mean() < 1)}
+    size, sums = (np.bincount(at[some], w, len(levels)) for w in (None, y[some]))
+    return plan | {"values": _shrink(sums, size, plan).tolist(),
+                   "prior": float(_shrink(0., 0., plan))}
+
+# %% ../../nbs/data/12_arrays.ipynb #8aaec10d
+def cross_fit_target(plan: dict, cells: pd.Series, target, # of the training rows
+                     seed=0, folds=5) -> np.ndarray: # (rows,) float64
+    "What the other rows say of each row's category."
+    y, n = np.asarray(target, float), len(plan["levels"])
+    at = level_codes(to_categories(to_missing(cells)), plan["levels"])
+    part = np.random.default_rng(seed).permutation(len(y)) % folds
+    some = at >= 0
+    key = (part * n + at)[some]
+    size, sums = (np.bincount(key, w, folds * n).reshape(folds, n) for w in (None, y[some]))
+    size, sums = size.sum(0) - size, sums.sum(0) - sums
+    out = np.full(len(y), plan["prior"])
+    out[some] = _shrink(sums[part[some], at[some]], size[part[some], at[some]], plan)
+    return out
+
 # %% ../../nbs/data/12_arrays.ipynb #7669189b
 def plan_column(cells: pd.Series, # of the training rows
                 bins=0, # cut numbers into so many bins; 0: leave them as they are
-                rare=.01 # share of the rows, at least 5 rows, that a category needs
+                rare=.01, # share of the rows, at least 5 rows, that a category needs
+                target=None # (rows,) 0 and 1, or numbers; None: no target encoding
                ) -> dict: # numbers, texts and lists
     "What has to be known of a column."
     cells, plan = to_missing(cells), {"column": str(cells.name)}
@@ -189,12 +252,13 @@ def plan_column(cells: pd.Series, # of the training rows
     if plan["kind"] == "nothing":
         return plan
     if plan["kind"] == "category":
-        count = Counter(to_categories(cells))
+        count = Counter(words := to_categories(cells))
+        if target is not None and not bins and is_many_valued(count, len(cells), rare):
+            return plan | plan_target(words, target)
         often = sorted(
             (w for w, n in count.items() if n >= max(5, rare * len(cells))),
             key=lambda w: (-count[w], w))
-        return plan | {
-            "levels": often, "others": sum(n for w, n in count.items() if w not in set(often))}
+        return plan | {"levels": often, "others": len(cells) - sum(count[w] for w in often)}
     x = numeric_values(cells, plan["kind"], cells.name)
     known = x[~np.isnan(x)]
     if bins:
@@ -211,7 +275,7 @@ class Feature:
     "One number that a model sees."
     name: str # as it is shown
     column: str # that it was made from
-    kind: str # number, step, missing, level
+    kind: str # number, step, missing, level, target
 
 # %% ../../nbs/data/12_arrays.ipynb #0e35eef1
 def expand_features(plan: dict) -> list[Feature]:
@@ -219,6 +283,8 @@ def expand_features(plan: dict) -> list[Feature]:
     c = plan["column"]
     if plan["kind"] == "nothing" or not plan.get("levels", True):
         return []
+    if "values" in plan:
+        return [Feature(f"{c} (target mean)", c, "target")]
     if plan["kind"] == "category":
         return [Feature(f"{c} = {w}", c, "level") for w in plan["levels"][1:]
                 ] + ([Feature(f"{c} = (rare)", c, "level")] if plan["others"] else [])
@@ -234,11 +300,11 @@ def encode_column(plan: dict, cells: pd.Series) -> np.ndarray:
         return np.zeros((len(cells), 0))
     cells = to_missing(cells)
     if plan["kind"] == "category":
-        known = {w: i for i, w in enumerate(plan["levels"])}
-        words = to_categories(cells)
-        at = np.array([known.get(w, len(known)) for w in words], dtype=np.int64)
-        return (at[:, None] == np.arange(1,
-                                         len(known) + bool(plan["others"]))).astype(np.float64)
+        at, n = level_codes(to_categories(cells), plan["levels"]), len(plan["levels"])
+        if "values" in plan:
+            return np.append(plan["values"], plan["prior"])[at][:, None]
+        at = np.where(at < 0, n, at)
+        return (at[:, None] == np.arange(1, n + bool(plan["others"]))).astype(np.float64)
     x = numeric_values(cells, plan["kind"], plan["column"])
     gap, x = np.isnan(x), np.where(np.isnan(x), plan["median"], x)
     own = x[:, None] > np.array(plan["cuts"]) if plan["cuts"] else x[:, None]
@@ -261,11 +327,18 @@ class ColumnEncoder:
     to `fit`."""
     def __init__(self, bins=0, rare=.01): self.bins, self.rare = bins, rare # as of `plan_column`
 
-    def fit(self, frame: pd.DataFrame): # training rows, without the label
+    def fit(self, frame: pd.DataFrame, target=None): # as of `fit_transform`
         "Look at the training rows. Raises InputError where no column can tell rows apart."
-        self.plans = [plan_column(frame[c], self.bins, self.rare) for c in frame.columns]
+        self.fit_transform(frame, target)
+        return self
+
+    def fit_transform(self, frame, # training rows, without the label
+                      target=None, # (rows,) 0 and 1, or numbers; None: no target encoding
+                      seed=0) -> np.ndarray: # of the inner folds; (rows, features) float64
+        "As `fit`; a row's own target has no part in its features."
+        self.plans = [plan_column(frame[c], self.bins, self.rare, target) for c in frame.columns]
         every = [f for p in self.plans for f in expand_features(p)]
-        raw = self.raw(frame)
+        raw = self.raw(frame, target, seed)
         self.varies = np.ptp(raw, axis=0) > 0 if len(raw) else np.zeros(len(every), bool)
         if not self.varies.any():
             raise InputError(
@@ -273,12 +346,19 @@ class ColumnEncoder:
                 f"the same in all {plural(len(frame), 'row')}, or has no category of 5 rows.")
         self.features, raw = [f for f, k in zip(every, self.varies) if k], raw[:, self.varies]
         self.mean, self.scale = mean_and_scale(raw)
-        return self
+        return self.standardize(raw)
 
-    def raw(self, frame) -> np.ndarray:
-        return np.column_stack([
-            np.zeros((len(frame), 0)),
-            *(encode_column(p, frame[p["column"]]) for p in self.plans)])
+    def raw(self, frame, target=None, seed=0) -> np.ndarray: # target: of the training rows
+        def one(p):
+            if target is not None and "values" in p:
+                return cross_fit_target(p, frame[p["column"]], target, seed)[:, None]
+            return encode_column(p, frame[p["column"]])
+        return np.column_stack([np.zeros((len(frame), 0)), *map(one, self.plans)])
+
+    def standardize(self, raw) -> np.ndarray: # (rows, features that vary)
+        with np.errstate(over="ignore"):
+            x = (raw - self.mean) / self.scale
+        return np.clip(x, -1e100, 1e100) # an infinite feature has no product with a zero
 
 # %% ../../nbs/data/12_arrays.ipynb #8979b017
 @patch
@@ -290,9 +370,7 @@ def transform(self: ColumnEncoder, frame: pd.DataFrame) -> np.ndarray: # (rows, 
         raise InputError(
             f"the table has no column {shorten(gone[0], 40)!r}, which the model was trained "
             f"with.{suggest(gone[0], frame.columns)}")
-    with np.errstate(over="ignore"):
-        x = (self.raw(frame)[:, self.varies] - self.mean) / self.scale
-    return np.clip(x, -1e100, 1e100) # an infinite feature has no product with a zero
+    return self.standardize(self.raw(frame)[:, self.varies])
 
 # %% ../../nbs/data/12_arrays.ipynb #e324fc97
 @patch
@@ -313,7 +391,7 @@ def count_unseen(self: ColumnEncoder, frame: pd.DataFrame) -> dict:
     for p in self.plans:
         cells = to_missing(frame[p["column"]])
         if p["kind"] == "category":
-            n = sum(w not in set(p["levels"]) for w in to_categories(cells))
+            n = int((level_codes(to_categories(cells), p["levels"]) < 0).sum())
             what = "new or rare categories"
         elif p["kind"] != "nothing":
             n = int(
@@ -353,9 +431,10 @@ def table(self: ColumnEncoder) -> ReportTable:
     made = Counter(f.column for f in self.features)
 
     def found(p):
+        encoded = " (target encoding)" if "values" in p else ""
         return {
-            "category": f"{len(p.get('levels', []))} categories, {p.get('others', 0)} rows in "
-            "rare ones", "nothing": ""}.get(
+            "category": f"{len(p.get('levels', []))} categories{encoded}, {p.get('others', 0)} "
+            "rows in rare ones", "nothing": ""}.get(
             p["kind"],
             f"median {p.get('median', 0):.4g}, {plural(p.get('gaps', 0), 'gap')}")
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SAMPLES', 'synthetic', 'synthetic_tags', 'synthetic_stars', 'synthetic_topics', 'synthetic_pairs', 'synthetic_visits',
-           'Sample', 'samples', 'load_sample']
+           'synthetic_loans', 'Sample', 'samples', 'load_sample']
 
 # %% ../../nbs/data/06_samples.ipynb #074674ac
 import re
@@ -285,6 +285,23 @@ def _names_zh():
             rows.append((text, spans))
     return pd.DataFrame(rows, columns=["text", "label"])
 
+# %% ../../nbs/data/06_samples.ipynb #e24becc3
+def synthetic_loans(rows=2100, seed=0) -> pd.DataFrame: # 300 of each month
+    "Made-up loans with an outcome; in the seventh month the incomes are lower."
+    rng, n = np.random.default_rng(seed), rows
+    month, age = np.arange(n) * 7 // max(n, 1), rng.integers(19, 75, n)
+    income = np.exp(rng.normal(3.2, .5, n) - .4 * (month == 6))
+    debt, employer = rng.gamma(2, 6, n), rng.integers(0, 120, n)
+    cities = np.array(["北京", "上海", "成都", "Rome", "Lyon"], dtype=object)
+    z = 2 * np.minimum(debt / income, 3) + np.abs(age - 47) / 6 + rng.normal(size=120)[employer]
+    gap = rng.random(n) < .05 + .1 * (z > 5.5)
+    late = rng.logistic(size=n) + z > 5.5
+    return pd.DataFrame({
+        "month": [f"2026-{m + 1:02d}-01" for m in month], "age": age,
+        "年收入": np.where(gap, np.nan, income.round(1)), "debt": debt.round(1),
+        "城市": cities[rng.integers(0, 5, n)], "employer": [f"firm {e}" for e in employer],
+        "label": np.where(late, "late", "paid")})
+
 # %% ../../nbs/data/06_samples.ipynb #1fd0bd42
 @dataclass(frozen=True)
 class Sample:
@@ -334,6 +351,8 @@ SAMPLES = {
         Sample("synthetic_visits", 6_000, "a seed (no package)", "Apache-2.0", 0., "English",
                "recommending", "text", None,
                "visits of 240 users to 180 things, fashions, 6 % Chinese titles"),
+        Sample("synthetic_loans", 2_100, "a seed (no package)", "Apache-2.0", 0., "numbers", "risk",
+               None, "label", "loans of 7 months, 120 employers, the last month is poorer"),
         Sample("synthetic", 600, "a seed (no package)", "Apache-2.0", 0., "English",
                "classification", "text", "label", "3 topics, easy on purpose")]}
 
@@ -350,7 +369,7 @@ def samples() -> ReportTable:
 _MADE = {
     "synthetic": synthetic, "synthetic_tags": synthetic_tags, "synthetic_stars": synthetic_stars,
     "synthetic_topics": synthetic_topics, "synthetic_pairs": synthetic_pairs,
-    "synthetic_visits": synthetic_visits}
+    "synthetic_visits": synthetic_visits, "synthetic_loans": synthetic_loans}
 _LOADERS = {
     "tweets": _tweets, "names_zh": _names_zh, "reviews_zh": _reviews_zh, "support": _support,
     "off_topic": lambda: _support(_OTHERS), "chat_zh": lambda: _support(_OTHERS, "chinese"),

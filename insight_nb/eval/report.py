@@ -31,6 +31,7 @@ GUARD = ("weights_finite", "label_order", "row_order", "loss_fell", "beats_major
 # checks that only some tasks have
 OTHER_CHECKS = ("as_shipped", "threshold_unseen", "replay", "counted_once", "false_alarms",
                 "time_leak", "tied_times", "known_rows", "fitted_inside", "group_leak",
+                "reasons_add_up",
                 "old_head_rows", "old_test_unseen", "forgetting", "fair_test", "best_kept",
                 "distinct_labels", "processes_agree", "llm_beats_majority", "llm_usable",
                 "llm_position", "site_leak", "rules_kept", "requests_cut", "dialogues",

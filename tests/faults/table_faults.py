@@ -35,16 +35,12 @@ class Known:
         fitted = risk.clone(self.model)
         columns = estimators.ColumnEncoder(fitted.bins).fit(self.table.frame)
         old = estimators.ColumnEncoder
-        estimators.ColumnEncoder = lambda bins: Already(columns)
+        columns.fit_transform = lambda frame, target, seed: columns.transform(frame)
+        estimators.ColumnEncoder = lambda bins: columns
         try:
             return fitted.fit(x, y)
         finally:
             estimators.ColumnEncoder = old
-
-
-class Already:
-    def __init__(self, columns): self.columns = columns
-    def fit(self, frame): return self.columns
 
 
 @fault("test rows learned", "each fold's model is fitted on all rows", "risk",

@@ -79,14 +79,14 @@ def _signs(self: TableEstimator):
 # %% ../../../nbs/apps/risk/03_estimators.ipynb #38c09866
 @patch
 # fills columns_, model_, coef_, intercept_, slope_; returns the features
-def _learn(self: TableEstimator, frame, task, labels):
+def _learn(self: TableEstimator, frame, task, labels, target): # as of `fit_transform`
     if not self.l2 >= 0:
         raise InputError(f"l2 is {self.l2}: it must be at least 0.")
     if self.bins < 0 or self.bins == 1:
         raise InputError(
             f"bins is {self.bins}: give at least 2, or 0 to leave numbers as they are.")
-    self.columns_ = ColumnEncoder(self.bins).fit(frame)
-    x = self.columns_.transform(frame)
+    self.columns_ = ColumnEncoder(self.bins)
+    x = self.columns_.fit_transform(frame, target, self.random_state)
     with preserve_rng_state():
         trainer = LBFGSTrainer(
             tabular_model(x.shape[1], task, self.hidden, self.random_state),
@@ -133,6 +133,22 @@ def _inside(self: TableEstimator, frame, y):
                                y[train])._answers(frame.iloc[rest]))
     return np.concatenate(out)[np.argsort(np.concatenate([rest for _, rest in parts]))]
 
+# %% ../../../nbs/apps/risk/03_estimators.ipynb #10768704
+@patch
+# fills classes_; ids (rows,), and what many-valued categories are encoded by
+def _class_ids(self: TableEstimator, y):
+    self.classes_, ids = np.unique(y, return_inverse=True)
+    if len(self.classes_) < 2:
+        raise InputError(
+            f"there is only one class among the {len(y)} rows, {shorten(self.classes_[0], 40)!r}: "
+            "both outcomes are needed.")
+    return ids, ids if len(self.classes_) == 2 else None
+
+@patch
+def _half_width(self: TableEstimator, level): # of residuals_, sorted distances out of fold
+    k = int(np.ceil((len(self.residuals_) + 1) * level))
+    return self.residuals_[k - 1] if k <= len(self.residuals_) else np.inf
+
 # %% ../../../nbs/apps/risk/03_estimators.ipynb #77eaa6ab
 class RiskClassifier(ClassifierMixin, TableEstimator):
     """Logistic regression or a small network over the columns of a table, with standardized
@@ -165,12 +181,8 @@ class RiskClassifier(ClassifierMixin, TableEstimator):
 # %% ../../../nbs/apps/risk/03_estimators.ipynb #cbbcb96e
 @patch
 def _plain(self: RiskClassifier, frame, y): # without what is fitted out of fold
-    self.classes_, ids = np.unique(y, return_inverse=True)
-    if len(self.classes_) < 2:
-        raise InputError(
-            f"there is only one class among the {len(y)} rows, {shorten(self.classes_[0], 40)!r}: "
-            "both outcomes are needed.")
-    x = self._learn(frame, BinaryTask([str(c) for c in self.classes_]), ids)
+    ids, target = self._class_ids(y)
+    x = self._learn(frame, BinaryTask([str(c) for c in self.classes_]), ids, target)
     linear = self.model_.head.linear
     self.coef_ = linear.weight.detach().numpy().copy()
     self.intercept_ = linear.bias.detach().numpy().copy()
@@ -234,7 +246,7 @@ class RiskRegressor(RegressorMixin, TableEstimator):
 @patch
 def _plain(self: RiskRegressor, frame, y):
     task = RealTask(mean=y.mean(), scale=y.std())
-    x = self._learn(frame, task, task.standardize(y))
+    x = self._learn(frame, task, task.standardize(y), y)
     linear = self.model_.head.linear
     self.coef_ = task.scale * linear.weight[0].detach().numpy()
     self.intercept_ = float(task.scale * linear.bias.item() + task.mean)
@@ -326,8 +338,7 @@ def predict_interval(self: RiskRegressor, X, level=.95) -> np.ndarray: # (rows, 
     "Prediction intervals. Raises InputError where there are as many parameters as rows."
     p = self.predict(X)
     if self.hidden:
-        k = int(np.ceil((len(self.residuals_) + 1) * level)) # of the sorted distances
-        half = np.full(len(p), self.residuals_[k - 1] if k <= len(self.residuals_) else np.inf)
+        half = np.full(len(p), self._half_width(level))
     else:
         if not np.isfinite(self.spread_):
             raise InputError(
