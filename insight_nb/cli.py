@@ -511,8 +511,7 @@ def summary(out # the folder of a run
     file = Path(out, "evidence.json")
     e = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     decision = Path(out, "decision.json")
-    lines = []
-    lines += [("found", format_cell(e["said"]))] if e.get("said") else []
+    lines = [("found", format_cell(e["said"]))] if e.get("said") else []
     other = e.get("baseline_title") or "majority" if e.get("baseline") else ""
     if e.get("metrics"):
         lines.append(("", f"value [95 % interval]   {other}".rstrip()))

@@ -249,7 +249,11 @@ def test_a_swot_line_opens_its_rows(runs):
 
 def test_chinese_reviews():
     rng = np.random.default_rng(0)
-    words = {"物流": ["快递", "送货", "物流"], "电池": ["电池", "充电", "电量"], "价格": ["价格", "价钱", "折扣"]}
+    words = {
+        "物流": ["快递", "送货", "物流"],
+        "电池": ["电池", "充电", "电量"],
+        "价格": ["价格", "价钱", "折扣"],
+    }
     good, bad = ["很好很满意", "非常不错"], ["太差了失望", "让人生气"]
     rows = []
     for _ in range(240):

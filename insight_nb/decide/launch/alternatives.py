@@ -20,7 +20,7 @@ from ...base.files import read_frame
 from ...data.table import invalid_text_reason, to_text
 from .memo import (
     Decision, LaunchCase, blocking_checks, decide, read_evidence, read_yaml, share_metric)
-from .policy import format_money, format_money_interval
+from .policy import format_money
 from .value import Project, beta_from_interval, beta_parameters
 from ...eval.compare import NORMAL
 from ...eval.metrics import Metric
@@ -259,7 +259,31 @@ def _counted(frame, name, variants): # a row each -> {variant: [ended well, all]
         counts[1] += 1
     return found
 
+def _summed(frame, name, variants): # a row for each variant -> {variant: [ended well, all]}
+    found = {}
+    rows = zip(variants, _column(frame, name, "right"), _column(frame, name, "n"))
+    for i, (v, k, n) in enumerate(rows):
+        if v in found:
+            raise InputError(f"{name}, row {i}: variant {shorten(v, 40)!r} stands twice: add its "
+                             "counts up.")
+        found[v] = [_whole(k, f"{name}, row {i}"), _whole(n, f"{name}, row {i}")]
+    return found
+
 # %% ../../../nbs/decide/launch/08_alternatives.ipynb #4b114fc1
+def _two(found, name, control): # {variant: [ended well, all]} -> names, the control first
+    if len(found) != 2:
+        raise InputError(f"{name} has {plural(len(found), 'variant')}: a test compares two.")
+    names = list(found)
+    if control is not None and control not in names:
+        raise InputError(f"{name} has no variant {shorten(control, 40)!r}."
+                         f"{suggest(control, names)}")
+    for v in names:
+        right, n = found[v]
+        if not n or right > n:
+            raise InputError(f"{name}: {right} of {n} ended well with {shorten(v, 40)!r}: that "
+                             "can't be.")
+    return names[::-1] if control == names[1] else names
+
 def read_ab_test(source, # column variant, and right and n (counts), or outcome (1 or 0, a row each)
                  control=None, # name of the variant that is as before; None: the first
                  planned=.5 # share of the people that was to see the other one
@@ -270,34 +294,13 @@ def read_ab_test(source, # column variant, and right and n (counts), or outcome 
     if any(invalid_text_reason(v) for v in cells):
         raise InputError(f"{name}: a row names no variant.")
     variants = [to_text(v).strip() for v in cells]
-    if "outcome" in frame.columns:
-        found = _counted(frame, name, variants)
-    else:
-        found = {}
-        rows = zip(variants, _column(frame, name, "right"), _column(frame, name, "n"))
-        for i, (v, k, n) in enumerate(rows):
-            if v in found:
-                raise InputError(f"{name}, row {i}: variant {shorten(v, 40)!r} stands twice: add "
-                                 "its counts up.")
-            found[v] = [_whole(k, f"{name}, row {i}"), _whole(n, f"{name}, row {i}")]
-    if len(found) != 2:
-        raise InputError(f"{name} has {plural(len(found), 'variant')}: a test compares two.")
-    names = list(found)
-    if control is not None and control not in names:
-        raise InputError(f"{name} has no variant {shorten(control, 40)!r}."
-                         f"{suggest(control, names)}")
-    if control == names[1]:
-        names = names[::-1]
+    read = _counted if "outcome" in frame.columns else _summed
+    found = read(frame, name, variants)
+    names = _two(found, name, control)
     if not 0 < planned < 1:
         raise InputError(f"planned is {planned:g}: the share that was to see {names[1]!r} lies "
                          "between 0 and 1.")
-    for v in names:
-        right, n = found[v]
-        if not n or right > n:
-            raise InputError(f"{name}: {right} of {n} ended well with {shorten(v, 40)!r}: that "
-                             "can't be.")
-    right, n = zip(*(found[v] for v in names))
-    return _ab_test(names, right, n, planned)
+    return _ab_test(names, *zip(*(found[v] for v in names)), planned)
 
 # %% ../../../nbs/decide/launch/08_alternatives.ipynb #9b51fd92
 @patch

@@ -12,7 +12,6 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastcore.basics import patch
 
 from ...base.core import InputError, ReportTable, plural, shorten
 from .findings import Findings

@@ -12,7 +12,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ...base.core import InputError, ReportTable, plural, shorten
-from .forecast import ForecastResult, make_forecast
+from .forecast import make_forecast
 from .series import Series
 
 # %% ../../../nbs/decide/series/05_parts.ipynb #cf732f95

@@ -12,7 +12,7 @@ import pandas as pd
 from ...base.core import InputError, plural, shorten, suggest
 from ...base.files import read_frame
 from ...data.table import invalid_text_reason, to_text
-from .series import FREQUENCIES, Series
+from .series import Series
 from .trend import read_series
 
 # %% ../../../nbs/decide/series/04_values.ipynb #1c53019b

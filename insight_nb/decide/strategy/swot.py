@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import false_discovery_control
 
-from ...base.core import InputError, ReportTable, plural, shorten
+from ...base.core import InputError, ReportTable, shorten
 from ...base.html import FoldedTable
 from .demand import Mentions, Themes, share_difference_test
 from ...eval.metrics import WILSON, Metric, wilson_interval
