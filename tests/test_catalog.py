@@ -342,7 +342,7 @@ def test_an_interrupted_pull_leaves_nothing(page, online):
         assert all(len(os.listdir(name)) == 2 for name in numbers) # the lock, and what has come
         for name, process in started.items():
             process.send_signal(numbers[name])
-        said = {name: process.communicate(timeout=20) for name, process in started.items()}
+        said = {name: process.communicate(timeout=60) for name, process in started.items()}
         assert [p.returncode for p in started.values()] == [130, 143, -9]
         assert not any("Traceback" in line for both in said.values() for line in both)
         assert not Path("int").exists() and not Path("term").exists()

@@ -216,6 +216,7 @@ def test_a_step_stays_on_the_device(gpu, task, method, precision):
     assert np.isfinite(found["valid_loss"])
 
 
+@pytest.mark.slow
 def test_an_epoch_waits_for_its_losses_alone(gpu):
     t = prepared("tag", "adalora", "fp16", n=22 * 16)
     t.fit()

@@ -106,6 +106,7 @@ def test_spans_of_a_pipeline(tmp_path, elsewhere):
         assert {s["start"] for s in spans} <= starts, text
 
 
+@pytest.mark.slow
 def test_a_tagger_whose_rules_change_its_tags_is_refused(tmp_path):
     follow = np.random.default_rng(0).normal(0, 8, (4, 3)).tolist()
     folder = saved(tmp_path / "b", TaggingTask(("O", "B-X", "I-X"), follow=follow), fine=True)

@@ -163,6 +163,7 @@ def test_probabilities(logprobs):
         assert votes.details["llm"]["replies"] == 60
 
 
+@pytest.mark.slow
 def test_a_sample_is_compared_on_its_rows():
     exam, truth = rows()
     with LLMServer(truth) as s:
@@ -208,6 +209,7 @@ def test_bad_input_ends_in_one_line(monkeypatch, tmp_path):
         assert "can't be told apart" in reason(asked(s, shots=1), exam)
 
 
+@pytest.mark.slow
 def test_answers_made_elsewhere(tmp_path):
     exam, truth = rows(60, 20)
     lines = [f"{t},{truth[t]}" for t in exam.texts[:15]]
@@ -216,6 +218,7 @@ def test_answers_made_elsewhere(tmp_path):
     assert (step.metrics["accuracy"].value, step.metrics["accuracy"].n) == (1.0, 15)
 
 
+@pytest.mark.slow
 def test_answers_are_matched_by_row(tmp_path):
     "Two equal texts with other labels, and texts that were masked elsewhere."
     exam, truth = rows(60, 20)
@@ -236,6 +239,7 @@ def test_answers_are_matched_by_row(tmp_path):
     assert step.metrics["accuracy"].n == 7 and not step.from_cache
 
 
+@pytest.mark.slow
 def test_the_ladder_takes_answers_by_id(ends, tmp_path):
     found = rows_of(90)
     pd.DataFrame(found).assign(ticket=lambda f: "t" + f.index.astype(str)).to_csv("t.csv")
@@ -263,8 +267,9 @@ def test_the_ladder_takes_answers_by_id(ends, tmp_path):
 
 
 def test_nothing_is_imported_unasked():
-    "Only these two import the client at their top; whoever else does it where it is asked."
+    """Only these import the client at their top, and handover is imported where it is asked for;
+    whoever else imports it there, too."""
     for file in Path(insight_nb.__file__).parent.rglob("*.py"):
-        if file.name not in ("llm_rung.py", "llm_rows.py"):
+        if file.name not in ("llm_rung.py", "llm_rows.py", "handover.py"):
             found = file.read_text(encoding="utf-8")
             assert not re.search(r"(?m)^from \S*\bllm(?:_rung|_rows)? import", found), file

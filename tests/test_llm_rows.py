@@ -106,6 +106,7 @@ def test_proposals_are_counted_and_kept_apart():
     assert label(None, "d", labeled=["checked.csv"])["labeling"]["labels"] == 140
 
 
+@pytest.mark.slow
 def test_what_is_sure_need_not_be_checked():
     with LLMServer(TRUTH, 1.0) as s:
         e = label(s, "a", llm_train="trusted", test_rows=100)

@@ -254,6 +254,7 @@ ITEM = (
 )
 
 
+@pytest.mark.slow
 def test_a_feed_that_breaks_off_and_html_in_it(trained):
     days, rows = pd.date_range("2026-03-02", periods=12), rows_of(96)
     feed = (

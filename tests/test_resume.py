@@ -51,6 +51,7 @@ def test_a_run_that_the_system_ended_goes_on(tmp_path, capsys):
     assert different == []
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_other_rows_or_settings_is_refused(tmp_path, capsys):
     tiny_encoder("tiny")
     table = write_csv(tmp_path / "rows.csv", rows_of(400))

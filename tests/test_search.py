@@ -115,6 +115,7 @@ def test_the_page_says_what_tuning_was_worth(ran):
     assert not list((folder / "cache" / "tunings").glob("*"))  # all is in the report
 
 
+@pytest.mark.slow
 def test_a_shared_store_is_kept_and_gone_on_with(ran):
     folder, words = ran
     more = ["-p", "storage", folder / "all.sqlite", "--out"]

@@ -250,6 +250,7 @@ for file in sorted(glob.glob("*.xlsx")):
 """
 
 
+@pytest.mark.slow
 def test_workbooks(tmp_path):
     sound = tmp_path / "sound"
     pd.DataFrame({"text": ["a"]}).to_excel(sound, index=False, engine="openpyxl")

@@ -130,6 +130,7 @@ def start(*words, **environment):
     return process, int(line.rsplit(":", 1)[1])
 
 
+@pytest.mark.slow
 def test_on_sigterm_it_answers_what_it_holds(folder, capsys):
     process, port = start(folder, "--port", "0")
     deadline = time.time() + 20
@@ -333,6 +334,7 @@ def test_a_token_closes_all_but_health_and_the_page(folder, sent, knows):
         assert "Models" not in client.get("/").text and "password" in client.get("/").text
 
 
+@pytest.mark.slow
 def test_the_token_comes_from_the_environment_and_an_empty_one_is_refused(
         folder, monkeypatch, capsys):
     monkeypatch.setenv("INSIGHT_NB_TOKEN", "")

@@ -72,6 +72,7 @@ def test_a_training_in_every_world(world, tmp_path):
     assert weights[0] == weights[1] or "OMP_NUM_THREADS" in world
 
 
+@pytest.mark.slow
 def test_a_run_without_a_home():
     done = subprocess.run([COMMAND, "run", "decide", "--out", "d"], capture_output=True, text=True,
                           env=os.environ | WORLDS["no home"], timeout=120)

@@ -69,6 +69,7 @@ def names(folder="."):
     return sorted(p.name for p in Path(folder).iterdir())
 
 
+@pytest.mark.slow
 def test_two_runs_into_one_folder():
     first = start("run", "toy.ipynb", "--out", "a", "-p", "seconds", "4", "-p", "word", "first")
     wait_for("started")
@@ -156,7 +157,8 @@ def test_an_empty_name(capsys):
     assert said == "insight-nb: --out is empty: name a folder, or leave --out away."
 
 
-@pytest.mark.parametrize("encoding", [pytest.param("gbk", marks=pytest.mark.slow), "ascii"])
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["gbk", "ascii"])
 def test_output_in_another_encoding(encoding, trained):
     Path("t.csv").write_text("text,label\n好,很好\nGrüße 👍,b\n" * 3, encoding="utf-8")
     other = os.environ | {"PYTHONIOENCODING": encoding}

@@ -37,7 +37,6 @@ from ...base.databases import Database
 from ...base.privacy import mask
 from ...eval.prevalence import EXACT
 from ...eval.report import Check
-from ...methods.llm import retry_seconds
 
 # %% ../../../nbs/apps/monitor/05_outbox.ipynb #6cf3e0bd
 @dataclass(frozen=True)
@@ -55,6 +54,7 @@ def answer_attempt(status, headers=None, pause=0.) -> Attempt: # of HTTP
         return Attempt(True)
     if 300 <= status < 400:
         return Attempt(False, False, f"it sends on to another address ({status}): give that one")
+    from insight_nb.methods.llm import retry_seconds
     later = status in (408, 425, 429) or status >= 500
     asked = retry_seconds(headers, 0, -1.) if later and headers else -1.
     return Attempt(False, later, f"it answers {status}", asked if asked >= 0 else None)

@@ -89,10 +89,10 @@ class BoostingEstimator(TableEstimator):
         return self.columns_.transform(self._frame(X))
 
     def state(self):
-        "Raises InputError: there is no way to write trees but to pickle them."
+        "Raises InputError: the only way to write trees runs code when they are read."
         raise InputError(
-            "boosted trees are no part of a bundle: they could only be pickled, and no bundle "
-            "holds a pickle. Ship the linear model, or keep the trees by your own means.")
+            "boosted trees are no part of a bundle: no file holds them that runs no code when it "
+            "is read. Ship the linear model, or keep the trees by your own means.")
 
 # %% ../../../nbs/apps/risk/04_boosting.ipynb #a8fde5e5
 @patch
