@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from loopback import Loopback
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -18,7 +19,7 @@ def git_name(content):
 
 
 @dataclass
-class HubServer:
+class HubServer(Loopback):
     "Folders by the id under which they are found."
 
     models: dict  # "owner/name" -> folder
@@ -32,19 +33,8 @@ class HubServer:
     large: set = field(default_factory=set)  # files that are said to have 60 GB
     requests: list = field(default_factory=list, init=False)
 
-    def __enter__(self):
-        self.server = ThreadingHTTPServer(
-            ("127.0.0.1", 0), type("Bound", (Handler,), {"hub": self}))
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_):
-        self.server.shutdown()
-        self.server.server_close()
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server.server_port}"
+    def handler(self):
+        return type("Bound", (Handler,), {"hub": self})
 
     def files(self, name):
         folder = Path(self.models[name])

@@ -4,10 +4,11 @@ import hashlib
 import json
 import math
 import re
-import threading
 import time
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from loopback import Loopback
 
 
 def draw(text, name, seed=0):
@@ -17,8 +18,10 @@ def draw(text, name, seed=0):
 
 
 @dataclass
-class LLMServer:
+class LLMServer(Loopback):
     "What it answers: shares of the texts, decided by the text alone."
+
+    path = "/v1"
 
     truth: dict  # text as it arrives -> label
     accuracy: float = 1.0
@@ -37,18 +40,8 @@ class LLMServer:
     requests: list = field(default_factory=list, init=False)
     given: list = field(default_factory=list, init=False)  # tokens read and written
 
-    def __enter__(self):
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler(self))
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_):
-        self.server.shutdown()
-        self.server.server_close()
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server.server_port}/v1"
+    def handler(self):
+        return handler(self)
 
     def label(self, text, labels):
         "The label, and where it comes from."

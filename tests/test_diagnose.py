@@ -17,6 +17,8 @@ from insight_nb.apps.diagnose.diagnose import (
     make_plan,
 )
 from insight_nb.apps.diagnose.imaging import load_imaging, predict_images
+from insight_nb.apps.diagnose.patients import measure_sites
+from insight_nb.apps.diagnose.vision import ImagePreprocessor, small_vision
 from insight_nb.cli import recipes
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageClassification
@@ -290,3 +292,13 @@ def test_patients_devices_crops_and_second_looks(ends):
     refused(ends("run", "diagnose", *given, "--out", "x"), "crop is '0.9,0,0.1,1'")
     given = words(table="files.csv", site="sites")
     refused(ends("run", "diagnose", *given, "--out", "x"), "no column 'sites'", "'site'")
+
+
+def test_telling_the_device_leaves_the_learner_as_it_is():
+    vision = small_vision(ImagePreprocessor(1, (12, 12), (0.0,), (1.0,)))
+    pixels = np.stack([np.asarray(scan(i))[None] for i in range(40)])
+    plan = make_plan(40, vision, "full", epochs=1)
+    learner = ImageTrainer(pixels, np.arange(40) % 2, CLASSES, plan, vision, (0.2, 0.2, 1, 1))
+    measure_sites(learner, ["a", "a", "b", "b"] * 10, folds=2)
+    assert learner.names == CLASSES and learner.y.tolist() == [0, 1] * 20
+    assert vision.preprocessor.crop == learner.preprocessor.crop == (0.2, 0.2, 1, 1)

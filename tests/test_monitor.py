@@ -5,12 +5,11 @@ import json
 import shlex
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from contextlib import nullcontext, suppress
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -36,6 +35,7 @@ from insight_nb.apps.monitor.control_charts import (
 from insight_nb.base.tables import write_frame
 from insight_nb.eval.metrics import Metric
 from insight_nb.ship.bundle import load_bundle
+from loopback import Loopback
 from notebooks import NBS
 
 NAMES = {"id": "id", "opinion": "said", "truth": "truth"}
@@ -593,7 +593,7 @@ class Receiver(BaseHTTPRequestHandler):
         pass
 
     def do_POST(self):
-        hook = self.server.hook
+        hook = self.server.owner
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if hook.mood == "break":
             self.close_connection = True
@@ -610,25 +610,16 @@ class Receiver(BaseHTTPRequestHandler):
             self.end_headers()
 
 
-class Hook:
+class Hook(Loopback):
     "A webhook on this machine."
 
+    path = "/hook?key=secret"
+
     def __init__(self):
-        self.mood, self.got, self.port = 200, [], 0
+        self.mood, self.got = 200, []
 
-    def __enter__(self):
-        self.server = ThreadingHTTPServer(("127.0.0.1", self.port), Receiver)
-        self.server.hook, self.port = self, self.server.server_port
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_):
-        self.server.shutdown()
-        self.server.server_close()
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.port}/hook?key=secret"
+    def handler(self):
+        return Receiver
 
 
 @pytest.fixture(scope="module")

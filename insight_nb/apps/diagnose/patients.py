@@ -7,6 +7,7 @@ __all__ = ['VISION_MODELS', 'LOOKS', 'VisionModel', 'vision_models_table', 'pool
            'average_looks', 'compare_looks', 'shares_differ', 'SiteLeak', 'measure_sites', 'site_table', 'site_check']
 
 # %% ../../../nbs/apps/diagnose/04_patients.ipynb #9ef85c63
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,18 +109,18 @@ def compare_looks(model, pixels, y, # all pictures, all class ids
     """A `ReportTable` and {"look", "gain"}: the look that the validation pictures like best, and
     what it brings on the test pictures, paired."""
     y = np.asarray(y)
-    plain = average_looks(model, pixels[test], "as it is").argmax(1) == y[test]
-    rows, scores = [], {}
-    for look in looks_for(pixels):
-        scores[look] = float((average_looks(model, pixels[valid], look).argmax(1)
-                              == y[valid]).mean())
-        right = average_looks(model, pixels[test], look).argmax(1) == y[test]
-        gain = paired_difference(right.astype(float), plain.astype(float), groups=groups)
+    rows, scores, gains, plain = [], {}, {}, None
+    for look in looks_for(pixels): # "as it is" comes first
+        liked, right = ((average_looks(model, pixels[at], look).argmax(1) == y[at]).astype(float)
+                        for at in (valid, test))
+        if plain is None:
+            plain = right
+        scores[look] = float(liked.mean())
+        gains[look] = paired_difference(right, plain, groups=groups)
         rows.append([look, len(LOOKS[look]), f"{scores[look]:.3f}", f"{right.mean():.3f}",
-                     "–" if look == "as it is" else str(gain)])
+                     "–" if look == "as it is" else str(gains[look])])
     best = max(scores, key=scores.get)
-    chosen = average_looks(model, pixels[test], best).argmax(1) == y[test]
-    gain = paired_difference(chosen.astype(float), plain.astype(float), groups=groups)
+    gain = gains[best]
     shown = ReportTable(
         ["look", "copies", "right, validation", "right, test", "more than as it is"], rows,
         f"The validation pictures like “{best}” best: {gain} of the test pictures more are right")
@@ -163,7 +164,8 @@ def measure_sites(learner: ImageTrainer, sites, # (rows,) of any names
     near = group_folds(learner.y, groups, k, seed) # as many rows to learn from
     unseen = learner.cross_fit(group_folds(learner.y, ids, k), seed).argmax(1) == learner.y
     seen = learner.cross_fit(near, seed).argmax(1) == learner.y
-    teller = ImageTrainer(learner.pixels, ids, names, learner.plan, learner.vision)
+    teller = copy.copy(learner) # with its vectors and its crop
+    teller.y, teller.names = ids, names
     told = teller.cross_fit(near, seed).argmax(1) == ids
     loss = paired_difference(unseen.astype(float), seen.astype(float), groups=groups)
     return SiteLeak(

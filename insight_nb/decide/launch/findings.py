@@ -6,7 +6,6 @@
 __all__ = ['describe_table', 'Findings']
 
 # %% ../../../nbs/decide/launch/06_findings.ipynb #c48f6e5a
-import hashlib
 import html
 import json
 from pathlib import Path
@@ -15,17 +14,17 @@ from fastcore.basics import patch
 
 from ...base.core import ReportTable, atomic_output, package_versions
 from ...base.html import html_page, markdown_page
+from ...data.findings import frame_digest
 from ...eval.report import to_plain
 
 # %% ../../../nbs/decide/launch/06_findings.ipynb #82e3247f
 def describe_table(source, # what was read; None: a sample
                    frame) -> dict: # a pandas DataFrame: what was in it
     "Source, rows, columns and hash of a table, for `Findings.data`."
-    text = frame.to_csv(index=False).encode("utf-8", "replace")
     return {"source": "a made-up sample" if source is None else str(source),
             "sample": source is None, "rows": len(frame),
             "columns": [str(c) for c in frame.columns],
-            "sha256": hashlib.sha256(text).hexdigest()}
+            "sha256": frame_digest(frame)}
 
 # %% ../../../nbs/decide/launch/06_findings.ipynb #a7e71158
 class Findings:
