@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import refused, rows_of, run_here, tiny_encoder, write_csv
 from insight_nb.base.core import InputError
+from insight_nb.train import search as search_module
 from insight_nb.train.search import TrialStudy, search
 
 SCRIPT = """
@@ -72,6 +73,27 @@ def test_killed_after_five_of_twelve_it_does_the_other_seven(tmp_path):
     assert [t.state for t in found] == ["done"] * 12
     alone = search(objective, TrialStudy({"x": (-2.0, 2.0), "n": (1, 1000)}, 12))
     assert [t.settings for t in found] == [t.settings for t in alone.trials]
+
+
+@pytest.mark.parametrize("cut_trial", [0, 5])
+def test_cut_off_between_two_draws_it_draws_both_anew(tmp_path, monkeypatch, cut_trial):
+    space, calls, at = {"x": (-2.0, 2.0), "n": (1, 1000)}, [], 2 * cut_trial + 1
+    draw = search_module.draw_setting
+
+    def cut(trial, name, values):
+        calls.append(name)
+        if len(calls) == at + 1:
+            raise KeyboardInterrupt
+        return draw(trial, name, values)
+
+    monkeypatch.setattr(search_module, "draw_setting", cut)
+    first = {"x": 0.5}
+    with pytest.raises(KeyboardInterrupt):
+        search(objective, TrialStudy(space, 12, storage=tmp_path / "a.sqlite", first=first))
+    found = search(objective, TrialStudy(space, 12, storage=tmp_path / "a.sqlite", first=first))
+    alone = search(objective, TrialStudy(space, 12, first=first))
+    assert found.trials[0].settings["x"] == 0.5
+    assert [t.settings for t in found.trials] == [t.settings for t in alone.trials]
 
 
 def test_two_processes_never_make_the_same_trial(tmp_path):

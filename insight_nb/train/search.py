@@ -201,8 +201,11 @@ def release_dead(self: TrialStudy):
 @patch
 def make_again(self: TrialStudy, trial): # of Optuna, that runs
     "Set a trial aside that was cut off: its settings wait for the next `ask`."
+    settings = trial.params
+    if len(settings) < len(self.space): # its process died between two draws: both are made anew
+        settings = trial.system_attrs.get("fixed_params", {})
     self.study.tell(trial.number, state=self.optuna.trial.TrialState.FAIL)
-    self.study.enqueue_trial(trial.params)
+    self.study.enqueue_trial(settings)
 
 def _counts(t): # a trial of Optuna; one that was cut off has neither a score nor an error
     return t.state.name != "FAIL" or "why" in t.user_attrs
