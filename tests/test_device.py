@@ -10,7 +10,7 @@ import torch.optim.optimizer as optimizer_module
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from insight_nb.apps.assistant.out_of_scope import IntentClassifier
-from insight_nb.apps.diagnose.vision import ImagePreprocessor, features, small_vision
+from insight_nb.models.vision import ImagePreprocessor, features, small_vision
 from insight_nb.apps.recommend.recommender import item_vectors
 from insight_nb.base.tensors import FakeTokenizer, set_seed
 from insight_nb.data.dataset import TokenDataset

@@ -18,7 +18,7 @@ from insight_nb.apps.diagnose.diagnose import (
 )
 from insight_nb.apps.diagnose.imaging import load_imaging, predict_images
 from insight_nb.apps.diagnose.patients import measure_sites
-from insight_nb.apps.diagnose.vision import ImagePreprocessor, small_vision
+from insight_nb.models.vision import ImagePreprocessor, small_vision
 from insight_nb.cli import recipes
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageClassification

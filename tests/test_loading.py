@@ -11,7 +11,7 @@ from insight_nb.apps.assistant.assistant import Assistant
 from insight_nb.apps.assistant.out_of_scope import IntentClassifier
 from insight_nb.apps.assistant.retrieval import AnswerIndex
 from insight_nb.apps.diagnose.imaging import save_imaging
-from insight_nb.apps.diagnose.vision import ImagePreprocessor, small_vision
+from insight_nb.models.vision import ImagePreprocessor, small_vision
 from insight_nb.apps.risk.estimators import RiskClassifier, RiskRegressor
 from insight_nb.apps.risk.risk_bundle import save_risk
 from insight_nb.base.core import InputError

@@ -28,7 +28,7 @@ NO_TORCH = [
     "eval.calibrate",
     "eval.errors",
     "apps.monitor.control_charts",
-    "apps.diagnose.images",
+    "models.images",
 ]
 
 

@@ -51,6 +51,7 @@ class Batch:
     window_to_row: Tensor | None = None
     # (batch, tokens, width) what frozen layers say of each token: the pass begins above them
     hidden: Tensor | None = None
+    beside: Tensor | None = None # (batch, numbers) float32, what stands beside each text
 
     def __post_init__(self):
         if self.input_ids.is_floating_point():
@@ -78,7 +79,7 @@ class Batch:
         return Batch(self.input_ids[lines], self.attention_mask[lines],
                      *(cut(t, indices) for t in (self.rows, self.labels, self.weights)),
                      cut(self.token_features, lines), owner,
-                     cut(self.hidden, lines))
+                     cut(self.hidden, lines), cut(self.beside, indices))
 
 # %% ../../nbs/base/10_tensors.ipynb #6f0dc08c
 @dataclass

@@ -32,12 +32,14 @@ class TokenDataset:
     sampling_weights: np.ndarray | None = None
     # (all tokens, width) what frozen layers say of each, while a training lasts
     hidden: Tensor | None = field(default=None, init=False)
+    beside: np.ndarray | None = None # (rows, numbers) float32, what stands beside each text
 
     def __post_init__(self):
         n, m = len(self.tokens), len(self.tokens.input_ids)
         for name, a, sizes in (("labels", self.labels, (n, m)), ("weights", self.weights, (n,)),
                                ("sampling_weights", self.sampling_weights,
-                                (n,)), ("extra", self.token_features, (m,))):
+                                (n,)), ("extra", self.token_features, (m,)),
+                               ("rows of beside", self.beside, (n,))):
             if a is not None and len(a) not in sizes:
                 raise ValueError(f"{len(a)} {name} for {n} rows: give one for each row")
         if self.labels is not None:
@@ -83,8 +85,9 @@ def select(self: TokenDataset, indices) -> "TokenDataset":
         sampling_weights = None
     else:
         sampling_weights = self.sampling_weights[indices] / self.sampling_weights[indices].sum()
+    beside = None if self.beside is None else self.beside[indices]
     return TokenDataset(self.tokens.select(indices), pick(self.labels), pick(self.weights),
-                        self.pad_id, pick(self.token_features), sampling_weights)
+                        self.pad_id, pick(self.token_features), sampling_weights, beside)
 
 # %% ../../nbs/data/04_dataset.ipynb #fd43d19f
 @patch
@@ -109,6 +112,8 @@ def batch(self: TokenDataset,
                    self.pad_id), torch.from_numpy(mask), torch.from_numpy(rows))
     made = Batch(*tokens, pick(self.labels, -100), pick(self.weights, 0),
                  pick(self.token_features, 0))
+    if self.beside is not None:
+        made.beside = torch.from_numpy(np.asarray(self.beside[rows], dtype=np.float32))
     if self.hidden is not None:
         made.hidden = self.hidden.new_zeros(*mask.shape, self.hidden.shape[1])
         made.hidden[made.attention_mask] = self.hidden[torch.from_numpy(places)]

@@ -325,7 +325,8 @@ class Model(nn.Module):
             start = self.backbone.frozen_layers.start_above(batch)
         with start:
             hidden = self.backbone(batch.input_ids, batch.attention_mask, **features)
-        logits = self.head(hidden, batch.attention_mask)
+        beside = () if batch.beside is None else (batch.beside,)
+        logits = self.head(hidden, batch.attention_mask, *beside)
         if batch.window_to_row is not None:
             logits = group_mean(logits, batch.window_to_row, batch.size)
         return ModelOutput(logits)

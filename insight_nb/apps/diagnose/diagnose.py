@@ -29,10 +29,10 @@ from ...eval.metrics import (
 from ...eval.report import Check
 from ...eval.scores import DELONG, auroc, auroc_influence, placement_values
 from ...base.figures import BLUE, INK, ReportFigure, figure, figure_svg
-from .images import Augment, Images
+from ...models.images import Augment, Images
 from ...models.backbone import count_parameters, freeze
 from ...models.tasks import ClassificationTask, Model, class_weights
-from .vision import (
+from ...models.vision import (
     PrecomputedFeatures, ImagePreprocessor, features, merge_head, small_vision)
 from ...base.tensors import choose_device, single_thread, set_seed
 from ...train.callbacks import CollapseGuard

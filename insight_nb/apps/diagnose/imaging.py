@@ -32,11 +32,11 @@ from ...data.table import stratified_sample
 from ...eval.metrics import Metric, proportion_metric, softmax
 from ...eval.report import Check, Report
 from ...eval.scores import validation_rows_needed
-from .images import (
+from ...models.images import (
     Images, UnreadableImage, image_grid, list_images, read_image, read_images)
 from ...models.backbone import count_parameters
 from ...models.tasks import ClassificationTask, Model
-from .vision import (
+from ...models.vision import (
     ImagePreprocessor, empty_vision, gradient_x_input, occlusion)
 from ...ship.bundle import SCHEMA, check_files, read_info, write_manifest
 from ...train.inference import predict_logits
