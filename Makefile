@@ -16,7 +16,7 @@ help:               ## this list
 .venv/ok: settings.ini setup.py constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q uv
-	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[samples,apps,decide,dev,docs]'
+	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[samples,films,apps,decide,dev,docs]'
 	touch $@
 
 demo: .venv/ok      ## install, then the main job on a real sample: a report and a model in runs/demo

