@@ -699,7 +699,9 @@ def _predict_rows(args, chunks): # with a bundle of an application
     from insight_nb.jobs.loading import predict_rows
     how = {"column": args.text, "probabilities": args.probabilities, "prefix": args.prefix}
     how = {k: v for k, v in how.items() if v and (k, v) != ("column", "text")}
-    found = predict_rows(args.bundle, pd.concat(list(chunks)), args.device, **how)
+    frame = pd.concat(list(chunks))
+    frame.attrs["folder"] = str(Path(args.table).parent) # to which paths of pictures are relative
+    found = predict_rows(args.bundle, frame, args.device, **how)
     if note := found.attrs.get("note"): # of a bundle that knows its training table
         _say(note)
     with ScratchFolder() as folder:

@@ -35,7 +35,7 @@ OTHER_CHECKS = ("as_shipped", "threshold_unseen", "replay", "counted_once", "fal
                 "old_head_rows", "old_test_unseen", "forgetting", "fair_test", "best_kept",
                 "distinct_labels", "processes_agree", "llm_beats_majority", "llm_usable",
                 "llm_position", "site_leak", "rules_kept", "requests_cut", "dialogues",
-                "alarms_delivered")
+                "alarms_delivered", "evidence_leak")
 
 # %% ../../nbs/eval/01_report.ipynb #bafec3c3
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ LOADERS = {
     "risk": ("apps.risk.risk_bundle", "load_risk"),
     "assistant": ("apps.assistant.assistant", "load_assistant"),
     "recommend": ("apps.recommend.recommender", "load_recommender"),
-    "diagnose": ("apps.diagnose.imaging", "load_imaging")}
+    "diagnose": ("apps.diagnose.imaging", "load_imaging"),
+    "multimodal": ("apps.multimodal.mixed_bundle", "load_mixed")}
 
 def load(path, # the folder of a bundle
          **how): # of the function that opens it: device, for most
@@ -67,7 +68,8 @@ def open_bundle(path, # of a recipe, an estimator or a ladder
 
 # %% ../../nbs/jobs/07_loading.ipynb #7793c17b
 # task -> module and class: of what `load` gives and of bundle.json; with row_field and answer_rows
-SERVED = {"recommend": ("apps.recommend.serving", "ServedRecommender")}
+SERVED = {"recommend": ("apps.recommend.serving", "ServedRecommender"),
+          "multimodal": ("apps.multimodal.mixed_bundle", "ServedMixed")}
 
 def open_served(path, precision="no", backbone=None, device=None): # as of `open_bundle`
     "Open a bundle for the service. Raises InputError as `load` and `load_bundle` do."
@@ -81,7 +83,8 @@ def open_served(path, precision="no", backbone=None, device=None): # as of `open
 ANSWERS = {"risk": ("apps.risk.risk_bundle", "predict_table"),
            "diagnose": ("apps.diagnose.imaging", "predict_images"),
            "assistant": ("apps.assistant.assistant", "reply_table"),
-           "recommend": ("apps.recommend.recommender", "recommend_table")}
+           "recommend": ("apps.recommend.recommender", "recommend_table"),
+           "multimodal": ("apps.multimodal.mixed_bundle", "predict_mixed")}
 
 # %% ../../nbs/jobs/07_loading.ipynb #d52cb43e
 def predict_rows(path, frame, # of a bundle of an application; a table

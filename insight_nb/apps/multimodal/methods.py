@@ -61,7 +61,7 @@ def text_vectors(texts, backbone, max_length, device=None): # (rows, width), NaN
 
 def collect_evidence(table: MixedTable, # its columns say what is read
                      frame=None, # other rows with these columns; None: those of the table
-                     backbone=None, # a `Backbone`, for texts
+                     backbone=None, # a `Backbone`; None: the texts need no vectors
                      vision=None, # a `Vision`; None: edges and colors
                      max_length=128, # tokens of a text
                      folder=None, # of pictures; None: that of the table
@@ -72,7 +72,8 @@ def collect_evidence(table: MixedTable, # its columns say what is read
     if "text" in table.modalities:
         began = time.perf_counter()
         found.texts = join_texts(frame, table.of_kind("text"))
-        found.vectors = text_vectors(found.texts, backbone, max_length, device)
+        if backbone is not None:
+            found.vectors = text_vectors(found.texts, backbone, max_length, device)
         found.seconds["text"] = (time.perf_counter() - began) / n
     if "picture" in table.modalities:
         began, column = time.perf_counter(), table.of_kind("picture")[0]
