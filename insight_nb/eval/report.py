@@ -362,7 +362,7 @@ def sections(self: Report) -> list: # (title, [str, ReportTable or ReportFigure,
 
 # %% ../../nbs/eval/01_report.ipynb #64829de7
 # what is answered one at a time, where that is no text
-UNITS = {"risk": "row", "diagnose": "picture", "recommend": "history"}
+UNITS = {"risk": "row", "multimodal": "row", "diagnose": "picture", "recommend": "history"}
 
 @patch
 def _facts(self: Report):
