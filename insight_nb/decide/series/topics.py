@@ -66,6 +66,7 @@ def _largest(frame, topic, count, most): # names of the topics, the largest firs
     names = size.sort_values(ascending=False, kind="stable").index.tolist()
     return names[:most], names[most:]
 
+# %% ../../../nbs/decide/series/03_topics.ipynb #16774929
 def read_topics(source, # as of `read_series`
                 topic=None, # column; None: all rows are one series
                 most=_MOST_TOPICS, # the largest so many

@@ -267,8 +267,8 @@ def rank_next_spending(self: Balance, measured: dict, # factor -> Metric, above 
             for n, m, g, c in zip(self.names, levels, gain, first)]
     return ReportTable(
         ["factor", "level", "M for the next coin", "chance that it brings most"], rows,
-        f"Today M = {now}; next: {shorten(self.names[int(np.argmax(first))], 40)}, with a chance of "
-        f"{first.max():.0%}")
+        f"Today M = {now}; next: {shorten(self.names[int(np.argmax(first))], 40)}, with a chance "
+        f"of {first.max():.0%}")
 
 # %% ../../../nbs/decide/strategy/01_balance.ipynb #09e2018c
 @patch
