@@ -618,16 +618,14 @@ def _run_help(args):
         return text + "".join(f"\n  {name:<12}{read_recipe(p)[0]}"
                               for name, p in recipes().items())
     about, known = read_recipe(find_recipe(args.recipe))
-    lines = []
-    for p in known.values():
+    rows = [("-p NAME", "type", "default", "meaning")]
+    for p in (p for p in known.values() if p.name not in _OPTIONS):
         kind = f"{p.type} or none" if p.optional else p.type
         default = json.dumps(p.default, ensure_ascii=False).replace("null", "none")
-        if p.name not in _OPTIONS:
-            lines.append(
-                f"  {p.name:<15}{kind:<15}{default:<18}{p.help}".rstrip())
-    return text + "\n".join([
-        f"\n{args.recipe}: {about}",
-        f"  {'-p NAME':<15}{'type':<15}{'default':<18}meaning", *lines])
+        rows.append((p.name, kind, default, p.help))
+    wide = [max(15, *(len(r[i]) + 2 for r in rows)) for i in range(3)]
+    lines = ["  " + "".join(f"{v:<{w}}" for v, w in zip(r, [*wide, 0])).rstrip() for r in rows]
+    return text + "\n".join([f"\n{args.recipe}: {about}", *lines])
 
 def _test_dialogues(args):
     from insight_nb.jobs.loading import check_dialogues

@@ -43,7 +43,7 @@ def test_a_plan_joins_what_was_run(runs, monkeypatch):
     monkeypatch.chdir(runs)
     assert run_here("plan", "-p", "folder", ".", "--out", "../joined") == 0
     e = json.loads(Path("../joined/evidence.json").read_text(encoding="utf-8"))
-    assert {r["task"] for r in e["values"]["runs"]} >= set(DOORS)
+    assert {r["task"] for r in e["values"]["runs"]} == set(DOORS) - {"plan"} # none of yesterday's
     page = Path("../joined/report.html").read_text(encoding="utf-8")
     for name in DOORS[:-1]:
         assert f"{name}/evidence.json" in page
@@ -56,12 +56,14 @@ def test_broken_evidence_is_named_and_left_out(tmp_path):
         "list": "[1]",
         "old": json.dumps({"schema": 2, "metrics": {}}),
         "odd": json.dumps({"schema": 1, "task": 3, "metrics": {"a": {"value": "x"}}, "guard": [3]}),
+        "of no list": json.dumps({"schema": 1, "task": ["a"], "metrics": {}, "guard": 5,
+                                  "checks": {"a": 1}, "baseline": [1], "data": "x"}),
     }
     for name, text in bad.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "evidence.json").write_text(text)
     found, odd = read_runs(tmp_path)
-    assert [r.where for r in found] == ["odd"] and found[0].metrics == {}
+    assert [r.where for r in found] == ["odd", "of no list"] and found[0].metrics == {}
     assert sorted(odd) == [f"{n}/evidence.json" for n in ("half", "list", "old")]
 
 
@@ -85,7 +87,14 @@ DAYS = pd.date_range("2026-01-01", periods=40).strftime("%Y-%m-%d").tolist()
 # recipe, a maker of the table, parameters, words that the message must hold
 BAD = {
     "trend: no column": ("trend", lambda: csv("t.csv", when=DAYS), {}, ["'date'"]),
-    "trend: no date": ("trend", lambda: csv("t.csv", date=["x"] * 9), {}, ["row 0", "no date"]),
+    "trend: no date": (
+        "trend", lambda: csv("t.csv", date=["x"] * 9), {}, ["t.csv, row 0", "no date"]),
+    "trend: the row of a topic is that of the file": (
+        "trend",
+        lambda: csv("t.csv", date=["x"] * 9, topic=["a"] * 4 + ["b"] * 5),
+        {"topic": "topic"},
+        ["t.csv, row 4", "no date"],
+    ),
     "trend: one short topic": (
         "trend",
         lambda: csv("t.csv", date=DAYS[:3], topic=["甲"] * 3),
@@ -114,7 +123,13 @@ BAD = {
         "forecast",
         lambda: csv("f.csv", date=DAYS, value=["many"] * 40),
         {},
-        ["row 0", "'many'", "no number"],
+        ["f.csv, row 0", "'many'", "no number"],
+    ),
+    "forecast: a driver that never moved": (
+        "forecast",
+        lambda: csv("f.csv", date=DAYS, value=[*range(30), *[""] * 10], x=[0] * 35 + [1] * 5),
+        {"drivers": "x"},
+        ["x has not changed"],
     ),
     "forecast: no drivers ahead": (
         "forecast",
@@ -154,11 +169,23 @@ BAD = {
         {"opinion": "said", "theme": "theme"},
         ["no row has 'positive'"],
     ),
+    "demand: no date that can be read": (
+        "demand",
+        lambda: csv("d.csv", text=sample_reviews(40).text, theme=["t"] * 40, day=["3.4.26"] * 40),
+        {"theme": "theme", "date": "day"},
+        ["no date in column 'day'", "'3.4.26'"],
+    ),
     "growth: hours below 0": (
         "growth",
         lambda: csv("g.csv", date=DAYS, technical=[-1] * 40, insight=[1] * 40),
         {},
-        ["row 0", "-1 hours"],
+        ["g.csv, row 0", "-1 hours"],
+    ),
+    "growth: no half-life is 0": (
+        "growth",
+        lambda: csv("g.csv", date=DAYS, technical=[1] * 40, insight=[1] * 40),
+        {"technical_half_life": "0"},
+        ["half-life of 0 days"],
     ),
     "growth: a plan of one number": (
         "growth",
@@ -177,6 +204,12 @@ BAD = {
         lambda: csv("b.csv", factor=["a", "b"], cost=[1, 2]),
         {"budget": "0"},
         ["a budget of 0"],
+    ),
+    "balance: nothing of one factor": (
+        "balance",
+        lambda: csv("b.csv", factor=["a", "b"], cost=[1, 2], high=[0, 3]),
+        {},
+        ["'a' is to be at most 0"],
     ),
     "balance: a price without end": (
         "balance",
@@ -203,6 +236,8 @@ BAD = {
         {"ab_test": "three.csv"},
         ["3 variants"],
     ),
+    "decide: a test of endless people": (
+        "decide", None, {"ab_test": "endless.csv"}, ["row 0", "'inf' is no count"]),
     "decide: energy without watts": ("decide", None, {"max_wh": "1"}, ["takes watts"]),
 }
 
@@ -210,6 +245,7 @@ BAD = {
 @pytest.mark.parametrize("recipe, make, given, words", BAD.values(), ids=BAD)
 def test_bad_input_ends_in_a_line(ends, recipe, make, given, words):
     csv("three.csv", variant=["a", "b", "c"], right=[1, 1, 1], n=[2, 2, 2])
+    csv("endless.csv", variant=["a", "b"], right=["inf", 1], n=["inf", 2])
     table = ["-p", "table", make()] if make else []
     given = [w for k, v in given.items() for w in ("-p", k, v)]
     refused(ends("run", recipe, *table, *given, "--out", "out"), *words)
@@ -297,6 +333,28 @@ def test_sparse_demand_and_drivers_are_forecast():
     assert max(abs(v - 50 - 30 * p) for v, p in zip(found, on[60:])) < 8
 
 
+def test_the_page_says_whether_the_intervals_held(runs):
+    page = (runs / "forecast" / "report.html").read_text(encoding="utf-8")
+    e = json.loads((runs / "forecast" / "evidence.json").read_text(encoding="utf-8"))
+    assert "Did the intervals hold?" in page and "6 windows of 12 months" in page
+    assert any(c["said"].startswith("replayed, what was chosen") for c in e["checks"])
+
+
+def test_what_is_free_or_idle_is_no_error():
+    csv("b.csv", factor=["a", "b"], cost=[0, 0], high=[2, 3], level=[1, 1])
+    in_process(recipes()["balance"], "run.ipynb", {"table": "b.csv", "out": "b"})
+    csv("g.csv", date=DAYS, technical=[1] * 40, insight=[2] * 40)
+    in_process(recipes()["growth"], "run.ipynb",
+               {"table": "g.csv", "plan_a": "0,0", "plan_b": "1，1", "out": "g"})
+    assert all(Path(f, "report.html").is_file() for f in "bg")
+
+
+def test_a_slow_offer_is_named_on_the_memo():
+    in_process(recipes()["decide"], "run.ipynb",
+               {"offer": "example", "max_latency_ms": 100., "out": "memo"})
+    assert "It is too slow to be bought." in Path("memo/memo.html").read_text(encoding="utf-8")
+
+
 def test_parts_of_a_table_add_up():
     rng = np.random.default_rng(0)
     years = [str(y) for y in range(1970, 2018)]
@@ -307,6 +365,8 @@ def test_parts_of_a_table_add_up():
                {"table": "parts.csv", "part": "shop", "horizon": 3, "out": "p"})
     frame = pd.read_csv("p/forecast.csv")
     whole, parts = frame[frame.series == "value"], frame[frame.series != "value"]
+    e = json.loads(Path("p/evidence.json").read_text(encoding="utf-8"))
+    assert e["metrics"]["forecast of 2018"]["value"] == pytest.approx(whole.value.iloc[0])
     np.testing.assert_allclose(whole.value, parts.groupby("period").value.sum(), atol=1e-6)
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from conftest import LABELS, SECTIONS, in_process, refused, run_here
-from insight_nb.cli import read_recipe, recipes
+from insight_nb.cli import main, read_recipe, recipes
 from notebooks import Notebook
 
 TRAINING = {
@@ -213,3 +213,14 @@ def test_a_tagger_is_not_taken_for_yes(recipe, ends):
 
 def test_every_recipe_that_trains_masks():
     assert len(MASKING) == 14 and {"classify", "tag", "ladder", "update"} <= set(MASKING)
+
+
+@pytest.mark.parametrize("name", ["growth", "classify", "risk"])
+def test_help_keeps_its_columns_apart(name, capsys):
+    "A long name is not glued to its type."
+    assert main(["run", name, "--help"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    named = {words[0]: words[1] for words in lines if len(words) > 2}
+    known = {k: p for k, p in read_recipe(recipes()[name])[1].items()
+             if k not in ("out", "resume", "checkpoint")}
+    assert {k: named[k] for k in known} == {k: p.type for k, p in known.items()}

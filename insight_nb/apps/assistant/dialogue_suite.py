@@ -108,7 +108,7 @@ def _yaml_items(text, where):
 # %% ../../../nbs/apps/assistant/09_dialogue_suite.ipynb #33fb61b4
 def _json_items(text, where):
     out = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1): # a text may hold a U+2028
         if line.strip():
             try:
                 out.append((f"{where}, line {number}", json.loads(line)))

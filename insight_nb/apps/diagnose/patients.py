@@ -178,7 +178,7 @@ def site_table(leak: SiteLeak) -> ReportTable:
     "Both kinds of folds, and whether the device can be told."
     rows = [["right, devices known", str(leak.seen)],
             ["right, devices never seen", str(leak.unseen)],
-            ["lost on a new device", str(leak.loss)],
+            ["never seen less known", str(leak.loss)],
             ["device told from the picture",
              f"{leak.told}; the most frequent one {leak.majority:.3f}"],
             ["class shares are equal at all devices", f"p = {leak.p:.2g}"]]

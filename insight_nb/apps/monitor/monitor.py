@@ -53,9 +53,10 @@ def annotate(stream: Stream, bundle, column="opinion") -> int:
     rows = stream.db.read(
         f"select key, text from texts where {column} is null order by at, key")
     answers, probs = predict(bundle, [t for _, t in rows])
-    with stream.db.transaction() as db:
+    sure = "?" if column == "opinion" else "case when opinion is null then ? else probability end"
+    with stream.db.transaction() as db: # the probability is the topic's only without an opinion
         db.executemany(
-            f"update texts set {column} = ?, probability = ? where key = ?",
+            f"update texts set {column} = ?, probability = {sure} where key = ?",
             [(a, float(p.max()), k)
              for (k, _), a, p in zip(rows, answers, probs)])
         db.execute("insert or replace into settings values (?, ?)", [f"bundle {column}", name])

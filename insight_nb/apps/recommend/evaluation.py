@@ -146,12 +146,15 @@ class RankingReport(ScoreReport):
         said = " ".join(f"Against {name} the gain in NDCG@10 is {gain}."
                         for name, gain in gains.items())
         rungs = compare_rungs(rankings, against)
-        self.headline = f"{said} {rungs.sentence}"
+        told = rungs.sentence
+        if rungs.stop != "hybrid":
+            told += " The bundle holds the hybrid all the same."
+        self.headline = f"{said} {told}"
         self.rung_seconds = {name: ranking.seconds for name, ranking in rankings.items()}
         self.lead_sections = [
             ("Beside what needs no model",
              [self.ranking.protocol + ".", ranking_table(rankings)]),
-            ("The rung to stop at", [rungs.sentence, rungs.table()])]
+            ("The rung to stop at", [told, rungs.table()])]
         self.extra |= {
             "protocol": self.ranking.protocol, "beside": metrics,
             "paired_gain": {against: self.paired_gain}, "rungs": rungs.to_dict()}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OFFER_KEYS', 'ApiOffer', 'read_offer', 'OfferComparison', 'compare_offer', 'energy_wh', 'limit_checks',
-           'limit_decision', 'AbTest', 'read_ab_test', 'join_measures']
+           'limit_sentences', 'limit_decision', 'AbTest', 'read_ab_test', 'join_measures']
 
 # %% ../../../nbs/decide/launch/08_alternatives.ipynb #51346103
 import math
@@ -180,14 +180,23 @@ def limit_checks(name, ms, # of one answer; None: not measured
         raise InputError("a limit of energy takes watts: what the machine draws while it answers.")
     found = []
     if latency_ms is not None:
-        said = f"{name}: {'not measured' if ms is None else f'{ms:.3g} ms'} an answer, the limit " \
-               f"is {latency_ms:g} ms"
+        said = f"{name}: {'not measured' if ms is None else f'{ms:.3g} ms an answer'}, the " \
+               f"limit is {latency_ms:g} ms"
         found.append((None if ms is None else ms <= latency_ms, said))
     if wh_per_1000 is not None:
         used = None if ms is None else energy_wh(ms, watts)
         said = f"{name}: {'not measured' if ms is None else f'{used:.3g} Wh'} for 1,000 answers " \
                f"at {watts:g} W, the limit is {wh_per_1000:g} Wh"
         found.append((None if ms is None else used <= wh_per_1000, said))
+    return found
+
+def limit_sentences(offer: ApiOffer, latency_ms=None) -> list: # of str; as of `limit_checks`
+    "What a limit means for an offer; its energy is the seller's."
+    found = []
+    for ok, said in limit_checks(offer.name, offer.latency_ms, latency_ms):
+        more = {True: "It is fast enough.", False: "It is too slow to be bought.",
+                None: "Ask for its latency before it is bought."}[ok]
+        found.append(f"{said[:1].upper()}{said[1:]}. {more}")
     return found
 
 # %% ../../../nbs/decide/launch/08_alternatives.ipynb #2461c064
@@ -240,7 +249,7 @@ def _whole(cell, where):
         v = float(cell)
     except (TypeError, ValueError):
         v = math.nan
-    if not (v >= 0 and v == int(v)):
+    if not (0 <= v < math.inf and v == int(v)):
         raise InputError(f"{where}: {shorten(cell, 30)!r} is no count: give a whole number.")
     return int(v)
 

@@ -46,9 +46,9 @@ class RunRecord:
 # %% ../../../nbs/decide/launch/07_plan.ipynb #2e37ec0f
 def _metrics(found): # of an evidence -> name -> Metric, without what is no number
     kept = {}
-    for name, m in found.items():
+    for name, m in found.items() if isinstance(found, dict) else ():
         ends = [m.get(k) for k in ("value", "low", "high")] if isinstance(m, dict) else []
-        if len(ends) == 3 and all(type(v) in (int, float) for v in ends):
+        if len(ends) == 3 and all(type(v) in (int, float) and abs(v) < 1e300 for v in ends):
             n, method = m.get("n"), str(m.get("method", ""))
             kept[str(name)] = Metric(*ends, n if isinstance(n, int) else 0, method)
     return kept
@@ -64,20 +64,20 @@ def _lead(task, metrics): # the name of the metric that a run of a task is known
 def _sentence(e, metrics): # of an evidence
     if isinstance(e.get("said"), str):
         return e["said"]
-    name = _lead(e.get("task"), metrics)
+    name = _lead(str(e.get("task")), metrics)
     if name is None:
         return "nothing was measured"
     m = metrics[name]
     said = f"{name.replace('_', ' ')} {m}" + (f" on {plural(m.n, 'row')}" if m.n else "")
-    base = _metrics(e.get("baseline") or {}).get(name)
+    base = _metrics(e.get("baseline")).get(name)
     if base is None:
         return said
     return f"{said}; {e.get('baseline_title') or 'the majority class'} {base.value:.3f}"
 
 # %% ../../../nbs/decide/launch/07_plan.ipynb #d645b76f
 def _failed(e): # of an evidence or a decision -> sentences
-    rows = [*(e.get("guard") or []), *(e.get("checks") or [])]
-    rows = [r for r in rows if isinstance(r, dict) and r.get("passed") is False]
+    lists = [v for v in (e.get("guard"), e.get("checks")) if isinstance(v, list)]
+    rows = [r for v in lists for r in v if isinstance(r, dict) and r.get("passed") is False]
     return [shorten(": ".join(str(r[k]) for k in ("check", "detail", "said") if k in r), 300)
             for r in rows]
 
@@ -118,8 +118,8 @@ def _files(root): # evidence.json and decision.json below it, in order
     return found
 
 def read_runs(folder) -> tuple: # [RunRecord], {file: why it can't be read}
-    """What the runs below a folder left. Raises InputError where there is no folder, no run, or
-    more than _MOST_RUNS of them."""
+    """What the runs below a folder left, without earlier plans. Raises InputError where there is no
+    folder, no run, or more than _MOST_RUNS of them."""
     root = Path(folder)
     if not root.is_dir():
         raise InputError(f"there is no folder {shorten(folder, 200)}: name the one that holds the "
@@ -131,6 +131,7 @@ def read_runs(folder) -> tuple: # [RunRecord], {file: why it can't be read}
             runs.append(read(file, root))
         except InputError as e:
             odd[file.relative_to(root).as_posix()] = str(e)
+    runs = [r for r in runs if r.task != "plan"] # what a plan says, its runs say
     if not runs:
         why = f" {next(iter(odd.values()))}" if odd else ""
         raise InputError(f"{shorten(folder, 200)} holds no evidence.json or decision.json of a "
@@ -171,7 +172,7 @@ def _lead_sentence(runs):
     decisions = [r for r in runs if r.task == "decide"]
     failed = [r.where for r in runs if r.failed]
     if decisions:
-        said = max(decisions, key=lambda r: r.written).said
+        said = shorten(max(decisions, key=lambda r: r.written).said, 600)
     else:
         said = ("Nothing has been decided yet: insight-nb run decide joins a model with what it "
                 "is worth.")
@@ -184,7 +185,7 @@ def _numbers_table(runs):
     rows = [[name.replace("_", " "), str(m), f"{m.n:,}" if m.n else "–",
              f"{r.where}/{'decision' if r.task == 'decide' else 'evidence'}.json"]
             for r in runs for name, m in r.metrics.items()]
-    return ReportTable(["number", "value [95 %]", "rows", "from"], rows)
+    return ReportTable(["number", "value [95 %]", "rows, periods or draws", "from"], rows)
 
 # %% ../../../nbs/decide/launch/07_plan.ipynb #c41efe79
 def collect_runs(folder, title="Plan") -> Findings:

@@ -93,12 +93,18 @@ def _sparse(name, y, h): # (3, h)
     low, high = np.quantile(y, [.025, .975])
     return np.stack([mean, np.minimum(mean, low), np.maximum(mean, high)])
 
-def _driven(y, season, h, drivers): # {name: (3, h)}; without columns that never change
-    moves = np.ptp(drivers[:len(y)], axis=0) > 0
-    if not moves.any():
-        return {}
-    return {WITH_DRIVERS: _model("AutoARIMA", y, season, h,
-                                 np.ascontiguousarray(drivers[:, moves]))}
+def _telling(x): # (periods, columns) -> those that are no mix of a constant and the ones before
+    kept, own = [], np.ones((len(x), 1))
+    for j, column in enumerate(x.T):
+        wider = np.column_stack([own, (column - column.mean()) / (column.std() or 1.)])
+        if np.linalg.matrix_rank(wider) == wider.shape[1]:
+            kept, own = [*kept, j], wider
+    return kept
+
+def _driven(y, season, h, drivers): # (3, h)
+    kept = _telling(drivers[:len(y)])
+    known = np.ascontiguousarray(drivers[:, kept]) if kept else None
+    return _model("AutoARIMA", y, season, h, known)
 
 # %% ../../../nbs/decide/series/01_forecast.ipynb #0e671527
 def choose_models(y) -> tuple: # (periods,)
@@ -128,7 +134,8 @@ def forecasts(y, # (periods,) float
     try:
         made = {m: _sparse(m, y, h) if m in INTERMITTENT else _model(m, y, season, h)
                 for m in models}
-        driven = _driven(y, season, h, drivers) if models and drivers is not None else {}
+        driven = {} if drivers is None or not models else {
+            WITH_DRIVERS: _driven(y, season, h, drivers)}
     except Exception as e: # the library raises a plain Exception, too
         raise InputError(
             f"{plural(len(y), 'period')} of history can't be fitted ({shorten(e, 80)}): "
@@ -178,8 +185,14 @@ def windows_for(h) -> int: # periods ahead
     "How many windows a record has: 6, or as many as give 19 errors."
     return max(6, math.ceil(19 / h))
 
+def _least_history(series): return max(8, 2 * series.season + 1)
+
+def _usable(series, origins): # those that have history, and errors with a scale
+    return np.array([o for o in origins if o >= _least_history(series)
+                     and _scale(series.values[:o], series.season) > 0], int)
+
 def _origins(series, h, windows, step):
-    first, n = max(8, 2 * series.season + 1), len(series)
+    first, n = _least_history(series), len(series)
     if n < first + h + 2 * step:
         most = max((k for k in range(1, h)
                     if n >= first + k + 2 * max(1, k // 2)), default=0)
@@ -187,14 +200,13 @@ def _origins(series, h, windows, step):
             f"{shorten(series.name, 40)} has {plural(n, series.freq)}: a forecast of {h} takes "
             f"{first} to learn from and {h + 2 * step} more to be checked. "
             f"{f'Forecast {most} at most.' if most else 'Wait for more.'}")
-    at = n - h - step * np.arange(windows)[::-1]
-    moved = np.array([o >= first and _scale(series.values[:o], series.season) > 0 for o in at])
-    if moved.sum() < 3:
+    at = _usable(series, n - h - step * np.arange(windows)[::-1])
+    if len(at) < 3:
         raise InputError(
             f"{shorten(series.name, 40)}: the last {'season' if series.season > 1 else 'value'} "
             "again was right throughout what comes before the windows, so errors have no scale: "
             "take a shorter horizon, or that as the forecast.")
-    return at[moved]
+    return at
 
 # %% ../../../nbs/decide/series/01_forecast.ipynb #dde077ab
 def backtest_forecasts(series: Series,
@@ -408,6 +420,23 @@ def before(self: ForecastBacktest, origin) -> ForecastBacktest: # periods known
     over = np.flatnonzero(self.origins + self.h <= origin)[-windows_for(self.h):]
     return ForecastBacktest(
         self.series, self.h, self.origins[over], {k: v[over] for k, v in self.made.items()})
+
+# %% ../../../nbs/decide/series/01_forecast.ipynb #f006388c
+@patch
+def extended(self: ForecastBacktest, n, # earlier windows at most, as far as the history reaches
+             drivers=None) -> ForecastBacktest: # as of `backtest_forecasts`
+    "The same record with earlier windows."
+    step, models = max(1, self.h // 2), [m for m in (*MODELS, *INTERMITTENT) if m in self.made]
+    s = self.series
+    at = _usable(s, self.origins[0] - step * np.arange(n, 0, -1))
+    made = [forecasts(s.values[:o], s.season, self.h, models, drivers) for o in at]
+    return ForecastBacktest(s, self.h, np.concatenate([at, self.origins]), {
+        k: np.concatenate([[m[k] for m in made], v]) if made else v for k, v in self.made.items()})
+
+@patch
+def replayable(self: ForecastBacktest) -> int:
+    "At how many of the last windows 3 others were over."
+    return sum(len(self.before(o).origins) >= 3 for o in self.origins)
 
 # %% ../../../nbs/decide/series/01_forecast.ipynb #5791217f
 @patch

@@ -10,10 +10,9 @@ import numpy as np
 import pandas as pd
 
 from ...base.core import InputError, ReportTable, plural, shorten, suggest
-from ...base.files import read_frame
 from ...data.table import invalid_text_reason, to_text
-from .series import Series, make_series
-from .trend import Maturity, read_series
+from .series import Series, TableRows, make_series, read_rows
+from .trend import Maturity, last_date, read_series
 
 # %% ../../../nbs/decide/series/03_topics.ipynb #c8bff8be
 _BASS = "Bass, Krishnan and Jain 1994, sales in thousands"
@@ -67,15 +66,18 @@ def _largest(frame, topic, count, most): # names of the topics, the largest firs
     names = size.sort_values(ascending=False, kind="stable").index.tolist()
     return names[:most], names[most:]
 
-def read_topics(source, # whatever `read_frame` reads
+# %% ../../../nbs/decide/series/03_topics.ipynb #16774929
+def read_topics(source, # as of `read_series`
                 topic=None, # column; None: all rows are one series
                 most=_MOST_TOPICS, # the largest so many
                 **how # as of `read_series`: date, count, freq, gaps, since, until, zone
                ) -> tuple: # {topic: Series}, {topic: why there is none}, notes
-    "A series for each topic. Raises InputError where no topic gives one."
-    frame, name, _ = read_frame(source)
+    """A series for each topic; events are counted up to the last one of any topic. Raises
+    InputError where no topic gives a series."""
+    rows = read_rows(source)
+    frame, name = rows.frame, rows.name
     if topic is None:
-        series, notes = read_series(frame, **how)
+        series, notes = read_series(rows, **how)
         return {series.name: series}, {}, notes
     if topic not in frame.columns:
         raise InputError(f"{name} has no column {shorten(topic, 40)!r}."
@@ -86,6 +88,8 @@ def read_topics(source, # whatever `read_frame` reads
                          f"{suggest(count, frame.columns)}")
     whole = frame[[invalid_text_reason(v) is None for v in frame[topic]]]
     whole = whole.assign(**{topic: whole[topic].map(to_text).str.strip()})
+    if count is None and how.get("until") is None and how.get("date", "date") in whole.columns:
+        how["until"] = last_date(whole[how.get("date", "date")], how.get("zone", "UTC"))
     names, left = _largest(whole, topic, count, most)
     made, odd, notes = {}, {}, []
     if len(whole) < len(frame):
@@ -95,7 +99,7 @@ def read_topics(source, # whatever `read_frame` reads
                      f"{shorten(left[0], 40)!r}")
     for one in names:
         try:
-            series, said = read_series(whole[whole[topic] == one].reset_index(drop=True), **how)
+            series, said = read_series(TableRows(whole[whole[topic] == one], name), **how)
             made[one] = Series(one, series.values, series.periods, series.freq, series.season)
             notes += [f"{shorten(one, 40)}: {s}" for s in said]
         except InputError as e:

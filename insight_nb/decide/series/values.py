@@ -10,9 +10,8 @@ import numpy as np
 import pandas as pd
 
 from ...base.core import InputError, plural, shorten, suggest
-from ...base.files import read_frame
 from ...data.table import invalid_text_reason, to_text
-from .series import Series
+from .series import Series, TableRows, read_rows
 from .trend import read_series
 
 # %% ../../../nbs/decide/series/04_values.ipynb #1c53019b
@@ -21,7 +20,7 @@ def _numbers(frame, column, name): # (rows,) float, NaN where the cell is empty
         raise InputError(f"{name} has no column {shorten(column, 40)!r}."
                          f"{suggest(column, frame.columns)}")
     found = []
-    for i, cell in enumerate(frame[column].tolist()):
+    for i, cell in zip(frame.index, frame[column].tolist()):
         try:
             v = np.nan if cell is None or invalid_text_reason(cell) else float(str(cell).strip())
         except ValueError:
@@ -32,21 +31,22 @@ def _numbers(frame, column, name): # (rows,) float, NaN where the cell is empty
         found.append(v)
     return np.array(found)
 
-def read_values(source, # whatever `read_frame` reads
+def read_values(source, # whatever `read_frame` reads, or `TableRows`
                 value="value", # column; several rows of a period are added up
                 date="date", freq=None, # as of `read_series`
                 gaps=None, # zero or unknown: periods without a row; None: they are asked for
                ) -> tuple: # (Series, notes)
     """Values of every period; rows without one are left out. Raises InputError as `read_series`
     does, and for negative values of which a period has several."""
-    frame, name, _ = read_frame(source)
+    rows = read_rows(source)
+    frame, name = rows.frame, rows.name
     v = _numbers(frame, value, name)
     kept = ~np.isnan(v)
     if not kept.any():
         raise InputError(f"{name}: column {shorten(value, 40)!r} is empty: there is no value.")
     shift = max(0., -v[kept].min())
-    moved = frame[kept].assign(**{value: v[kept] + shift}).reset_index(drop=True)
-    series, notes = read_series(moved, date, value, freq, gaps)
+    moved = frame[kept].assign(**{value: v[kept] + shift})
+    series, notes = read_series(TableRows(moved, name), date, value, freq, gaps)
     if shift and (len(series) < kept.sum() or gaps == "zero"):
         raise InputError(f"{name}: column {shorten(value, 40)!r} has values below 0: give one row "
                          f"for each {series.freq}, without gaps.")
@@ -60,15 +60,15 @@ def read_drivers(source, # as of `read_values`
                  drivers, # names of columns
                  date="date") -> np.ndarray: # (periods + those ahead, columns)
     """The drivers of every period, from the first of the series on. Raises InputError for a period
-    without one, or a table that ends with the series."""
-    frame, name, _ = read_frame(source)
-    found = []
+    without one, a driver that has never changed, or a table that ends with the series."""
+    rows = read_rows(source)
+    frame, name, found = rows.frame, rows.name, []
     for column in drivers:
         v = _numbers(frame, column, name)
         if np.isnan(v).any():
             raise InputError(f"{name}, row {int(np.isnan(v).argmax())}: no {shorten(column, 40)}: "
                              "a driver is known in every period, also ahead.")
-        one, _ = read_values(frame, column, date, series.freq, "unknown")
+        one, _ = read_values(rows, column, date, series.freq, "unknown")
         one = pd.Series(one.values, one.periods)
         spine = pd.period_range(series.periods[0], one.index[-1], freq=series.periods.freq)
         one = one.reindex(spine)
@@ -80,6 +80,10 @@ def read_drivers(source, # as of `read_values`
     if ahead < 1:
         raise InputError(f"{name} ends with its last value: add rows for the periods ahead, with "
                          f"{shorten(', '.join(drivers), 80)} and no {shorten(series.name, 40)}.")
+    still = [c for c, v in zip(drivers, found) if np.ptp(v[:len(series)]) == 0]
+    if still:
+        raise InputError(f"{name}: {shorten(still[0], 40)} has not changed while there were "
+                         "values, so nothing can be learned from it: leave it out.")
     return np.stack([v[:len(series) + ahead] for v in found], 1)
 
 # %% ../../../nbs/decide/series/04_values.ipynb #80dbf1f4
@@ -91,7 +95,8 @@ def read_parts(source, # as of `read_values`
               ) -> dict: # part -> Series, all of the same periods
     """A series for each part. Raises InputError for more than _MOST_PARTS of them, and where a part
     has other periods than the others."""
-    frame, name, _ = read_frame(source)
+    table = read_rows(source)
+    frame, name = table.frame, table.name
     if part not in frame.columns:
         raise InputError(f"{name} has no column {shorten(part, 40)!r}."
                          f"{suggest(part, frame.columns)}")
@@ -104,8 +109,7 @@ def read_parts(source, # as of `read_values`
                          f"{shorten(part, 40)!r}: a whole has from 2 to {_MOST_PARTS} parts here.")
     labels, made = np.array(labels, dtype=object), {}
     for one in names:
-        rows = frame[labels == one].reset_index(drop=True)
-        series, _ = read_values(rows, **how)
+        series, _ = read_values(table.select(labels == one), **how)
         made[one] = Series(one, series.values, series.periods, series.freq)
     first = next(iter(made.values()))
     for one, series in made.items():

@@ -63,6 +63,10 @@ def _check(self: Balance):
             raise InputError(
                 f"infeasible: {n!r} is to be at least {line:g} and at most {h:g}. Correct one of "
                 "the bounds.")
+    if (nothing := (self.powers > 0) & (self.high == 0)).any():
+        raise InputError(
+            f"{shown[int(np.argmax(nothing))]!r} is to be at most 0, so the product is 0 whatever "
+            "else is bought. Raise the bound, or leave the factor out.")
     if not self.powers.sum() > 0:
         raise InputError(
             "the powers sum to 0: nothing changes the product. Give at least one factor a power "
@@ -248,6 +252,8 @@ def rank_next_spending(self: Balance, measured: dict, # factor -> Metric, above 
     if gone:
         raise InputError(
             f"no measured level of {shorten(gone[0], 40)!r}.{suggest(gone[0], measured)}")
+    if not self.costs.any():
+        raise InputError("no factor costs anything, so there is no next coin to spend: give costs.")
     levels, rng = [measured[n] for n in self.names], np.random.default_rng(seed)
     now = weighted_product(levels, self.powers)
     x = np.column_stack([sample_metric(m, draws, rng, log=True) for m in levels])
@@ -257,12 +263,12 @@ def rank_next_spending(self: Balance, measured: dict, # factor -> Metric, above 
     first = np.bincount(np.nanargmax(gains, axis=1), minlength=len(levels)) / draws
     gain = now.value * per_coin(self.powers, np.array([m.value for m in levels]))
     rows = [[shorten(n, 40),
-             str(m), f"{g:.3f}", f"{c:.0%}"]
+             str(m), _short(g), f"{c:.0%}"]
             for n, m, g, c in zip(self.names, levels, gain, first)]
     return ReportTable(
         ["factor", "level", "M for the next coin", "chance that it brings most"], rows,
-        f"M = {now}; next: {shorten(self.names[int(np.argmax(first))], 40)}, with a chance of "
-        f"{first.max():.0%}")
+        f"Today M = {now}; next: {shorten(self.names[int(np.argmax(first))], 40)}, with a chance "
+        f"of {first.max():.0%}")
 
 # %% ../../../nbs/decide/strategy/01_balance.ipynb #09e2018c
 @patch

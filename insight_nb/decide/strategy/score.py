@@ -71,6 +71,11 @@ def fails(self: Indicator, levels): # any shape -> bool
         return np.asarray(levels) < self.veto
     return np.asarray(levels) > self.veto
 
+@patch
+def fits(self: Indicator, level) -> bool: # a number
+    "Whether a level lies between worst and best; beyond them it counts as the nearer one."
+    return min(self.worst, self.best) <= level <= max(self.worst, self.best)
+
 # %% ../../../nbs/decide/strategy/02_score.ipynb #ca25ceea
 def _level(v, option, indicator): # -> Metric
     where = f"option {shorten(option, 40)!r}, {shorten(indicator, 40)!r}"

@@ -17,6 +17,7 @@ from ...base.core import InputError, ReportTable, shorten
 from ...base.html import FoldedTable
 from .demand import Mentions, Themes, share_difference_test
 from ...eval.metrics import WILSON, Metric, wilson_interval
+from ...eval.prevalence import EXACT, ClassifierQuality, lang_reiczigel
 
 # %% ../../../nbs/decide/strategy/05_swot.ipynb #8a65606f
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ def _share(k, n): return Metric(k / n, *map(float, wilson_interval(k, n)), n, WI
 
 def theme_facts(themes, # (rows,) a theme each
                 good=None, # (rows,) bool
-                days=None # (rows,) numbers that rise with time, NaN where unknown
+                days=None, # (rows,) numbers that rise with time, NaN where unknown
+                quality: ClassifierQuality = EXACT # of the classifier that says what is good
                ) -> list: # of ThemeFacts, the most important first
     "Facts of every theme. Raises InputError without rows."
     themes = np.asarray(themes, dtype=object)
@@ -53,7 +55,9 @@ def theme_facts(themes, # (rows,) a theme each
     found = []
     for name, (a, b), chance in zip(names, counts, p):
         own = themes == name
-        happy = None if good is None else _share(int(np.asarray(good)[own].sum()), int(own.sum()))
+        happy = None
+        if good is not None:
+            happy = lang_reiczigel(int(np.asarray(good)[own].sum()), int(own.sum()), quality)
         shares = [a / sizes[0], b / sizes[1]] if min(sizes) >= 20 else [np.nan, np.nan]
         found.append(ThemeFacts(name, _share(int(own.sum()), len(themes)), happy,
                                 *map(float, shares), float(chance)))
@@ -106,10 +110,9 @@ def _inside(m, lines, n): # strengths and weaknesses
         yield SwotLine(line.verdict, line.theme, said, _rows(m, line.theme, [m.us], strong, n))
 
 # %% ../../../nbs/decide/strategy/05_swot.ipynb #c269329c
-def _unserved(m, theme, least): # is every firm's share of good ones below one half, beyond chance?
-    own = m.frame[m.frame.theme == theme]
-    ends = [_share(int(v.good.sum()), len(v)).high for _, v in own.groupby("firm")
-            if len(v) >= least]
+def _unserved(lines, theme, least): # is everybody's share of good ones surely below one half?
+    shares = [s for line in lines if line.theme == theme for s in (line.ours, line.theirs)]
+    ends = [s.high for s in shares if s.n >= least]
     return len(ends) > 1 and max(ends) < .5
 
 def _outside(m, lines, facts, n, least): # opportunities and threats
@@ -124,7 +127,7 @@ def _outside(m, lines, facts, n, least): # opportunities and threats
         elif f.grows:
             yield SwotLine("opportunity", f.name, f"{name}: {growth}, and we are not behind",
                            _rows(m, f.name, firms, None, n))
-        if _unserved(m, f.name, least):
+        if _unserved(lines, f.name, least):
             yield SwotLine("opportunity", f.name, f"{name}: nobody serves it, good mentions are "
                            "fewer than half for every firm", _rows(m, f.name, firms, False, n))
 
