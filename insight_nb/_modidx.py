@@ -1361,6 +1361,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                        'insight_nb/apps/multimodal/ladder.py'),
                                                    'insight_nb.apps.multimodal.ladder.ModalityGain.cost': ( 'apps/multimodal/ladder.html#modalitygain.cost',
                                                                                                             'insight_nb/apps/multimodal/ladder.py'),
+                                                   'insight_nb.apps.multimodal.ladder.ModalityGain.cost_said': ( 'apps/multimodal/ladder.html#modalitygain.cost_said',
+                                                                                                                 'insight_nb/apps/multimodal/ladder.py'),
                                                    'insight_nb.apps.multimodal.ladder.ModalityGain.said': ( 'apps/multimodal/ladder.html#modalitygain.said',
                                                                                                             'insight_nb/apps/multimodal/ladder.py'),
                                                    'insight_nb.apps.multimodal.ladder.ModalityGain.summary': ( 'apps/multimodal/ladder.html#modalitygain.summary',

@@ -98,9 +98,12 @@ def plot_importance(found, most=15, numbers=False) -> ReportFigure:
         ax.errorbar(i.value, at, xerr=[[max(i.value - i.low, 0)], [max(i.high - i.value, 0)]],
                     fmt="o", ms=5, color=BLUE, elinewidth=1.5)
     ax.axvline(0, color=INK, lw=.8)
-    ax.set_yticks(range(len(shown)), [escape_label(shorten(i.name, 30)) for i in shown])
+    ax.set_yticks(range(len(shown)), [escape_label(i.name, 30) for i in shown])
     what = "error that is added" if numbers else "accuracy that is lost"
     ax.set(xlabel=f"{what} when the column is shuffled, with its 95 % interval")
     ax.tick_params(colors=INK)
-    title = f"{shown[-1].name} matters most"
+    if shown[-1].low > 0:
+        title = f"{shorten(shown[-1].name, 40)} matters most"
+    else:
+        title = "No column alone is shown to matter"
     return ReportFigure(title, figure_svg(fig, title), importance_table(found, numbers))

@@ -146,6 +146,12 @@ class ModalityGain:
     def cost(self) -> float: # how many times as long a row takes
         return self.best.ms_per_row / max(self.without.ms_per_row, 1e-6)
 
+    def cost_said(self) -> str:
+        if self.cost < 1.15:
+            return "no longer than before"
+        return f"{self.cost:.1f} times as long" if self.cost < 9.5 else (
+            f"{self.cost:,.0f} times as long")
+
 # %% ../../../nbs/apps/multimodal/05_ladder.ipynb #9ea9c7d9
 def paired_gain(first, second, y, groups=None, seed=0) -> Difference: # answers of the same rows
     "Of the first over the second: of accuracy, or of the mean absolute error."
@@ -187,7 +193,7 @@ def summary(self: ModalityGain) -> str:
     ends = {"pays": "it pays", "harms": "leave it out: it harms",
             "not shown to pay": "not shown to pay: leave it out, or measure on more rows"}
     return (f"{name} adds {self.said()} to the best without it, and a row then takes "
-            f"{self.cost:.2g} times as long: {ends[self.verdict]}.")
+            f"{self.cost_said()}: {ends[self.verdict]}.")
 
 # %% ../../../nbs/apps/multimodal/05_ladder.ipynb #56a44f67
 @patch
@@ -208,10 +214,10 @@ def results_table(self: MixedLadder) -> ReportTable: # rows
 def gains_table(self: MixedLadder) -> ReportTable:
     "What each kind adds."
     rows = [[g.modality, g.best.name, g.without.name if g.without else "–",
-             g.said() if g.difference else "–", f"{g.cost:.2g}" if g.without else "–", g.verdict]
+             g.said() if g.difference else "–", g.cost_said() if g.without else "–", g.verdict]
             for g in self.gains()]
     return ReportTable(["kind", "best with it", "best without it", "gain [95 %]",
-                        "times as long a row", "verdict"], rows,
+                        "a row takes", "verdict"], rows,
                        "What each kind of evidence adds")
 
 # %% ../../../nbs/apps/multimodal/05_ladder.ipynb #bb371d9f
@@ -225,12 +231,12 @@ def plot(self: MixedLadder) -> ReportFigure:
         m = r.metrics[k]
         ax.errorbar(m.value, i, xerr=[[max(m.value - m.low, 0)], [max(m.high - m.value, 0)]],
                     fmt="o", ms=5, color=ORANGE if r is best else BLUE, elinewidth=1.5)
-    ax.set_yticks(range(len(shown)), [escape_label(r.name) for r in shown])
+    ax.set_yticks(range(len(shown)), [escape_label(r.name, 50) for r in shown])
     name = {"accuracy": "accuracy", "mae": "mean absolute error (less is better)"}[k]
     ax.set(xlabel=f"{name}, with its 95 % interval")
     ax.tick_params(colors=INK)
     title = f"{best.name}: {name.split(' (')[0]} {best.metrics[k]}"
-    return ReportFigure(title, figure_svg(fig, title), self.results_table())
+    return ReportFigure(title, figure_svg(fig, title), None)
 
 # %% ../../../nbs/apps/multimodal/05_ladder.ipynb #c2293782
 @patch

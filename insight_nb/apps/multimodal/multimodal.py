@@ -188,7 +188,7 @@ def describe_mixed(report: ScoreReport, ladder: MixedLadder, shown: MixedResult,
     report.cost = {
         "train_seconds": ladder.feature_seconds + sum(r.train_seconds for r in ladder.results),
         "train_tokens_per_second": None, "padding_share": None,
-        "predict_ms_per_text": shown.ms_per_row, "unit": "row",
+        "predict_ms_per_text": shown.ms_per_row,
         "peak_memory_mb": peak_memory_mb(device), "device": str(device)}
     report.versions = package_versions("insight_nb", "torch", "transformers", "numpy",
                                        "scikit-learn", "pandas")

@@ -1,0 +1,218 @@
+"""Rows with more than a text: what is guessed, what is refused, what ships, and what each kind of
+evidence is worth."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import refused, run_here, tiny_encoder
+from insight_nb import load
+from insight_nb.apps.multimodal.columns import open_mixed, split_mixed
+from insight_nb.apps.multimodal.ladder import MixedLadder, mixed_methods
+from insight_nb.apps.multimodal.leaks import find_leaks
+from insight_nb.apps.multimodal.methods import Evidence, collect_evidence, text_vectors
+from insight_nb.apps.multimodal.mixed_bundle import predict_mixed
+from insight_nb.apps.multimodal.pictures import FACTS, PictureVectors, picture_vectors
+from insight_nb.base.core import InputError
+from insight_nb.cli import main
+from PIL import Image
+
+NOTES = np.array([["late", "broken", "rude"], ["fine", "quick", "friendly"]])
+
+
+def rows(n=240, seed=0, zh=False):
+    rng = np.random.default_rng(seed)
+    price, mood = rng.uniform(1, 9, n), rng.integers(0, 2, n)
+    words = NOTES[mood, rng.integers(0, 3, n)]
+    texts = [f"the {a} was {w}" for a, w in zip(rng.choice(["parcel", "shop"], n), words)]
+    if zh:
+        texts = [f"包裹{'很快' if m else '坏了'}，第{i}次" for i, m in enumerate(mood)]
+    back = price + 4 * mood + rng.normal(size=n) * .5 > 7
+    return pd.DataFrame({"note": texts, "price": price.round(2), "city": rng.choice(
+        ["北京", "Rome"], n), "label": np.where(back, "again", "never")})
+
+
+def words(frame, out="out", **how):
+    frame.to_csv("rows.csv", index=False)
+    given = {"table": "rows.csv", "methods": "trees", "importance_rows": 20} | how
+    return ["run", "multimodal", "--out", out, "--force",
+            *(w for k, v in given.items() for w in ("-p", k, str(v)))]
+
+
+@pytest.fixture
+def encoder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_encoder(tmp_path / "encoder")
+    return str(tmp_path / "encoder")
+
+
+def run(*given, **how):
+    return run_here(*words(*given, **how)[1:])
+
+
+def test_a_run_from_table_to_prediction(encoder):
+    frame = rows()
+    frame.loc[3, "note"] = "<script>alert(1)</script>"
+    assert run(frame, backbone=encoder, text="note", methods="trees,late,fine_tuned", epochs=1) == 0
+    told = json.loads(open("out/evidence.json", encoding="utf-8").read())
+    assert told["data"]["columns"] == {"note": "text", "price": "number", "city": "category"}
+    gains = {g["modality"]: g for g in told["ladder"]["gains"]}
+    assert gains["table"]["difference"]["low"] < gains["table"]["difference"]["value"]
+    assert len(told["ladder"]["methods"]) == 6
+    assert [c["check"] for c in told["guard"] if c["passed"] is False] == []
+    assert "<script>alert" not in open("out/report.html", encoding="utf-8").read()
+    new = frame.drop(columns="label").iloc[:30].assign(note=lambda f: f.note.where(f.index > 4))
+    new.to_csv("new.csv", index=False)
+    assert main(["predict", "out/bundle", "new.csv", "--out", "answers.csv"]) == 0
+    answers = pd.read_csv("answers.csv")
+    assert answers["note"].isna().sum() == 5 and answers["prediction"].notna().all()
+    bundle = load("out/bundle")
+    if "text" in bundle.modalities:
+        assert (answers["missing"][:5] == "text").all()
+    assert predict_mixed(bundle, new).prediction.tolist() == answers.prediction.tolist()
+
+
+def test_numbers_and_chinese_rows(encoder):
+    frame = rows(zh=True).assign(label=lambda f: f.price + f.note.str.contains("很快") * 3.0)
+    assert run(frame, text="note", backbone=encoder, methods="trees,late") == 0
+    told = json.loads(open("out/evidence.json", encoding="utf-8").read())
+    assert told["metrics"]["mae"]["value"] < told["baseline"]["mae"]["value"] / 2
+    frame.drop(columns="label").iloc[:5].to_csv("new.csv", index=False)
+    assert main(["predict", "out/bundle", "new.csv", "--out", "answers.csv"]) == 0
+    got = pd.read_csv("answers.csv").prediction
+    assert np.abs(got - frame.label[:5]).max() < 3
+
+
+def test_pictures(encoder):
+    rng, n = np.random.default_rng(0), 120
+    for i in range(6):
+        pixels = np.full((20, 20, 3), 40, np.uint8)
+        pixels[:, ::2 + i // 3 * 6] = 200  # narrow or wide stripes
+        Image.fromarray(pixels).save(f"{i}.png")
+    kind = rng.integers(0, 6, n)
+    frame = pd.DataFrame({"photo": [f"{k}.png" for k in kind], "size": rng.uniform(1, 9, n),
+                          "label": np.where(kind > 2, "wide", "narrow")})
+    frame.loc[0, "photo"], frame.loc[1, "photo"] = "gone.png", "../../etc/hosts"
+    assert run(frame, test_rows=40, valid_rows=20) == 0
+    told = json.loads(open("out/evidence.json", encoding="utf-8").read())
+    assert told["data"]["unreadable_pictures"] == 2
+    assert {g["modality"]: g["verdict"] for g in told["ladder"]["gains"]}["picture"] == "pays"
+    frame.drop(columns="label").iloc[:4].to_csv("new.csv", index=False)
+    assert main(["predict", "out/bundle", "new.csv", "--out", "answers.csv"]) == 0
+    answers = pd.read_csv("answers.csv")
+    assert "is not there" in answers.error[0] and "outside" in answers.error[1]
+    assert answers.error[2:].isna().all()
+    with pytest.raises(InputError, match="must not name files"):
+        from insight_nb.jobs.loading import open_served
+        open_served("out/bundle")
+
+
+BAD = {
+    "label": ({"label": "lable"}, "no column 'lable' for the label. Did you mean 'label'?"),
+    "name": ({"numbers": "prise"}, "no column 'prise' (number). Did you mean 'price'?"),
+    "twice": ({"numbers": "price", "drop": "price"}, "is named twice"),
+    "method": ({"methods": "svm"}, "say trees, late or fine_tuned"),
+    "task": ({"task": "rank"}, "say classify, regress"),
+    "nothing left": ({"drop": "note,price,city"}, "no column besides 'label'"),
+    "rows": ({"rows": 0}, "rows is 0"),
+    "pictures": ({"pictures": "note,city"}, "reads one"),
+    "picture paths": ({"pictures": "city"}, "none of"),
+    "number": ({"task": "regress"}, "not a number"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_ends_in_one_line(case, encoder, ends):
+    how, said = BAD[case]
+    refused(ends(*words(rows(60), backbone=encoder, **how)), said)
+
+
+def test_one_class_and_a_kind_that_changes(encoder, ends):
+    same = rows(60).assign(label="same")
+    refused(ends(*words(same, backbone=encoder)), "all 60 rows have the label 'same'")
+    assert run(rows(), backbone=encoder, drop="note") == 0
+    for change, said in ((lambda f: f.assign(price="dear"), "held numbers in training"),
+                         (lambda f: f.drop(columns="price"), "no column 'price'")):
+        change(rows(20).drop(columns=["label", "note"])).to_csv("new.csv", index=False)
+        refused(ends("predict", "out/bundle", "new.csv", "--out", "x.csv"), said)
+
+
+def made_evidence(frame, seed):
+    "Vectors without an encoder: what a text says, and noise."
+    rng = np.random.default_rng(seed)
+    texts = frame.note.tolist()
+    mood = np.array([any(w in t for w in NOTES[1]) for t in texts])
+    vectors = rng.normal(size=(len(frame), 8)).astype(np.float32)
+    vectors[:, 0] += 4 * mood
+    return Evidence(frame, texts, vectors, None, {"table": 0., "text": 1e-3})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("useless", ["table", "text"])
+def test_a_useless_kind_is_called_useless_in_19_of_20_draws(useless):
+    said = []
+    for seed in range(20):
+        frame, rng = rows(600, seed), np.random.default_rng(seed)
+        columns = ["price", "city"] if useless == "table" else ["note"]
+        order = rng.permutation(len(frame))
+        frame[columns] = frame[columns].to_numpy()[order]
+        table = open_mixed(frame, given={"text": ["note"]})
+        ladder = MixedLadder(table, split_mixed(table, test=200, valid=100, seed=seed),
+                             made_evidence(frame, seed), seed)
+        ladder.run(mixed_methods(ladder.maker, "trees,late"))
+        said.append(ladder.gain(useless).verdict)
+    assert said.count("pays") <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["table", "text", "picture"])
+def test_a_planted_leak_is_found_in_20_of_20_draws(kind):
+    for seed in range(20):
+        frame, rng = rows(300, seed), np.random.default_rng(seed)
+        table = open_mixed(frame, given={"text": ["note"]})
+        y, clean = table.target, rng.normal(size=(300, len(FACTS))).astype(np.float32)
+        pictures = PictureVectors(np.zeros((300, 2), np.float32), clean)
+        assert find_leaks(table, Evidence(frame, frame.note.tolist(), None, pictures), y) == []
+        if kind == "table":
+            frame["paid"] = y * 10 + rng.normal(size=300)
+        if kind == "text":
+            frame["note"] = [f"{t}{' case closed' if v else ''}" for t, v in zip(frame.note, y)]
+        if kind == "picture":
+            clean[:, 4] += 20 * y
+        table = open_mixed(frame, given={"text": ["note"]})
+        evidence = Evidence(frame, frame.note.tolist(), None, pictures)
+        assert [k.modality for k in find_leaks(table, evidence, y)] == [kind]
+
+
+def test_many_pictures_take_little_memory(tmp_path):
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
+    found = picture_vectors(["a.png", None] * 1000, tmp_path)
+    assert found.there.sum() == 1000
+    assert found.vectors.nbytes / len(found) * 100_000 < 200e6  # of a hundred thousand
+
+
+def test_a_huge_picture_a_category_of_many_values_and_odd_numbers(encoder):
+    n = 120
+    Image.new("L", (9000, 9000)).save("huge.png")
+    frame = pd.DataFrame({
+        "price": ["1,5", "n/a", "∞", "2,25"] * 30, "code": [f"v{i % 60}" for i in range(n)],
+        "seen": ["2020-01-05", "2021/3/7", "2020年5月1日", None] * 30,
+        "photo": ["huge.png", ""] * 60, "side": np.arange(n) % 7,
+        "label": np.where(np.arange(n) % 7 > 3, "a", "b")})
+    frame.to_csv("rows.csv", index=False)
+    table = open_mixed("rows.csv", given={"number": ["price"], "drop": ["photo"]})
+    assert {c.name: c.kind for c in table.columns if c.modality} == {
+        "price": "number", "code": "category", "seen": "date", "side": "number"}
+    with pytest.raises(InputError, match="more than 64,000,000"):
+        picture_vectors(frame.photo.tolist(), ".")
+    parts = split_mixed(table, test=30, valid=20)
+    ladder = MixedLadder(table, parts, collect_evidence(table))
+    ladder.run(mixed_methods(ladder.maker, "trees"))
+    assert ladder.best().metrics["accuracy"].value > .8
+
+
+def test_text_vectors_of_empty_texts(encoder):
+    from insight_nb.models.backbone import load_backbone
+    found = text_vectors(["", "fine", ""], load_backbone(encoder), 16)
+    assert np.isnan(found[[0, 2]]).all() and np.isfinite(found[1]).all()
