@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STRATEGY_EXAMPLES', 'FACTOR_COLUMNS', 'PLAN_COLUMNS', 'INDICATOR_COLUMNS', 'OPTION_COLUMNS', 'parse_cell',
-           'parse_several', 'parse_measured', 'split_names', 'parse_columns', 'read_factors', 'read_plans',
+           'parse_several', 'parse_measured', 'parse_names', 'parse_columns', 'read_factors', 'read_plans',
            'read_indicators', 'read_options', 'read_survey', 'sample_log', 'sample_reviews']
 
 # %% ../../../nbs/decide/strategy/04_inputs.ipynb #f6841a9c
@@ -108,7 +108,7 @@ def parse_measured(text, what) -> Metric: # such as "0.82,0.78,0.86": value, low
     return Metric(value, low, high, 0, "given")
 
 # %% ../../../nbs/decide/strategy/04_inputs.ipynb #88a35cc9
-def split_names(text) -> list: # separated by commas
+def parse_names(text) -> list: # separated by commas
     "The names, without empty ones."
     parts = str(text or "").replace("，", ",").split(",")
     return [p.strip() for p in parts if p.strip()]
@@ -116,7 +116,7 @@ def split_names(text) -> list: # separated by commas
 def parse_columns(text, known) -> dict: # such as "factor=因素,cost=成本"; the names that are read
     "{known name: name in the table}. Raises InputError for a name that isn't known."
     found = {}
-    for part in split_names(text):
+    for part in parse_names(text):
         name, _, own = (p.strip() for p in part.replace("＝", "=").partition("="))
         if not own:
             raise InputError(f"columns: {shorten(part, 40)!r} gives a name to nothing: write such "
