@@ -12,7 +12,7 @@ from insight_nb.cli import main, recipes
 from insight_nb.decide.launch.plan import read_runs
 from insight_nb.decide.series.parts import reconcile
 from insight_nb.decide.strategy.demand import find_themes
-from insight_nb.decide.strategy.inputs import sample_reviews
+from insight_nb.decide.strategy.inputs import STRATEGY_EXAMPLES, sample_log, sample_reviews
 
 DOORS = ("trend", "forecast", "demand", "growth", "balance", "prioritize", "plan")
 
@@ -230,6 +230,12 @@ BAD = {
         {"offer": "gone.yaml"},
         ["gone.yaml", "can't be read"],
     ),
+    "balance: a name for no column": (
+        "balance",
+        None,
+        {"columns": "costs=单价"},
+        ["'costs'", "'cost'"],
+    ),
     "decide: a test of three": (
         "decide",
         None,
@@ -300,10 +306,56 @@ def test_chinese_reviews():
         rows.append([firm, f"{rng.choice(words[theme])}{said}", "正面" if happy else "负面", theme])
     pd.DataFrame(rows, columns=["店", "评论", "态度", "主题"]).to_csv("z.csv", index=False)
     given = {"table": "z.csv", "text": "评论", "theme": "主题", "firm": "店", "us": "我们",
-             "opinion": "态度", "positive": "正面", "out": "z"}
-    in_process(recipes()["demand"], "run.ipynb", given)
-    e = json.loads(Path("z/evidence.json").read_text(encoding="utf-8"))
+             "opinion": "态度", "positive": "正面", "important": "重要程度",
+             "satisfied": "满意程度", "survey": str(STRATEGY_EXAMPLES / "survey_zh.csv")}
+    e, page = ran("demand", given)
     assert {s["box"] for s in e["values"]["swot"]} == {"strength"} and "物流" in e["said"]
+    assert "送货快" in page and "：重要程度" not in page
+
+
+def ran(recipe, given):
+    "What a recipe says in its numbers and on its page."
+    in_process(recipes()[recipe], "run.ipynb", given | {"out": "z"})
+    page = Path("z/report.html").read_text(encoding="utf-8")
+    return json.loads(Path("z/evidence.json").read_text(encoding="utf-8")), page
+
+
+def test_a_chinese_log_of_hours():
+    log = sample_log().set_axis(["日期", "研发", "调研"], axis=1)
+    days = [f"{d.year}年{d.month}月{d.day}日" for d in pd.to_datetime(log["日期"])]
+    log.assign(**{"日期": days, "访谈": log["调研"]}).to_csv("z.csv", index=False)
+    given = {"date": "日期", "technical": "研发", "insight": "调研，访谈", "plan_b": "3，3"}
+    e, page = ran("growth", {"table": "z.csv"} | given)
+    sample_log().assign(more=sample_log().insight).to_csv("e.csv", index=False)
+    same = {"table": "e.csv", "insight": "insight,more", "plan_b": "3,3"}
+    assert e["values"]["best_split"] == ran("growth", same)[0]["values"]["best_split"]
+    assert "z.csv" in page
+
+
+def test_chinese_factors_and_plans():
+    names = ("factor=因素,cost=单价,power=弹性,low=下限,high=上限,plan=方案,"
+             "level=现状,level_low=现状下限，level_high=现状上限")
+    given = {t: str(STRATEGY_EXAMPLES / f"{f}_zh.csv") for t, f in (
+        ("table", "factors"), ("plans", "plans"))}
+    e, page = ran("balance", given | {"columns": names})
+    other = ran("balance", {})[0]
+    best, same = e["values"]["best"], other["values"]["best"]
+    assert [best[n] for n in ("技术", "场景", "服务")] == [
+        same[n] for n in ("technology", "application", "service")]
+    assert "加强服务" in page and "for 技术" in e["said"]
+
+
+def test_chinese_options_and_indicators():
+    names = ("option=方向,low=下限,high=上限,indicator=指标,worst=最差,best=最好,"
+             "weight=权重,group=类别,veto=否决线")
+    given = {t: str(STRATEGY_EXAMPLES / f"{f}_zh.csv") for t, f in (
+        ("table", "options"), ("indicators", "indicators"))}
+    e, page = ran("prioritize", given | {"columns": names})
+    other = ran("prioritize", {})[0]
+    assert "来信分类" in e["values"]["order"] and "一次错误的代价" in page
+    assert sorted(e["values"]["first"].values()) == sorted(other["values"]["first"].values())
+    asked = "，".join(pd.read_csv(given["indicators"])["指标"])
+    assert ran("prioritize", given | {"columns": names, "order": asked})[0]["values"]["first"]
 
 
 def test_parts_add_up_whatever_they_are():

@@ -86,7 +86,8 @@ td:nth-child(2):last-child{text-align:left!important}table{border-collapse:colla
 font-variant-numeric:tabular-nums}
 caption{color:var(--soft);padding:0 0 .4rem}th{font-weight:600;border-bottom:2px solid var(--line);
 position:sticky;top:0;background:var(--paper)}
-th,td{padding:.3rem .9rem .3rem .25rem;vertical-align:top}td{border-bottom:1px solid var(--line);
+th,td{padding:.3rem .9rem .3rem .25rem;vertical-align:top}th{vertical-align:bottom}
+td{border-bottom:1px solid var(--line);
 overflow-wrap:break-word}.n{white-space:nowrap}.t{min-width:18rem;overflow-wrap:anywhere}
 tbody tr:hover{background:var(--band)}figure{margin:1.5rem 0}figcaption{margin-bottom:.5rem}
 summary{cursor:pointer;color:var(--soft);font-size:.9rem}

@@ -17,6 +17,7 @@ from .trend import Maturity, last_date, read_series
 # %% ../../../nbs/decide/series/03_topics.ipynb #c8bff8be
 _BASS = "Bass, Krishnan and Jain 1994, sales in thousands"
 _MAHAJAN = "Schmittlein and Mahajan 1982"
+_RIAA = "Recording Industry Association of America, sales database, hundred thousands in the US"
 PUBLISHED = { # first period, freq, values, source
     "room air conditioners": ("1949", "year", [
         96, 195, 238, 380, 1045, 1230, 1267, 1828, 1586, 1673, 1800, 1580, 1500], _BASS),
@@ -34,10 +35,27 @@ PUBLISHED = { # first period, freq, values, source
     "accelerated program": ("1952", "year", [
         67, 48, 211, 29, 259, 221, 1680, 1104, 1440, 643, 615, 115],
         f"{_MAHAJAN}, schools, hundredths of a per cent"),
+    "CDs": ("1983", "year", [
+        8, 58, 226, 530, 1021, 1497, 2072, 2865, 3333, 4075, 4954, 6621, 7229, 7789, 7531, 8470,
+        9389, 9425, 8819, 8033, 7460, 7670, 7054, 6197, 4997, 3684, 2966, 2530, 2408, 1982,
+        1738, 1387, 1171, 976, 877, 520, 465], _RIAA),
+    "cassettes": ("1973", "year", [
+        150, 153, 162, 218, 369, 613, 785, 990, 1240, 1832, 2368, 3320, 3391, 3445, 4100, 4501,
+        4462, 4422, 3601, 3664, 3395, 3454, 2726, 2253, 1726, 1585, 1236, 760, 450, 311, 172,
+        52, 25, 7, 4, 1], _RIAA),
+    "cassette singles": ("1987", "year", [
+        51, 225, 762, 874, 690, 846, 856, 811, 707, 599, 422, 264, 142, 13], _RIAA),
+    "CD singles": ("1990", "year", [
+        11, 57, 73, 78, 93, 215, 432, 667, 560, 559, 342, 173, 45, 83, 31, 28, 17, 26, 7, 9],
+        _RIAA),
+    "iPod": ("2002", "year", [
+        381, 939, 4416, 22497, 39409, 51630, 54828, 54132, 50312, 42620, 35165, 26379, 14377],
+        "Apple, annual reports of 2003 to 2014, thousands in each fiscal year"),
     "Harbin plague": ("1910-12-05", "week", [
         2, 7, 2, 6, 12, 68, 91, 126, 229, 250, 212, 161, 101, 108, 46, 40, 14],
         "Dietz 2009, deaths a week, read off a figure; the first week is approximate")}
 
+# %% ../../../nbs/decide/series/03_topics.ipynb #d26739cf
 def published_series(name) -> Series: # a key of PUBLISHED
     "One of the published series. Raises InputError for another name."
     if name not in PUBLISHED:

@@ -236,8 +236,10 @@ def read_series(source, # whatever `read_frame` reads, or `TableRows`
 def _logistic(k, t0, t): return expit(k * (t - t0))
 def _gompertz(k, t0, t): return np.exp(-np.exp(np.clip(-k * (t - t0), -700, 700)))
 def _bass(k, t0, t): return -np.expm1(-k * t) * expit(k * (t - t0)) # launch at 0
+def _reversed(k, t0, t): return -np.expm1(-np.exp(np.clip(k * (t - t0), -700, 700)))
 # share of the ceiling, vote
-FAMILIES = {"logistic": (_logistic, .25), "gompertz": (_gompertz, .5), "bass": (_bass, .25)}
+FAMILIES = {"logistic": (_logistic, 1 / 6), "gompertz": (_gompertz, 1 / 3),
+            "bass": (_bass, 1 / 6), "reversed gompertz": (_reversed, 1 / 3)}
 
 # %% ../../../nbs/decide/series/02_trend.ipynb #8fccf5b2
 def expected_gains(family, k, t0, # (...) a period; periods
@@ -248,6 +250,9 @@ def expected_gains(family, k, t0, # (...) a period; periods
     if family == "gompertz":
         z = np.exp(np.clip(-k * (t - t0), -700, 700))
         return -np.exp(-z[..., 1:]) * np.expm1(z[..., 1:] - z[..., :-1])
+    if family == "reversed gompertz":
+        z = np.exp(np.clip(k * (t - t0), -700, 700))
+        return -np.exp(-z[..., :-1]) * np.expm1(z[..., :-1] - z[..., 1:])
     both = expit(k *
                  (t[1:] - t0)) * expit(-k *
                                        (t[:-1] - t0)) * -np.expm1(-k * np.diff(t))
@@ -275,6 +280,8 @@ class SCurve:
     deviance: float
     scatter: float = 0. # of the negative binomial; 0: Poisson
     confidence: float = .95 # of its intervals
+    # variance of a sum of what is left over, over that of independent counts
+    inflation: float = 1.
 
     @property
     def t(self): return np.arange(len(self.series) + 1.)
@@ -296,6 +303,8 @@ def expected(self: SCurve, t=None, x=None): # (periods,) counts
 def _steepest(family, u, k, n): # the inflection, if the share at n has the logit u
     if family == "gompertz":
         return n + np.log(np.logaddexp(0, -u)) / k
+    if family == "reversed gompertz":
+        return n - np.log(np.logaddexp(0, u)) / k
     if family == "bass":
         u = u - np.log1p(-min(math.exp(-k * n) * (1 + math.exp(min(u, 700))), 1 - 1e-12))
     return n - u / k
@@ -352,12 +361,15 @@ def fit_scurve(series: Series, family="logistic", # a key of FAMILIES
 
 # %% ../../../nbs/decide/series/02_trend.ipynb #6efc905e
 @patch
+def _freedom(self: SCurve): # degrees of it, of the scatter: a period of few counts tells little
+    more = self.scatter * self.expected()[~np.isnan(self.series.values)]
+    return max(1., float(np.sum((more / (1 + more))**2)) - 3)
+
+@patch
 def _limit(self: SCurve): # rise of the deviance that an interval allows
     if not self.scatter:
-        return chi2.ppf(self.confidence, 1)
-    return fisher.ppf(
-        self.confidence, 1, max(1,
-                    np.sum(~np.isnan(self.series.values)) - 3))
+        return self.inflation * chi2.ppf(self.confidence, 1)
+    return self.inflation * fisher.ppf(self.confidence, 1, self._freedom())
 
 _WHAT = {"ceiling": 0, "inflection": 2, "share": None} # number in x
 _ALL = 14. # logit of a share that is as good as all
@@ -435,9 +447,10 @@ def _deviances(self: SCurve, rates, inflections):
 
 @patch
 def _log_likelihood(self: SCurve, rise): # of a deviance above the least; scatter is estimated too
+    rise = rise / self.inflation
     if not self.scatter:
         return -rise / 2
-    left = max(1, np.sum(~np.isnan(self.series.values)) - 3)
+    left = self._freedom()
     return -(left + 1) / 2 * np.log1p(rise / left)
 
 # %% ../../../nbs/decide/series/02_trend.ipynb #4d5390fd
@@ -515,11 +528,17 @@ def _endless(series, scatter): # deviance of a (t + c)^b: growth without a ceili
     return min(2 * least_squares(off, s, method="lm", max_nfev=300).cost
                for s in sorted(starts, key=lambda s: np.sum(off(s)**2))[:3])
 
-# (periods,) what is left over -> correlation from one to the next; 0 where it is no more than
-# chance gives, but 1 time in 100
-def _hangs(r):
-    found = float(np.nansum(r[1:] * r[:-1]) / max(np.nansum(r**2), 1e-12))
+def _correlation(r): # (periods,) what is left over -> from one period to the next
+    return float(np.nansum(r[1:] * r[:-1]) / max(np.nansum(r**2), 1e-12))
+
+def _hangs(r): # the same; 0 where it is no more than chance gives, but 1 time in 100
+    found = _correlation(r)
     return found if found > 2.33 / math.sqrt(np.sum(~np.isnan(r))) else 0.
+
+def _inflation(curve): # 1 where what is left over is as of independent counts
+    r = residuals(curve.series.values, curve.expected(), curve.scatter)
+    found = min(max(_correlation(r), 0), .8)
+    return (1 + found) / (1 - found)
 
 # %% ../../../nbs/decide/series/02_trend.ipynb #6a4d107f
 class Maturity:
@@ -528,12 +547,13 @@ class Maturity:
         fits = [fit_scurve(series, f) for f in FAMILIES]
         if a := _scatter(min(fits, key=lambda c: c.deviance)):
             fits = [fit_scurve(series, f, a) for f in FAMILIES]
-        fits = [replace(c, confidence=confidence) for c in fits]
+        more = _inflation(min(fits, key=lambda c: c.deviance))
+        fits = [replace(c, confidence=confidence, inflation=more) for c in fits]
         self.series, self.scatter, self.curves = series, a, fits
         self.method = f"profile likelihood {confidence:.0%}".replace("%", " %")
         w = np.array([
             FAMILIES[c.family][1] *
-            math.exp(-(c.deviance - min(f.deviance for f in fits)) / 2)
+            math.exp(-(c.deviance - min(f.deviance for f in fits)) / 2 / more)
             for c in fits])
         self.weights = w / w.sum()
     @property
@@ -586,7 +606,8 @@ def no_ceiling_reason(self: Maturity) -> str:
                 f"{f'{c.high:,.0f}' if math.isfinite(c.high) else 'no end'}")
     if self.past < .5:
         return "before the steepest point no ceiling can be identified"
-    if _endless(self.series, self.scatter) < best.deviance + 2 * math.log(100):
+    limit = best.deviance + 2 * best.inflation * math.log(100)
+    if _endless(self.series, self.scatter) < limit:
         return "growth without a ceiling fits as well"
     r = _hangs(residuals(self.series.values, best.expected(), self.scatter))
     if r:

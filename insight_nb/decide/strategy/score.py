@@ -421,7 +421,7 @@ def plot(self: Acceptability) -> ReportFigure:
     start = np.zeros(len(self.names))
     for r in range(len(self.names)):
         ax.barh(range(len(order)), 100 * self.ranks[order, r], left=start, height=.7, color=BLUE,
-                alpha=.95 * .55**r, label=f"rank {r + 1}" if r < 4 else None)
+                alpha=.95 * .72**r, label=f"rank {r + 1}" if r < 4 else None)
         start = start + 100 * self.ranks[order, r]
     ax.set_yticks(range(len(order)), [escape_label(self.names[i], 24) for i in order])
     ax.set(xlabel="share of the draws, % (the rest: a veto is failed)", xlim=(0, 100))
