@@ -1215,6 +1215,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                              'insight_nb/apps/multimodal/columns.py'),
                                                     'insight_nb.apps.multimodal.columns.MixedTable.task': ( 'apps/multimodal/columns.html#mixedtable.task',
                                                                                                             'insight_nb/apps/multimodal/columns.py'),
+                                                    'insight_nb.apps.multimodal.columns._check_cells': ( 'apps/multimodal/columns.html#_check_cells',
+                                                                                                         'insight_nb/apps/multimodal/columns.py'),
                                                     'insight_nb.apps.multimodal.columns._length': ( 'apps/multimodal/columns.html#_length',
                                                                                                     'insight_nb/apps/multimodal/columns.py'),
                                                     'insight_nb.apps.multimodal.columns._number_kind': ( 'apps/multimodal/columns.html#_number_kind',

@@ -7,6 +7,7 @@ __all__ = ['KINDS', 'MODALITIES', 'LIST_MARKS', 'ColumnKind', 'read_dates', 'fin
            'check_kinds', 'choose_kinds', 'MixedTable', 'open_mixed', 'join_texts', 'row_contents', 'split_mixed']
 
 # %% ../../../nbs/apps/multimodal/00_columns.ipynb #9d084eb6
+import csv
 import hashlib
 import re
 from collections import Counter
@@ -113,7 +114,10 @@ def guess_kind(cells: pd.Series) -> ColumnKind:
     if not words:
         return found("nothing", "every cell is empty")
     if len(set(words)) == 1:
-        return found("nothing", f"{shorten(words[0], 20)!r} in all rows")
+        said = shorten(words[0], 20)
+        if len(words) < len(cells): # a box that is ticked, or not
+            return found("category", f"{said!r} in {plural(len(words), 'row')}, empty in the others")
+        return found("nothing", f"{said!r} in all rows")
     if np.mean([w.lower().endswith(SUFFIXES) for w in words]) >= .9:
         return found("picture", "names of picture files")
     if infer_kind(known) == "number":
@@ -126,7 +130,8 @@ def guess_kind(cells: pd.Series) -> ColumnKind:
 
 # %% ../../../nbs/apps/multimodal/00_columns.ipynb #daf5c924
 def read_names(names) -> list: # "a, b" -> ["a", "b"]
-    return [n.strip() for n in (names or "").split(",") if n.strip()]
+    lines = csv.reader((names or "").splitlines(keepends=True), skipinitialspace=True)
+    return [n.strip() for line in lines for n in line if n.strip()] # '"a, b",c': two names
 
 def check_kinds(columns, label, given: dict): # kind -> names; "drop" -> names to leave out
     "Raises InputError for names that are not there, or in two places."
@@ -155,7 +160,18 @@ def choose_kinds(frame: pd.DataFrame, label, given=None) -> list: # as of `check
         if said.get(c) == "drop" or c == label:
             continue
         kinds.append(ColumnKind(c, said[c], "as was asked") if c in said else guess_kind(frame[c]))
+        if said.get(c) in ("number", "date"):
+            _check_cells(frame[c], said[c])
     return kinds
+
+def _check_cells(cells, kind): # number or date
+    "Raises InputError for a column in which no cell is of its kind."
+    known = to_missing(cells)
+    known = known[known.notna()]
+    x = read_dates(known) if kind == "date" else to_numbers(known)
+    if len(known) and not np.isfinite(x).any():
+        raise InputError(f"column {shorten(str(cells.name), 40)!r} is said to hold {kind}s, and none "
+                         f"of its cells is one, such as {shorten(str(known.iloc[0]), 30)!r}.")
 
 # %% ../../../nbs/apps/multimodal/00_columns.ipynb #6dfd5bb7
 @dataclass
@@ -274,7 +290,8 @@ def row_contents(table: MixedTable) -> list: # (rows,) str
             for row in cells.itertuples(index=False)]
     if texts is None:
         return rows
-    return [t if len(t) >= 60 else r for t, r in zip(texts, rows)] # a short text says too little
+    often = Counter(texts) # a short text says too little, and so does one that many rows share
+    return [t if len(t) >= 60 and often[t] <= 5 else r for t, r in zip(texts, rows)]
 
 def split_mixed(table: MixedTable, group=None, time=None, seed=0,
                 **sizes) -> DataSplit: # test and valid, as of `split`

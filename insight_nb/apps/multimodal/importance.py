@@ -21,8 +21,10 @@ def shuffle_columns(evidence: Evidence, table: MixedTable, columns, # names
                     order, # (rows,) a permutation
                     backbone=None, max_length=128, device=None) -> Evidence: # for texts
     "The same rows, with the cells of some columns from other rows; they stay together."
-    cells = {c: evidence.frame[c].to_numpy()[order] for c in columns}
-    moved = replace(evidence, frame=evidence.frame.assign(**cells))
+    frame = evidence.frame.copy()
+    for c in columns: # not by `assign`: a column may be called self
+        frame[c] = frame[c].to_numpy()[order]
+    moved = replace(evidence, frame=frame)
     texts = table.of_kind("text")
     if set(columns) & set(texts):
         moved.texts = join_texts(moved.frame, texts)

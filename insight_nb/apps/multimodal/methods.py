@@ -88,7 +88,9 @@ def collect_evidence(table: MixedTable, # its columns say what is read
 def hide(self: Evidence, modality, table: MixedTable) -> Evidence:
     "The same rows without one kind of evidence."
     columns = [c.name for c in table.columns if c.modality == modality]
-    hidden = replace(self, frame=self.frame.assign(**dict.fromkeys(columns, None)))
+    frame = self.frame.copy()
+    frame[columns] = None # not by `assign`: a column may be called self
+    hidden = replace(self, frame=frame)
     if modality == "text":
         hidden.texts, hidden.vectors = [""] * len(self), np.full_like(self.vectors, np.nan)
     if modality == "picture":

@@ -41,6 +41,8 @@ def find_picture(cell, folder) -> Path | None: # of a table; None: there is none
     text = "" if cell is None or cell != cell else str(cell).strip()
     if not text:
         return None
+    if "\x00" in text:
+        raise UnreadableImage("is no path")
     path = Path(folder) / text
     if not path.resolve().is_relative_to(Path(folder).resolve()):
         raise UnreadableImage("lies outside of the table's folder")
