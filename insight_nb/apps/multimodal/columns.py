@@ -98,7 +98,9 @@ def _word_kind(words): # (known rows,) str
         return "id", "each row has a word of its own"
     if mark := find_list(words):
         return "list", f"several categories in a cell, with {mark.strip()!r} between them"
-    if n >= 5 * distinct and long <= 6 or distinct <= 20 and n >= 2 * distinct and long <= 3:
+    one = long < 1.2 and not is_unsegmented(words) # a word in a cell is a name
+    few = n >= 5 * distinct and long <= 6 or distinct <= 20 and n >= 2 * distinct and long <= 3
+    if few or one and n >= 2 * distinct:
         return "category", f"{distinct:,} different values in {plural(n, 'row')}"
     return "text", f"{long:.0f} words in a cell, {distinct / n:.0%} of the cells differ"
 

@@ -202,7 +202,8 @@ def main_directions(vectors, # (rows, width), NaN for rows without one
     found = MainDirections(known.mean(0), np.where(scale > 1e-9, scale, 1.), np.zeros((0, 0)))
     x = found.standardize(known)
     values, directions = np.linalg.eigh(x.T @ x / len(x))
-    kept = min(most, len(found.scale), len(known) - 1 or 1)
+    real = int((values > 1e-6 * values.max()).sum()) # the others hold rounding errors alone
+    kept = max(min(most, real, len(known) - 1), 1)
     found.directions = np.ascontiguousarray(directions[:, ::-1][:, :kept].T)
     at = np.abs(found.directions).argmax(1) # the sign, the same on every machine
     found.directions *= np.sign(found.directions[np.arange(kept), at])[:, None]
