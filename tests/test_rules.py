@@ -324,3 +324,13 @@ def test_links_between_notebooks_lead_somewhere():
                 if not (NBS / link).exists():
                     dead.append(f"{nb.path.relative_to(NBS)}: /{link}")
     assert not dead, dead
+
+
+def test_no_default_is_the_surroundings():
+    "A page shows the defaults of a function: none is what a machine has, such as its variables."
+    def large(v): return isinstance(v, ast.Attribute) and v.attr in ("environ", "modules", "path")
+    found = [f"{nb.path.name}: {f.name}" for nb in library() for cell in nb.exported
+             for f in ast.walk(ast.parse(cell.source))
+             if isinstance(f, ast.FunctionDef)
+             for v in [*f.args.defaults, *f.args.kw_defaults] if v is not None and large(v)]
+    assert found == []
