@@ -253,7 +253,8 @@ def overlooked_gap(self: MixedLadder) -> dict | None: # None: no kind has a scor
     seen.features["table"] = self.train.features.get("table")
     found = {}
     for name, side in (("out of fold", self.train), ("as seen in training", seen)):
-        method = Boosting(kinds, self.train_groups).fit(side, self.valid, self.maker.n_classes, self.seed)
+        method = Boosting(kinds, self.train_groups)
+        method.fit(side, self.valid, self.maker.n_classes, self.seed)
         found[name] = answer_loss(method.answers(self.test), self.test.y)
     return found
 

@@ -225,7 +225,7 @@ class LateFusion(MixedMethod):
 # %% ../../../nbs/apps/multimodal/04_methods.ipynb #909379d8
 @patch
 def start(self: LateFusion, train: Side) -> np.ndarray: # (rows, inputs)
-    "Learn how wide the features of each kind are; they, as the linear model of all kinds reads them."
+    "Learn how wide the features of each kind are; all of them for the linear model of all kinds."
     self.edges, self.spread = [], {}
     for m in self.modalities:
         x = train.features[m]
