@@ -279,9 +279,9 @@ def test_imports_run_one_way():
 
 def test_folders_are_small():
     """A folder is read in one sitting: at most 16 notebooks, and nbs/ holds at most 16 entries.
-    Benchmarks and recipes are looked up one by one: at most 29 and 27."""
+    Benchmarks and recipes are looked up one by one: at most 30 and 27."""
     sizes = Counter(nb.path.parent for nb in every())
-    most = {NBS / "benchmarks": 29, NBS / "recipes": 27}
+    most = {NBS / "benchmarks": 30, NBS / "recipes": 27}
     assert {str(p): n for p, n in sizes.items() if n > most.get(p, 16)} == {}
     assert len([p for p in NBS.iterdir() if p.name[0] not in "._"]) <= 16
 

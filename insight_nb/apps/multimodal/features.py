@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STRENGTHS', 'inner_folds', 'linear_scores', 'CrossFitted', 'plan_lists', 'TableFeatures', 'quantile_edges',
-           'piecewise_linear', 'MainDirections', 'main_directions', 'VectorFeatures', 'TextFeatures']
+           'piecewise_linear', 'MainDirections', 'main_directions', 'round_scores', 'VectorFeatures', 'TextFeatures']
 
 # %% ../../../nbs/apps/multimodal/02_features.ipynb #f4978128
 import warnings
@@ -204,6 +204,14 @@ def main_directions(vectors, # (rows, width), NaN for rows without one
     found.directions *= np.sign(found.directions[np.arange(kept), at])[:, None]
     return found
 
+# %% ../../../nbs/apps/multimodal/02_features.ipynb #633c1c6d
+def round_scores(scores, n_classes) -> np.ndarray: # (rows, scores), of the same shape
+    "Without the last bits."
+    if n_classes:
+        return np.round(scores, 3)
+    size = 10**np.floor(np.log10(np.maximum(np.abs(scores), 1e-12)))
+    return np.round(scores / size, 3) * size
+
 # %% ../../../nbs/apps/multimodal/02_features.ipynb #3989f860
 class VectorFeatures:
     "Main directions and a score of vectors, and whether there is one."
@@ -221,7 +229,8 @@ class VectorFeatures:
 
     def _joined(self, vectors, scores):
         there = ~np.isnan(vectors[:, :1])
-        return np.hstack([there, self.main.transform(vectors), scores])
+        found = np.round(self.main.transform(vectors), 3)
+        return np.hstack([there, found, round_scores(scores, self.linear.n_classes)])
 
 # %% ../../../nbs/apps/multimodal/02_features.ipynb #a941dec4
 class TextFeatures(VectorFeatures):

@@ -135,8 +135,13 @@ def put_method(store: Store, method, folder): # a folder that is there
     store.facts["kind"], store.facts["modalities"] = kind, list(method.modalities)
     if kind == "trees" or kind == "late" and method.trees is not None:
         put_trees(store, method.trees)
+    if kind == "trees":
+        store.facts["directions"] = bool(method.directions)
     if kind == "late":
         store.put("late", method.model)
+        store.put("late.linear", method.linear.model)
+        store.facts["wide"] = {"edges": method.edges,
+                               "spread": {m: v.tolist() for m, v in method.spread.items()}}
     if kind == "fine_tuned":
         store.facts["fine_tuned"] = {
             "parts": [list(p) for p in method.model.task.parts],
@@ -153,11 +158,16 @@ def get_method(store: Store, maker: FeatureMaker, folder, encoder): # a Backbone
     kind, kinds = store.facts["kind"], tuple(store.facts["modalities"])
     if kind == "trees":
         method = Boosting(kinds)
-        method.trees = get_trees(store)
+        method.trees, method.n_classes = get_trees(store), maker.n_classes
+        method.directions = store.facts["directions"]
     elif kind == "late":
         method = LateFusion(kinds)
         method.n_classes, method.model = maker.n_classes, store.get("late")
         method.trees = get_trees(store) if "table" in kinds else None
+        method.linear = _linear(store.get("late.linear"), maker.n_classes)
+        told = store.facts["wide"]
+        method.edges = told["edges"]
+        method.spread = {m: np.array(v) for m, v in told["spread"].items()}
     else:
         told = store.facts["fine_tuned"]
         method = FineTunedFusion(maker, kinds, max_length=told["max_length"])
