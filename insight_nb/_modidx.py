@@ -1575,6 +1575,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                               'insight_nb/apps/multimodal/pictures.py')},
             'insight_nb.apps.multimodal.trees': { 'insight_nb.apps.multimodal.trees.TreeEnsemble': ( 'apps/multimodal/trees.html#treeensemble',
                                                                                                      'insight_nb/apps/multimodal/trees.py'),
+                                                  'insight_nb.apps.multimodal.trees._spread': ( 'apps/multimodal/trees.html#_spread',
+                                                                                                'insight_nb/apps/multimodal/trees.py'),
                                                   'insight_nb.apps.multimodal.trees._tree_arrays': ( 'apps/multimodal/trees.html#_tree_arrays',
                                                                                                      'insight_nb/apps/multimodal/trees.py'),
                                                   'insight_nb.apps.multimodal.trees.grow_trees': ( 'apps/multimodal/trees.html#grow_trees',

@@ -27,11 +27,12 @@ from ...methods.classical import fit_vectorizer
 # %% ../../../nbs/apps/multimodal/02_features.ipynb #f30760c0
 def inner_folds(y, groups=None, folds=5, seed=0) -> list: # of (learned, asked) positions
     "Folds with the shares of the classes; no group is on both sides."
-    y, classes = np.asarray(y), np.asarray(y).dtype.kind == "i"
+    y = np.asarray(y)
     codes = None if groups is None else group_codes(groups, len(y))
     k = min(folds, len(y) if codes is None else len(np.unique(codes)))
     if k < 2: # one group: nothing can be held out
         codes, k = None, min(folds, len(y))
+    classes = y.dtype.kind == "i" and np.bincount(y).max() >= k # else no class is in each fold
     kinds = {(True, True): StratifiedGroupKFold, (True, False): StratifiedKFold,
              (False, False): KFold, (False, True): GroupKFold}
     splitter = kinds[classes, codes is not None](k, shuffle=True, random_state=seed)

@@ -39,11 +39,9 @@ def mixed_methods(maker: FeatureMaker, wanted=None, # names by commas: trees, la
                              "commas.")
     found = [Boosting(s, groups) for s in modality_sets(kinds)] if "trees" in names else []
     if "late" in names and len(kinds) > 1:
-        found.append(LateFusion(kinds, groups))
-    if "fine_tuned" in names and "text" in kinds:
-        found.append(FineTunedFusion(maker, ("text",), **how))
-        if len(kinds) > 1:
-            found.append(FineTunedFusion(maker, kinds, **how))
+        found += [LateFusion(s, groups) for s in modality_sets(kinds)]
+    if "fine_tuned" in names:
+        found += [FineTunedFusion(maker, s, **how) for s in modality_sets(kinds) if "text" in s]
     if not found:
         raise InputError(f"none of {', '.join(names)} fits a table with {', '.join(kinds)}: say "
                          "trees.")

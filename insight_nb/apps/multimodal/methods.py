@@ -104,6 +104,7 @@ class Side:
     evidence: Evidence
     features: dict # modality -> (rows, features)
     y: np.ndarray | None = None # (rows,) class ids or numbers; None: not known
+    grown: dict = field(default_factory=dict) # seed -> what `table_scores` found, once for all
 
 class FeatureMaker:
     "Features of each kind of evidence."
@@ -198,28 +199,37 @@ def table_scores(x, y, n_classes, groups=None, seed=0): # -> trees on all rows, 
     "Boosted trees of a table, and what they say of rows that they have not seen."
     scores = np.zeros((len(x), 1 if n_classes < 3 else n_classes))
     for learned, asked in inner_folds(y, groups, seed=seed):
-        if n_classes and len(np.unique(y[learned])) < n_classes:
-            continue
         scores[asked] = tree_scores(grow_trees(x[learned], y[learned], n_classes, seed), x[asked])
     return grow_trees(x, y, n_classes, seed), scores
 
 class LateFusion(MixedMethod):
     "A linear model on the scores of models of one kind each, and of a linear one of all kinds."
     def __init__(self, modalities, groups=None): # groups: of the training rows
-        super().__init__("scores joined late", modalities)
+        name = " + ".join(modalities)
+        many = len(modalities) > 1
+        super().__init__(f"scores joined late: {name}" if many else f"scores of the {name}",
+                         modalities)
         self.groups = groups
 
     def fit(self, train, valid, n_classes, seed=0):
         self.n_classes, self.trees = n_classes, None
         if "table" in self.modalities:
-            self.trees, own = table_scores(train.features["table"], train.y, n_classes,
-                                           self.groups, seed)
+            if seed not in train.grown:
+                train.grown[seed] = table_scores(train.features["table"], train.y, n_classes,
+                                                 self.groups, seed)
+            self.trees, own = train.grown[seed]
         else:
             own = None
         self.linear = CrossFitted(n_classes, self.groups, seed)
         joint = self.linear.fit_transform(self.start(train), train.y)
-        model = LogisticRegression(max_iter=1000) if n_classes else Ridge()
-        self.model = model.fit(self.join(train, own, joint), train.y)
+        x = self.join(train, own, joint)
+        if n_classes:
+            self.model = LogisticRegression(max_iter=1000).fit(x, train.y)
+            return self
+        scale = np.maximum(x.std(0), 1e-300) # the same model in any unit of the target
+        self.model = Ridge().fit((x - x.mean(0)) / scale, train.y)
+        self.model.coef_ = self.model.coef_ / scale
+        self.model.intercept_ -= float(x.mean(0) @ self.model.coef_)
         return self
 
 # %% ../../../nbs/apps/multimodal/04_methods.ipynb #909379d8

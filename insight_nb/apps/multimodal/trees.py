@@ -79,6 +79,27 @@ def tree_answers(trees: TreeEnsemble, x) -> np.ndarray: # (rows, classes), or (r
         return np.column_stack([1 - p, p])
     return softmax(scores, 1)
 
+# %% ../../../nbs/apps/multimodal/03_trees.ipynb #8f45bb14
+def _spread(trees, present, n_classes): # of the classes that are there, by their ids; None: of one
+    leaf = dict(zip(NODE_ARRAYS, ([0], [0.], [True], [0], [0], [0.])))
+    if trees is None:
+        arrays, rounds, depth, at = {k: np.zeros(0) for k in NODE_ARRAYS}, 1, 0, 0
+    else:
+        arrays, (rounds, depth) = vars(trees), (len(trees.roots), trees.depth)
+        at = len(trees.value)
+    kinds = np.int32, float, bool, np.int32, np.int32, float
+    nodes = {k: np.append(arrays[k], leaf[k]).astype(kind) for k, kind in zip(NODE_ARRAYS, kinds)}
+    nodes["left"][at] = nodes["right"][at] = at
+    start = np.full(n_classes, np.log(1e-6))
+    roots = np.full((rounds, n_classes), at, np.int32)
+    start[present[0]] = 0.
+    if trees is not None:
+        own = present[-trees.roots.shape[1]:] # of two classes, the second has the trees
+        start[own], roots[:, own] = trees.start, trees.roots
+    if n_classes == 2: # one score: how much more likely the second is
+        start, roots = start[1:] - start[:1], roots[:, 1:]
+    return TreeEnsemble(**nodes, roots=roots, start=start, depth=depth, n_classes=n_classes)
+
 # %% ../../../nbs/apps/multimodal/03_trees.ipynb #12b77b90
 def grow_trees(x, y, n_classes, # (rows, features), NaN for gaps; (rows,) ids or numbers; 0: numbers
                seed=0, rounds=200) -> TreeEnsemble:
@@ -86,4 +107,9 @@ def grow_trees(x, y, n_classes, # (rows, features), NaN for gaps; (rows,) ids or
     how = dict(max_iter=rounds, learning_rate=.06, max_leaf_nodes=6, max_features=.5,
                l2_regularization=1., early_stopping=False, random_state=seed)
     kind = HistGradientBoostingClassifier if n_classes else HistGradientBoostingRegressor
+    if n_classes and len(present := np.unique(y)) < n_classes: # a fold without a rare class
+        if len(present) < 2:
+            return _spread(None, present, n_classes)
+        grown = kind(**how).fit(x, np.searchsorted(present, y))
+        return _spread(trees_of(grown, len(present)), present, n_classes)
     return trees_of(kind(**how).fit(x, y), n_classes)
