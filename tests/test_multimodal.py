@@ -59,7 +59,7 @@ def test_a_run_from_table_to_prediction(encoder):
     assert told["data"]["columns"] == {"note": "text", "price": "number", "city": "category"}
     gains = {g["modality"]: g for g in told["ladder"]["gains"]}
     assert gains["table"]["difference"]["low"] < gains["table"]["difference"]["value"]
-    assert len(told["ladder"]["methods"]) == 6
+    assert len(told["ladder"]["methods"]) == 8
     assert [c["check"] for c in told["guard"] if c["passed"] is False] == []
     assert "<script>alert" not in open("out/report.html", encoding="utf-8").read()
     new = frame.drop(columns="label").iloc[:30].assign(note=lambda f: f.note.where(f.index > 4))

@@ -38,8 +38,8 @@ def mixed_methods(maker: FeatureMaker, wanted=None, # names by commas: trees, la
             raise InputError(f"methods names {n!r}: say trees, late or fine_tuned, or several by "
                              "commas.")
     found = [Boosting(s, groups) for s in modality_sets(kinds)] if "trees" in names else []
-    if "late" in names and len(kinds) > 1:
-        found.append(LateFusion(kinds, groups))
+    if "late" in names: # with each set, so that a kind isn't praised for what the method brings
+        found += [LateFusion(s, groups) for s in modality_sets(kinds)]
     if "fine_tuned" in names and "text" in kinds:
         found.append(FineTunedFusion(maker, ("text",), **how))
         if len(kinds) > 1:

@@ -206,7 +206,7 @@ def table_scores(x, y, n_classes, groups=None, seed=0): # -> trees on all rows, 
 class LateFusion(MixedMethod):
     "A linear model on the scores of models of one kind each, and of a linear one of all kinds."
     def __init__(self, modalities, groups=None): # groups: of the training rows
-        super().__init__("scores joined late", modalities)
+        super().__init__(f"scores joined late: {' + '.join(modalities)}", modalities)
         self.groups = groups
 
     def fit(self, train, valid, n_classes, seed=0):
