@@ -9,19 +9,16 @@ __all__ = ['STRENGTHS', 'inner_folds', 'linear_scores', 'CrossFitted', 'plan_lis
 # %% ../../../nbs/apps/multimodal/02_features.ipynb #f4978128
 import warnings
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from fastcore.basics import patch
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
-from .columns import MixedTable, find_list, join_texts, read_dates
-from .pictures import PictureVectors
-from ...base.core import plural, shorten
+from .columns import MixedTable, list_separator, days_of_dates
 from ...base.intervals import group_codes
-from ...data.arrays import ColumnEncoder, column_encoder_from_state, to_missing, to_numbers
+from ...data.arrays import ColumnEncoder, to_missing, to_numbers
 from ...methods.classical import fit_vectorizer
 
 # %% ../../../nbs/apps/multimodal/02_features.ipynb #f30760c0
@@ -104,7 +101,7 @@ def plan_lists(frame, columns) -> dict: # name -> separator and frequent parts
     plans = {}
     for c in columns:
         words = [str(v) for v in to_missing(frame[c]) if v is not None and v == v]
-        mark = find_list(words) or ","
+        mark = list_separator(words) or ","
         counts = Counter(p for w in words for p in _pieces(w, mark))
         often = sorted(p for p, n in counts.items() if n >= max(5, .01 * len(frame)))
         plans[c] = {"mark": mark, "parts": often}
@@ -121,7 +118,7 @@ def _number_columns(frame, columns): # what can't be read is a gap
 
 def _date_columns(frame, columns):
     for c in columns:
-        days = read_dates(to_missing(frame[c]))
+        days = days_of_dates(to_missing(frame[c]))
         stamps = pd.to_datetime(pd.Series(days), unit="D", errors="coerce")
         yield c, days
         yield f"{c}: month", stamps.dt.month.to_numpy(float)

@@ -7,7 +7,7 @@ __all__ = ['modality_sets', 'mixed_methods', 'MixedResult', 'answer_metrics', 'M
 
 # %% ../../../nbs/apps/multimodal/05_ladder.ipynb #6b6b89fe
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -15,9 +15,10 @@ from fastcore.basics import patch
 
 from .columns import MixedTable
 from .methods import (
-    Boosting, Evidence, FeatureMaker, FineTunedFusion, LateFusion, Side, answer_loss)
+    Boosting, RowEvidence, FeatureMaker, FineTunedFusion, LateFusion, answer_loss)
 from ...base.core import InputError, ReportTable, format_number
-from ...base.figures import BLUE, INK, ORANGE, ReportFigure, escape_label, figure, figure_svg
+from ...base.figures import (
+    BLUE, INK, ORANGE, ReportFigure, escape_label, figure, figure_svg)
 from ...data.split import DataSplit
 from ...eval.compare import Difference, paired_bootstrap, paired_difference
 from ...eval.metrics import evaluate
@@ -73,7 +74,7 @@ def answer_metrics(answers, y, groups=None) -> dict: # as of `answer_loss`; name
 class MixedLadder:
     "Methods on one split of a table."
     def __init__(self, table: MixedTable, parts: DataSplit,
-                 evidence: Evidence, # of all rows
+                 evidence: RowEvidence, # of all rows
                  seed=0):
         self.table, self.parts, self.evidence, self.seed = table, parts, evidence, seed
         self.groups = parts.test_groups
@@ -195,8 +196,11 @@ def results_table(self: MixedLadder) -> ReportTable: # rows
     "All methods, in the order in which they were tried."
     k, best = self.score_name(), self.best()
     more = ["macro_f1", "log_loss"] if k == "accuracy" else ["rmse", "r2"]
-    rows = [[("→ " if r is best else "") + r.name, r.metrics[k], *(r.metrics[m].value for m in more),
-             f"{r.train_seconds:.1f}", f"{r.ms_per_row:.2f}"] for r in self.results]
+    rows = []
+    for r in self.results:
+        name = f"→ {r.name}" if r is best else r.name
+        rows.append([name, r.metrics[k], *(r.metrics[m].value for m in more),
+                     f"{r.train_seconds:.1f}", f"{r.ms_per_row:.2f}"])
     return ReportTable(["method", k, *(m.replace("_", " ") for m in more), "train s", "ms a row"],
                        rows, f"On {len(self.test.y):,} test rows; → was best on the "
                        f"{len(self.valid.y):,} validation rows")

@@ -9,19 +9,17 @@ __all__ = ['METHOD_KINDS', 'Store', 'read_store', 'put_features', 'get_features'
 
 # %% ../../../nbs/apps/multimodal/08_mixed_bundle.ipynb #62fffc02
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from fastcore.basics import patch
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
 
 from .columns import ColumnKind, MixedTable
-from .features import (
-    CrossFitted, MainDirections, TableFeatures, TextFeatures, VectorFeatures)
+from .features import CrossFitted, MainDirections
 from .methods import (
     Boosting, FeatureMaker, FineTunedFusion, LateFusion, collect_evidence)
 from .trees import NODE_ARRAYS, TreeEnsemble
@@ -241,10 +239,12 @@ def load_mixed(path, device=None) -> MixedBundle: # of `choose_device`
                               table.names, table.label)
     maker, b = get_features(store, features), info["backbone"]
     maker.table = table
-    encoder = open_encoder(path / "encoder", b["name"], b["identity"], b["max_length"]) if b else None
-    if encoder is not None:
+    encoder = vision = None
+    if b:
+        encoder = open_encoder(path / "encoder", b["name"], b["identity"], b["max_length"])
         encoder.to(choose_device(device))
-    vision = load_vision(info["vision"]) if info["vision"] and "picture" in table.modalities else None
+    if info["vision"] and "picture" in table.modalities:
+        vision = load_vision(info["vision"])
     return MixedBundle(get_method(store, maker, path, encoder), maker, info,
                        None if trained else encoder, vision)
 
@@ -278,7 +278,8 @@ def missing_kinds(bundle: MixedBundle, evidence) -> np.ndarray: # (rows,) str
 
 # %% ../../../nbs/apps/multimodal/08_mixed_bundle.ipynb #dabb381f
 def answer_mixed(bundle: MixedBundle, frame: pd.DataFrame, folder=".") -> tuple:
-    "Answers (rows, classes) or (rows,), and the evidence. Raises InputError as `check_kinds_there`."
+    """Answers (rows, classes) or (rows,), and the evidence. Raises InputError as
+    `check_kinds_there`."""
     check_kinds_there(bundle, frame)
     evidence = collect_evidence(bundle.maker.table, frame, bundle.encoder, bundle.vision,
                                 bundle.info["max_length"], folder)
