@@ -202,7 +202,8 @@ def test_a_huge_picture_a_category_of_many_values_and_odd_numbers(encoder):
         "photo": ["huge.png", ""] * 60, "side": np.arange(n) % 7,
         "label": np.where(np.arange(n) % 7 > 3, "a", "b")})
     frame.to_csv("rows.csv", index=False)
-    table = open_mixed("rows.csv", given={"number": ["price"], "drop": ["photo"]})
+    given = {"number": ["price"], "category": ["code"], "drop": ["photo"]}
+    table = open_mixed("rows.csv", given=given)
     assert {c.name: c.kind for c in table.columns if c.modality} == {
         "price": "number", "code": "category", "seen": "date", "side": "number"}
     with pytest.raises(InputError, match="more than 64,000,000"):
