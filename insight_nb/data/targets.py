@@ -48,13 +48,20 @@ def _reading(mark) -> tuple: # the decimal mark -> a pattern of numbers, and how
 _POINT, _COMMA = _reading("."), _reading(",")
 
 def parse_numbers(values, # (rows,) cells
-                  name="the column") -> tuple: # (rows,) float64, NaN for no number; a note or None
+                  name="the column",
+                  # whether a comma stands before the decimals; None: what these cells tell
+                  comma=None) -> tuple: # (rows,) float64, NaN for no number; a note or None
     """Numbers as people write them, by one rule for all cells. Raises InputError where two rules
     fit that differ, and for percentages among other numbers."""
     if np.asarray(values).dtype.kind in "iuf":
         return np.asarray(values, dtype=float), None
     cells, percent = zip(*map(_bare, values)) if len(values) else ((), ())
     fits = [[bool(p.fullmatch(c)) for c in cells] for p, _ in (_POINT, _COMMA)]
+    if comma is not None: # each cell by itself
+        read = _COMMA[1] if comma else _POINT[1]
+        found = [read(c) / (100 if share else 1) if good else math.nan
+                 for c, share, good in zip(cells, percent, fits[comma])]
+        return np.array(found, dtype=float), None
     comma = sum(fits[1]) > sum(fits[0])
     sure = .9 * len(cells) # or else these are words, with a number here and there
     if sum(fits[0]) == sum(fits[1]) >= sure:

@@ -18,7 +18,7 @@ from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, Str
 
 from .columns import MixedTable, list_separator, days_of_dates
 from ...base.intervals import group_codes
-from ...data.arrays import ColumnEncoder, to_missing, to_numbers
+from ...data.arrays import ColumnEncoder, has_comma, to_missing, to_numbers
 from ...methods.classical import fit_vectorizer
 
 # %% ../../../nbs/apps/multimodal/02_features.ipynb #f30760c0
@@ -111,9 +111,9 @@ def _pieces(cell, mark): # of a str
     return {p for p in map(str.strip, cell.split(mark)) if p}
 
 # %% ../../../nbs/apps/multimodal/02_features.ipynb #95721e87
-def _number_columns(frame, columns): # what can't be read is a gap
-    for c in columns:
-        x = to_numbers(to_missing(frame[c]))
+def _number_columns(frame, commas): # column -> as of `to_numbers`; what can't be read is a gap
+    for c, comma in commas.items():
+        x = to_numbers(to_missing(frame[c]), comma)
         yield c, np.where(np.isfinite(x), x, np.nan)
 
 def _date_columns(frame, columns):
@@ -137,6 +137,8 @@ class TableFeatures:
     modality = "table"
     def __init__(self, table: MixedTable): # for the kinds of its columns
         self.numbers, self.dates = table.of_kind("number"), table.of_kind("date")
+        # how the source writes its decimals: a row alone can't tell
+        self.commas = {c: has_comma(to_missing(table.frame[c])) for c in self.numbers}
         self.categories, self.lists = table.of_kind("category"), table.of_kind("list")
 
     @property
@@ -144,14 +146,14 @@ class TableFeatures:
 
     def expand(self, frame) -> pd.DataFrame: # numbers, and categories as they are
         "Columns of plain numbers and of categories."
-        found = dict(_number_columns(frame, self.numbers)) | dict(_date_columns(frame, self.dates))
+        found = dict(_number_columns(frame, self.commas)) | dict(_date_columns(frame, self.dates))
         found |= {c: frame[c].to_numpy() for c in self.categories}
         return pd.DataFrame(found | dict(_list_columns(frame, self.plans)))
 
     def fit_transform(self, frame, target, seed=0) -> np.ndarray: # (rows, features) float64
         "Target: 0 and 1, or numbers, for columns of many categories; None: those are left out."
         self.plans = plan_lists(frame, self.lists)
-        self.encoder = ColumnEncoder()
+        self.encoder = ColumnEncoder(words=self.categories)
         x = self.encoder.fit_transform(self.expand(frame), target, seed)
         self.edges = [quantile_edges(x[:, j]) for j in range(x.shape[1])]
         return x

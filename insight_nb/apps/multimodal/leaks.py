@@ -108,8 +108,8 @@ def find_evidence_leaks(table: MixedTable, evidence: RowEvidence, y, # of the tr
 def leak_check(leaks) -> Check:
     "The line of the guard."
     if not leaks:
-        return Check("evidence_leak", True, "no column, phrase or picture's size alone nearly tells "
-                     "the label")
+        return Check("evidence_leak", True, "no column, phrase or picture's size alone "
+                     "nearly tells the label")
     more = f" (and {len(leaks) - 1} more)" if len(leaks) > 1 else ""
     asked = "is it known when the model is asked?"
     return Check("evidence_leak", False, f"{leaks[0].why}{more}: {asked}")

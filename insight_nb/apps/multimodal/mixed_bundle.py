@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['METHOD_KINDS', 'Store', 'read_store', 'put_features', 'get_features', 'put_trees', 'get_trees', 'method_kind',
-           'put_method', 'get_method', 'save_mixed', 'MixedBundle', 'load_mixed', 'check_kinds_there', 'missing_kinds',
-           'answer_mixed', 'predict_mixed', 'ServedMixed', 'row_fault']
+           'put_method', 'get_method', 'save_mixed', 'MixedBundle', 'load_mixed', 'check_kinds_there', 'read_cells',
+           'missing_kinds', 'answer_mixed', 'predict_mixed', 'ServedMixed', 'row_fault']
 
 # %% ../../../nbs/apps/multimodal/08_mixed_bundle.ipynb #62fffc02
 import json
@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
 
-from .columns import ColumnKind, MixedTable
+from .columns import ColumnKind, MixedTable, days_of_dates
 from .features import CrossFitted, MainDirections
 from .methods import (
     Boosting, FeatureMaker, FineTunedFusion, LateFusion, collect_evidence)
@@ -75,7 +75,7 @@ def put_features(store: Store, maker: FeatureMaker, modalities):
         part = maker.parts[m]
         if m == "table":
             store.facts["table"] = {"plans": part.plans, "edges": part.edges,
-                                    "encoder": part.encoder.state()}
+                                    "commas": part.commas, "encoder": part.encoder.state()}
             continue
         for name in ("mean", "scale", "directions"):
             store.put(f"{m}.{name}", np.asarray(getattr(part.main, name)))
@@ -96,6 +96,7 @@ def get_features(store: Store, table: MixedTable) -> FeatureMaker: # its columns
         if m == "table":
             told = store.facts["table"]
             part.plans, part.edges = told["plans"], told["edges"]
+            part.commas = told["commas"]
             part.encoder = column_encoder_from_state(told["encoder"])
             continue
         part.main = MainDirections(*(store.get(f"{m}.{name}")
@@ -258,10 +259,17 @@ def check_kinds_there(bundle: MixedBundle, frame: pd.DataFrame):
                              "it, add it empty.")
         known = to_missing(frame[c.name])
         known = known[known.notna()]
-        if c.kind == "number" and len(known) and np.isnan(to_numbers(known)).all():
-            raise InputError(f"column {shorten(c.name, 40)!r} held numbers in training, and "
+        if c.kind in ("number", "date") and len(known) and not read_cells(bundle, c, known).any():
+            raise InputError(f"column {shorten(c.name, 40)!r} held {c.kind}s in training, and "
                              f"{shorten(str(known.iloc[0]), 30)!r} is none: name the right column "
                              "so.")
+
+# (rows,) of a number or date; (rows,) bool
+def read_cells(bundle: MixedBundle, column: ColumnKind, cells: pd.Series) -> np.ndarray:
+    "Which cells are what they were in training."
+    if column.kind == "date":
+        return np.isfinite(days_of_dates(cells))
+    return ~np.isnan(to_numbers(cells, bundle.maker.parts["table"].commas[column.name]))
 
 def missing_kinds(bundle: MixedBundle, evidence) -> np.ndarray: # (rows,) str
     "Which kinds of evidence a row lacks."
@@ -335,17 +343,19 @@ class ServedMixed:
     def answers(self, rows): # that are sound
         names = [c.name for c in self.bundle.columns]
         frame = pd.DataFrame([[row.get(n) for n in names] for row in rows], columns=names)
-        made = predict_mixed(self.bundle, frame)
-        made = made.assign(probability=made.get("probability"))
-        for row in made[["prediction", "probability", "missing", "error"]].to_dict("records"):
-            yield row | {"error": row["error"] or None}
+        own = "\x00" # a column of the row may be called as one of the answer
+        made = predict_mixed(self.bundle, frame, prefix=own)
+        for row in made.to_dict("records"):
+            found = {k: row.get(own + k) for k in ("prediction", "probability", "missing", "error")}
+            yield found | {"error": found["error"] or None}
 
 # %% ../../../nbs/apps/multimodal/08_mixed_bundle.ipynb #59082afd
 def row_fault(row, bundle: MixedBundle, options) -> str: # of a request; empty: it can be answered
     "Why a row has no answer."
     if not isinstance(row, dict):
         return "expected a row, an object with a cell for each column"
-    names = [c.name for c in bundle.columns]
+    columns = {c.name: c for c in bundle.columns}
+    names = list(columns)
     for name, cell in row.items():
         if name not in names:
             return f"there is no column {shorten(name, 40)!r}.{suggest(name, names)}"
@@ -353,4 +363,8 @@ def row_fault(row, bundle: MixedBundle, options) -> str: # of a request; empty: 
             return f"the cell of {shorten(name, 40)!r} is no text, number or null"
         if len(str(cell)) > options.max_characters:
             return f"longer than {options.max_characters:,} characters"
+        c, known = columns[name], to_missing(pd.Series([cell], dtype=object))
+        if (c.kind in ("number", "date") and known.notna().all()
+            and not read_cells(bundle, c, known).all()):
+            return f"{shorten(str(cell), 30)!r} in {shorten(name, 40)!r} is no {c.kind}"
     return ""
