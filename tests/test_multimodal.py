@@ -10,8 +10,8 @@ from conftest import refused, run_here, tiny_encoder
 from insight_nb import load
 from insight_nb.apps.multimodal.columns import open_mixed, split_mixed
 from insight_nb.apps.multimodal.ladder import MixedLadder, mixed_methods
-from insight_nb.apps.multimodal.leaks import find_leaks
-from insight_nb.apps.multimodal.methods import Evidence, collect_evidence, text_vectors
+from insight_nb.apps.multimodal.leaks import find_evidence_leaks
+from insight_nb.apps.multimodal.methods import RowEvidence, collect_evidence, row_text_vectors
 from insight_nb.apps.multimodal.mixed_bundle import predict_mixed
 from insight_nb.apps.multimodal.pictures import FACTS, PictureVectors, picture_vectors
 from insight_nb.base.core import InputError
@@ -145,7 +145,7 @@ def made_evidence(frame, seed):
     mood = np.array([any(w in t for w in NOTES[1]) for t in texts])
     vectors = rng.normal(size=(len(frame), 8)).astype(np.float32)
     vectors[:, 0] += 4 * mood
-    return Evidence(frame, texts, vectors, None, {"table": 0., "text": 1e-3})
+    return RowEvidence(frame, texts, vectors, None, {"table": 0., "text": 1e-3})
 
 
 @pytest.mark.slow
@@ -173,7 +173,8 @@ def test_a_planted_leak_is_found_in_20_of_20_draws(kind):
         table = open_mixed(frame, given={"text": ["note"]})
         y, clean = table.target, rng.normal(size=(300, len(FACTS))).astype(np.float32)
         pictures = PictureVectors(np.zeros((300, 2), np.float32), clean)
-        assert find_leaks(table, Evidence(frame, frame.note.tolist(), None, pictures), y) == []
+        evidence = RowEvidence(frame, frame.note.tolist(), None, pictures)
+        assert find_evidence_leaks(table, evidence, y) == []
         if kind == "table":
             frame["paid"] = y * 10 + rng.normal(size=300)
         if kind == "text":
@@ -181,8 +182,8 @@ def test_a_planted_leak_is_found_in_20_of_20_draws(kind):
         if kind == "picture":
             clean[:, 4] += 20 * y
         table = open_mixed(frame, given={"text": ["note"]})
-        evidence = Evidence(frame, frame.note.tolist(), None, pictures)
-        assert [k.modality for k in find_leaks(table, evidence, y)] == [kind]
+        evidence = RowEvidence(frame, frame.note.tolist(), None, pictures)
+        assert [k.modality for k in find_evidence_leaks(table, evidence, y)] == [kind]
 
 
 def test_many_pictures_take_little_memory(tmp_path):
@@ -201,7 +202,8 @@ def test_a_huge_picture_a_category_of_many_values_and_odd_numbers(encoder):
         "photo": ["huge.png", ""] * 60, "side": np.arange(n) % 7,
         "label": np.where(np.arange(n) % 7 > 3, "a", "b")})
     frame.to_csv("rows.csv", index=False)
-    table = open_mixed("rows.csv", given={"number": ["price"], "drop": ["photo"]})
+    given = {"number": ["price"], "category": ["code"], "drop": ["photo"]}
+    table = open_mixed("rows.csv", given=given)
     assert {c.name: c.kind for c in table.columns if c.modality} == {
         "price": "number", "code": "category", "seen": "date", "side": "number"}
     with pytest.raises(InputError, match="more than 64,000,000"):
@@ -214,5 +216,5 @@ def test_a_huge_picture_a_category_of_many_values_and_odd_numbers(encoder):
 
 def test_text_vectors_of_empty_texts(encoder):
     from insight_nb.models.backbone import load_backbone
-    found = text_vectors(["", "fine", ""], load_backbone(encoder), 16)
+    found = row_text_vectors(["", "fine", ""], load_backbone(encoder), 16)
     assert np.isnan(found[[0, 2]]).all() and np.isfinite(found[1]).all()

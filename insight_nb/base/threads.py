@@ -45,10 +45,13 @@ def is_shared(others, # threads, as of `count_running`
 SPINS = {False: "30000", True: "1000"} # on an idle machine, on a shared one
 CHOSEN_BY_USER = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
-def limit_spinning(environ=os.environ, modules=sys.modules, # to read and to set
+def limit_spinning(environ=None, # to read and to set; None: this process's
+                   modules=None, # that are loaded; None: in this process
                    running=count_running) -> str | None: # the number, or None: nothing is set
     """Say how long a waiting thread spins, unless the user has said it, or PyTorch is loaded and
     has read it already. Programs that this one starts inherit it."""
+    environ = os.environ if environ is None else environ # as a default a page would show it
+    modules = sys.modules if modules is None else modules
     chosen = any(name in environ for name in CHOSEN_BY_USER)
     if chosen or "torch" in modules or (others := running()) is None:
         return None

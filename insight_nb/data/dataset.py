@@ -32,7 +32,8 @@ class TokenDataset:
     sampling_weights: np.ndarray | None = None
     # (all tokens, width) what frozen layers say of each, while a training lasts
     hidden: Tensor | None = field(default=None, init=False)
-    beside: np.ndarray | None = None # (rows, numbers) float32, what stands beside each text
+    # (rows, numbers) float32, what stands beside each text
+    beside: np.ndarray | None = field(default=None, kw_only=True)
 
     def __post_init__(self):
         n, m = len(self.tokens), len(self.tokens.input_ids)
@@ -87,7 +88,7 @@ def select(self: TokenDataset, indices) -> "TokenDataset":
         sampling_weights = self.sampling_weights[indices] / self.sampling_weights[indices].sum()
     beside = None if self.beside is None else self.beside[indices]
     return TokenDataset(self.tokens.select(indices), pick(self.labels), pick(self.weights),
-                        self.pad_id, pick(self.token_features), sampling_weights, beside)
+                        self.pad_id, pick(self.token_features), sampling_weights, beside=beside)
 
 # %% ../../nbs/data/04_dataset.ipynb #fd43d19f
 @patch

@@ -59,9 +59,8 @@ def parse_numbers(values, # (rows,) cells
     fits = [[bool(p.fullmatch(c)) for c in cells] for p, _ in (_POINT, _COMMA)]
     if comma is not None: # each cell by itself
         read = _COMMA[1] if comma else _POINT[1]
-        found = [read(c) / (100 if share else 1) if good else math.nan
-                 for c, share, good in zip(cells, percent, fits[comma])]
-        return np.array(found, dtype=float), None
+        found = [read(c) if good else math.nan for c, good in zip(cells, fits[comma])]
+        return np.array(found, dtype=float) / np.where(percent, 100, 1), None
     comma = sum(fits[1]) > sum(fits[0])
     sure = .9 * len(cells) # or else these are words, with a number here and there
     if sum(fits[0]) == sum(fits[1]) >= sure:

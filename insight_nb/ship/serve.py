@@ -726,6 +726,10 @@ const pick = document.querySelector("select"), second = document.getElementById(
 const first = document.querySelector("textarea");
 let models = [];
 function model() { return models[pick.selectedIndex] || {}; }
+function readRow(text) {
+  try { return {row: JSON.parse(text)}; }
+  catch { out.textContent = 'not JSON, such as {"column": "cell"}'; }
+}
 function show() {
   second.hidden = !model().pairs;
   const kinds = {history: "items, one on each line, oldest first", row: '{"column": "cell"}'};
@@ -769,10 +773,7 @@ document.forms[0].onsubmit = async e => {
   const items = text.split("\\n").map(line => line.trim()).filter(line => line);
   const pair = second.hidden ? text : [text, second.value];
   let asked = list ? {history: items} : {text: pair, probabilities: true};
-  if (model().row === "row") {
-    try { asked = {row: JSON.parse(text)}; }
-    catch { out.textContent = 'not JSON, such as {"column": "cell"}'; return; }
-  }
+  if (model().row === "row" && !(asked = readRow(text))) return;
   if (pick.value) asked.model = pick.value;
   const reply = await fetch("predict", {method: "POST", headers: headers(),
     body: JSON.stringify(asked)});

@@ -4,25 +4,21 @@
 
 # %% auto #0
 __all__ = ['STRENGTHS', 'inner_folds', 'linear_scores', 'CrossFitted', 'plan_lists', 'TableFeatures', 'quantile_edges',
-           'piecewise_linear', 'MainDirections', 'main_directions', 'VectorFeatures', 'TextFeatures']
+           'piecewise_linear', 'MainDirections', 'main_directions', 'round_scores', 'VectorFeatures', 'TextFeatures']
 
 # %% ../../../nbs/apps/multimodal/02_features.ipynb #f4978128
 import warnings
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from fastcore.basics import patch
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
-from .columns import MixedTable, find_list, join_texts, read_dates
-from .pictures import PictureVectors
-from ...base.core import plural, shorten
+from .columns import MixedTable, list_separator, days_of_dates
 from ...base.intervals import group_codes
-from ...data.arrays import (
-    ColumnEncoder, column_encoder_from_state, has_comma, to_missing, to_numbers)
+from ...data.arrays import ColumnEncoder, has_comma, to_missing, to_numbers
 from ...methods.classical import fit_vectorizer
 
 # %% ../../../nbs/apps/multimodal/02_features.ipynb #f30760c0
@@ -105,7 +101,7 @@ def plan_lists(frame, columns) -> dict: # name -> separator and frequent parts
     plans = {}
     for c in columns:
         words = [str(v) for v in to_missing(frame[c]) if v is not None and v == v]
-        mark = find_list(words) or ","
+        mark = list_separator(words) or ","
         counts = Counter(p for w in words for p in _pieces(w, mark))
         often = sorted(p for p, n in counts.items() if n >= max(5, .01 * len(frame)))
         plans[c] = {"mark": mark, "parts": often}
@@ -122,7 +118,7 @@ def _number_columns(frame, commas): # column -> as of `to_numbers`; what can't b
 
 def _date_columns(frame, columns):
     for c in columns:
-        days = read_dates(to_missing(frame[c]))
+        days = days_of_dates(to_missing(frame[c]))
         stamps = pd.to_datetime(pd.Series(days), unit="D", errors="coerce")
         yield c, days
         yield f"{c}: month", stamps.dt.month.to_numpy(float)
@@ -209,6 +205,14 @@ def main_directions(vectors, # (rows, width), NaN for rows without one
     found.directions *= np.sign(found.directions[np.arange(kept), at])[:, None]
     return found
 
+# %% ../../../nbs/apps/multimodal/02_features.ipynb #633c1c6d
+def round_scores(scores, n_classes) -> np.ndarray: # (rows, scores), of the same shape
+    "Without the last bits."
+    if n_classes:
+        return np.round(scores, 3)
+    size = 10**np.floor(np.log10(np.maximum(np.abs(scores), 1e-12)))
+    return np.round(scores / size, 3) * size
+
 # %% ../../../nbs/apps/multimodal/02_features.ipynb #3989f860
 class VectorFeatures:
     "Main directions and a score of vectors, and whether there is one."
@@ -226,7 +230,8 @@ class VectorFeatures:
 
     def _joined(self, vectors, scores):
         there = ~np.isnan(vectors[:, :1])
-        return np.hstack([there, self.main.transform(vectors), scores])
+        found = np.round(self.main.transform(vectors), 3)
+        return np.hstack([there, found, round_scores(scores, self.linear.n_classes)])
 
 # %% ../../../nbs/apps/multimodal/02_features.ipynb #a941dec4
 class TextFeatures(VectorFeatures):

@@ -9,19 +9,17 @@ __all__ = ['METHOD_KINDS', 'Store', 'read_store', 'put_features', 'get_features'
 
 # %% ../../../nbs/apps/multimodal/08_mixed_bundle.ipynb #62fffc02
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from fastcore.basics import patch
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
 
-from .columns import ColumnKind, MixedTable, read_dates
-from .features import (
-    CrossFitted, MainDirections, TableFeatures, TextFeatures, VectorFeatures)
+from .columns import ColumnKind, MixedTable, days_of_dates
+from .features import CrossFitted, MainDirections
 from .methods import (
     Boosting, FeatureMaker, FineTunedFusion, LateFusion, collect_evidence)
 from .trees import NODE_ARRAYS, TreeEnsemble
@@ -136,8 +134,13 @@ def put_method(store: Store, method, folder): # a folder that is there
     store.facts["kind"], store.facts["modalities"] = kind, list(method.modalities)
     if kind == "trees" or kind == "late" and method.trees is not None:
         put_trees(store, method.trees)
+    if kind == "trees":
+        store.facts["directions"] = bool(method.directions)
     if kind == "late":
         store.put("late", method.model)
+        store.put("late.linear", method.linear.model)
+        store.facts["wide"] = {"edges": method.edges,
+                               "spread": {m: v.tolist() for m, v in method.spread.items()}}
     if kind == "fine_tuned":
         store.facts["fine_tuned"] = {
             "parts": [list(p) for p in method.model.task.parts],
@@ -154,11 +157,16 @@ def get_method(store: Store, maker: FeatureMaker, folder, encoder): # a Backbone
     kind, kinds = store.facts["kind"], tuple(store.facts["modalities"])
     if kind == "trees":
         method = Boosting(kinds)
-        method.trees = get_trees(store)
+        method.trees, method.n_classes = get_trees(store), maker.n_classes
+        method.directions = store.facts["directions"]
     elif kind == "late":
         method = LateFusion(kinds)
         method.n_classes, method.model = maker.n_classes, store.get("late")
         method.trees = get_trees(store) if "table" in kinds else None
+        method.linear = _linear(store.get("late.linear"), maker.n_classes)
+        told = store.facts["wide"]
+        method.edges = told["edges"]
+        method.spread = {m: np.array(v) for m, v in told["spread"].items()}
     else:
         told = store.facts["fine_tuned"]
         method = FineTunedFusion(maker, kinds, max_length=told["max_length"])
@@ -232,10 +240,12 @@ def load_mixed(path, device=None) -> MixedBundle: # of `choose_device`
                               table.names, table.label)
     maker, b = get_features(store, features), info["backbone"]
     maker.table = table
-    encoder = open_encoder(path / "encoder", b["name"], b["identity"], b["max_length"]) if b else None
-    if encoder is not None:
+    encoder = vision = None
+    if b:
+        encoder = open_encoder(path / "encoder", b["name"], b["identity"], b["max_length"])
         encoder.to(choose_device(device))
-    vision = load_vision(info["vision"]) if info["vision"] and "picture" in table.modalities else None
+    if info["vision"] and "picture" in table.modalities:
+        vision = load_vision(info["vision"])
     return MixedBundle(get_method(store, maker, path, encoder), maker, info,
                        None if trained else encoder, vision)
 
@@ -258,7 +268,7 @@ def check_kinds_there(bundle: MixedBundle, frame: pd.DataFrame):
 def read_cells(bundle: MixedBundle, column: ColumnKind, cells: pd.Series) -> np.ndarray:
     "Which cells are what they were in training."
     if column.kind == "date":
-        return np.isfinite(read_dates(cells))
+        return np.isfinite(days_of_dates(cells))
     return ~np.isnan(to_numbers(cells, bundle.maker.parts["table"].commas[column.name]))
 
 def missing_kinds(bundle: MixedBundle, evidence) -> np.ndarray: # (rows,) str
@@ -276,7 +286,8 @@ def missing_kinds(bundle: MixedBundle, evidence) -> np.ndarray: # (rows,) str
 
 # %% ../../../nbs/apps/multimodal/08_mixed_bundle.ipynb #dabb381f
 def answer_mixed(bundle: MixedBundle, frame: pd.DataFrame, folder=".") -> tuple:
-    "Answers (rows, classes) or (rows,), and the evidence. Raises InputError as `check_kinds_there`."
+    """Answers (rows, classes) or (rows,), and the evidence. Raises InputError as
+    `check_kinds_there`."""
     check_kinds_there(bundle, frame)
     evidence = collect_evidence(bundle.maker.table, frame, bundle.encoder, bundle.vision,
                                 bundle.info["max_length"], folder)

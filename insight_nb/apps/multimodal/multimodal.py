@@ -8,23 +8,17 @@ __all__ = ['texts_fit', 'readable_methods', 'surest_mistakes', 'rows_table', 'ro
 
 # %% ../../../nbs/apps/multimodal/09_multimodal.ipynb #e30cb968
 import numpy as np
-import pandas as pd
-from fastcore.basics import patch
 
 import insight_nb.eval.guard as guard
-from .columns import MixedTable, join_texts
-from .importance import importance_of, importance_table, plot_importance
+from .importance import plot_importance
 from .ladder import MixedLadder, MixedResult, answer_metrics
 from .leaks import leak_check, leaks_table
-from .methods import FineTunedFusion, collect_evidence
+from .methods import FineTunedFusion
 from .mixed_bundle import MixedBundle, answer_mixed
 from .pictures import SIDE, find_picture
-from ...base.core import (
-    ReportTable, format_cell, format_number, package_versions, plural, shorten)
-from ...data.labels import LabelEncoder
-from ...data.tokens import check_tokenizer_coverage, tokenize
-from ...eval.report import Check
-from ...eval.scores import ScoreReport, beats_baseline
+from ...base.core import ReportTable, format_cell, format_number, package_versions, shorten
+from ...data.tokens import check_tokenizer_coverage
+from ...eval.scores import ScoreReport
 from ...models.backbone import count_parameters
 from ...models.images import UnreadableImage, image_grid, read_image
 from ...train.trainer import peak_memory_mb

@@ -102,10 +102,10 @@ def _spread(trees, present, n_classes): # of the classes that are there, by thei
 
 # %% ../../../nbs/apps/multimodal/03_trees.ipynb #12b77b90
 def grow_trees(x, y, n_classes, # (rows, features), NaN for gaps; (rows,) ids or numbers; 0: numbers
-               seed=0, rounds=150) -> TreeEnsemble:
+               seed=0, rounds=200) -> TreeEnsemble:
     "Gradient boosting by scikit-learn."
-    how = dict(max_iter=rounds, learning_rate=.06, max_leaf_nodes=15, l2_regularization=1.,
-               early_stopping=False, random_state=seed)
+    how = dict(max_iter=rounds, learning_rate=.06, max_leaf_nodes=6, max_features=.5,
+               l2_regularization=1., early_stopping=False, random_state=seed)
     kind = HistGradientBoostingClassifier if n_classes else HistGradientBoostingRegressor
     if n_classes and len(present := np.unique(y)) < n_classes: # a fold without a rare class
         if len(present) < 2:
