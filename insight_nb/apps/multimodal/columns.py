@@ -119,7 +119,7 @@ def guess_kind(cells: pd.Series) -> ColumnKind:
     if len(set(words)) == 1:
         said = shorten(words[0], 20)
         if len(words) < len(cells): # a box that is ticked, or not
-            return found("category", f"{said!r} in {plural(len(words), 'row')}, empty in the others")
+            return found("category", f"{said!r} in some rows, the others are empty")
         return found("nothing", f"{said!r} in all rows")
     if np.mean([w.lower().endswith(SUFFIXES) for w in words]) >= .9:
         return found("picture", "names of picture files")
@@ -171,10 +171,10 @@ def _check_cells(cells, kind): # number or date
     "Raises InputError for a column in which no cell is of its kind."
     known = to_missing(cells)
     known = known[known.notna()]
-    x = read_dates(known) if kind == "date" else to_numbers(known)
+    x = days_of_dates(known) if kind == "date" else to_numbers(known)
     if len(known) and not np.isfinite(x).any():
-        raise InputError(f"column {shorten(str(cells.name), 40)!r} is said to hold {kind}s, and none "
-                         f"of its cells is one, such as {shorten(str(known.iloc[0]), 30)!r}.")
+        raise InputError(f"column {shorten(str(cells.name), 40)!r} is said to hold {kind}s, and "
+                         f"none of its cells is one, such as {shorten(str(known.iloc[0]), 30)!r}.")
 
 # %% ../../../nbs/apps/multimodal/00_columns.ipynb #6dfd5bb7
 @dataclass
