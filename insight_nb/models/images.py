@@ -9,6 +9,7 @@ __all__ = ['FORMATS', 'SUFFIXES', 'MAX_PIXELS', 'UnreadableImage', 'open_image',
 # %% ../../nbs/models/13_images.ipynb #2bcc17fc
 import hashlib
 import math
+import os
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field
@@ -53,7 +54,7 @@ def _instead(path):
 # %% ../../nbs/models/13_images.ipynb #28731069
 def open_image(path) -> Image.Image: # its header is read, its pixels are not yet
     "Open an image file. Raises UnreadableImage if it is not an image, or too large."
-    if not Path(path).is_file():
+    if not os.path.isfile(path): # also no for a name that no disk takes
         raise UnreadableImage("is not there")
     try:
         with warnings.catch_warnings():
