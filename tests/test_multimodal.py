@@ -2,6 +2,7 @@
 evidence is worth."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -103,6 +104,12 @@ def test_pictures(encoder):
     answers = pd.read_csv("answers.csv")
     assert "is not there" in answers.error[0] and "outside" in answers.error[1]
     assert answers.error[2:].isna().all()
+    bundle, gone = load("out/bundle"), pd.DataFrame({"photo": ["gone.png"], "size": [2.0]})
+    assert "is not there" in predict_mixed(bundle, gone).error[0]  # one row: no reason to refuse
+    Path("there").mkdir()
+    Path("3.png").rename("there/3.png")
+    gone.assign(photo="3.png").to_csv("there/one.csv", index=False)
+    assert predict_mixed(bundle, "there/one.csv").error.tolist() == [""]  # beside its table
     with pytest.raises(InputError, match="must not name files"):
         from insight_nb.jobs.loading import open_served
         open_served("out/bundle")

@@ -64,7 +64,8 @@ def collect_evidence(table: MixedTable, # its columns say what is read
                      vision=None, # a `Vision`; None: edges and colors
                      max_length=128, # tokens of a text
                      folder=None, # of pictures; None: that of the table
-                     device=None) -> RowEvidence: # of `choose_device`
+                     device=None, # of `choose_device`
+                     most=0) -> RowEvidence: # of `picture_vectors`
     "Compute what does not depend on the label. Raises InputError as `picture_vectors`."
     frame = table.frame if frame is None else frame
     found, n = RowEvidence(frame, seconds={"table": 0.}), max(len(frame), 1)
@@ -78,7 +79,7 @@ def collect_evidence(table: MixedTable, # its columns say what is read
         began, column = time.perf_counter(), table.of_kind("picture")[0]
         found.pictures = picture_vectors(
             frame[column].tolist(), table.folder if folder is None else folder, vision,
-            device=device)
+            device=device, most=most)
         found.seconds["picture"] = (time.perf_counter() - began) / n
     return found
 

@@ -290,7 +290,7 @@ def answer_mixed(bundle: MixedBundle, frame: pd.DataFrame, folder=".") -> tuple:
     `check_kinds_there`."""
     check_kinds_there(bundle, frame)
     evidence = collect_evidence(bundle.maker.table, frame, bundle.encoder, bundle.vision,
-                                bundle.info["max_length"], folder)
+                                bundle.info["max_length"], folder, most=20) # a few may be gone
     return bundle.method.answers(bundle.maker.side(evidence)), evidence
 
 def predict_mixed(bundle: MixedBundle, source, # whatever `open_frame` opens
@@ -299,6 +299,8 @@ def predict_mixed(bundle: MixedBundle, source, # whatever `open_frame` opens
     "All columns, and prediction, probability, missing and error. Raises InputError."
     frame = check_columns(*open_frame(source)[:2])
     frame.attrs = dict(getattr(source, "attrs", {})) or frame.attrs
+    if isinstance(source, (str, Path)) and Path(source).is_file(): # pictures lie beside their table
+        frame.attrs.setdefault("folder", str(Path(source).parent))
     names = bundle.info["labels"]
     new = ["prediction", *(["probability"] if names else []), "missing", "error"]
     more = [f"probability_{n}" for n in names] if probabilities else []

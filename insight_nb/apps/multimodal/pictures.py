@@ -93,7 +93,8 @@ def picture_vectors(cells, # (rows,) paths, or gaps
                     folder, # that they are relative to
                     vision=None, # a `Vision`; None: edges and colors
                     workers=4, group=64, # threads; pictures at once
-                    device=None) -> PictureVectors: # of `choose_device`
+                    device=None, # of `choose_device`
+                    most=0) -> PictureVectors: # so many may be named with none to be read
     "Read pictures. Raises InputError where none of those that are named can be read."
     from insight_nb.models.vision import features
     size = (SIDE, SIDE) if vision is None else vision.preprocessor.size
@@ -116,7 +117,7 @@ def picture_vectors(cells, # (rows,) paths, or gaps
                 vectors[rows] = [describe_pixels(p) for p in pixels]
             else:
                 vectors[rows] = features(vision, pixels, device).numpy()
-    if faults and np.isnan(vectors[:, 0]).all():
+    if len(faults) > most and np.isnan(vectors[:, 0]).all():
         row, path, why = faults[0]
         raise InputError(f"none of {plural(len(faults), 'picture')} can be read: "
                          f"{shorten(path, 60)!r} in row {row} {why}.")
