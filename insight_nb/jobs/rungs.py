@@ -9,7 +9,6 @@ __all__ = ['LEARNED', 'can_save', 'answering_rung', 'rung_encoder', 'TokenTable'
 # %% ../../nbs/jobs/03_rungs.ipynb #efd98c6a
 import copy
 import inspect
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +33,7 @@ from ..models.backbone import Backbone, load_tokenizer
 from ..models.native import open_encoder, save_encoder
 from ..models.tasks import Model
 from ..ship.bundle import SCHEMA, check_files, read_info, save_bundle, write_manifest
-from ..ship.learned import pack, unpack
+from ..ship.learned import Store, read_store
 from ..ship.predict import text_spans, texts_to_read, words_to_tag
 from ..train.optim import default_precision
 
@@ -108,23 +107,17 @@ def rung_info(rung) -> dict: # what `bundle.json` says before the hashes
 # %% ../../nbs/jobs/03_rungs.ipynb #a0a4afb8
 def save_learned(rung, folder): # a folder that is there
     "Write the learned values: arrays into learned.safetensors, the rest into learned.json."
-    arrays, facts = {}, {}
+    store = Store()
     for name in LEARNED[type(rung)]:
-        found, facts[name] = pack(getattr(rung, name))
-        arrays |= {f"{name}/{k}": np.ascontiguousarray(v) for k, v in found.items()}
-    save_file(arrays, folder / "learned.safetensors")
-    (folder / "learned.safetensors").chmod(0o644) # readable by the one who serves it
-    (folder / "learned.json").write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
+        store.put(name, getattr(rung, name))
+    store.write(folder)
 
 # %% ../../nbs/jobs/03_rungs.ipynb #3f9dd33f
 def restore_learned(rung, folder): # as of `save_learned`
     "Give a new rung what another has learned."
-    arrays = load_file(folder / "learned.safetensors")
-    facts = json.loads((folder / "learned.json").read_text(encoding="utf-8"))
+    store = read_store(folder)
     for name in LEARNED[type(rung)]:
-        start = f"{name}/"
-        found = {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)}
-        setattr(rung, name, unpack(found, facts[name]))
+        setattr(rung, name, store.get(name))
 
 # %% ../../nbs/jobs/03_rungs.ipynb #aa156e12
 def save_rung(path, # the folder to make
