@@ -68,8 +68,8 @@ world: .venv/ok     ## on demand, a quarter of an hour: small disks, odd surroun
 	$(BIN)/python -m pytest -q -m slow $(WORLD)
 ray: .venv/ok       ## on demand: search and scoring on Ray, with workers that are killed (some minutes)
 	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[ray]'
-	$(BIN)/nbdev-test --timing --flags ray --path nbs/train/10_cluster.ipynb
-	$(BIN)/nbdev-test --timing --flags ray --path nbs/train/11_ray_search.ipynb
+	$(BIN)/nbdev-test --timing --flags ray nbs/train/10_cluster.ipynb
+	$(BIN)/nbdev-test --timing --flags ray nbs/train/11_ray_search.ipynb
 	$(BIN)/python -m pytest -q -m slow $(RAY)
 audit: .venv/ok     ## on demand: known holes of the installed packages (asks pypi.org), and what bandit finds in the package
 	$(BIN)/uv tool run bandit -q -c pyproject.toml -r insight_nb

@@ -307,7 +307,7 @@ def test_chinese_reviews():
     pd.DataFrame(rows, columns=["店", "评论", "态度", "主题"]).to_csv("z.csv", index=False)
     given = {"table": "z.csv", "text": "评论", "theme": "主题", "firm": "店", "us": "我们",
              "opinion": "态度", "positive": "正面", "important": "重要程度",
-             "satisfied": "满意程度", "survey": str(STRATEGY_EXAMPLES / "survey_zh.csv")}
+             "satisfied": "满意程度"} | chinese_examples(survey="survey")
     e, page = ran("demand", given)
     assert {s["box"] for s in e["values"]["swot"]} == {"strength"} and "物流" in e["said"]
     assert "送货快" in page and "：重要程度" not in page
@@ -318,6 +318,10 @@ def ran(recipe, given):
     in_process(recipes()[recipe], "run.ipynb", given | {"out": "z"})
     page = Path("z/report.html").read_text(encoding="utf-8")
     return json.loads(Path("z/evidence.json").read_text(encoding="utf-8")), page
+
+
+def chinese_examples(**named): # parameter -> a table that comes with the package
+    return {p: str(STRATEGY_EXAMPLES / f"{name}_zh.csv") for p, name in named.items()}
 
 
 def test_a_chinese_log_of_hours():
@@ -335,8 +339,7 @@ def test_a_chinese_log_of_hours():
 def test_chinese_factors_and_plans():
     names = ("factor=因素,cost=单价,power=弹性,low=下限,high=上限,plan=方案,"
              "level=现状,level_low=现状下限，level_high=现状上限")
-    given = {t: str(STRATEGY_EXAMPLES / f"{f}_zh.csv") for t, f in (
-        ("table", "factors"), ("plans", "plans"))}
+    given = chinese_examples(table="factors", plans="plans")
     e, page = ran("balance", given | {"columns": names})
     other = ran("balance", {})[0]
     best, same = e["values"]["best"], other["values"]["best"]
@@ -348,8 +351,7 @@ def test_chinese_factors_and_plans():
 def test_chinese_options_and_indicators():
     names = ("option=方向,low=下限,high=上限,indicator=指标,worst=最差,best=最好,"
              "weight=权重,group=类别,veto=否决线")
-    given = {t: str(STRATEGY_EXAMPLES / f"{f}_zh.csv") for t, f in (
-        ("table", "options"), ("indicators", "indicators"))}
+    given = chinese_examples(table="options", indicators="indicators")
     e, page = ran("prioritize", given | {"columns": names})
     other = ran("prioritize", {})[0]
     assert "来信分类" in e["values"]["order"] and "一次错误的代价" in page

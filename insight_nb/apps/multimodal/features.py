@@ -159,6 +159,7 @@ class TableFeatures:
         return x
 
     def transform(self, frame): return self.encoder.transform(self.expand(frame))
+    def inputs(self, features): return piecewise_linear(features, self.edges) # for a network
 
 # %% ../../../nbs/apps/multimodal/02_features.ipynb #6ca3257e
 def quantile_edges(x, pieces=8) -> list: # (rows,) -> rising edges; empty for few values
@@ -223,7 +224,13 @@ class VectorFeatures:
         "Of the training rows, the score out of fold."
         self.main = main_directions(vectors)
         x = self.main.standardize(vectors)
-        return self._joined(vectors, self.linear.fit_transform(x, y))
+        found = self._joined(vectors, self.linear.fit_transform(x, y))
+        self.spread = np.maximum(self._directions(found).std(0), 1e-6)
+        return found
+
+    def _directions(self, features): return features[:, 1:1 + len(self.main.directions)]
+    def inputs(self, features): # for a network; (rows, directions)
+        return np.clip(self._directions(features) / self.spread, -4, 4)
 
     def transform(self, vectors): # of other rows
         return self._joined(vectors, self.linear.transform(self.main.standardize(vectors)))

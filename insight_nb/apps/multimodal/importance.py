@@ -71,8 +71,9 @@ def importance_of(method, maker: FeatureMaker, side: Side, # rows that were not 
             asked.append((m, m, True, columns))
     orders, found = [rng.permutation(len(side.y)) for _ in range(repeats)], []
     for name, modality, whole, columns in asked:
-        after = [row_scores(method.answers(maker.side(shuffle_columns(
-            side.evidence, table, columns, order, **how))), side.y) for order in orders]
+        moved = (shuffle_columns(side.evidence, table, columns, order, **how) for order in orders)
+        after = [row_scores(method.answers(maker.changed(side, e, modality)), side.y)
+                 for e in moved]
         lost = before - np.mean(after, 0)
         ends = mean_interval(lost, groups, *_range(before, side.y))[:2]
         found.append(Importance(name, modality, whole, float(lost.mean()), *map(float, ends)))

@@ -239,7 +239,7 @@ def hide_each(self: MixedLadder, method) -> dict: # modality -> Metric
     "The score of a method when a kind is hidden."
     found = {}
     for m in method.modalities:
-        hidden = self.maker.side(self.test.evidence.hide(m, self.table), self.test.y)
+        hidden = self.maker.changed(self.test, self.test.evidence.hide(m, self.table), m)
         answers = method.answers(hidden)
         found[m] = answer_metrics(answers, self.test.y, self.groups)[self.score_name()]
     return found

@@ -86,7 +86,7 @@ def column_skills(table: MixedTable, evidence: RowEvidence, y, groups=None, seed
 
 # %% ../../../nbs/apps/multimodal/06_leaks.ipynb #048d0f91
 def find_evidence_leaks(table: MixedTable, evidence: RowEvidence, y, # of the training rows
-               groups=None, seed=0) -> list: # of `Leak`
+                        groups=None, seed=0) -> list: # of `Leak`
     "What alone nearly tells the label."
     found = []
     for name, v in column_skills(table, evidence, y, groups, seed).items():

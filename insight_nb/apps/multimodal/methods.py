@@ -15,9 +15,8 @@ from fastcore.basics import patch
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from .columns import MixedTable, join_texts
-from insight_nb.apps.multimodal.features import (
-    CrossFitted, TableFeatures, TextFeatures, VectorFeatures, inner_folds, piecewise_linear,
-    quantile_edges)
+from .features import (
+    CrossFitted, TableFeatures, TextFeatures, VectorFeatures, inner_folds)
 from .pictures import PictureVectors, picture_vectors
 from .trees import grow_trees, tree_answers, tree_scores
 from ...base.tensors import set_seed
@@ -105,7 +104,11 @@ class Side:
     evidence: RowEvidence
     features: dict # modality -> (rows, features)
     y: np.ndarray | None = None # (rows,) class ids or numbers; None: not known
+    parts: dict = field(default_factory=dict) # modality -> the features' maker, that has learned
     grown: dict = field(default_factory=dict) # seed -> what `table_scores` found, once for all
+
+    def inputs(self, modality): # (rows, inputs): what a network or a linear model reads
+        return self.parts[modality].inputs(self.features[modality])
 
 class FeatureMaker:
     "Features of each kind of evidence."
@@ -130,14 +133,22 @@ class FeatureMaker:
             found["text"] = self.parts["text"].fit_transform(evidence.vectors, y, evidence.texts)
         if "picture" in self.parts:
             found["picture"] = self.parts["picture"].fit_transform(evidence.pictures.vectors, y)
-        return Side(evidence, found, np.asarray(y))
+        return Side(evidence, found, np.asarray(y), self.parts)
 
-    def side(self, evidence: RowEvidence, y=None) -> Side: # of other rows
-        "The features of other rows."
+    def features(self, evidence: RowEvidence, modalities) -> dict: # modality -> (rows, features)
+        "The features of other rows; none of a kind that this one makes none of."
         given = {"table": lambda p: p.transform(evidence.frame),
                  "text": lambda p: p.transform(evidence.vectors, evidence.texts),
                  "picture": lambda p: p.transform(evidence.pictures.vectors)}
-        return Side(evidence, {m: given[m](part) for m, part in self.parts.items()}, y)
+        return {m: given[m](self.parts[m]) for m in modalities if m in self.parts}
+
+    def side(self, evidence: RowEvidence, y=None) -> Side: # of other rows
+        return Side(evidence, self.features(evidence, self.parts), y, self.parts)
+
+    def changed(self, side: Side, evidence: RowEvidence, modality) -> Side:
+        "The same rows with other evidence of one kind: only its features are made anew."
+        found = side.features | self.features(evidence, [modality])
+        return Side(evidence, found, side.y, self.parts)
 
 # %% ../../../nbs/apps/multimodal/04_methods.ipynb #ec373e1a
 class MixedMethod:
@@ -222,7 +233,7 @@ class LateFusion(MixedMethod):
         else:
             own = None
         self.linear = CrossFitted(n_classes, self.groups, seed)
-        joint = self.linear.fit_transform(self.start(train), train.y)
+        joint = self.linear.fit_transform(self.wide(train), train.y)
         x = self.join(train, own, joint)
         if n_classes:
             self.model = LogisticRegression(max_iter=1000).fit(x, train.y)
@@ -235,28 +246,12 @@ class LateFusion(MixedMethod):
 
 # %% ../../../nbs/apps/multimodal/04_methods.ipynb #909379d8
 @patch
-def start(self: LateFusion, train: Side) -> np.ndarray: # (rows, inputs)
-    "Learn how wide the features of each kind are; all of them for the linear model of all kinds."
-    self.edges, self.spread = [], {}
-    for m in self.modalities:
-        x = train.features[m]
-        if m == "table":
-            self.edges = [quantile_edges(x[:, j]) for j in range(x.shape[1])]
-        else: # the directions, between the mark and the scores
-            n = x.shape[1] - kind_scores(x, m, self.n_classes).shape[1]
-            self.spread[m] = np.maximum(x[:, 1:1 + n].std(0), 1e-6)
-    return self.wide(train)
-
-@patch
 def wide(self: LateFusion, side: Side) -> np.ndarray: # (rows, inputs)
+    "What the linear model of all kinds reads: all inputs, and which texts and pictures are there."
     parts = []
     for m in self.modalities:
-        x = side.features[m]
-        if m == "table":
-            parts.append(piecewise_linear(x, self.edges))
-        else:
-            n = len(self.spread[m])
-            parts += [x[:, :1], np.clip(x[:, 1:1 + n] / self.spread[m], -4, 4)]
+        there = [] if m == "table" else [side.features[m][:, :1]]
+        parts += [*there, side.inputs(m)]
     return np.hstack(parts)
 
 # %% ../../../nbs/apps/multimodal/04_methods.ipynb #9119ddfb
@@ -296,15 +291,11 @@ def beside(self: FineTunedFusion, side: Side) -> np.ndarray: # (rows, numbers) o
     "What stands beside the texts, and what is there."
     columns = [np.array([[bool(t)] for t in side.evidence.texts], float).reshape(-1, 1)]
     for m in self.others:
-        x = side.features[m]
+        there = side.features[m][:, :1]
         if m == "table":
-            there = side.evidence.frame[self.maker.parts[m].columns].notna().any(axis=1)
-            columns += [piecewise_linear(x, self.maker.parts[m].edges),
-                        there.to_numpy(float)[:, None]]
-        else: # main directions; the score is for the trees
-            n = len(self.maker.parts[m].main.directions)
-            spread = np.maximum(self.spread[m], 1e-6)
-            columns += [np.clip(x[:, 1:1 + n] / spread, -4, 4), x[:, :1]]
+            cells = side.evidence.frame[side.parts[m].columns]
+            there = cells.notna().any(axis=1).to_numpy(float)[:, None]
+        columns += [side.inputs(m), there]
     return np.hstack(columns).astype(np.float32)
 
 @patch
@@ -321,23 +312,13 @@ def start(self: FineTunedFusion, train: Side, n_classes, seed):
     set_seed(seed)
     backbone = load_backbone(self.backbone)
     self.max_length = min(self.max_length, backbone.max_length)
-    self.spread = {m: train.features[m][:, 1:].std(0)[:len(self.maker.parts[m].main.directions)]
-                   for m in self.others if m != "table"}
-    alone = {m: self.part_width(train, m) for m in self.others}
-    names, parts = self.maker.table.names, list(alone.items())
+    names = self.maker.table.names
+    parts = [(m, train.inputs(m).shape[1]) for m in self.others]
     if n_classes:
         task = FusionClassificationTask(names, parts)
     else:
         task = FusionRegressionTask(parts=parts, mean=train.y.mean(), scale=train.y.std())
     self.model = Model(backbone, task)
-
-@patch
-def part_width(self: FineTunedFusion, train: Side, modality) -> int:
-    "How many numbers a kind has beside the text."
-    if modality == "table":
-        edges = self.maker.parts[modality].edges
-        return piecewise_linear(train.features[modality][:1], edges).shape[1]
-    return len(self.maker.parts[modality].main.directions)
 
 # %% ../../../nbs/apps/multimodal/04_methods.ipynb #93719a66
 @patch
