@@ -25,14 +25,15 @@ demo: .venv/ok      ## install, then the main job on a real sample: a report and
 # The same threads, backend and network everywhere, so that outputs are the same everywhere. One
 # thread for each process: notebooks and tests run side by side, and threads that wait keep a core.
 test slow faults privacy: export OMP_NUM_THREADS ?= 1
+test slow: export INSIGHT_NB_COURSE := off
 test slow faults: export MPLBACKEND := agg
 test slow faults: export HF_HUB_OFFLINE := 1
 test slow faults: export INSIGHT_NB_PROGRESS := quiet
 test: .venv/ok      ## install, then every notebook (but for cells marked slow), then the rules of the whole and the recipes on small tables
-	$(BIN)/nbdev-test --timing $(SAVE) --skip-folder-re '^([_.]|recipes|benchmarks|lessons)'
+	$(BIN)/nbdev-test --timing $(SAVE) --skip-folder-re '^([_.]|recipes|benchmarks|zh|more)' --path-re '^(?!.*lessons/[0-9])'
 	$(if $(SAVE),$(BIN)/nbdev-clean)
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
-slow: .venv/ok      ## on demand: the slow cells, the lessons, and the slow tests that no target below runs
+slow: .venv/ok      ## on demand: the slow cells, the course, and the slow tests that no target below runs
 	$(BIN)/nbdev-test --timing --flags slow --skip-folder-re '^([_.]|recipes|benchmarks)'
 	$(BIN)/python -m pytest -q -m slow $(addprefix --ignore=,$(FAULTS) $(PRIVACY) $(WORLD) $(RAY))
 faults: .venv/ok    ## on demand: faults planted into runs, each of which must be seen (some minutes)

@@ -81,9 +81,9 @@ def page_of(nb):
         cells.append(stored | {"source": relink(source) if cell.kind == "markdown" else source})
         if module and cell.exported:
             cells += filter(None, (documented(module, name) for name in definitions(cell)))
-    folder = nb.path.parent.name
-    if folder in ("recipes", "lessons"):
-        cells.insert(1, markdown(f"[Open in Colab]({COLAB}/{folder}/{nb.path.name})"))
+    path = nb.path.relative_to(NBS)
+    if path.parts[0] in ("recipes", "lessons") and not exports:
+        cells.insert(1, markdown(f"[Open in Colab]({COLAB}/{path.as_posix()})"))
     for cell in cells:
         cell.pop("id", None)
     language = {"name": "python", "pygments_lexer": "ipython3"}

@@ -131,12 +131,12 @@ def use_dashboard(page):
 
 
 def test_dashboard_as_a_page(serve):
-    shutil.copy(NBS / "lessons" / "dashboard.ipynb", "page.ipynb")
+    shutil.copy(NBS / "lessons" / "more" / "dashboard.ipynb", "page.ipynb")
     look(serve("voila", "page.ipynb"), use_dashboard, "voila")
 
 
 def test_dashboard_in_jupyterlab(serve):
-    shutil.copy(NBS / "lessons" / "dashboard.ipynb", "page.ipynb")
+    shutil.copy(NBS / "lessons" / "more" / "dashboard.ipynb", "page.ipynb")
     look(lab(serve), use_dashboard, "dashboard")
 
 
