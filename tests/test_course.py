@@ -249,9 +249,9 @@ def test_stored_lessons_are_unanswered(path):
             assert said.startswith("○"), cell.source
 
 
-# Measured in the same way on 600 words each: Hugging Face's course (chapter 2, tokenizers) has 18.0
-# words a sentence, 24 % of its sentences are long, 9.6 % of its words rare; d2l (generalization) 19.2,
-# 28 % and 13.1 %. The course must be easier than both.
+# Measured in the same way on 600 words each: Hugging Face's course (chapter 2, tokenizers) has
+# 18.0 words a sentence, 24 % of its sentences are long, 9.6 % of its words rare; d2l
+# (generalization) 19.2, 28 % and 13.1 %. The course must be easier than both.
 EASY = (14, .04, .09)
 
 
