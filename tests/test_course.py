@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from importlib import import_module
 
 import pytest
+from insight_nb.cli import make_parser
 from insight_nb.lessons.kit.exercises import (
     LESSONS, all_exercises, find_exercise, lesson_exercises, prove_exercise)
 from notebooks import NBS, Notebook, _python
@@ -303,3 +304,14 @@ def test_solutions_are_light():
         known = {a.name for n in tree.body if isinstance(n, ast.Import) for a in n.names}
         known |= {n.module for n in tree.body if isinstance(n, ast.ImportFrom) and not n.level}
         assert known <= {"numpy", "math", "collections", "itertools"}, name
+
+
+def test_chinese_readme_follows_the_english_one():
+    "Its commands name what is there: recipes, commands and options that README or --help know."
+    zh = (NBS / "site" / "readme_zh.md").read_text(encoding="utf-8")
+    for recipe in re.findall(r"insight-nb run (\w+)|/recipes/(\w+)\.ipynb", zh):
+        assert (NBS / "recipes" / f"{''.join(recipe)}.ipynb").is_file(), recipe
+    known = make_parser().format_help()
+    assert all(c in known for c in re.findall(r"insight-nb ([a-z-]+)", zh))
+    targets = (NBS.parent / "Makefile").read_text(encoding="utf-8")
+    assert all(f"\n{t}:" in targets for t in re.findall(r"^make (\w+)", zh, re.M))
