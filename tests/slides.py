@@ -1,4 +1,4 @@
-"""Slides of the lessons, for who teaches: build/slides/index.html. A heading begins a slide; a slide
+"""Slides of the lessons, for who teaches: build/slides/index.html. A heading begins a slide; one
 that would be too long goes on below. They need no network: reveal.js comes with sphinx-revealjs.
 """
 
@@ -28,7 +28,7 @@ def weight(cell):
 
 
 def arranged(path):
-    "The notebook with the kind of slide of each cell; exercises and what is for Colab are left out."
+    "The cells with their kinds of slides; exercises and what is for Colab are left out."
     book, full, left_out = nbformat.read(path, 4), 0, False
     kept = []
     for cell in book.cells:
