@@ -440,7 +440,6 @@ def resume_parameters(known, out, resume, force=False) -> dict: # of a recipe; a
         _say(f"no checkpoint {file}: the run begins at its start.")
     return {"checkpoint": str(file.absolute()), "resume": resume}
 
-# %% ../nbs/90_cli.ipynb #a7c55d5e
 def _follow(path, given): # one of several processes of a training: nothing of it is kept
     given |= {"track": None} if "track" in given else {}
     with ScratchFolder() as folder:
@@ -883,11 +882,6 @@ def _samples(args):
     from insight_nb.data.samples import samples
     print(samples())
 
-def _progress(args):
-    from insight_nb.lessons.kit.exercises import all_exercises
-    from insight_nb.lessons.kit.progress import scoreboard
-    print(scoreboard(args.folder, all_exercises()))
-
 # %% ../nbs/90_cli.ipynb #0ec13cbe
 _RUN = """examples:
   insight-nb run classify                                    on a sample that comes with the package
@@ -926,8 +920,6 @@ _BACKBONES = """examples:
 _PULL = """examples:
   insight-nb pull BAAI/bge-small-zh-v1.5 --out bge-small-zh
   insight-nb pull bge-small-zh --check                       is it still what came?"""
-_PROGRESS = """examples:
-  insight-nb progress class/                                 a folder of insight_nb_course.json files"""
 _DIALOGUES = """examples:
   insight-nb test-dialogues runs/a/bundle dialogues.jsonl
   insight-nb test-dialogues runs/a/bundle dialogues.yaml --update"""
@@ -975,6 +967,7 @@ def make_parser() -> argparse.ArgumentParser:
         _PROGRESS).add_argument("folder", metavar="FOLDER", help="of the learners' files (.json)")
     return top
 
+# %% ../nbs/90_cli.ipynb #0f5564ac
 def _backbones_arguments(p):
     p.add_argument("--language", metavar="CODE", help="en, zh, or many for any other")
     p.add_argument("--rows", type=int, default=10_000, metavar="N",
@@ -986,6 +979,14 @@ def _pull_arguments(p):
     p.add_argument("--revision", metavar="NAME", help="branch, tag or commit; default: main")
     p.add_argument("--check", action="store_true", help="compare FOLDER with what came")
     p.add_argument("--force", action="store_true", help="replace FOLDER of --out")
+
+_PROGRESS = """examples:
+  insight-nb progress class/                                 a folder of learners' files"""
+
+def _progress(args):
+    from insight_nb.lessons.kit.exercises import all_exercises
+    from insight_nb.lessons.kit.progress import scoreboard
+    print(scoreboard(args.folder, all_exercises()))
 
 # %% ../nbs/90_cli.ipynb #75a213b9
 def _predict_arguments(p):
