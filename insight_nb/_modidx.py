@@ -2930,6 +2930,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'insight_nb.cli._samples': ('cli.html#_samples', 'insight_nb/cli.py'),
                                 'insight_nb.cli._say': ('cli.html#_say', 'insight_nb/cli.py'),
                                 'insight_nb.cli._say_formulas': ('cli.html#_say_formulas', 'insight_nb/cli.py'),
+                                'insight_nb.cli._scoreboard': ('cli.html#_scoreboard', 'insight_nb/cli.py'),
                                 'insight_nb.cli._serve': ('cli.html#_serve', 'insight_nb/cli.py'),
                                 'insight_nb.cli._serve_arguments': ('cli.html#_serve_arguments', 'insight_nb/cli.py'),
                                 'insight_nb.cli._sheet': ('cli.html#_sheet', 'insight_nb/cli.py'),

@@ -963,7 +963,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("samples", _samples, "list the sample tables")
     _dialogue_arguments(
         add("test-dialogues", _test_dialogues, "have conversations that must work", _DIALOGUES))
-    add("progress", _progress, "who of a class has solved which exercises of the course",
+    add("progress", _scoreboard, "who of a class has solved which exercises of the course",
         _PROGRESS).add_argument("folder", metavar="FOLDER", help="of the learners' files (.json)")
     return top
 
@@ -983,7 +983,7 @@ def _pull_arguments(p):
 _PROGRESS = """examples:
   insight-nb progress class/                                 a folder of learners' files"""
 
-def _progress(args):
+def _scoreboard(args):
     from insight_nb.lessons.kit.exercises import all_exercises
     from insight_nb.lessons.kit.progress import scoreboard
     print(scoreboard(args.folder, all_exercises()))

@@ -15,9 +15,10 @@ from contextlib import contextmanager
 from importlib import import_module
 
 import pytest
-from insight_nb.cli import make_parser
+from insight_nb.cli import main, make_parser
 from insight_nb.lessons.kit.exercises import (
     LESSONS, all_exercises, find_exercise, lesson_exercises, prove_exercise)
+from insight_nb.lessons.kit.progress import CourseProgress
 from notebooks import NBS, Notebook, _python
 from readability import LINE, of_notebook
 
@@ -315,3 +316,14 @@ def test_chinese_readme_follows_the_english_one():
     assert all(c in known for c in re.findall(r"insight-nb ([a-z-]+)", zh))
     targets = (NBS.parent / "Makefile").read_text(encoding="utf-8")
     assert all(f"\n{t}:" in targets for t in re.findall(r"^make (\w+)", zh, re.M))
+
+
+def test_a_class_is_shown_by_the_command(tmp_path, capsys):
+    "`insight-nb progress FOLDER`: a row for each learner; a folder that is none is one line."
+    p = CourseProgress("小伟", tmp_path / "a.json")
+    p.record(IDS[0]).solved = True
+    p.save()
+    assert main(["progress", str(tmp_path)]) == 0
+    assert f"1 of {len(IDS)}" in capsys.readouterr().out
+    assert main(["progress", str(tmp_path / "gone")]) == 2
+    assert "is no folder" in capsys.readouterr().err
