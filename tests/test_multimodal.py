@@ -93,7 +93,8 @@ def chinese_encoder(folder, texts):
     from transformers import BertConfig, BertModel, BertTokenizerFast
     folder = Path(folder)
     folder.mkdir()
-    known = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted(set("".join(texts)))]
+    found = sorted(set("".join(texts)))
+    known = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *found, *(f"##{c}" for c in found)]
     (folder / "vocab.txt").write_text("\n".join(known), encoding="utf-8")
     BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
     BertModel(BertConfig(vocab_size=len(known), hidden_size=8, num_hidden_layers=4,
@@ -176,6 +177,7 @@ def test_pictures_of_two_columns_and_a_network_in_the_bundle(encoder):
     rng, n = np.random.default_rng(0), 120
     front, back = rng.integers(0, 2, n), rng.integers(0, 2, n)
     frame = pd.DataFrame({"front": [f"{k}.png" for k in front], "back": [f"{k}.png" for k in back],
+                          "size": rng.uniform(1, 9, n),
                           "label": np.where(front == back, "same", "other")})
     frame.loc[::10, "back"] = None
     frame.loc[1, "front"] = "gone.png"

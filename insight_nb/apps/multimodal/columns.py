@@ -293,7 +293,7 @@ def join_texts(frame: pd.DataFrame, columns) -> list: # names; (rows,) str, "" w
 
 # %% ../../../nbs/apps/multimodal/00_columns.ipynb #fe8b735e
 def row_contents(table: MixedTable) -> list: # (rows,) str
-    "What two rows must share to be copies, nearly: a long text, and the letters of the other cells."
+    "What two copies share, nearly: a long text, and letters that depend on the other cells."
     names = table.of_kind("text")
     texts = join_texts(table.frame, names) if names else [""] * len(table)
     others = [to_categories(to_missing(table.frame[c.name])) for c in table.columns

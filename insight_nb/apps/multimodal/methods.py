@@ -116,6 +116,7 @@ class Side:
     def inputs(self, modality): # (rows, inputs): what a network or a linear model reads
         return self.parts[modality].inputs(self.features[modality])
 
+# %% ../../../nbs/apps/multimodal/04_methods.ipynb #05083a09
 class FeatureMaker:
     "Features of each kind of evidence."
     def __init__(self, table: MixedTable, groups=None, seed=0): # groups: of the training rows

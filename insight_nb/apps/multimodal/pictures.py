@@ -131,7 +131,8 @@ def picture_vectors(cells, # (rows,) paths, or gaps
 # %% ../../../nbs/apps/multimodal/01_pictures.ipynb #5a9b3130
 def join_pictures(found) -> PictureVectors: # a `PictureVectors` of one column each, same rows
     "Columns of pictures side by side."
-    return PictureVectors(np.hstack([p.vectors for p in found]), np.hstack([p.facts for p in found]),
+    vectors, facts = ([getattr(p, k) for p in found] for k in ("vectors", "facts"))
+    return PictureVectors(np.hstack(vectors), np.hstack(facts),
                           sorted(f for p in found for f in p.faults), len(found))
 
 @patch
