@@ -233,6 +233,7 @@ def source_folder(source) -> Path: # to which paths of pictures are relative
     is_file = isinstance(source, (str, Path)) and not str(source).startswith("sample:")
     return Path(source).expanduser().parent if is_file else Path()
 
+# %% ../../../nbs/apps/multimodal/00_columns.ipynb #42ccfffa
 def open_mixed(source, # whatever `open_frame` opens
                label="label", task=None, # classify or regress; None: by the rule
                given=None, # as of `check_kinds`
@@ -316,11 +317,13 @@ def _keyed(table): # as a `Table`, for `split`: named classes, and the contents 
         frame = frame.assign(**{table.label: named})
     return Table(frame, key, table.label if named else None, table.name)
 
+# %% ../../../nbs/apps/multimodal/00_columns.ipynb #2ba6d506
 def split_mixed(table: MixedTable, group=None, time=None, seed=0,
                 **sizes) -> DataSplit: # test and valid, as of `split`
     "Sides of a table. Raises InputError as `split`."
     return split(_keyed(table), group=group, time=time, seed=seed, **sizes)
 
+# %% ../../../nbs/apps/multimodal/00_columns.ipynb #780dd12d
 @patch
 def digest(self: MixedTable) -> str: # sha256 of the rows used
     "A hash of all columns that are read, and the label."
@@ -353,6 +356,7 @@ def open_side(table: MixedTable, source) -> MixedTable: # whatever `open_frame` 
     return MixedTable(frame[has], table.columns, _known_target(cells[has], table, name),
                       table.names, table.label, name, folder, dropped, notes)
 
+# %% ../../../nbs/apps/multimodal/00_columns.ipynb #8661c05a
 def _known_target(cells, table, name): # without gaps
     if not table.names:
         return regression_targets(list(cells), f"column {table.label!r}", list(cells.index))

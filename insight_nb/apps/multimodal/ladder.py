@@ -33,6 +33,7 @@ def modality_sets(modalities) -> list: # of tuples, small ones first
 
 METHODS_TRIED = "trees,late,fine_tuned" # where none are asked for
 
+# %% ../../../nbs/apps/multimodal/05_ladder.ipynb #391fcc09
 def mixed_methods(maker: FeatureMaker, wanted=None, # names by commas; None: METHODS_TRIED
                   groups=None, **how) -> list: # of `FineTunedFusion`
     "The methods to compare. Raises InputError for a name that is not known."

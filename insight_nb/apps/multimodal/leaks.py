@@ -55,6 +55,7 @@ def _phrases(texts): # (rows, phrases) 0 or 1, and their names; None: none is in
         return None
     return x, counter.get_feature_names_out()
 
+# %% ../../../nbs/apps/multimodal/06_leaks.ipynb #f8d93835
 def telling_phrases(texts, y, # (rows,) str; (rows,) class ids
                     least=.9) -> list: # of (phrase, class id, share in it, share in the others)
     "Words and pairs of words that stand in one class alone, the most telling of each class."
@@ -71,6 +72,7 @@ def telling_phrases(texts, y, # (rows,) str; (rows,) class ids
             found.append((str(names[i]), int(c), float(inside[i]), float(outside[i])))
     return found
 
+# %% ../../../nbs/apps/multimodal/06_leaks.ipynb #97258c6c
 def number_phrase(texts, y) -> tuple: # (rows,) str and numbers -> phrase, share of the variance
     "The phrase that tells most of a number."
     counted = _phrases(texts)
@@ -168,6 +170,7 @@ def find_evidence_leaks(table: MixedTable, evidence: RowEvidence, y, # of the tr
                                   f"of the pictures{of} tell {v:.0%} of what there is to tell"))
     return found
 
+# %% ../../../nbs/apps/multimodal/06_leaks.ipynb #ff221408
 def text_leaks(table: MixedTable, texts, y, seed=0) -> list: # (rows,) str; of `Leak`
     "Phrases that tell a class or a number, and the number itself."
     if table.names:
@@ -182,6 +185,7 @@ def text_leaks(table: MixedTable, texts, y, seed=0) -> list: # (rows,) str; of `
                           "the texts"))
     return found
 
+# %% ../../../nbs/apps/multimodal/06_leaks.ipynb #12ed0312
 def leak_check(leaks) -> Check:
     "The line of the guard."
     if not leaks:

@@ -322,6 +322,7 @@ class TunedTexts:
             self.known = texts, np.hstack([there, np.round(self.main.transform(vectors), 3)])
         return self.known[1]
 
+# %% ../../../nbs/apps/multimodal/04_methods.ipynb #5b027b25
 class TunedBoosting(MixedMethod):
     "Boosted trees on the table and on vectors of an encoder that was tuned on the label."
     trained = True
@@ -388,6 +389,7 @@ def fit_texts(self: TunedBoosting, train: Side, n_classes, seed=0) -> TunedTexts
         outside[asked] = align_directions(v, learned, wanted)[asked]
     return TunedTexts(encoder, main, *(np.round(a, 3) for a in (outside, wanted)))
 
+# %% ../../../nbs/apps/multimodal/04_methods.ipynb #e3b47295
 @patch
 def join(self: TunedBoosting, side: Side, text): # (rows, numbers) of the texts
     return np.hstack([text, *(side.features[m] for m in self.modalities if m != "text")])
@@ -410,6 +412,7 @@ def fit(self: TunedBoosting, train: Side, valid: Side, n_classes, seed=0):
     self.trees = self.grow(train, self.texts.outside, n_classes, seed)
     return self
 
+# %% ../../../nbs/apps/multimodal/04_methods.ipynb #9b3f1e16
 @patch
 def answers(self: TunedBoosting, side: Side):
     return tree_answers(self.trees, self.read(side))

@@ -60,6 +60,7 @@ def put_directions(store: Store, name, main: MainDirections):
 def get_directions(store: Store, name) -> MainDirections:
     return MainDirections(*(store.get(f"{name}.{k}") for k in ("mean", "scale", "directions")))
 
+# %% ../../../nbs/apps/multimodal/08_mixed_bundle.ipynb #666bb0c1
 def put_features(store: Store, maker: FeatureMaker, modalities):
     "Keep what the features of some kinds have learned."
     for m in modalities:
@@ -81,6 +82,7 @@ def _linear(model, n_classes):
     made.model = model
     return made
 
+# %% ../../../nbs/apps/multimodal/08_mixed_bundle.ipynb #f97ebc9b
 def get_features(store: Store, table: MixedTable) -> FeatureMaker: # its columns and classes
     "Features that have learned."
     maker, k = FeatureMaker(table), len(table.names)
@@ -169,6 +171,7 @@ def save_vision(folder, vision, method): # made here; what bundle.json says of i
     return {"shown": vision.preprocessor.dict(),
             "backbone": {"name": str(vision.name), "identity": vision.identity}}
 
+# %% ../../../nbs/apps/multimodal/08_mixed_bundle.ipynb #2bff44f4
 def open_vision(folder, told): # as of `save_vision`; a `Vision`
     "The network that was kept."
     vision = empty_vision(told, folder / "encoder")
@@ -269,6 +272,7 @@ def read_cells(bundle: MixedBundle, column: ColumnKind, cells: pd.Series) -> np.
         return np.isfinite(days_of_dates(cells))
     return ~np.isnan(to_numbers(cells, bundle.maker.parts["table"].commas[column.name]))
 
+# %% ../../../nbs/apps/multimodal/08_mixed_bundle.ipynb #ae4211ed
 def missing_kinds(bundle: MixedBundle, evidence) -> np.ndarray: # (rows,) str
     "Which kinds of evidence a row lacks."
     lacks = {}
@@ -282,6 +286,7 @@ def missing_kinds(bundle: MixedBundle, evidence) -> np.ndarray: # (rows,) str
     return np.array([", ".join(m for m in lacks if lacks[m][i]) for i in range(len(evidence))],
                     dtype=object)
 
+# %% ../../../nbs/apps/multimodal/08_mixed_bundle.ipynb #6a7260a8
 def picture_faults(pictures) -> dict: # row -> what is wrong with its pictures
     "One sentence for each row; of several columns with the path."
     found = {}

@@ -55,6 +55,7 @@ def surest_mistakes(ladder: MixedLadder, shown: MixedResult, most=5) -> np.ndarr
     order = np.argsort(-off, kind="stable")[:most]
     return order[off[order] >= 0]
 
+# %% ../../../nbs/apps/multimodal/09_multimodal.ipynb #c23a610a
 def rows_table(ladder: MixedLadder, shown: MixedResult, rows, columns=6) -> ReportTable:
     "Test rows with their columns, what is true, and what was said."
     table, y = ladder.table, ladder.test.y
@@ -115,6 +116,7 @@ def mixed_checks(ladder: MixedLadder, shown: MixedResult, bundle: MixedBundle,
                   guard.weights_finite(trained_part(shown.method)[0].named_parameters())]
     return found
 
+# %% ../../../nbs/apps/multimodal/09_multimodal.ipynb #bcddacf2
 def trained_part(method): # what was trained, and the loss of each step
     if isinstance(method, TunedBoosting):
         return method.texts.encoder, method.losses

@@ -135,6 +135,7 @@ def join_pictures(found) -> PictureVectors: # a `PictureVectors` of one column e
     return PictureVectors(np.hstack(vectors), np.hstack(facts),
                           sorted(f for p in found for f in p.faults), len(found))
 
+# %% ../../../nbs/apps/multimodal/01_pictures.ipynb #43a08cbb
 @patch
 def move(self: PictureVectors, order, columns) -> PictureVectors: # positions; which columns
     "The same rows, with the pictures of some columns from other rows."
