@@ -178,7 +178,7 @@ def test_pictures_of_two_columns_and_a_network_in_the_bundle(encoder):
     front, back = rng.integers(0, 2, n), rng.integers(0, 2, n)
     frame = pd.DataFrame({"front": [f"{k}.png" for k in front], "back": [f"{k}.png" for k in back],
                           "size": rng.uniform(1, 9, n),
-                          "label": np.where(front + back > 0, "some", "none")})
+                          "label": np.where(front + back > 0, "light", "dark")})
     frame.loc[::10, "back"] = None
     frame.loc[1, "front"] = "gone.png"
     assert run(frame, picture_model="net", methods="trees,late", test_rows=40, valid_rows=20) == 0
