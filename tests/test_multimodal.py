@@ -2,17 +2,20 @@
 evidence is worth."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import refused, run_here, tiny_encoder
+from conftest import damage, refused, run_here, tiny_encoder
 from insight_nb import load
+from insight_nb.apps.multimodal import methods
 from insight_nb.apps.multimodal.columns import open_mixed, split_mixed
 from insight_nb.apps.multimodal.ladder import MixedLadder, mixed_methods
 from insight_nb.apps.multimodal.leaks import find_evidence_leaks
-from insight_nb.apps.multimodal.methods import RowEvidence, collect_evidence, row_text_vectors
+from insight_nb.apps.multimodal.methods import (
+    FeatureMaker, RowEvidence, collect_evidence, row_text_vectors)
 from insight_nb.apps.multimodal.mixed_bundle import predict_mixed
 from insight_nb.apps.multimodal.pictures import FACTS, PictureVectors, picture_vectors
 from insight_nb.base.core import InputError
@@ -85,6 +88,113 @@ def test_numbers_and_chinese_rows(encoder):
     assert np.abs(got - frame.label[:5]).max() < 3
 
 
+def chinese_encoder(folder, texts):
+    "Some kilobytes, with a token for each character of these texts."
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+    folder = Path(folder)
+    folder.mkdir()
+    found = sorted(set("".join(texts)))
+    known = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *found, *(f"##{c}" for c in found)]
+    (folder / "vocab.txt").write_text("\n".join(known), encoding="utf-8")
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    BertModel(BertConfig(vocab_size=len(known), hidden_size=8, num_hidden_layers=4,
+                         num_attention_heads=2, intermediate_size=16)).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("asked", ["class", "number"])
+def test_tuned_vectors_of_chinese_rows(encoder, asked):
+    "In groups, from table to prediction; the bundle answers what was measured."
+    frame = rows(160, zh=True).assign(customer=np.arange(160) // 4)
+    if asked == "number":
+        frame["label"] = frame.price + frame.note.str.contains("很快") * 3.0
+    own = chinese_encoder("zh", frame.note)
+    assert run(frame, text="note", backbone=own, methods="tuned", epochs=2, group="customer") == 0
+    told = json.loads(open("out/evidence.json", encoding="utf-8").read())
+    assert [m["modalities"] for m in told["ladder"]["methods"]] == [["text"], ["text", "table"]]
+    checks = {c["check"]: c["passed"] for c in told["guard"]}
+    assert checks["reload_equal"] and checks["language"] and checks["weights_finite"]
+    assert set(told["tuned_gap"]) == {"out of fold", "as seen in training"}
+    bundle = load("out/bundle")
+    assert "text" in bundle.modalities and (Path("out/bundle/encoder/config.json")).is_file()
+    assert predict_mixed(bundle, frame.iloc[:9]).prediction.notna().all()
+    if asked == "class":
+        shutil.rmtree("zh")  # the bundle is whole
+        again = predict_mixed(load("out/bundle"), frame, probabilities=True)
+        assert again.equals(predict_mixed(bundle, frame, probabilities=True))
+
+
+def test_tuned_vectors_need_an_encoder_that_reads_the_texts(encoder, ends):
+    refused(ends(*words(rows(80, zh=True), text="note", backbone=encoder, methods="tuned")),
+            "methods names tuned, but this encoder was not made for the language")
+
+
+def test_folds_of_tuned_vectors_keep_groups_apart(monkeypatch):
+    frame = rows(60)
+    table = open_mixed(frame, given={"text": ["note"]})
+    groups, seen = (np.arange(60) // 6).tolist(), []
+    maker = FeatureMaker(table, groups)
+    method = mixed_methods(maker, "tuned", groups)[1]
+    monkeypatch.setattr(method, "tune", lambda texts, y, *_: seen.append(len(texts)))
+    monkeypatch.setattr(methods, "module_device", lambda encoder: None)
+    vectors = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
+    monkeypatch.setattr(methods, "row_text_vectors", lambda *_: vectors)
+    train = maker.fit(made_evidence(frame, 0), table.target)
+    found = method.fit_texts(train, 2)
+    assert len(seen) == 4 and seen[-1] == 60 and all(n % 6 == 0 for n in seen)
+    assert found.outside.shape == found.seen.shape == (60, 8)
+
+
+def test_sides_that_are_given(encoder, ends):
+    frame, new = rows(200), rows(60, seed=1)
+    new.to_csv("new.csv", index=False)
+    assert run(frame, backbone=encoder, text="note", test="new.csv", valid_rows=40) == 0
+    told = json.loads(open("out/evidence.json", encoding="utf-8").read())["data"]
+    assert told["rows"]["test"] == 60 and told["source"].endswith("rows.csv + new.csv")
+    new.assign(label="maybe").to_csv("new.csv", index=False)
+    for how, said in (({"test": "new.csv"}, "has the label 'maybe'"),
+                      ({"valid": "gone.csv"}, "gone.csv"),
+                      ({"test": "new.csv", "time": "price"}, "time only applies when")):
+        refused(ends(*words(frame, backbone=encoder, text="note", **how)), said)
+
+
+def test_a_sheet_of_a_workbook(encoder):
+    with pd.ExcelWriter("rows.xlsx") as book:
+        pd.DataFrame({"a": [1]}).to_excel(book, sheet_name="first", index=False)
+        rows(80).to_excel(book, sheet_name="wanted", index=False)
+    assert run_here("multimodal", "-p", "table", "rows.xlsx", "-p", "sheet", "wanted", "-p",
+                    "methods", "trees", "-p", "drop", "note", "-p", "importance_rows", "0",
+                    "--out", "out") == 0
+
+
+def test_pictures_of_two_columns_and_a_network_in_the_bundle(encoder):
+    from transformers import ViTConfig, ViTForImageClassification
+    ViTForImageClassification(ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        image_size=16, patch_size=4)).save_pretrained("net")
+    for i, color in enumerate(("black", "white")):
+        Image.new("RGB", (20, 20), color).save(f"{i}.png")
+    rng, n = np.random.default_rng(0), 120
+    front, back = rng.integers(0, 2, n), rng.integers(0, 2, n)
+    frame = pd.DataFrame({"front": [f"{k}.png" for k in front], "back": [f"{k}.png" for k in back],
+                          "size": rng.uniform(1, 9, n),
+                          "label": np.where(front + back > 0, "light", "dark")})
+    frame.loc[::10, "back"] = None
+    frame.loc[1, "front"] = "gone.png"
+    assert run(frame, picture_model="net", methods="trees,late", test_rows=40, valid_rows=20) == 0
+    told = json.loads(open("out/evidence.json", encoding="utf-8").read())
+    assert told["data"]["unreadable_pictures"] == 1
+    assert told["metrics"]["accuracy"]["value"] > 0.8  # one alone: three of four rows
+    asked = frame.drop(columns="label").iloc[:20]
+    before = predict_mixed(load("out/bundle"), asked)
+    assert before.error[1] == "picture 'gone.png' is not there" and (before.missing == "").all()
+    shutil.rmtree("net")
+    assert predict_mixed(load("out/bundle"), asked).equals(before)
+    damage("out/bundle/vision/model.safetensors", 3)
+    with pytest.raises(InputError, match="sha256 does not match"):
+        load("out/bundle")
+
+
 def test_pictures(encoder):
     rng, n = np.random.default_rng(0), 120
     for i in range(6):
@@ -119,11 +229,12 @@ BAD = {
     "label": ({"label": "lable"}, "no column 'lable' for the label. Did you mean 'label'?"),
     "name": ({"numbers": "prise"}, "no column 'prise' (number). Did you mean 'price'?"),
     "twice": ({"numbers": "price", "drop": "price"}, "is named twice"),
-    "method": ({"methods": "svm"}, "say trees, late or fine_tuned"),
+    "method": ({"methods": "svm"}, "say trees, late, fine_tuned or tuned"),
     "task": ({"task": "rank"}, "say classify, regress"),
     "nothing left": ({"drop": "note,price,city"}, "no column besides 'label'"),
     "rows": ({"rows": 0}, "rows is 0"),
-    "pictures": ({"pictures": "note,city"}, "reads one"),
+    "labels": ({"task": "labels"}, "Several labels in a row: recipe multilabel"),
+    "pictures": ({"pictures": "note,city"}, "none of"),
     "picture paths": ({"pictures": "city"}, "none of"),
     "number": ({"task": "regress"}, "not a number"),
 }

@@ -43,7 +43,7 @@ GUARD = {
 }
 UNTRAINED = {"audit", "label"}  # they use an encoder as it is
 # it compares several methods on one split of one table
-LACKS = {"multimodal": {"method", "test", "valid", "class_weights"}}
+LACKS = {"multimodal": {"method", "class_weights"}}
 PYTHON = {"str": str, "int": int, "float": (int, float), "bool": bool}
 
 

@@ -18,6 +18,7 @@ import torch
 from fastcore.basics import patch
 
 from ..base.core import ReportTable, InputError, shorten, plural, suggest
+from ..base.intervals import group_codes
 from .dataset import TokenDataset
 from .targets import parse_numbers
 from ..base.tensors import Batch
@@ -240,11 +241,14 @@ def plan_target(words, target) -> dict: # (rows,) categories; (rows,) 0 and 1, o
 
 # %% ../../nbs/data/12_arrays.ipynb #8aaec10d
 def cross_fit_target(plan: dict, cells: pd.Series, target, # of the training rows
-                     seed=0, folds=5) -> np.ndarray: # (rows,) float64
+                     seed=0, folds=5,
+                     groups=None) -> np.ndarray: # (rows,) any names; (rows,) float64
     "What the other rows say of each row's category."
     y, n = np.asarray(target, float), len(plan["levels"])
     at = level_codes(to_categories(to_missing(cells)), plan["levels"])
     part = np.random.default_rng(seed).permutation(len(y)) % folds
+    if groups is not None:
+        part = part[group_codes(groups, len(y))]
     some = at >= 0
     key = (part * n + at)[some]
     size, sums = (np.bincount(key, w, folds * n).reshape(folds, n) for w in (None, y[some]))
@@ -350,12 +354,13 @@ class ColumnEncoder:
 
     def fit_transform(self, frame, # training rows, without the label
                       target=None, # (rows,) 0 and 1, or numbers; None: no target encoding
-                      seed=0) -> np.ndarray: # of the inner folds; (rows, features) float64
-        "As `fit`; a row's own target has no part in its features."
+                      seed=0, # of the inner folds
+                      groups=None) -> np.ndarray: # as of `cross_fit_target`; (rows, features)
+        "As `fit`; a row's own target, and those of its group, have no part in its features."
         self.plans = [plan_column(frame[c], self.bins, self.rare, target,
                                   "category" if c in self.words else None) for c in frame.columns]
         every = [f for p in self.plans for f in expand_features(p)]
-        raw = self.raw(frame, target, seed)
+        raw = self.raw(frame, target, seed, groups)
         self.varies = np.ptp(raw, axis=0) > 0 if len(raw) else np.zeros(len(every), bool)
         if not self.varies.any():
             raise InputError(
@@ -365,10 +370,11 @@ class ColumnEncoder:
         self.mean, self.scale = mean_and_scale(raw)
         return self.standardize(raw)
 
-    def raw(self, frame, target=None, seed=0) -> np.ndarray: # target: of the training rows
+    def raw(self, frame, target=None, seed=0, groups=None): # target: of the training rows
         def one(p):
             if target is not None and "values" in p:
-                return cross_fit_target(p, frame[p["column"]], target, seed)[:, None]
+                return cross_fit_target(p, frame[p["column"]], target, seed,
+                                        groups=groups)[:, None]
             return encode_column(p, frame[p["column"]])
         return np.column_stack([np.zeros((len(frame), 0)), *map(one, self.plans)])
 

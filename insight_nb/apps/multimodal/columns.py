@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLUMN_KINDS', 'MODALITIES', 'LIST_MARKS', 'ColumnKind', 'days_of_dates', 'list_separator', 'guess_kind',
-           'read_names', 'check_kinds', 'choose_kinds', 'MixedTable', 'open_mixed', 'join_texts', 'row_contents',
-           'split_mixed']
+           'read_names', 'check_kinds', 'choose_kinds', 'MixedTable', 'source_folder', 'open_mixed', 'join_texts',
+           'row_contents', 'split_mixed', 'open_side', 'split_sides']
 
 # %% ../../../nbs/apps/multimodal/00_columns.ipynb #9d084eb6
 import csv
@@ -26,9 +26,9 @@ from ...base.text import is_unsegmented
 from ...base.times import parse_timestamp
 from ...data.arrays import infer_kind, read_numbers, to_categories, to_missing, to_numbers
 from ...data.sources import open_frame
-from ...data.split import DataSplit, split
+from ...data.split import DataSplit, split, split_from_tables
 from ...data.table import Table
-from ...data.targets import regression_targets
+from ...data.targets import looks_multilabel, regression_targets
 from ...models.images import SUFFIXES
 
 # %% ../../../nbs/apps/multimodal/00_columns.ipynb #ad82cf76
@@ -211,6 +211,10 @@ def _target(cells, task, label): # without gaps -> target, names, a note or None
         y = regression_targets(list(cells), f"column {label!r}", list(cells.index))
         return y, (), read_numbers(cells)[1]
     names = tuple(sorted(set(words)))
+    if task is None and (mark := looks_multilabel(words)):
+        raise InputError(f"column {label!r} looks as if a cell holds several labels ({mark!r}), "
+                         "and one is learned here: take the recipe multilabel, which reads texts, "
+                         "or say task classify if each is one class.")
     if numbers:
         names = tuple(sorted(names, key=lambda w: to_numbers(pd.Series([w]))[0]))
     if len(names) < 2:
@@ -225,6 +229,11 @@ def _target(cells, task, label): # without gaps -> target, names, a note or None
     return np.array([at[w] for w in words]), names, None
 
 # %% ../../../nbs/apps/multimodal/00_columns.ipynb #f68f13ef
+def source_folder(source) -> Path: # to which paths of pictures are relative
+    is_file = isinstance(source, (str, Path)) and not str(source).startswith("sample:")
+    return Path(source).expanduser().parent if is_file else Path()
+
+# %% ../../../nbs/apps/multimodal/00_columns.ipynb #42ccfffa
 def open_mixed(source, # whatever `open_frame` opens
                label="label", task=None, # classify or regress; None: by the rule
                given=None, # as of `check_kinds`
@@ -232,7 +241,8 @@ def open_mixed(source, # whatever `open_frame` opens
     """Read a table and find out what its columns hold. Raises InputError for a label that is not
     there, names that are not there, and a table without evidence."""
     if task not in (None, "classify", "regress"):
-        raise InputError(f"task is {task!r}: say classify, regress, or leave it out.")
+        more = " Several labels in a row: recipe multilabel." if "label" in str(task) else ""
+        raise InputError(f"task is {task!r}: say classify, regress, or leave it out.{more}")
     frame, name, notes = open_frame(source)
     frame = check_columns(frame, name)
     if label not in frame.columns:
@@ -245,8 +255,7 @@ def open_mixed(source, # whatever `open_frame` opens
                          f"{label!r}: at least 20 are needed.")
     target, names, note = _target(cells[has], task, label)
     kinds = choose_kinds(frame[has], label, given)
-    is_file = isinstance(source, (str, Path)) and not str(source).startswith("sample:")
-    folder = Path(source).expanduser().parent if is_file else Path()
+    folder = source_folder(source)
     dropped = {"missing label": int((~has).sum())} if not has.all() else {}
     table = MixedTable(frame[has], kinds, target, names, label, name, folder, dropped,
                        [*notes, *([note] if note else [])])
@@ -285,31 +294,99 @@ def join_texts(frame: pd.DataFrame, columns) -> list: # names; (rows,) str, "" w
 
 # %% ../../../nbs/apps/multimodal/00_columns.ipynb #fe8b735e
 def row_contents(table: MixedTable) -> list: # (rows,) str
-    "What two rows must share to be copies."
-    texts = join_texts(table.frame, table.of_kind("text")) if "text" in table.modalities else None
-    used = [c.name for c in table.columns if c.modality]
-    cells = table.frame[used].astype(str)
-    rows = [hashlib.sha256("\x1f".join(row).encode()).hexdigest()
-            for row in cells.itertuples(index=False)]
-    if texts is None:
-        return rows
-    often = Counter(texts) # a short text says too little, and so does one that many rows share
-    return [t if len(t) >= 60 and often[t] <= 5 else r for t, r in zip(texts, rows)]
+    "What two copies share, nearly: a long text, and letters that depend on the other cells."
+    names = table.of_kind("text")
+    texts = join_texts(table.frame, names) if names else [""] * len(table)
+    others = [to_categories(to_missing(table.frame[c.name])) for c in table.columns
+              if c.modality and c.kind != "text"]
+    found = []
+    for text, *cells in zip(texts, *others):
+        short = len(text) < 60 # it says too little to be nearly the same
+        told = hashlib.shake_256("\x1f".join([*cells, text * short]).encode("utf-8", "replace"))
+        if short:
+            found.append(told.hexdigest(32))
+        else:
+            found.append(f"{text}\n{told.hexdigest(len(text) // 8 + 1)}" if cells else text)
+    return found
 
-def split_mixed(table: MixedTable, group=None, time=None, seed=0,
-                **sizes) -> DataSplit: # test and valid, as of `split`
-    "Sides of a table. Raises InputError as `split`."
+def _keyed(table): # as a `Table`, for `split`: named classes, and the contents as its text
     key = "\x00content"
     frame = table.frame.assign(**{key: row_contents(table)})
     named = [table.names[i] for i in table.target] if table.names else None
     if named:
         frame = frame.assign(**{table.label: named})
-    rows = Table(frame, key, table.label if named else None, table.name)
-    return split(rows, group=group, time=time, seed=seed, **sizes)
+    return Table(frame, key, table.label if named else None, table.name)
 
+# %% ../../../nbs/apps/multimodal/00_columns.ipynb #2ba6d506
+def split_mixed(table: MixedTable, group=None, time=None, seed=0,
+                **sizes) -> DataSplit: # test and valid, as of `split`
+    "Sides of a table. Raises InputError as `split`."
+    return split(_keyed(table), group=group, time=time, seed=seed, **sizes)
+
+# %% ../../../nbs/apps/multimodal/00_columns.ipynb #780dd12d
 @patch
 def digest(self: MixedTable) -> str: # sha256 of the rows used
     "A hash of all columns that are read, and the label."
     used = [c.name for c in self.columns if c.modality] + [self.label]
     cells = self.frame[used].astype(str).to_numpy().ravel()
     return hash_texts([*used, *cells])
+
+# %% ../../../nbs/apps/multimodal/00_columns.ipynb #633dd3ad
+def open_side(table: MixedTable, source) -> MixedTable: # whatever `open_frame` opens
+    "Other rows with the same columns and classes. Raises InputError for those that lack any."
+    frame, name, notes = open_frame(source)
+    frame = check_columns(frame, name)
+    read = [c for c in table.columns if c.modality]
+    for c in (table.label, *(c.name for c in read)):
+        if c not in frame.columns:
+            raise InputError(f"{name} has no column {shorten(c, 40)!r}, and {table.name} has "
+                             f"one.{suggest(c, frame.columns)}")
+    cells = to_missing(frame[table.label])
+    has = cells.notna().to_numpy()
+    if not has.any():
+        raise InputError(f"{name} has no row with a label in column {table.label!r}.")
+    for c in read:
+        if c.kind in ("number", "date"):
+            _check_cells(frame[c.name], c.kind)
+    folder = source_folder(source)
+    if table.of_kind("picture") and folder.resolve() != table.folder.resolve():
+        raise InputError(f"{name} lies in another folder than {table.name}, and both name pictures "
+                         "relative to theirs: put the tables side by side.")
+    dropped = {"missing label": int((~has).sum())} if not has.all() else {}
+    return MixedTable(frame[has], table.columns, _known_target(cells[has], table, name),
+                      table.names, table.label, name, folder, dropped, notes)
+
+# %% ../../../nbs/apps/multimodal/00_columns.ipynb #8661c05a
+def _known_target(cells, table, name): # without gaps
+    if not table.names:
+        return regression_targets(list(cells), f"column {table.label!r}", list(cells.index))
+    at, words = {w: i for i, w in enumerate(table.names)}, to_categories(cells)
+    if new := sorted(set(words) - set(at)):
+        raise InputError(f"{name} has the label {shorten(new[0], 30)!r}, and {table.name} has no "
+                         f"row of it: add rows, or drop it.{suggest(new[0], table.names)}")
+    return np.array([at[w] for w in words])
+
+# %% ../../../nbs/apps/multimodal/00_columns.ipynb #7ef9d846
+def split_sides(table: MixedTable, # rows to learn from
+                tables=(None, None), # validation and test tables, as `open_side` takes them
+                group=None, time=None, seed=0, **sizes) -> tuple: # as of `split_mixed`
+    "All rows in one `MixedTable`, and its sides. Raises InputError as `open_side` and `split`."
+    if all(t is None for t in tables):
+        return table, split_mixed(table, group, time, seed, **sizes)
+    valid, test = (None if t is None else open_side(table, t) for t in tables)
+    every = [table, *(t for t in (valid, test) if t is not None)]
+    given = {"valid": valid, "test": test}
+    sides = {k: sizes.get(k) if t is None else _keyed(t) for k, t in given.items()}
+    parts = split_from_tables(_keyed(table), **sides, seed=seed, group=group)[1]
+    dropped = dict(sum((Counter(t.dropped) for t in every), Counter()))
+    joined = MixedTable(pd.concat([t.frame for t in every], ignore_index=True), table.columns,
+                        np.concatenate([t.target for t in every]), table.names, table.label,
+                        " + ".join(t.name for t in every), table.folder, dropped,
+                        [n for t in every for n in t.notes])
+    learned = np.concatenate([parts.train, parts.valid])
+    both = {parts.groups[i] for i in learned} & set(parts.test_groups) if parts.groups else ()
+    if both:
+        parts.notes.append(f"{plural(len(both), 'group')} of the test rows, such as "
+                           f"{shorten(min(map(str, both)), 40)!r}, are in training too: the result "
+                           "flatters")
+    return joined, parts

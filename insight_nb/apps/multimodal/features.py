@@ -150,11 +150,11 @@ class TableFeatures:
         found |= {c: frame[c].to_numpy() for c in self.categories}
         return pd.DataFrame(found | dict(_list_columns(frame, self.plans)))
 
-    def fit_transform(self, frame, target, seed=0) -> np.ndarray: # (rows, features) float64
+    def fit_transform(self, frame, target, seed=0, groups=None): # (rows, features) float64
         "Target: 0 and 1, or numbers, for columns of many categories; None: those are left out."
         self.plans = plan_lists(frame, self.lists)
         self.encoder = ColumnEncoder(words=self.categories)
-        x = self.encoder.fit_transform(self.expand(frame), target, seed)
+        x = self.encoder.fit_transform(self.expand(frame), target, seed, groups)
         self.edges = [quantile_edges(x[:, j]) for j in range(x.shape[1])]
         return x
 
@@ -217,28 +217,36 @@ def round_scores(scores, n_classes) -> np.ndarray: # (rows, scores), of the same
 # %% ../../../nbs/apps/multimodal/02_features.ipynb #3989f860
 class VectorFeatures:
     "Main directions and a score of vectors, and whether there is one."
-    def __init__(self, modality, n_classes, groups=None, seed=0):
+    # blocks: vectors that stand side by side
+    def __init__(self, modality, n_classes, groups=None, seed=0, blocks=1):
         self.modality, self.linear = modality, CrossFitted(n_classes, groups, seed)
+        self.blocks = blocks
 
-    def fit_transform(self, vectors, y) -> np.ndarray: # (rows, width) -> (rows, features)
+    def fit_transform(self, vectors, y) -> np.ndarray: # (rows, blocks * width) -> (rows, features)
         "Of the training rows, the score out of fold."
-        self.main = main_directions(vectors)
-        x = self.main.standardize(vectors)
+        self.main = [main_directions(v) for v in self._split(vectors)]
+        x = self.standardize(vectors)
         found = self._joined(vectors, self.linear.fit_transform(x, y))
         self.spread = np.maximum(self._directions(found).std(0), 1e-6)
         return found
 
-    def _directions(self, features): return features[:, 1:1 + len(self.main.directions)]
-    def inputs(self, features): # for a network; (rows, directions)
-        return np.clip(self._directions(features) / self.spread, -4, 4)
+    def _split(self, vectors): return np.split(vectors, self.blocks, axis=1)
+    def _directions(self, features):
+        return features[:, self.blocks:self.blocks + sum(len(m.directions) for m in self.main)]
+    def standardize(self, vectors): # NaN becomes the middle
+        return np.hstack([m.standardize(v) for m, v in zip(self.main, self._split(vectors))])
+    def inputs(self, features): # for a network; (rows, directions), and marks of several blocks
+        x = np.clip(self._directions(features) / self.spread, -4, 4)
+        return np.hstack([features[:, :self.blocks], x]) if self.blocks > 1 else x
 
     def transform(self, vectors): # of other rows
-        return self._joined(vectors, self.linear.transform(self.main.standardize(vectors)))
+        return self._joined(vectors, self.linear.transform(self.standardize(vectors)))
 
     def _joined(self, vectors, scores):
-        there = ~np.isnan(vectors[:, :1])
-        found = np.round(self.main.transform(vectors), 3)
-        return np.hstack([there, found, round_scores(scores, self.linear.n_classes)])
+        parts = self._split(vectors)
+        there = [~np.isnan(v[:, :1]) for v in parts]
+        found = [np.round(m.transform(v), 3) for m, v in zip(self.main, parts)]
+        return np.hstack([*there, *found, round_scores(scores, self.linear.n_classes)])
 
 # %% ../../../nbs/apps/multimodal/02_features.ipynb #a941dec4
 class TextFeatures(VectorFeatures):

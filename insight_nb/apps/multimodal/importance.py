@@ -32,8 +32,9 @@ def shuffle_columns(evidence: RowEvidence, table: MixedTable, columns, # names
             moved.vectors = evidence.vectors[order]
         else:
             moved.vectors = row_text_vectors(moved.texts, backbone, max_length, device)
-    if set(columns) & set(table.of_kind("picture")):
-        moved.pictures = evidence.pictures.select(order)
+    at = [i for i, c in enumerate(table.of_kind("picture")) if c in columns]
+    if at:
+        moved.pictures = evidence.pictures.move(order, at)
     return moved
 
 # %% ../../../nbs/apps/multimodal/07_importance.ipynb #347152c7

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['SIDE', 'CELL', 'DIRECTIONS', 'DESCRIPTOR_WIDTH', 'FACTS', 'describe_pixels', 'find_picture', 'picture_facts',
-           'PictureVectors', 'picture_vectors']
+           'PictureVectors', 'picture_vectors', 'join_pictures']
 
 # %% ../../../nbs/apps/multimodal/01_pictures.ipynb #58823ba8
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from fastcore.basics import patch
 
 from ...base.core import InputError, ReportTable, plural, shorten
 from ...models.images import UnreadableImage, open_image, read_image
@@ -62,16 +63,20 @@ def picture_facts(path, pixels) -> np.ndarray: # a file; (3, h, w) uint8 -> (fac
 # %% ../../../nbs/apps/multimodal/01_pictures.ipynb #ba037880
 @dataclass
 class PictureVectors:
-    "A vector for each row, NaN where there is no picture."
-    vectors: np.ndarray # (rows, width) float32
-    facts: np.ndarray # (rows, FACTS) float32
+    "A vector for each row, NaN where there is no picture; of several columns side by side."
+    vectors: np.ndarray # (rows, columns * width) float32
+    facts: np.ndarray # (rows, columns * FACTS) float32
     faults: list = field(default_factory=list) # (row, path, reason)
+    columns: int = 1 # of pictures
 
     def __len__(self): return len(self.vectors)
     @property
-    def there(self): return ~np.isnan(self.vectors[:, 0]) # (rows,) bool
+    def marks(self): # (rows, columns) bool, which pictures are there
+        return ~np.isnan(self.vectors[:, ::self.vectors.shape[1] // self.columns])
+    @property
+    def there(self): return self.marks.any(1) # (rows,) bool, whether there is any
     def select(self, rows): # positions
-        return PictureVectors(self.vectors[rows], self.facts[rows], self.faults)
+        return replace(self, vectors=self.vectors[rows], facts=self.facts[rows])
     def table(self) -> ReportTable:
         "Pictures that can't be read, and why."
         rows = [[row, shorten(path, 60), why] for row, path, why in self.faults[:20]]
@@ -122,3 +127,23 @@ def picture_vectors(cells, # (rows,) paths, or gaps
         raise InputError(f"none of {plural(len(faults), 'picture')} can be read: "
                          f"{shorten(path, 60)!r} in row {row} {why}.")
     return PictureVectors(vectors, facts, faults)
+
+# %% ../../../nbs/apps/multimodal/01_pictures.ipynb #5a9b3130
+def join_pictures(found) -> PictureVectors: # a `PictureVectors` of one column each, same rows
+    "Columns of pictures side by side."
+    vectors, facts = ([getattr(p, k) for p in found] for k in ("vectors", "facts"))
+    return PictureVectors(np.hstack(vectors), np.hstack(facts),
+                          sorted(f for p in found for f in p.faults), len(found))
+
+# %% ../../../nbs/apps/multimodal/01_pictures.ipynb #43a08cbb
+@patch
+def move(self: PictureVectors, order, columns) -> PictureVectors: # positions; which columns
+    "The same rows, with the pictures of some columns from other rows."
+    moved = replace(self, vectors=self.vectors.copy(), facts=self.facts.copy())
+    for name in ("vectors", "facts"):
+        old, new = getattr(self, name), getattr(moved, name)
+        width = old.shape[1] // self.columns
+        for c in columns:
+            part = slice(c * width, (c + 1) * width)
+            new[:, part] = old[order, part]
+    return moved
