@@ -154,6 +154,19 @@ def clean_outputs(nb):
                 yield f"an output holds {found[0]!r}: {cell.lines[0]}"
 
 
+# more than 6 digits that say something, behind the point
+LONG = re.compile(r"(?:[1-9]\d*\.|0\.0*(?=[1-9]))\d{7,}")
+
+
+def short_numbers(nb):
+    "No stored text holds a number with 7 digits behind the point: the last differ by processor."
+    for cell in nb.code:
+        for out in cell.outputs:
+            text = "".join(out.get("text", "")) + "".join(out.get("data", {}).get("text/plain", ""))
+            if found := LONG.search(text):
+                yield f"an output holds {found[0]}, round it: {cell.lines[0]}"
+
+
 def is_kept(nb):
     "Tools skip notebooks whose name starts with _ or a dot, so such drafts rot."
     if nb.path.name[0] in "_.":
@@ -171,6 +184,7 @@ RULES = [
     small_functions,
     readable_size,
     exercises_its_names,
+    short_numbers,
 ]
 EVERYWHERE = [clean_outputs, is_kept]  # recipes, lessons and the index too
 
@@ -236,6 +250,12 @@ FAULTS = [
         clean_outputs,
         [("x", [{"output_type": "display_data", "data": {"text/html": "<p>C:\\Users\\eve"}}])],
     ),
+    (short_numbers, [("x", said("loss 0.00123456789"))]),
+    (short_numbers, [("x", said("437936.44892982 a year"))]),
+    (
+        short_numbers,
+        [("x", [{"output_type": "execute_result", "data": {"text/plain": ["[-1.4210854e-14]"]}}])],
+    ),
     (is_kept, GOOD, "_draft.ipynb"),
 ]
 
@@ -250,7 +270,8 @@ def test_rule_finds_the_planted_fault(rule, cells, name, tmp_path):
 
 
 def test_rules_accept_a_good_notebook(tmp_path):
-    assert not [fault for rule in RULES + EVERYWHERE for fault in rule(write(tmp_path, GOOD))]
+    good = [*GOOD, ("double(.5)", said("1.0, a chance of 0.000000123 and 0.123456 [0.1, 0.2]"))]
+    assert not [fault for rule in RULES + EVERYWHERE for fault in rule(write(tmp_path, good))]
 
 
 def test_numbers_are_used_once():

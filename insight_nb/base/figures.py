@@ -6,6 +6,7 @@
 __all__ = ['INK', 'BLUE', 'ORANGE', 'escape_label', 'figure', 'figure_svg', 'ReportFigure']
 
 # %% ../../nbs/base/06_figures.ipynb #9bf3ed1d
+import hashlib
 import html
 import re
 import warnings
@@ -44,17 +45,45 @@ def figure(width=6.0, height=3.6): # size in inches
     return fig, ax
 
 # %% ../../nbs/base/06_figures.ipynb #41ed1d3a
-# what matplotlib wrote, less what a page doesn't need: metadata, global styles, ids that repeat in
-# each figure, its own fonts
+_PLACE = re.compile(r' (?:d|x|y|width|height|transform)="[^"]*"')
+_NUMBER = re.compile(r"(?:scale|matrix)\([^)]*\)|-?\d+\.?\d*") # factors stay
+
+def _round_places(tag): # what is no place stays: widths of lines, sizes of text
+    def short(found):
+        if found[0].endswith(")"):
+            return found[0]
+        # a little more, so that 0.25 and 0.249999 are rounded to the same side
+        text = f"{float(found[0]) + .003:.1f}".removesuffix(".0")
+        return "0" if text == "-0" else text
+    return _PLACE.sub(lambda found: _NUMBER.sub(short, found[0]), tag)
+
+# %% ../../nbs/base/06_figures.ipynb #e036c910
+_ID = re.compile(r'( id="|url\(#|href="#)([^")]+)')
+
+def _name_shapes(tags): # an id that nothing names goes
+    named = {found[2] for found in _ID.finditer("".join(tags)) if found[1] != ' id="'}
+    tags = [re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in named else "", t) for t in tags]
+    number = {}
+    def name(found, mark=""):
+        return f"{found[1]}{mark}{number.setdefault(found[2], len(number))}"
+    plain = "".join(_ID.sub(name, t) for t in tags)
+    mark = f"f{hashlib.sha256(plain.encode()).hexdigest()[:8]}-"
+    return [_ID.sub(lambda found: name(found, mark), t) for t in tags]
+
+# what matplotlib wrote, less what a page doesn't need: metadata, global styles, its own fonts
 def _tidy_svg(svg):
     for gone in (r"<metadata>.*?</metadata>", r"<style.*?</style>",
-                 r' id="(?:[a-z]+\d*d?_\d+|[\w.]*axis[\w.]*)"', r' transform="rotate\(-0 [^"]*"'):
+                 r' transform="rotate\(-0 [^"]*"'):
         svg = re.sub(gone, "", svg, flags=re.S)
     svg = re.sub(
         r'<text style="(?:font: (\d+)? ?([\d.]+)px [^;"]*'
         r'|font-size: ([\d.]+)px; font-family: [^;"]*)',
         lambda m: f'<text style="font-size: {m[2] or m[3]}px; font-weight: {m[1] or 400}', svg)
-    return re.sub(r"\s*\n\s*", "\n", svg).replace(INK, "currentColor").strip()
+    svg = re.sub(r"\s*\n\s*", "\n", svg).replace(INK, "currentColor").strip()
+    # every second part is a tag; the others are users' text, which stays
+    parts = re.split("(<[^>]*>)", svg)
+    parts[1::2] = _name_shapes([_round_places(tag) for tag in parts[1::2]])
+    return "".join(parts)
 
 # %% ../../nbs/base/06_figures.ipynb #a43dbfb8
 def figure_svg(fig, # from `figure`

@@ -7,7 +7,7 @@ __all__ = ['NORMAL', 'mcnemar', 'Difference', 'influence_difference', 'paired_di
            'paired_bootstrap', 'holm_correction', 'rows_needed', 'paired_power', 'detectable_table', 'slice_table']
 
 # %% ../../nbs/eval/08_compare.ipynb #ba65fed5
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from statistics import NormalDist
 
 import numpy as np
@@ -40,10 +40,13 @@ class Difference:
     n: int # rows
     method: str
     # that the rows are of; None: each row on its own
-    groups: int | None = field(default=None, repr=False)
+    groups: int | None = None
     # rows that say as much as an independent one
-    effect: float = field(default=1., repr=False)
+    effect: float = 1.
     def __str__(self): return format_interval(self.value, self.low, self.high)
+    def __repr__(self):
+        groups = "" if self.groups is None else f", groups={self.groups}"
+        return f"Difference({self}, p={self.p:.2g}, n={self.n}{groups}, method={self.method!r})"
     def to_dict(self):
         alone = ("groups", "effect") if self.groups is None else ()
         return {k: v for k, v in asdict(self).items() if k not in alone}

@@ -7,7 +7,7 @@ __all__ = ['WILSON', 'SCORE', 'GROUPED', 'accuracy', 'confusion', 'macro_f1', 'm
            'Metric', 'make_metric', 'mean_metric', 'proportion_metric', 'describe_groups', 'class_metrics', 'evaluate']
 
 # %% ../../nbs/eval/00_metrics.ipynb #ca9ae139
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -224,11 +224,15 @@ class Metric:
     n: int # rows that it rests on
     method: str # of the interval
     # that the rows are of; None: each row on its own
-    groups: int | None = field(default=None, repr=False)
+    groups: int | None = None
     # independent rows that say as much
-    effective_rows: float | None = field(default=None, repr=False)
+    effective_rows: float | None = None
 
     def __str__(self): return format_interval(self.value, self.low, self.high)
+
+    def __repr__(self): # digits that say nothing, and differ by processor, are left out
+        groups = "" if self.groups is None else f", groups={self.groups}"
+        return f"Metric({self}, n={self.n}{groups}, method={self.method!r})"
 
     def to_dict(self): # None instead of NaN
         found = {k: None if v != v else v for k, v in asdict(self).items()}
