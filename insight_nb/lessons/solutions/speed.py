@@ -222,33 +222,42 @@ gpu_clock = Choice(
       "GPU 上的调用会立即返回。这时 GPU 在做什么？")],
     _draw_batches)
 
-# %% ../../../nbs/lessons/solutions/12_speed.ipynb #b97cd45d
+# %% ../../../nbs/lessons/solutions/12_speed.ipynb #8fcffdbe
 faster_step = Exercise(
     "12.6",
-    ("A training step reads data for {reading} ms, and then computes for {computing} ms. A new GPU "
-     "computes {faster} times as fast; reading stays as it is. How many times as fast is the whole "
-     "step?",
-     "一个训练步先用 {reading} 毫秒读数据，再用 {computing} 毫秒计算。新 GPU 的计算速度是原来的 {faster} 倍，"
-     "读数据的时间不变。整个训练步的速度是原来的多少倍？"),
+    ("On a CPU, a training step reads data for {reading} ms, and then computes for {computing} ms. "
+     "A GPU computes {faster} times as fast. Reading stays as it is, and each batch must be moved "
+     "to the GPU, which takes {moving} ms. How many times as fast is the whole step?",
+     "在 CPU 上，一个训练步先用 {reading} 毫秒读数据，再用 {computing} 毫秒计算。GPU 的计算速度是 {faster} 倍。"
+     "读数据的时间不变，另外每批数据还要花 {moving} 毫秒移到 GPU 上。整个训练步的速度是原来的多少倍？"),
     lambda rng: {"reading": int(rng.integers(10, 20)), "computing": int(rng.integers(200, 300)),
-                 "faster": int(rng.integers(3, 9))},
-    [("How many milliseconds does a step take with the new GPU?", "用新 GPU，一步需要多少毫秒？"),
+                 "faster": int(rng.integers(3, 9)), "moving": int(rng.integers(3, 6))},
+    [("How many milliseconds does a step take with the GPU?", "用 GPU，一步需要多少毫秒？"),
      ("Divide the old time by the new time.", "用原来的时间除以新的时间。")])
 
 @faster_step.solution
-def _faster_step(reading, computing, faster):
-    return (reading + computing) / (reading + computing / faster)
+def _faster_step(reading, computing, faster, moving):
+    before = reading + computing
+    after = reading + moving + computing / faster
+    return before / after
 
-faster_step.mistake(lambda reading, computing, faster: faster,
+faster_step.mistake(lambda reading, computing, faster, moving: faster,
                     "Only the computing gets faster. The data are read as slowly as before.",
                     "只有计算变快了，读数据还和以前一样慢。")
-faster_step.mistake(lambda reading, computing, faster: reading + computing / faster,
-                    "This is the time of the new step in ms. How many times as fast is it?",
-                    "这是新一步所用的毫秒数。速度是原来的多少倍？")
 faster_step.mistake(
-    lambda reading, computing, faster: (reading + computing / faster) / (reading + computing),
+    lambda reading, computing, faster, moving:
+        (reading + computing) / (reading + computing / faster),
+    "The way to the GPU takes time, too.", "把数据移到 GPU 上也要时间。")
+faster_step.mistake(
+    lambda reading, computing, faster, moving: reading + moving + computing / faster,
+    "This is the time of the new step in ms. How many times as fast is it?",
+    "这是新一步所用的毫秒数。速度是原来的多少倍？")
+faster_step.mistake(
+    lambda reading, computing, faster, moving:
+        (reading + moving + computing / faster) / (reading + computing),
     "You divide the new time by the old one. A faster step gives a number above 1.",
     "你用新的时间除以了旧的时间。变快时结果应大于 1。")
-faster_step.mistake(lambda reading, computing, faster: (reading + computing) / reading,
-                    "This is the limit, for a GPU that needs no time at all.",
-                    "这是极限：GPU 完全不花时间的情况。")
+faster_step.mistake(
+    lambda reading, computing, faster, moving: (reading + computing) / (reading + moving),
+    "This is the limit, for a GPU that needs no time at all.",
+    "这是极限：GPU 完全不花时间的情况。")
