@@ -10,13 +10,14 @@ import numpy as np
 
 from ..kit.exercises import Choice, Exercise, WriteFunction
 
-# %% ../../../nbs/lessons/solutions/13_assistant.ipynb #a5a0dd61
+# %% ../../../nbs/lessons/solutions/13_assistant.ipynb #21cb065c
 many_charts = Exercise(
     "13.1",
     ("A chart gives a false alarm on {percent} % of the quiet days. {charts} such charts run side "
      "by side, independent of each other. On average, after how many quiet days does any of them "
      "give a false alarm?",
-     "一张控制图在 {percent}% 的平静日会误报。{charts} 张这样的图同时运行，相互独立。平均每隔多少个平静日，"
+     "一张控制图在 {percent}% 的平静日会误报。{charts} 张这样的图同时运行，相互独立。"
+     "平均每隔多少个平静日，"
      "会有任意一张误报？"),
     lambda rng: {"percent": int(rng.integers(5, 9)), "charts": int(rng.integers(5, 9))},
     [("With which chance does one chart give no alarm on a quiet day?",
@@ -41,7 +42,7 @@ many_charts.mistake(lambda percent, charts: 1 - (1 - percent / 100)**charts,
                     "This is the chance on one day. After how many days is that?",
                     "这是一天内的概率。换算成平均天数是多少？")
 
-# %% ../../../nbs/lessons/solutions/13_assistant.ipynb #d077a7f0
+# %% ../../../nbs/lessons/solutions/13_assistant.ipynb #1884956d
 def _draw_scores(rng):
     labels = ["refund", "delivery", "praise", "invoice"][:int(rng.integers(2, 5))]
     scores = rng.choice(np.arange(10, 100, 5), len(labels), replace=False).tolist()
@@ -56,14 +57,17 @@ scope_reply = WriteFunction(
      "for each of the labels. If the best score is below the threshold, return \"unknown\". "
      "Otherwise, if the best score is ahead of the second best by less than `margin`, return "
      "\"ask back\". Otherwise return the label of the best score.",
-     "写一个函数 `reply(scores, labels, threshold, margin)`。`scores` 是 0 到 100 之间的数，每个标签一个。"
-     "如果最高分低于 threshold，返回 \"unknown\"；否则，如果最高分比第二高分多出的不到 `margin`，返回 "
+     "写一个函数 `reply(scores, labels, threshold, margin)`。`scores` 是 0 到 100 之间的数，"
+     "每个标签一个。"
+     "如果最高分低于 threshold，返回 \"unknown\"；否则，如果最高分比第二高分多出的不到 `margin`，"
+     "返回 "
      "\"ask back\"；否则返回最高分的标签。"),
     _draw_scores,
     [("Find the place of the best score first: `scores.index(max(scores))`.",
       "先找到最高分的位置：`scores.index(max(scores))`。"),
      ("`sorted(scores)[-2]` is the second best score.", "`sorted(scores)[-2]` 是第二高分。"),
-     ("Say in words what happens at exactly the threshold.", "用文字说一说：恰好等于阈值时应该怎样？")])
+     ("Say in words what happens at exactly the threshold.",
+      "用文字说一说：恰好等于阈值时应该怎样？")])
 
 scope_reply.cases = 60 # so that each of the six situations occurs
 
@@ -111,7 +115,7 @@ scope_reply.mistake(_asks_at_the_margin,
                     "Ahead by exactly the margin is enough: there it answers.",
                     "恰好领先 margin 就够了：这时要回答。")
 
-# %% ../../../nbs/lessons/solutions/13_assistant.ipynb #5c507ea7
+# %% ../../../nbs/lessons/solutions/13_assistant.ipynb #0a31b745
 def _draw_ranking(rng):
     n, k = int(rng.choice([0, 0, 1, 2, 3, 4])), int(rng.integers(2, 6))
     return {"scores": rng.integers(0, 5, (n, k)).tolist(), "right": rng.integers(0, k, n).tolist()}
@@ -122,8 +126,10 @@ rank_of_answers = WriteFunction(
      "score of each answer, higher is better. `right` holds the place of each question's right "
      "answer, from 0. An answer with the same score as the right one stands before it. Without "
      "questions return 0.",
-     "写一个函数 `mean_reciprocal_rank(scores, right)`。`scores` 为每个问题保存一个列表：每个答案的得分，越高越好。"
-     "`right` 是每个问题正确答案的位置（从 0 开始）。与正确答案得分相同的答案排在它前面。没有问题时返回 0。"),
+     "写一个函数 `mean_reciprocal_rank(scores, right)`。`scores` 为每个问题保存一个列表："
+     "每个答案的得分，越高越好。"
+     "`right` 是每个问题正确答案的位置（从 0 开始）。与正确答案得分相同的答案排在它前面。"
+     "没有问题时返回 0。"),
     _draw_ranking,
     [("The rank is 1 if no other answer has the same score or a higher one.",
       "如果没有别的答案得分相同或更高，名次就是 1。"),
@@ -167,7 +173,7 @@ rank_of_answers.mistake(
     lambda scores, right: sum(_all_ranks(scores, right)) / len(scores) if scores else 0,
     "This is the mean rank. The reciprocal is 1 / rank.", "这是平均名次。倒数是 1 / 名次。")
 
-# %% ../../../nbs/lessons/solutions/13_assistant.ipynb #837657a9
+# %% ../../../nbs/lessons/solutions/13_assistant.ipynb #52d29bfa
 def _draw_day(rng):
     return {"p": float(rng.choice([.1, .2, .3, .4, .5])),
             "n": int(rng.choice([0, 0, 0, 1, 1, 2, 2, 20, 50, 100])),
@@ -178,7 +184,8 @@ day_limit = WriteFunction(
     ("Write `limit_of_day(p, n, rho)`: the limit of a control chart, three standard deviations "
      "above the usual share `p`, on a day with `n` texts whose correlation is `rho`. A limit is "
      "at most 1. On a day without texts it is 1.",
-     "写一个函数 `limit_of_day(p, n, rho)`：控制图的上限，即通常的比例 `p` 加三个标准差；当天有 `n` 条文本，"
+     "写一个函数 `limit_of_day(p, n, rho)`：控制图的上限，即通常的比例 `p` 加三个标准差；"
+     "当天有 `n` 条文本，"
      "它们之间的相关系数为 `rho`。上限最大为 1。没有文本的日子上限为 1。"),
     _draw_day,
     [("Without correlation the variance of a share is p (1 - p) / n.",
@@ -219,13 +226,14 @@ day_limit.mistake(lambda p, n, rho: min(1, _limit(p, n, rho, many=2)) if n else 
                   "Two standard deviations alarm far too often. The limit has three.",
                   "两个标准差会误报太多。上限用的是三个。")
 
-# %% ../../../nbs/lessons/solutions/13_assistant.ipynb #ee235eed
+# %% ../../../nbs/lessons/solutions/13_assistant.ipynb #4a90ad04
 threshold_fault = Choice(
     "13.5",
     ("A report says: \"We tried 50 thresholds on {n} test questions, half of them out of scope, "
      "and took the best. It refuses {caught} % of the strange questions and only 3 % of the good "
      "ones.\" What is wrong?",
-     "一份报告写道：“我们在 {n} 个测试问题（一半超出范围）上试了 50 个阈值，选了最好的一个。它拒绝了 {caught}% 的"
+     "一份报告写道：“我们在 {n} 个测试问题（一半超出范围）上试了 50 个阈值，选了最好的一个。"
+     "它拒绝了 {caught}% 的"
      "范围外问题，只误拒了 3% 的正常问题。”问题在哪里？"),
     ("The threshold was chosen on the questions that measure it.",
      "阈值是在用来衡量它的那些问题上选出来的。"),
@@ -241,12 +249,13 @@ threshold_fault = Choice(
     [("Which rows chose, and which rows measured?", "哪些数据用来选择，哪些数据用来衡量？")],
     lambda rng: {"n": int(rng.integers(100, 400)), "caught": int(rng.integers(90, 99))})
 
-# %% ../../../nbs/lessons/solutions/13_assistant.ipynb #1a94c6d3
+# %% ../../../nbs/lessons/solutions/13_assistant.ipynb #4fe7a9b7
 two_alarms = Choice(
     "13.6",
     ("The chart of complaints alarms: {share} % in place of 20 %. On the same day the chart "
      "\"texts unlike before\" alarms. What is done first?",
-     "“投诉”控制图报警了：比例是 {share}%，平时是 20%。同一天，“与以往不同的文本”控制图也报警了。首先应该做什么？"),
+     "“投诉”控制图报警了：比例是 {share}%，平时是 20%。同一天，“与以往不同的文本”控制图也报警了。"
+     "首先应该做什么？"),
     ("Draw some of the new texts at random and label them by hand.",
      "随机抽取一些新文本，人工标注。"),
     [(("Tell everybody that complaints have risen.", "通知大家投诉增加了。"),

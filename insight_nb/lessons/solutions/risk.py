@@ -12,13 +12,14 @@ import numpy as np
 
 from ..kit.exercises import Choice, Exercise, WriteFunction
 
-# %% ../../../nbs/lessons/solutions/14_risk.ipynb #458cd650
+# %% ../../../nbs/lessons/solutions/14_risk.ipynb #9c055aee
 one_bin = Exercise(
     "14.1",
     ("In one bin of a reliability figure there are {rows} of all {total} rows. Their mean risk is "
      "{percent} %, and {events} of them have the event. How much does this bin add to the expected "
      "calibration error, as a share between 0 and 1?",
-     "可靠性图的某一组里有 {rows} 行（全表共 {total} 行）。它们的平均风险是 {percent}%，其中 {events} 行发生了事件。"
+     "可靠性图的某一组里有 {rows} 行（全表共 {total} 行）。它们的平均风险是 {percent}%，"
+     "其中 {events} 行发生了事件。"
      "这一组给期望校准误差贡献多少（0 到 1 之间的数）？"),
     lambda rng: {"rows": 100, "total": int(rng.integers(300, 900)),
                  "percent": int(rng.integers(70, 90)), "events": int(rng.integers(20, 30))},
@@ -44,7 +45,7 @@ one_bin.mistake(lambda rows, total, percent, events: events / total,
                 "Where is the risk? Compare what was said with what happened.",
                 "风险用在哪里了？请把预测的和实际发生的相比较。")
 
-# %% ../../../nbs/lessons/solutions/14_risk.ipynb #d57dafa7
+# %% ../../../nbs/lessons/solutions/14_risk.ipynb #81ceac47
 def _draw_costs(rng):
     kind = rng.random()
     fp, fn = int(rng.integers(1, 20)), int(rng.integers(20, 60))
@@ -59,8 +60,10 @@ risk_threshold = WriteFunction(
     ("Write `threshold(cost_fp, cost_fn)`: the risk from which acting is cheaper, where a false "
      "alarm costs `cost_fp` and a missed event costs `cost_fn`. If a missed event costs nothing, "
      "nobody should act: return `float(\"inf\")`, which no risk reaches.",
-     "写一个函数 `threshold(cost_fp, cost_fn)`：返回从多大的风险开始采取行动更划算。误报的代价是 `cost_fp`，"
-     "漏报的代价是 `cost_fn`。如果漏报没有代价，就不应行动：返回 `float(\"inf\")`，任何风险都达不到它。"),
+     "写一个函数 `threshold(cost_fp, cost_fn)`：返回从多大的风险开始采取行动更划算。"
+     "误报的代价是 `cost_fp`，"
+     "漏报的代价是 `cost_fn`。如果漏报没有代价，就不应行动：返回 `float(\"inf\")`，"
+     "任何风险都达不到它。"),
     _draw_costs,
     [("What does it cost to act on a row with risk p, and what not to act?",
       "对风险为 p 的一行，行动的代价是多少？不行动呢？"),
@@ -93,7 +96,7 @@ risk_threshold.mistake(
     "Where a missed event costs nothing, nobody should act, not even at a risk of 1.",
     "漏报没有代价时，就算风险为 1 也不应行动。")
 
-# %% ../../../nbs/lessons/solutions/14_risk.ipynb #438274ad
+# %% ../../../nbs/lessons/solutions/14_risk.ipynb #04a45c59
 def _draw_risks(rng):
     n = int(rng.choice([0, 0, 1, 4, 8, 12]))
     inside = (2 * rng.integers(0, 20, n) + 1) / 40 # never on an edge between two bins
@@ -107,8 +110,10 @@ calibration_error = WriteFunction(
      "with the outcomes `y` (0 or 1), in so many bins of equal width from 0 to 1. A risk of 0 "
      "belongs to the first bin, a risk of 1 to the last one; no other risk lies on an edge. "
      "Without rows return 0.",
-     "写一个函数 `ece(p, y, bins)`：返回期望校准误差。`p` 是各行的风险（列表），`y` 是结果（0 或 1），从 0 到 1 "
-     "等宽地分成 `bins` 组。风险 0 属于第一组，风险 1 属于最后一组，其他风险都不会落在边界上。没有行时返回 0。"),
+     "写一个函数 `ece(p, y, bins)`：返回期望校准误差。`p` 是各行的风险（列表），"
+     "`y` 是结果（0 或 1），从 0 到 1 "
+     "等宽地分成 `bins` 组。风险 0 属于第一组，风险 1 属于最后一组，其他风险都不会落在边界上。"
+     "没有行时返回 0。"),
     _draw_risks,
     [("The number of the bin is `int(risk * bins)`, but never above the last one.",
       "组号是 `int(risk * bins)`，但不能超过最后一组。"),
@@ -157,13 +162,14 @@ calibration_error.mistake(
     "You compare each row alone. First put the rows into bins.",
     "你逐行比较了。请先把行分组。")
 
-# %% ../../../nbs/lessons/solutions/14_risk.ipynb #72cdfcbf
+# %% ../../../nbs/lessons/solutions/14_risk.ipynb #0f4898fd
 fold_fault = Choice(
     "14.4",
     ("A colleague reports an AUC of 0.{auc}: \"(1) I filled gaps with the mean of each column. (2) "
      "I kept the {k} columns that go best with the outcome. (3) I made ten folds. (4) In each, I "
      "fitted a model on nine parts and tested on one.\" What would you change first?",
-     "同事报告 AUC 为 0.{auc}：“(1) 用每列的平均值填补缺失；(2) 保留与结果最相关的 {k} 列；(3) 分成十折；"
+     "同事报告 AUC 为 0.{auc}：“(1) 用每列的平均值填补缺失；(2) 保留与结果最相关的 {k} 列；"
+     "(3) 分成十折；"
      "(4) 每次在九份上训练，在一份上测试。”你首先要改什么？"),
     ("Move step 2, and step 1 with it, into step 4.", "把第 2 步（连同第 1 步）放进第 4 步。"),
     [(("Make twenty folds instead of ten.", "把十折改成二十折。"),
@@ -172,11 +178,12 @@ fold_fault = Choice(
      (("Leave out step 2: choosing columns is always a leak.", "去掉第 2 步：选列总是泄漏。"),
       ("Columns may be chosen. It matters on which rows.", "列可以选。关键是用哪些行来选。")),
      (("Repeat it with several seeds, and report the mean.", "换几个随机种子重复，报告平均值。"),
-      ("The mean of numbers that are too good is too good.", "过于乐观的数，平均以后仍然过于乐观。"))],
+      ("The mean of numbers that are too good is too good.",
+       "过于乐观的数，平均以后仍然过于乐观。"))],
     [("Which steps have seen the rows of the test?", "哪些步骤看到了测试行？")],
     lambda rng: {"auc": int(rng.integers(76, 95)), "k": int(rng.integers(5, 20))})
 
-# %% ../../../nbs/lessons/solutions/14_risk.ipynb #63ff7b78
+# %% ../../../nbs/lessons/solutions/14_risk.ipynb #ba8f38a1
 def _draw_temperature(rng):
     p = float(rng.choice([0., 0., 1., 1., .02, .1, .3, .5, .7, .95, .99]))
     return {"p": p, "temperature": float(rng.choice([.5, 1., 2., 4., 8.]))}
@@ -186,7 +193,8 @@ cool_risk = WriteFunction(
     ("Write `cool(p, temperature)`: the risk `p` after its logit was divided by the temperature. "
      "The logit of p is log(p / (1 - p)), and the risk of a logit z is 1 / (1 + exp(-z)) (from "
      "`math`). A risk of exactly 0 or 1 stays as it is.",
-     "写一个函数 `cool(p, temperature)`：把风险 `p` 的 logit 除以温度后得到的风险。p 的 logit 是 log(p / (1 - p))，"
+     "写一个函数 `cool(p, temperature)`：把风险 `p` 的 logit 除以温度后得到的风险。"
+     "p 的 logit 是 log(p / (1 - p))，"
      "logit 为 z 时风险是 1 / (1 + exp(-z))（用 `math`）。恰好为 0 或 1 的风险保持不变。"),
     _draw_temperature,
     [("Three steps: to the logit, divide, back to a risk.", "三步：变成 logit，相除，再变回风险。"),
@@ -219,13 +227,14 @@ cool_risk.mistake(
     "High risks become low. Look at the sign in the exponent.",
     "高风险变成了低风险。请检查指数里的符号。")
 
-# %% ../../../nbs/lessons/solutions/14_risk.ipynb #fd91ddb9
+# %% ../../../nbs/lessons/solutions/14_risk.ipynb #2d874e05
 saved_by_threshold = Exercise(
     "14.6",
     ("On {rows} test rows, acting from 0.5 on misses {m1} events and gives {f1} false alarms. "
      "Acting from the threshold of the costs misses {m2} and gives {f2}. A missed event costs "
      "{miss}, a false alarm {alarm}. How much does the second threshold save per row, on average?",
-     "在 {rows} 行测试数据上，从 0.5 开始行动会漏报 {m1} 个事件、误报 {f1} 次；按代价算出的阈值漏报 {m2} 个、"
+     "在 {rows} 行测试数据上，从 0.5 开始行动会漏报 {m1} 个事件、误报 {f1} 次；"
+     "按代价算出的阈值漏报 {m2} 个、"
      "误报 {f2} 次。漏报一个事件的代价是 {miss}，误报一次是 {alarm}。第二个阈值平均每行节省多少？"),
     lambda rng: {"rows": int(rng.integers(400, 800)), "m1": int(rng.integers(20, 30)),
                  "m2": int(rng.integers(3, 8)), "f1": int(rng.integers(5, 10)),

@@ -8,13 +8,14 @@ __all__ = ['training_memory', 'batch_padding', 'combine_parts', 'paired_times', 
 # %% ../../../nbs/lessons/solutions/12_speed.ipynb #a57f2a17
 from ..kit.exercises import Choice, Exercise, WriteFunction
 
-# %% ../../../nbs/lessons/solutions/12_speed.ipynb #0294d52a
+# %% ../../../nbs/lessons/solutions/12_speed.ipynb #f024771a
 training_memory = Exercise(
     "12.1",
     ("A model has {millions} million parameters. All of them are trained in float32 with AdamW. "
      "{tokens} tokens go through at once, and the activations take {kb} KB for each token. How "
      "many GB does the training need? (1 GB = 1,000,000 KB)",
-     "一个模型有 {millions} 百万个参数，全部用 float32 和 AdamW 训练。一次有 {tokens} 个词元通过模型，"
+     "一个模型有 {millions} 百万个参数，全部用 float32 和 AdamW 训练。"
+     "一次有 {tokens} 个词元通过模型，"
      "每个词元的激活值占 {kb} KB。训练一共需要多少 GB？（1 GB = 1 000 000 KB）"),
     lambda rng: {"millions": int(rng.integers(100, 200)), "tokens": int(rng.integers(8000, 9000)),
                  "kb": int(rng.integers(500, 900))},
@@ -22,7 +23,8 @@ training_memory = Exercise(
       "分两部分：每个参数需要的，和每个词元需要的。"),
      ("For each parameter: the weight, its gradient, two moments, 4 bytes each.",
       "每个参数：权重、梯度、两个矩，各 4 个字节。"),
-     ("A million parameters at 1 byte each are 0.001 GB.", "一百万个参数，每个 1 字节，就是 0.001 GB。")])
+     ("A million parameters at 1 byte each are 0.001 GB.",
+      "一百万个参数，每个 1 字节，就是 0.001 GB。")])
 
 @training_memory.solution
 def _training_memory(millions, tokens, kb):
@@ -41,13 +43,14 @@ training_memory.mistake(lambda millions, tokens, kb: 16 * millions / 1000,
                         "The parameters are right. The tokens need memory, too.",
                         "参数部分对了。词元也需要内存。")
 
-# %% ../../../nbs/lessons/solutions/12_speed.ipynb #ee831232
+# %% ../../../nbs/lessons/solutions/12_speed.ipynb #6ca6d5e7
 batch_padding = WriteFunction(
     "12.2",
     ("Write `wasted_share(lengths, batch_size)`: rows go into batches in the order in which they "
      "stand (the last batch may be smaller), and each batch is padded to its longest row. Return "
      "the share of all places that are padding. Without rows it is 0.",
-     "写一个函数 `wasted_share(lengths, batch_size)`：各行按原来的顺序分成批（最后一批可以较小），每一批填充到"
+     "写一个函数 `wasted_share(lengths, batch_size)`："
+     "各行按原来的顺序分成批（最后一批可以较小），每一批填充到"
      "本批最长一行的长度。返回所有位置中填充所占的比例。没有行时返回 0。"),
     lambda rng: {"lengths": rng.integers(1, 60, rng.choice([0, 0, 1, 3, 5, 8, 11])).tolist(),
                  "batch_size": int(rng.integers(1, 5))},
@@ -98,7 +101,7 @@ batch_padding.mistake(
     "You divide by the real tokens. The share is of all places.",
     "你除以了真正的词元数。比例是相对于所有位置的。")
 
-# %% ../../../nbs/lessons/solutions/12_speed.ipynb #172a0c05
+# %% ../../../nbs/lessons/solutions/12_speed.ipynb #efc9e257
 def _draw_parts(rng):
     n, kind = int(rng.integers(1, 5)), rng.random()
     rows = rng.integers(0, 33, n).tolist()
@@ -113,7 +116,8 @@ combine_parts = WriteFunction(
     ("A batch was split into parts. `gradients` holds the gradient of each part's mean loss (a "
      "number), `rows` the number of rows of each part. Write `combine(gradients, rows)`: the "
      "gradient of the mean loss of the whole batch. Without any row it is 0.",
-     "一个批被分成几部分。`gradients` 是每一部分平均损失的梯度（一个数），`rows` 是每一部分的行数。写一个函数 "
+     "一个批被分成几部分。`gradients` 是每一部分平均损失的梯度（一个数），"
+     "`rows` 是每一部分的行数。写一个函数 "
      "`combine(gradients, rows)`：返回整个批平均损失的梯度。一行也没有时返回 0。"),
     _draw_parts,
     [("A part with more rows says more. How do you give it more weight?",
@@ -127,9 +131,11 @@ def _combine(gradients, rows):
         return 0
     return sum(g * n for g, n in zip(gradients, rows)) / total
 
+# %% ../../../nbs/lessons/solutions/12_speed.ipynb #004e666d
 combine_parts.mistake(
     lambda gradients, rows: sum(g * n for g, n in zip(gradients, rows)) / sum(rows),
-    "It ends in an error where there is no row. Return 0 there.", "一行也没有时会出错。这时请返回 0。")
+    "It ends in an error where there is no row. Return 0 there.",
+    "一行也没有时会出错。这时请返回 0。")
 combine_parts.mistake(
     lambda gradients, rows: sum(gradients) if sum(rows) else 0,
     "You add the gradients of the parts. With four parts the result is four times too large.",
@@ -143,7 +149,7 @@ combine_parts.mistake(
     "You weigh by the rows. A mean also divides by all of them.",
     "你按行数加权了。求平均还要除以总行数。")
 
-# %% ../../../nbs/lessons/solutions/12_speed.ipynb #960a81c0
+# %% ../../../nbs/lessons/solutions/12_speed.ipynb #a97fe279
 def _draw_times(rng):
     n = int(rng.integers(3, 9))
     first = rng.uniform(1, 2, n)
@@ -159,7 +165,8 @@ paired_times = WriteFunction(
      "and return the median of how many times as long the second program takes. For an even "
      "number of pairs it is the mean of the two in the middle.",
      "两个程序轮流运行。`first` 和 `second` 是它们各次的秒数，同一位置的两项是一对。写一个函数 "
-     "`times_as_long(first, second)`：去掉第一对（预热），返回第二个程序所用时间是第一个的多少倍的中位数。"
+     "`times_as_long(first, second)`：去掉第一对（预热），"
+     "返回第二个程序所用时间是第一个的多少倍的中位数。"
      "对数为偶数时，取中间两个数的平均值。"),
     _draw_times,
     [("First make one ratio of each pair.", "先算出每一对的比值。"),
@@ -195,7 +202,7 @@ paired_times.mistake(lambda first, second: sum(second[1:]) / sum(first[1:]),
                      "You compare the sums. Compare the runs of each pair, then take the median.",
                      "你比较的是总和。请先比较每一对的两次运行，再取中位数。")
 
-# %% ../../../nbs/lessons/solutions/12_speed.ipynb #ba57d2af
+# %% ../../../nbs/lessons/solutions/12_speed.ipynb #140d5801
 def _draw_batches(rng):
     rows = int(rng.choice([16, 32, 64]))
     return {"rows": rows, "more": 100 * rows, "ms": int(rng.integers(2, 9))}
@@ -205,7 +212,8 @@ gpu_clock = Choice(
     ("On a GPU, somebody measures `start = perf_counter()`, then `model(batch)`, then "
      "`perf_counter() - start`. A batch of {rows} rows takes {ms} ms. A batch of {more} rows takes "
      "{ms} ms, too. What is the most likely reason?",
-     "有人在 GPU 上这样计时：先 `start = perf_counter()`，再 `model(batch)`，最后 `perf_counter() - start`。"
+     "有人在 GPU 上这样计时：先 `start = perf_counter()`，再 `model(batch)`，"
+     "最后 `perf_counter() - start`。"
      "{rows} 行的批用了 {ms} 毫秒，{more} 行的批也用了 {ms} 毫秒。最可能的原因是什么？"),
     ("The clock was read before the GPU was done.", "GPU 还没算完，就读了时钟。"),
     [(("The GPU computes any batch in the same time.", "GPU 计算任何大小的批用的时间都一样。"),
@@ -222,14 +230,16 @@ gpu_clock = Choice(
       "GPU 上的调用会立即返回。这时 GPU 在做什么？")],
     _draw_batches)
 
-# %% ../../../nbs/lessons/solutions/12_speed.ipynb #8fcffdbe
+# %% ../../../nbs/lessons/solutions/12_speed.ipynb #1ee296f3
 faster_step = Exercise(
     "12.6",
     ("On a CPU, a training step reads data for {reading} ms, and then computes for {computing} ms. "
      "A GPU computes {faster} times as fast. Reading stays as it is, and each batch must be moved "
      "to the GPU, which takes {moving} ms. How many times as fast is the whole step?",
-     "在 CPU 上，一个训练步先用 {reading} 毫秒读数据，再用 {computing} 毫秒计算。GPU 的计算速度是 {faster} 倍。"
-     "读数据的时间不变，另外每批数据还要花 {moving} 毫秒移到 GPU 上。整个训练步的速度是原来的多少倍？"),
+     "在 CPU 上，一个训练步先用 {reading} 毫秒读数据，再用 {computing} 毫秒计算。"
+     "GPU 的计算速度是 {faster} 倍。"
+     "读数据的时间不变，另外每批数据还要花 {moving} 毫秒移到 GPU 上。"
+     "整个训练步的速度是原来的多少倍？"),
     lambda rng: {"reading": int(rng.integers(10, 20)), "computing": int(rng.integers(200, 300)),
                  "faster": int(rng.integers(3, 9)), "moving": int(rng.integers(3, 6))},
     [("How many milliseconds does a step take with the GPU?", "用 GPU，一步需要多少毫秒？"),
@@ -241,6 +251,7 @@ def _faster_step(reading, computing, faster, moving):
     after = reading + moving + computing / faster
     return before / after
 
+# %% ../../../nbs/lessons/solutions/12_speed.ipynb #7507e123
 faster_step.mistake(lambda reading, computing, faster, moving: faster,
                     "Only the computing gets faster. The data are read as slowly as before.",
                     "只有计算变快了，读数据还和以前一样慢。")
