@@ -6,8 +6,6 @@
 __all__ = ['count_weights', 'lora_output', 'never_moved', 'find_fault', 'disk_space', 'choose_method']
 
 # %% ../../../nbs/lessons/solutions/09_adapters.ipynb #c00a5e1e
-import numpy as np
-
 from ..kit.exercises import Choice, Exercise, WriteFunction
 
 # %% ../../../nbs/lessons/solutions/09_adapters.ipynb #a2b33177
@@ -16,7 +14,8 @@ count_weights = Exercise(
     ("LoRA of rank {rank} is put on {layers} linear layers. Each has {n_in} inputs and {n_out} "
      "outputs. How many weights does LoRA train in all?",
      "在 {layers} 个线性层上使用秩为 {rank} 的 LoRA，每层有 {n_in} 个输入、{n_out} 个输出。LoRA 总共训练多少个权重？"),
-    lambda rng: {"rank": int(rng.choice([4, 6, 8, 12])), "layers": int(rng.choice([6, 8, 9, 10, 12])),
+    lambda rng: {"rank": int(rng.choice([4, 6, 8, 12])),
+                 "layers": int(rng.choice([6, 8, 9, 10, 12])),
                  "n_in": int(rng.choice([256, 384, 512])),
                  "n_out": int(rng.choice([768, 1024, 1536]))},
     [("One layer gets two matrices: A is (rank, inputs), B is (outputs, rank).",
@@ -34,7 +33,7 @@ count_weights.mistake(lambda rank, layers, n_in, n_out: layers * n_in * n_out,
                       "These are the weights of the layers themselves. They stay as they are.",
                       "这是各层自身的权重数，它们保持不变。")
 count_weights.mistake(lambda rank, layers, n_in, n_out: layers * rank * n_in * n_out,
-                      "A and B are stored side by side, so their numbers are added, not multiplied.",
+                      "A and B are stored side by side: their numbers are added, not multiplied.",
                       "A 和 B 是分开存放的，所以两者的数目应该相加，而不是相乘。")
 count_weights.mistake(lambda rank, layers, n_in, n_out: rank * (n_in + n_out),
                       "This is one layer. There are more of them.", "这只是一层。题目里有好几层。")
@@ -45,7 +44,8 @@ count_weights.mistake(lambda rank, layers, n_in, n_out: layers * rank * n_out,
 
 # %% ../../../nbs/lessons/solutions/09_adapters.ipynb #fbc62aad
 def _draw_layer(rng):
-    n_in, n_out, rank, rows = (int(rng.integers(*ends)) for ends in ((4, 6), (6, 9), (2, 4), (1, 4)))
+    ends = (4, 6), (6, 9), (2, 4), (1, 4)
+    n_in, n_out, rank, rows = (int(rng.integers(*pair)) for pair in ends)
     def numbers(*shape): return rng.integers(-3, 4, shape).astype(float)
     still = rng.random() < .2
     return {"x": numbers(rows, n_in), "w": numbers(n_out, n_in), "a": numbers(rank, n_in),
@@ -159,7 +159,7 @@ find_fault = Choice(
     ("Whether the adapter's weights differ from those before training.",
      "适配器的权重与训练前相比有没有变化。"),
     [(("Whether a larger rank helps.", "更大的秩有没有帮助。"),
-      ("A larger adapter that is not trained does not help either. First ask whether it is trained.",
+      ("A larger adapter that is not trained does not help either. First ask whether it is.",
        "适配器再大，没有训练也没用。先确认它有没有被训练。")),
      (("Whether ten times as many epochs help.", "把轮数增加到十倍有没有帮助。"),
       ("If the rate is zero, ten times zero is zero. Something cheaper can be looked at first.",
@@ -174,9 +174,9 @@ find_fault = Choice(
 # %% ../../../nbs/lessons/solutions/09_adapters.ipynb #750ea717
 disk_space = Exercise(
     "09.5",
-    ("An encoder takes {encoder} MB, an adapter with its head {adapter} MB. You have {tasks} tasks. "
-     "How many MB fewer do you store with one encoder and an adapter for each task than with a "
-     "full fine-tune for each task?",
+    ("An encoder takes {encoder} MB, an adapter with its head {adapter} MB. You have {tasks} "
+     "tasks. How many MB fewer do you store with one encoder and an adapter for each task than "
+     "with a full fine-tune for each task?",
      "一个编码器占 {encoder} MB，一个适配器（含输出头）占 {adapter} MB。你有 {tasks} 个任务。用一个编码器加每个任务一个适配器，"
      "比每个任务都做一次全量微调少存多少 MB？"),
     lambda rng: {"encoder": int(rng.integers(80, 121)), "adapter": int(rng.integers(2, 6)),

@@ -18,8 +18,8 @@ def _draw_sentence(rng):
 
 write_tags = Exercise(
     "11.1",
-    ("The sentence is: `{words}`. `{person}` is a PER, `{city}` is a LOC. Write the list of the BIO "
-     "tags, one for each word.",
+    ("The sentence is: `{words}`. `{person}` is a PER, `{city}` is a LOC. Write the list of the "
+     "BIO tags, one for each word.",
      "句子是：`{words}`。`{person}` 是 PER，`{city}` 是 LOC。写出 BIO 标签的列表，每个词一个标签。"),
     _draw_sentence,
     [("A word outside of all names has the tag `O`.", "不属于任何名称的词，标签是 `O`。"),
@@ -193,8 +193,8 @@ entity_f1.mistake(lambda true, predicted: 2 * _counts(true, predicted)[0] / sum(
 # %% ../../../nbs/lessons/solutions/11_names.ipynb #eb0d5d12
 always_o = Exercise(
     "11.4",
-    ("A table has {words} words. In it are {names} names of two words each. A tagger always says O. "
-     "Which share of the words does it get right?",
+    ("A table has {words} words. In it are {names} names of two words each. A tagger always says "
+     "O. Which share of the words does it get right?",
      "一张表里有 {words} 个词，其中有 {names} 个名称，每个名称两个词。一个标注器永远回答 O。它答对的词占多大比例？"),
     lambda rng: {"words": int(rng.integers(200, 400)), "names": int(rng.integers(20, 41))},
     [("Which words are O in the truth?", "真实标签为 O 的是哪些词？"),
@@ -257,5 +257,6 @@ whole_documents = Choice(
        "那样同一篇文档的句子会出现在两边：得分会偏高。"))],
     [("New documents are what the number is about: what is one case of it?",
       "这个数说的是新的文档：那么一个独立的情况是什么？")],
-    lambda rng: {"sentences": 100 * int(rng.integers(8, 20)), "documents": int(rng.integers(12, 40)),
+    lambda rng: {"sentences": 100 * int(rng.integers(8, 20)),
+                 "documents": int(rng.integers(12, 40)),
                  "half": round(float(rng.uniform(1, 2)), 1)})
