@@ -45,10 +45,10 @@ suspect_precision.mistake(
 
 # %% ../../../nbs/lessons/solutions/08_rows.ipynb #15958bb9
 def _draw_sides(rng):
-    n = int(rng.integers(3, 9))
+    n = int(rng.integers(5, 14))
     names = ["Ann", "Wei", "Ali", "Olga", None]
     groups = [names[i] for i in rng.integers(0, len(names), n)]
-    order, cut = rng.permutation(n).tolist(), int(rng.integers(1, n))
+    order, cut = rng.permutation(n).tolist(), int(rng.integers(1, n - 1))
     return {"groups": groups, "train": order[:cut], "test": order[cut:]}
 
 shared_groups = WriteFunction(
