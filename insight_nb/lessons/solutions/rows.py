@@ -155,7 +155,7 @@ label_threshold = WriteFunction(
 @label_threshold.solution
 def _class_threshold(labels, probabilities, k):
     own = [p[k] for label, p in zip(labels, probabilities) if label == k]
-    if len(own) == 0:
+    if not own:
         return 0
     return sum(own) / len(own)
 

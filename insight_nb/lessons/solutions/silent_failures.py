@@ -97,7 +97,7 @@ cut_share = WriteFunction(
 
 @cut_share.solution
 def _share_cut(lengths, max_length):
-    if len(lengths) == 0:
+    if not lengths:
         return 0
     return sum(n > max_length for n in lengths) / len(lengths)
 
