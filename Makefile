@@ -9,7 +9,7 @@ RAY = tests/test_ray.py
 WORLD = $(addprefix tests/test_,disk.py surroundings.py world.py security.py markup.py browser.py)
 FILES = git ls-files -co --exclude-standard -- nbs insight_nb README.md | sort | xargs sha256sum
 
-.PHONY: help demo test lab slow faults privacy mutants kills world ray audit docs export check colab pandas3 clean
+.PHONY: help demo test lab slow faults privacy mutants kills world ray audit docs slides course export check colab pandas3 clean
 help:               ## this list
 	@sed -n 's/^\([a-z0-9]*\):.*## /make \1	/p' Makefile
 
@@ -46,8 +46,12 @@ mutants: .venv/ok   ## on demand: 300 small changes to base, data, eval and deci
 
 docs: .venv/ok      ## the site, from the notebooks as they are stored: build/site/index.html
 	$(BIN)/python tests/site.py
+slides: .venv/ok    ## slides of the lessons, for who teaches: build/slides/index.html
+	$(BIN)/python tests/slides.py
 lab: .venv/ok       ## the notebooks in the browser
 	$(BIN)/jupyter lab nbs/index.ipynb
+course: .venv/ok    ## the course in the browser, from its first lesson on
+	$(BIN)/jupyter lab nbs/lessons/00_start.ipynb
 export: .venv/ok    ## notebooks -> package, cleaned notebooks, README
 	$(BIN)/nbdev-export
 	$(BIN)/nbdev-clean

@@ -6300,6 +6300,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'insight_nb/lessons/kit/exercises.py'),
                                                   'insight_nb.lessons.kit.exercises._is_number': ( 'lessons/kit/exercises.html#_is_number',
                                                                                                    'insight_nb/lessons/kit/exercises.py'),
+                                                  'insight_nb.lessons.kit.exercises._keep': ( 'lessons/kit/exercises.html#_keep',
+                                                                                              'insight_nb/lessons/kit/exercises.py'),
                                                   'insight_nb.lessons.kit.exercises._kind': ( 'lessons/kit/exercises.html#_kind',
                                                                                               'insight_nb/lessons/kit/exercises.py'),
                                                   'insight_nb.lessons.kit.exercises._letter': ( 'lessons/kit/exercises.html#_letter',

@@ -883,6 +883,11 @@ def _samples(args):
     from insight_nb.data.samples import samples
     print(samples())
 
+def _progress(args):
+    from insight_nb.lessons.kit.exercises import all_exercises
+    from insight_nb.lessons.kit.progress import scoreboard
+    print(scoreboard(args.folder, all_exercises()))
+
 # %% ../nbs/90_cli.ipynb #0ec13cbe
 _RUN = """examples:
   insight-nb run classify                                    on a sample that comes with the package
@@ -921,6 +926,8 @@ _BACKBONES = """examples:
 _PULL = """examples:
   insight-nb pull BAAI/bge-small-zh-v1.5 --out bge-small-zh
   insight-nb pull bge-small-zh --check                       is it still what came?"""
+_PROGRESS = """examples:
+  insight-nb progress class/                                 a folder of insight_nb_course.json files"""
 _DIALOGUES = """examples:
   insight-nb test-dialogues runs/a/bundle dialogues.jsonl
   insight-nb test-dialogues runs/a/bundle dialogues.yaml --update"""
@@ -941,7 +948,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(
         dest="command", required=True, parser_class=_Parser,
         metavar="run | predict | export | serve | feedback | compare | check | mask | backbones | "
-                "pull | samples | test-dialogues")
+                "pull | samples | test-dialogues | progress")
     def add(name, call, about, examples="examples:\n  insight-nb samples", **kw):
         sub = commands.add_parser(name, help=about, description=about, epilog=examples, **kw)
         sub.set_defaults(call=call, parser=sub)
@@ -964,6 +971,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("samples", _samples, "list the sample tables")
     _dialogue_arguments(
         add("test-dialogues", _test_dialogues, "have conversations that must work", _DIALOGUES))
+    add("progress", _progress, "who of a class has solved which exercises of the course",
+        _PROGRESS).add_argument("folder", metavar="FOLDER", help="of the learners' files (.json)")
     return top
 
 def _backbones_arguments(p):

@@ -13,7 +13,8 @@ from IPython.core.inputtransformer2 import TransformerManager
 ROOT = Path(__file__).parents[1]
 NBS = ROOT / "nbs"
 NAME = re.compile(r"(\d\d)_([a-z_]+)\.ipynb")
-APART = {"recipes", "lessons", "lessons.more", "lessons.zh", "benchmarks"}  # folders that export nothing
+# folders that export nothing
+APART = {"recipes", "lessons", "lessons.more", "lessons.zh", "benchmarks"}
 GLOSSARY = NBS / "base" / "00_glossary.ipynb"  # exports nothing, too
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 _python = TransformerManager().transform_cell  # magics and shell lines -> Python

@@ -31,7 +31,7 @@ def render(index: Path) -> dict[str, bytes]:
     text = text.replace("```python\n\n```\n", "") # cells of which every line is hidden
     while "\n\n\n" in text:
         text = text.replace("\n\n\n", "\n\n")
-    for folder in ("site", "recipes", "base"): # README.md lies a folder higher
+    for folder in ("site", "recipes", "base", "lessons"): # README.md lies a folder higher
         text = text.replace(f"]({folder}/", f"](nbs/{folder}/")
     return {"README.md": (text.strip() + "\n").encode()} | resources["outputs"]
 

@@ -102,6 +102,8 @@ MENU = """```{toctree}
 
 recipes/index
 lessons/index
+site/teaching
+site/readme_zh
 site/applications
 site/decision
 ```

@@ -280,7 +280,8 @@ def test_imports_run_one_way():
 
 def test_folders_are_small():
     """A folder is read in one sitting: at most 16 notebooks, and nbs/ holds at most 16 entries.
-    Benchmarks and recipes are looked up one by one: at most 30 and 27. The course has 18 lessons."""
+    Benchmarks and recipes are looked up one by one: at most 30 and 27. The course has 18
+    lessons."""
     sizes = Counter(nb.path.parent for nb in every())
     most = {NBS / "benchmarks": 30, NBS / "recipes": 27, NBS / "lessons": 18,
             NBS / "lessons" / "solutions": 18}

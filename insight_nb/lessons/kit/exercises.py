@@ -8,12 +8,12 @@ __all__ = ['LANGUAGES', 'COMMON', 'FUNCTION_FAULTS', 'LESSONS', 'same_answer', '
            'all_exercises', 'find_exercise', 'CourseText', 'current_progress', 'begin', 'ask', 'check', 'progress_bar',
            'hint']
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #82007043
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #139189e4
 import copy
 import inspect
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 from importlib import import_module
 
@@ -23,7 +23,7 @@ from fastcore.basics import patch
 from ...base.core import InputError, ReportTable, shorten, suggest
 from .progress import Progress, bar, progress_path, read_progress
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #d04bc47c
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #84bf600e
 def same_answer(given, right, tolerance=.005) -> bool: # relative; of numbers that are not whole
     "Is an answer the right one?"
     given, right = _plain(given), _plain(right)
@@ -52,7 +52,7 @@ def _plain(x): # arrays, tensors, series and tuples as lists; numbers of numpy a
         x = x.detach().tolist() if hasattr(x, "detach") else x.tolist()
     return [_plain(v) for v in x] if isinstance(x, (list, tuple)) else x
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #15c037f1
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #b1751634
 @dataclass
 class Mistake:
     "What people with a typical mistake answer, and what helps them."
@@ -81,7 +81,7 @@ class Exercise:
         "Add a typical mistake: a function as the solution, and its hint in two languages."
         self.mistakes.append(Mistake(answer, (en, zh)))
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #626efce1
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #d28f9ad0
 @patch
 def variant(self: Exercise, seed=0) -> dict: # name -> value
     "The values of one learner. Each exercise has its own, for each seed the same."
@@ -101,7 +101,7 @@ def ask(self: Exercise, seed=0, lang="en") -> str: # Markdown
     "The question with the learner's values."
     return self.question[choose_language(lang)].format(**self.variant(seed))
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #1453b7d4
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #ffa2a7ec
 COMMON = { # of all exercises: in English and in Chinese
     "none": ("Not answered yet. Put your answer in the place of the three dots.",
              "还没有作答。请把三个点换成你的答案。"),
@@ -135,7 +135,7 @@ def common_fault(given, right) -> tuple: # a key of COMMON, and what its text na
         return _number_fault(given / right), {}
     return "other", {}
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #7e8208e0
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #05b35d2f
 def _number_fault(ratio):
     for key, r in (("percent", 100), ("share", .01), ("sign", -1)):
         if abs(ratio / r - 1) <= .005:
@@ -155,7 +155,7 @@ def _kind(x): # in words that a learner knows
     kinds = {int: "number", float: "number", str: "text", list: "list", dict: "dictionary"}
     return kinds.get(type(x), type(x).__name__)
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #756d9223
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #f4eb93ef
 @dataclass
 class Verdict:
     "What is said to an answer."
@@ -178,7 +178,7 @@ def judge(self: Exercise, given, seed=0, lang="en") -> Verdict:
     key, named = common_fault(given, right)
     return Verdict(False, COMMON[key][at].format(**named))
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #d62f458e
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #5d31fc95
 class Choice(Exercise):
     "A question with options. The answer is a letter."
     def __init__(self, id, question, right, # question and right option: in English and in Chinese
@@ -204,7 +204,7 @@ class Choice(Exercise):
 
 def _letter(i): return "abcdefgh"[i]
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #587fb57e
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #5605faa9
 @dataclass
 class _Call:
     "One call of a function: what came out, or which error."
@@ -239,7 +239,7 @@ class WriteFunction(Exercise):
         "The question."
         return self.question[choose_language(lang)]
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #0006c821
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #8553a1e7
 FUNCTION_FAULTS = { # in English and in Chinese
     "no function": ("Give the function itself, without calling it: its name, no brackets.",
                     "请传入函数本身：只写函数名，不要加括号调用。"),
@@ -257,7 +257,7 @@ def _takes(function, names): # can it be called with these?
         return False
     return True
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #326e2314
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #32bff6f5
 @patch
 def judge(self: WriteFunction, given, seed=0, lang="en") -> Verdict:
     "Right, or what kind of mistake it is, with the input that shows it."
@@ -296,7 +296,7 @@ def _told(call, at):
     key, what = ("error", call.error) if call.error else ("wrong", shorten(str(call.result), 80))
     return FUNCTION_FAULTS[key][at].format(a=_shown(call.inputs), b=what)
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #74df09b9
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #2abd0704
 def _answers(exercise, seed): # -> (solution, mistakes) as a learner with this seed gives them
     if exercise.answer_is == "function":
         return exercise.solve, [m.answer for m in exercise.mistakes]
@@ -318,7 +318,7 @@ def prove_exercise(exercise, variants=20):
             assert not found.right, f"{exercise}: right in variant {seed}: {m.hint[0]}"
             assert found.text == m.hint[0], f"{exercise}: {m.hint[0]} and {found.text}, seed {seed}"
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #8c43dcd8
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #e42431c5
 def solution_sheet(exercise) -> ReportTable:
     "For teachers: the question, the solution, and what is said to each typical mistake."
     prove_exercise(exercise)
@@ -328,7 +328,7 @@ def solution_sheet(exercise) -> ReportTable:
     rows += [[f"hint {i}", step[0]] for i, step in enumerate(exercise.steps, 1)]
     return ReportTable([f"exercise {exercise.id}", ""], rows)
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #7717882f
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #1effc41a
 LESSONS = { # number -> module of lessons.solutions
     "00": "start", "01": "tokens", "02": "neuron", "03": "attention", "04": "baseline",
     "05": "training_loop", "06": "sentiment", "07": "silent_failures", "08": "rows",
@@ -355,7 +355,7 @@ def find_exercise(id) -> Exercise: # as "04.2"
         raise InputError(f"there is no exercise {id!r}.{suggest(str(id), ids)}")
     return found[0]
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #59a36170
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #48dd64a8
 class CourseText:
     "A few lines of Markdown for a learner; what a learner wrote is shown as it is."
     def __init__(self, text): self.text = text
@@ -367,17 +367,24 @@ def current_progress() -> Progress:
     path = progress_path()
     return Progress() if path is None else read_progress(path)
 
+def _keep(progress): # -> a line where it can't be kept, such as on a disk that is full
+    try:
+        progress.save()
+    except (OSError, InputError) as e:
+        return f"  \n{progress.path} can't be written, so your progress is lost: {e}"
+    return ""
+
 def begin(learner, lang="en") -> CourseText: # a name
     "Say who you are: your exercises get numbers of their own."
     at, p = choose_language(lang), current_progress()
     if not isinstance(learner, str) or not learner.strip():
         raise InputError("say a name, as in begin('Ana').")
     p.learner = " ".join(learner.split())[:80]
-    p.save()
-    return CourseText(("Hello {}. Your exercises have numbers of their own now.",
-                       "你好，{}。现在你的练习题有自己的数字了。")[at].format(escape(p.learner)))
+    said = ("Hello {}. Your exercises have numbers of their own now.",
+            "你好，{}。现在你的练习题有自己的数字了。")[at].format(escape(p.learner))
+    return CourseText(said + _keep(p))
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #9300df7d
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #35298a96
 def ask(id, lang="en") -> CourseText:
     "Show a question. Raises InputError for an id that no exercise has."
     exercise, p = find_exercise(id), current_progress()
@@ -390,12 +397,11 @@ def check(id, answer, lang="en") -> CourseText:
     if found.counts and not record.solved:
         record.tries += 1
     record.solved = record.solved or found.right
-    p.save()
-    mark = "✓" if found.right else "✗"
+    lost, mark = _keep(p), "✓" if found.right else "✗"
     lines = [f"{mark if found.counts else '○'} **{id}** {_code(found.text)}"]
     if found.right:
         lines.append(progress_bar(id.split(".")[0], lang))
-    return CourseText("  \n".join(map(str, lines)))
+    return CourseText("  \n".join(map(str, lines)) + lost)
 
 def _code(text): # markup of the learner's is shown as text
     return escape(text, quote=False)
@@ -406,7 +412,7 @@ def progress_bar(lesson, lang="en") -> CourseText: # a key of LESSONS
     said = ("Lesson", "第")[choose_language(lang)], ("", " 课")[choose_language(lang)]
     return CourseText(f"{said[0]} {lesson}{said[1]}: {bar(p.solved(ids), len(ids))}")
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #c62e8059
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #ecc58b9a
 def hint(id, lang="en") -> CourseText:
     "The next step of help. The last one stays."
     exercise, p = find_exercise(id), current_progress()
@@ -415,5 +421,5 @@ def hint(id, lang="en") -> CourseText:
         return CourseText(("This exercise has no hints.", "这道题没有提示。")[at])
     step = min(record.hints, len(exercise.steps) - 1)
     record.hints = min(record.hints + 1, len(exercise.steps))
-    p.save()
-    return CourseText(f"**{id}**, {step + 1}/{len(exercise.steps)}: {exercise.steps[step][at]}")
+    said = f"**{id}**, {step + 1}/{len(exercise.steps)}: {exercise.steps[step][at]}"
+    return CourseText(said + _keep(p))

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['first_answer', 'cell_order', 'read_error', 'share_function', 'fresh_start']
 
-# %% ../../../nbs/lessons/solutions/00_start.ipynb #273421be
+# %% ../../../nbs/lessons/solutions/00_start.ipynb #7659b421
 from ..kit.exercises import Choice, Exercise, WriteFunction
 
-# %% ../../../nbs/lessons/solutions/00_start.ipynb #ff93fd95
+# %% ../../../nbs/lessons/solutions/00_start.ipynb #9e24c8ed
 first_answer = Exercise(
     "00.1",
     ("A table has {train} rows to train on, {valid} to choose by and {test} to test on. How many "
@@ -31,7 +31,7 @@ first_answer.mistake(lambda train, valid, test: train,
 first_answer.mistake(lambda train, valid, test: train + valid,
                      "The test rows are missing.", "还缺测试数据的行数。")
 
-# %% ../../../nbs/lessons/solutions/00_start.ipynb #d470bc54
+# %% ../../../nbs/lessons/solutions/00_start.ipynb #2dc988b0
 cell_order = Exercise(
     "00.2",
     ("Three cells stand in this order. Cell A: `x = {a}`. Cell B: `x = x + {b}`. Cell C: `x`. "
@@ -52,7 +52,7 @@ cell_order.mistake(lambda a, b: a, "Cell B changed `x` before cell C showed it."
 cell_order.mistake(lambda a, b: b, "The value of cell A was not lost: B adds to it.",
                    "A 的值没有丢失：B 是在它上面相加的。")
 
-# %% ../../../nbs/lessons/solutions/00_start.ipynb #5d8e74d4
+# %% ../../../nbs/lessons/solutions/00_start.ipynb #54b657cf
 read_error = Choice(
     "00.3",
     ("A cell reads `frame[\"{name}\"]` and ends in `KeyError: '{name}'`. The table `frame` has the "
@@ -72,7 +72,7 @@ read_error = Choice(
     [("Read the last line of an error first.", "先读错误信息的最后一行。")],
     lambda rng: {"name": str(rng.choice(["txt", "Text", "texts", "labels"]))})
 
-# %% ../../../nbs/lessons/solutions/00_start.ipynb #d38c4f1c
+# %% ../../../nbs/lessons/solutions/00_start.ipynb #442473b3
 share_function = WriteFunction(
     "00.4",
     ("Write `share(part, whole)`: which share of the whole the part is, between 0 and 1. The share "
@@ -102,7 +102,7 @@ share_function.mistake(lambda part, whole: part // whole if whole else 0,
                        "`//` cuts off what stands behind the point. Use `/`.",
                        "`//` 会舍去小数部分。请用 `/`。")
 
-# %% ../../../nbs/lessons/solutions/00_start.ipynb #b7c84c33
+# %% ../../../nbs/lessons/solutions/00_start.ipynb #ba4e3ad9
 fresh_start = Choice(
     "00.5",
     ("You ran cells in many orders, and the numbers no longer fit together. What do you do?",
@@ -114,4 +114,5 @@ fresh_start = Choice(
       ("The kernel goes on without the browser, with all its values.",
        "没有浏览器，内核也会继续运行，值都还在。")),
      (("Write all numbers down by hand.", "把所有数字手抄下来。"),
-      ("Numbers that can't be computed again are no evidence.", "不能重新计算的数字不能作为证据。"))])
+      ("Numbers that can't be computed again are no evidence.", "不能重新计算的数字不能作为证据。"))],
+    [("What remembers the old values?", "是什么记住了旧的值？")])

@@ -1,0 +1,88 @@
+"""Slides of the lessons, for who teaches: build/slides/index.html. A heading begins a slide; one
+that would be too long goes on below. They need no network: reveal.js comes with sphinx-revealjs.
+"""
+
+import html
+import re
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import nbformat
+from nbconvert import SlidesExporter
+from notebooks import NBS, ROOT, Notebook
+
+OUT = ROOT / "build" / "slides"
+REVEAL = Path(find_spec("sphinx_revealjs").origin).parent / "_static" / "revealjs"
+ROOM = 14  # lines of a slide, about
+LEFT_OUT = ("## Exercises", "## 练习", "## Where it lives", "## 代码在哪里")
+
+
+def weight(cell):
+    "How much room a cell takes, in lines."
+    lines = sum(1 + len(line) // 90 for line in "".join(cell["source"]).splitlines())
+    for out in cell.get("outputs", []):
+        text = out.get("text") or out.get("data", {}).get("text/plain", "")
+        lines += 10 if "image/svg+xml" in out.get("data", {}) else "".join(text).count("\n") + 1
+    return lines
+
+
+def arranged(path):
+    "The cells with their kinds of slides; exercises and what is for Colab are left out."
+    book, full, left_out = nbformat.read(path, 4), 0, False
+    kept = []
+    for cell in book.cells:
+        heading = cell.cell_type == "markdown" and cell.source.startswith("#")
+        if heading:
+            left_out = cell.source.startswith(LEFT_OUT)
+        if left_out or "google.colab" in cell.source:
+            continue
+        kind, full = "-", full + weight(cell)
+        if heading:
+            kind, full = "slide", weight(cell)
+        elif full > ROOM:
+            kind, full = "subslide", weight(cell)
+        cell.metadata["slideshow"] = {"slide_type": kind}
+        kept.append(cell)
+    book.cells = kept
+    return book
+
+
+# in the place of what nbconvert writes, which loads require.js and others from the network
+STARTED = """<script src="../reveal/dist/reveal.js"></script>
+<style>.reveal .slides section {max-height: 95vh; overflow-y: auto}</style>
+<script>Reveal.initialize({hash: true, transition: "none", width: 960, height: 700})</script>"""
+
+
+def write_slides(path, folder):
+    "One HTML file beside the folder of reveal.js."
+    exporter = SlidesExporter(reveal_url_prefix="../reveal", exclude_input_prompt=True,
+                              exclude_output_prompt=True)
+    page, _ = exporter.from_notebook_node(arranged(path))
+    page = re.sub(r'<script[^>]*src="http[^"]*"[^>]*>\s*</script>', "", page)
+    page, n = re.subn(r"<script>\s*require\(.*?</script>", lambda m: STARTED, page, flags=re.S)
+    assert n == 1, "nbconvert starts reveal.js in another way now"
+    file = folder / f"{path.stem}.html"
+    file.write_text(page, encoding="utf-8")
+    return file
+
+
+def main():
+    shutil.rmtree(OUT, ignore_errors=True)
+    items = []
+    for language, folder in (("en", NBS / "lessons"), ("zh", NBS / "lessons" / "zh")):
+        (OUT / language).mkdir(parents=True)
+        for path in sorted(folder.glob("[0-9]*.ipynb")):
+            file = write_slides(path, OUT / language)
+            title = Notebook(path).cells[0].source.split("\n")[0].lstrip("# ")
+            items.append(f'<li><a href="{language}/{file.name}">{html.escape(title)}</a></li>')
+    for part in ("dist", "plugin"):
+        shutil.copytree(REVEAL / part, OUT / "reveal" / part)
+    (OUT / "index.html").write_text(
+        '<!doctype html><meta charset="utf-8"><title>Slides of the course</title>'
+        f"<ul>{''.join(items)}</ul>", encoding="utf-8")
+    print(f"{len(items)} lessons: {(OUT / 'index.html').relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
