@@ -167,11 +167,11 @@ pool_function.mistake(lambda vectors, mask: [a / sum(mask) for a in
                       "It ends in an error where no token is real. Return zeros there.",
                       "没有真实词元时会出错。这时请返回全零。")
 
-# %% ../../../nbs/lessons/solutions/03_attention.ipynb #f468409f
+# %% ../../../nbs/lessons/solutions/03_attention.ipynb #ef632f53
 block_size = Exercise(
     "03.4",
-    ("A block has the width {width}, {heads} heads, and {inner} units inside its feed-forward part. "
-     "All linear layers have a bias; each layer norm has two numbers for each of the {width} "
+    ("A block has the width {width}, {heads} heads, and {inner} units inside its feed-forward "
+     "part. All linear layers have a bias; each layer norm has two numbers for each of the {width} "
      "places. How many trained numbers has the block of this lesson?",
      "一个编码块的宽度是 {width}，有 {heads} 个头，前馈部分内部有 {inner} 个单元。所有线性层都带偏置；"
      "每个层归一化在 {width} 个位置上各有两个数。本课的编码块共有多少个可训练的数？"),
@@ -205,11 +205,11 @@ block_size.mistake(lambda width, heads, inner: _block_size(width, heads, inner)
                    "The heads share the width: more heads are not more weights.",
                    "各个头平分宽度：头多并不会增加权重。")
 
-# %% ../../../nbs/lessons/solutions/03_attention.ipynb #88f1f4a7
+# %% ../../../nbs/lessons/solutions/03_attention.ipynb #17cb5141
 company = Choice(
     "03.5",
-    ("A service answers one text at a time: {alone:.2f} for a certain text. At night the same texts "
-     "are answered in batches, and the same text gets {batch:.2f}. Weights, tokenizer and "
+    ("A service answers one text at a time: {alone:.2f} for a certain text. At night the same "
+     "texts are answered in batches, and the same text gets {batch:.2f}. Weights, tokenizer and "
      "`max_length` are the same, and dropout is off. Where do you look first?",
      "一个服务逐条处理文本时，某条文本得到 {alone:.2f}。夜间成批处理同样的文本，同一条文本却得到 {batch:.2f}。"
      "权重、分词器和 `max_length` 都相同，dropout 已关闭。首先检查哪里？"),
@@ -219,7 +219,7 @@ company = Choice(
       ("A poor model would still give the same answer twice.",
        "再差的模型，对同一文本两次的答案也应该一样。")),
      (("Whether the batch is too large.", "批是否太大。"),
-      ("The size alone changes nothing but the last digits. What is beside a short text in a batch?",
+      ("The size alone changes nothing but the last digits. What is beside a short text?",
        "批的大小最多影响最后几位小数。短文本在批里旁边是什么？")),
      (("Whether the vocabulary knows all words.", "词表是否认识所有单词。"),
       ("The ids of the text are the same both times. What else is in a batch?",

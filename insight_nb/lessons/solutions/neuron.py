@@ -83,7 +83,7 @@ one_neuron.mistake(lambda x, w, b: _neuron(x, w[::-1], b),
                    "The weights have changed places: the first weight belongs to the first input.",
                    "权重的位置反了：第一个权重对应第一个输入。")
 
-# %% ../../../nbs/lessons/solutions/02_neuron.ipynb #499b34c4
+# %% ../../../nbs/lessons/solutions/02_neuron.ipynb #c00386d6
 def _draw_loss(rng):
     n = int(rng.integers(1, 7))
     p = [float(v) for v in rng.choice([0., .03, .2, .4, .5, .7, .9, .995, 1.], n)]
@@ -91,9 +91,9 @@ def _draw_loss(rng):
 
 log_loss_function = WriteFunction(
     "02.3",
-    ("Write `log_loss(p, y)` for a list of probabilities and a list of labels (0 or 1): the mean of "
-     "-log(p) for the label 1 and -log(1 - p) for the label 0. A probability below 0.01 counts as "
-     "0.01, and one above 0.99 as 0.99. `log_loss([0.5], [1])` returns about 0.693.",
+    ("Write `log_loss(p, y)` for a list of probabilities and a list of labels (0 or 1): the mean "
+     "of -log(p) for the label 1 and -log(1 - p) for the label 0. A probability below 0.01 counts "
+     "as 0.01, and one above 0.99 as 0.99. `log_loss([0.5], [1])` returns about 0.693.",
      "写一个函数 `log_loss(p, y)`，参数是概率列表和标签列表（0 或 1）：标签为 1 时取 -log(p)，为 0 时取 "
      "-log(1 - p)，再求平均。低于 0.01 的概率按 0.01 算，高于 0.99 的按 0.99 算。"
      "`log_loss([0.5], [1])` 约为 0.693。"),
@@ -134,7 +134,7 @@ log_loss_function.mistake(lambda p, y: sum(v for v, b in zip(_losses(p, y), y) i
                           "Rows with the label 0 cost nothing here. They need -log(1 - p).",
                           "标签为 0 的行没有计入损失。它们要用 -log(1 - p)。")
 
-# %% ../../../nbs/lessons/solutions/02_neuron.ipynb #49c8985b
+# %% ../../../nbs/lessons/solutions/02_neuron.ipynb #282a97e4
 def _draw_gradient(rng):
     n = int(rng.integers(1, 6))
     return {"p": [float(v) for v in rng.choice([.1, .2, .4, .6, .7, .9], n)],
@@ -163,7 +163,7 @@ def _gradient(p, y, x):
     return [weight / len(p), bias / len(p)]
 
 gradient_function.mistake(lambda p, y, x: [-g for g in _gradient(p, y, x)],
-                          "The sign is turned: with it the loss would rise. Prediction minus label.",
+                          "The sign is turned, so the loss would rise: take prediction minus label.",
                           "符号反了：这样下去损失会上升。应该是预测减标签。")
 gradient_function.mistake(lambda p, y, x: [g * len(p) for g in _gradient(p, y, x)],
                           "These are sums over the rows. The mean is asked.",
@@ -178,7 +178,7 @@ gradient_function.mistake(lambda p, y, x: [_gradient(p, y, x)[0], 0],
                           "The bias is learned, too: its input is 1 in each row.",
                           "偏置也要学习：可以把它看作输入恒为 1 的权重。")
 
-# %% ../../../nbs/lessons/solutions/02_neuron.ipynb #d5f40b07
+# %% ../../../nbs/lessons/solutions/02_neuron.ipynb #401f666b
 def _draw_columns(rng):
     train = rng.choice([2., 4., 5., 9., 30.], int(rng.integers(2, 6))).tolist()
     if rng.random() < .25:
@@ -187,9 +187,9 @@ def _draw_columns(rng):
 
 standardize_function = WriteFunction(
     "02.5",
-    ("Write `standardize(train, test)` for two lists of numbers (one column): the test values minus "
-     "the mean of the training values, divided by their standard deviation (the root of the mean "
-     "squared distance from the mean). Where the standard deviation is 0, divide by 1.",
+    ("Write `standardize(train, test)` for two lists of numbers (one column): the test values "
+     "minus the mean of the training values, divided by their standard deviation (the root of the "
+     "mean squared distance from the mean). Where the standard deviation is 0, divide by 1.",
      "写一个函数 `standardize(train, test)`，参数是同一列的两个数值列表：返回测试值减去训练值的平均数，再除以训练值的标准差"
      "（到平均数的距离平方的平均值再开方）。标准差为 0 时除以 1。"),
     _draw_columns,
@@ -229,7 +229,7 @@ def _no_zero(spread):
         raise ZeroDivisionError("float division by zero")
     return spread
 
-# %% ../../../nbs/lessons/solutions/02_neuron.ipynb #9e436c25
+# %% ../../../nbs/lessons/solutions/02_neuron.ipynb #dcd062e5
 def _draw_rising(rng):
     a = .69
     b = round(float(rng.uniform(1, 2)), 2)
@@ -238,8 +238,8 @@ def _draw_rising(rng):
 
 rising_loss = Choice(
     "02.6",
-    ("The training loss of a neuron is {losses} after steps 0, 1, 2 and 3. The gradient was checked "
-     "by finite differences, and is right. What do you do first?",
+    ("The training loss of a neuron is {losses} after steps 0, 1, 2 and 3. The gradient was "
+     "checked by finite differences, and is right. What do you do first?",
      "一个神经元在第 0、1、2、3 步的训练损失是 {losses}。梯度已用有限差分检验过，是对的。首先应该做什么？"),
     ("Take a learning rate ten times smaller.", "把学习率减小到十分之一。"),
     [(("Take more steps.", "多训练几步。"),
