@@ -134,7 +134,7 @@ log_loss_function.mistake(lambda p, y: sum(v for v, b in zip(_losses(p, y), y) i
                           "Rows with the label 0 cost nothing here. They need -log(1 - p).",
                           "标签为 0 的行没有计入损失。它们要用 -log(1 - p)。")
 
-# %% ../../../nbs/lessons/solutions/02_neuron.ipynb #282a97e4
+# %% ../../../nbs/lessons/solutions/02_neuron.ipynb #b378cbf3
 def _draw_gradient(rng):
     n = int(rng.integers(1, 6))
     return {"p": [float(v) for v in rng.choice([.1, .2, .4, .6, .7, .9], n)],
@@ -163,8 +163,8 @@ def _gradient(p, y, x):
     return [weight / len(p), bias / len(p)]
 
 gradient_function.mistake(lambda p, y, x: [-g for g in _gradient(p, y, x)],
-                          "The sign is turned, so the loss would rise: take prediction minus label.",
-                          "符号反了：这样下去损失会上升。应该是预测减标签。")
+                          "The sign is turned: a step against it would make the loss larger.",
+                          "符号反了：逆着它走一步，损失反而会变大。")
 gradient_function.mistake(lambda p, y, x: [g * len(p) for g in _gradient(p, y, x)],
                           "These are sums over the rows. The mean is asked.",
                           "这是各行之和。题目要的是平均值。")
