@@ -10,7 +10,7 @@ import numpy as np
 
 from ..kit.exercises import Choice, Exercise, WriteFunction
 
-# %% ../../../nbs/lessons/solutions/03_attention.ipynb #f7f0bd3a
+# %% ../../../nbs/lessons/solutions/03_attention.ipynb #92700525
 def _weight(query, keys):
     from math import exp, sqrt
     scores = []
@@ -52,6 +52,7 @@ one_weight = Exercise(
       "softmax：每个得分取 exp，再除以三个之和。")])
 one_weight.solution(_weight)
 
+# %% ../../../nbs/lessons/solutions/03_attention.ipynb #55aad715
 one_weight.mistake(lambda query, keys: _weight_mistakes(query, keys)["no scale"],
                    "The scores were not divided by the root of the width.",
                    "得分没有除以向量宽度的平方根。")
@@ -65,7 +66,7 @@ one_weight.mistake(lambda query, keys: _weight_mistakes(query, keys)["no softmax
                    "This is the score. The softmax makes weights of the three scores.",
                    "这是得分。还要用 softmax 把三个得分变成权重。")
 
-# %% ../../../nbs/lessons/solutions/03_attention.ipynb #39f6912e
+# %% ../../../nbs/lessons/solutions/03_attention.ipynb #8a2acb9d
 def _draw_attend(rng):
     n, width = int(rng.integers(1, 6)), int(rng.choice([1, 4, 9]))
     mask = [int(v) for v in rng.integers(0, 2, n)]
@@ -105,6 +106,7 @@ def _mixed(scores, values): return float(np.exp(scores) @ values / np.exp(scores
 
 def _scores(query, keys, power=.5): return np.array(keys) @ np.array(query) / len(query) ** power
 
+# %% ../../../nbs/lessons/solutions/03_attention.ipynb #146b21bf
 attend_function.mistake(lambda query, keys, values, mask: _mixed(_scores(query, keys), values),
                         "The mask is not used: padding speaks, too.", "没有用到掩码：填充也参与了。")
 attend_function.mistake(lambda query, keys, values, mask: _mixed(
@@ -125,7 +127,7 @@ attend_function.mistake(lambda query, keys, values, mask: float(
                         "All real tokens have the same weight here. The scores decide.",
                         "这里所有真实词元的权重都一样。权重应由得分决定。")
 
-# %% ../../../nbs/lessons/solutions/03_attention.ipynb #d1483c1d
+# %% ../../../nbs/lessons/solutions/03_attention.ipynb #474e4d00
 def _draw_pool(rng):
     n = int(rng.integers(1, 6))
     mask = [0] * n if rng.random() < .15 else [int(v) for v in rng.integers(0, 2, n)]
@@ -152,6 +154,7 @@ def _pool(vectors, mask):
             count += 1
     return [a / max(count, 1) for a in total]
 
+# %% ../../../nbs/lessons/solutions/03_attention.ipynb #2ea2535b
 pool_function.mistake(lambda vectors, mask: np.mean(vectors, 0),
                       "The mask is not used: padding is in the mean.",
                       "没有用到掩码：填充也被平均进去了。")
@@ -167,7 +170,7 @@ pool_function.mistake(lambda vectors, mask: [a / sum(mask) for a in
                       "It ends in an error where no token is real. Return zeros there.",
                       "没有真实词元时会出错。这时请返回全零。")
 
-# %% ../../../nbs/lessons/solutions/03_attention.ipynb #ef632f53
+# %% ../../../nbs/lessons/solutions/03_attention.ipynb #2e5034d6
 block_size = Exercise(
     "03.4",
     ("A block has the width {width}, {heads} heads, and {inner} units inside its feed-forward "
@@ -190,6 +193,7 @@ def _block_size(width, heads, inner):
     norms = 2 * 2 * width
     return attention + feed_forward + norms
 
+# %% ../../../nbs/lessons/solutions/03_attention.ipynb #0d33d467
 block_size.mistake(lambda width, heads, inner: 4 * width ** 2 + 2 * width * inner + 4 * width,
                    "The biases of the linear layers are missing.", "漏了线性层的偏置。")
 block_size.mistake(lambda width, heads, inner: _block_size(width, heads, inner) - 4 * width,

@@ -41,7 +41,7 @@ wrong_pairs.mistake(lambda batches, size: size * size - size,
 wrong_pairs.mistake(lambda batches, size: (batches * size) ** 2 - batches * size,
                     "Only rows of the same batch meet each other.", "只有同一个批里的行才会相遇。")
 
-# %% ../../../nbs/lessons/solutions/02_neuron.ipynb #909da80a
+# %% ../../../nbs/lessons/solutions/02_neuron.ipynb #c6b6f53b
 def _neuron(x, w, b):
     from math import exp
     z = w[0] * x[0] + w[1] * x[1] + b
@@ -71,6 +71,7 @@ one_neuron = Exercise(
      ("Then the sigmoid: 1 / (1 + exp(-z)).", "再算 sigmoid：1 / (1 + exp(-z))。")])
 one_neuron.solution(_neuron)
 
+# %% ../../../nbs/lessons/solutions/02_neuron.ipynb #8d103fbc
 one_neuron.mistake(lambda x, w, b: _neuron(x, w, 0), "The bias is missing in the sum.",
                    "加权和里漏了偏置。")
 one_neuron.mistake(_sum_alone,
@@ -83,7 +84,7 @@ one_neuron.mistake(lambda x, w, b: _neuron(x, w[::-1], b),
                    "The weights have changed places: the first weight belongs to the first input.",
                    "权重的位置反了：第一个权重对应第一个输入。")
 
-# %% ../../../nbs/lessons/solutions/02_neuron.ipynb #c00386d6
+# %% ../../../nbs/lessons/solutions/02_neuron.ipynb #dd9dba9a
 def _draw_loss(rng):
     n = int(rng.integers(1, 7))
     p = [float(v) for v in rng.choice([0., .03, .2, .4, .5, .7, .9, .995, 1.], n)]
@@ -118,6 +119,7 @@ def _log_loss(p, y):
         total -= log(a) if b == 1 else log(1 - a)
     return total / len(p)
 
+# %% ../../../nbs/lessons/solutions/02_neuron.ipynb #9f3b2b7f
 log_loss_function.mistake(lambda p, y: sum(_losses(p, y)),
                           "This is the sum. The mean does not grow with the number of rows.",
                           "这是总和。要的是平均值，它不会随行数增大。")
@@ -134,7 +136,7 @@ log_loss_function.mistake(lambda p, y: sum(v for v, b in zip(_losses(p, y), y) i
                           "Rows with the label 0 cost nothing here. They need -log(1 - p).",
                           "标签为 0 的行没有计入损失。它们要用 -log(1 - p)。")
 
-# %% ../../../nbs/lessons/solutions/02_neuron.ipynb #b378cbf3
+# %% ../../../nbs/lessons/solutions/02_neuron.ipynb #2940fb6a
 def _draw_gradient(rng):
     n = int(rng.integers(1, 6))
     return {"p": [float(v) for v in rng.choice([.1, .2, .4, .6, .7, .9], n)],
@@ -162,6 +164,7 @@ def _gradient(p, y, x):
         bias += a - b
     return [weight / len(p), bias / len(p)]
 
+# %% ../../../nbs/lessons/solutions/02_neuron.ipynb #84190c68
 gradient_function.mistake(lambda p, y, x: [-g for g in _gradient(p, y, x)],
                           "The sign is turned: a step against it would make the loss larger.",
                           "符号反了：逆着它走一步，损失反而会变大。")
@@ -178,7 +181,7 @@ gradient_function.mistake(lambda p, y, x: [_gradient(p, y, x)[0], 0],
                           "The bias is learned, too: its input is 1 in each row.",
                           "偏置也要学习：可以把它看作输入恒为 1 的权重。")
 
-# %% ../../../nbs/lessons/solutions/02_neuron.ipynb #401f666b
+# %% ../../../nbs/lessons/solutions/02_neuron.ipynb #ac71cbbf
 def _draw_columns(rng):
     train = rng.choice([2., 4., 5., 9., 30.], int(rng.integers(2, 6))).tolist()
     if rng.random() < .25:
@@ -206,6 +209,7 @@ def _standardize(train, test):
         spread = 1
     return [(v - mean) / spread for v in test]
 
+# %% ../../../nbs/lessons/solutions/02_neuron.ipynb #e22e5438
 standardize_function.mistake(lambda train, test: _standardize(test, test),
                              "Mean and spread come from the test values here. They must be learned "
                              "from the training values.",

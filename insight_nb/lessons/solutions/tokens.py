@@ -8,7 +8,7 @@ __all__ = ['count_words', 'join_pieces', 'cut_tokens', 'padded_share', 'lost_end
 # %% ../../../nbs/lessons/solutions/01_tokens.ipynb #a7465228
 from ..kit.exercises import Choice, Exercise, WriteFunction
 
-# %% ../../../nbs/lessons/solutions/01_tokens.ipynb #f86520a1
+# %% ../../../nbs/lessons/solutions/01_tokens.ipynb #4d16c086
 _WORDS = (["the"], ["room"], ["was"], ["un", "##use", "##d"], ["over", "##charged"],
                ["break", "##fast"], ["quiet"], ["air", "##con"], ["again"], ["ref", "##und"])
 
@@ -35,6 +35,7 @@ def _count_words(tokens):
             count += 1
     return count
 
+# %% ../../../nbs/lessons/solutions/01_tokens.ipynb #9ce7873e
 count_words.mistake(lambda tokens: len(tokens),
                     "These are all tokens. Pieces of one word and special tokens are counted, too.",
                     "这是所有词元的个数，把同一单词的各个片段和特殊词元都算进去了。")
@@ -49,7 +50,7 @@ count_words.mistake(lambda tokens: _count_words(tokens) + 3,
                     "The special tokens and the full stop were counted as words.",
                     "特殊词元和句号被当成单词了。")
 
-# %% ../../../nbs/lessons/solutions/01_tokens.ipynb #3f105df4
+# %% ../../../nbs/lessons/solutions/01_tokens.ipynb #eec44ddb
 def _draw_pieces(rng):
     if rng.random() < .15:
         return {"tokens": ["[CLS]", "[SEP]"] if rng.random() < .5 else []}
@@ -83,6 +84,7 @@ def _to_words(tokens):
             words.append(token)
     return words
 
+# %% ../../../nbs/lessons/solutions/01_tokens.ipynb #d6db56df
 join_pieces.mistake(lambda tokens: [t for t in tokens if t not in ("[CLS]", "[SEP]")],
                     "The special tokens are gone. But the pieces are not joined yet.",
                     "特殊词元去掉了，但片段还没有拼起来。")
@@ -96,7 +98,7 @@ join_pieces.mistake(lambda tokens: " ".join(tokens).replace(" ##", "").split(),
 join_pieces.mistake(lambda tokens: " ".join(_to_words(tokens)),
                     "This is one text. A list of words is asked.", "这是一个字符串。题目要的是单词列表。")
 
-# %% ../../../nbs/lessons/solutions/01_tokens.ipynb #a96ae763
+# %% ../../../nbs/lessons/solutions/01_tokens.ipynb #92e5e10b
 def _draw_long(rng):
     words = [str(w) for w in rng.choice(["good", "bad", "room", "food", "and"],
                                         int(rng.integers(0, 9)))]
@@ -123,6 +125,7 @@ def _cut(tokens, max_length):
         return tokens
     return tokens[:max_length - 1] + ["[SEP]"]
 
+# %% ../../../nbs/lessons/solutions/01_tokens.ipynb #5769dd26
 cut_tokens.mistake(lambda tokens, max_length: tokens[:max_length],
                    "Where a text was cut, `[SEP]` is lost. It must stay at the end.",
                    "被截断的文本丢了 `[SEP]`。它必须留在最后。")
@@ -138,7 +141,7 @@ cut_tokens.mistake(lambda tokens, max_length: tokens if len(tokens) <= max_lengt
                    "The end of the text was kept, and its beginning lost. Keep the beginning.",
                    "保留了结尾，丢掉了开头。应该保留开头。")
 
-# %% ../../../nbs/lessons/solutions/01_tokens.ipynb #e91542a4
+# %% ../../../nbs/lessons/solutions/01_tokens.ipynb #ff5899db
 def _draw_lengths(rng):
     if rng.random() < .15:
         return {"lengths": []}
@@ -167,6 +170,7 @@ def _padding_share(lengths):
 
 def _without_empty(f): return lambda lengths: f(lengths) if lengths else 0
 
+# %% ../../../nbs/lessons/solutions/01_tokens.ipynb #29e95c62
 padded_share.mistake(lambda lengths: 1 - sum(lengths) / (len(lengths) * max(lengths)),
                      "It ends in an error for an empty list. Return 0 there.",
                      "列表为空时会出错。这时请返回 0。")
@@ -204,7 +208,7 @@ lost_end = Choice(
      ("Which part of a long text is kept?", "长文本被保留的是哪一部分？")],
     lambda rng: {"words": int(rng.integers(60, 200))})
 
-# %% ../../../nbs/lessons/solutions/01_tokens.ipynb #fca77a1a
+# %% ../../../nbs/lessons/solutions/01_tokens.ipynb #c23baf54
 def _draw_sizes(rng):
     sizes = [16, 32, 64, 128]
     edge = int(rng.choice(sizes[:3])) - int(rng.choice([0, 1, 1, 2, 2, 3])) # around a size
@@ -244,6 +248,7 @@ def _chosen(added, more): # as the solution, with other numbers
         return fit[0] if fit else sizes[-1]
     return choose
 
+# %% ../../../nbs/lessons/solutions/01_tokens.ipynb #ef1511cc
 choose_length.mistake(_chosen(0, 0), "The special tokens need places, too: two for each text.",
                       "特殊词元也要占位置：每条文本两个。")
 choose_length.mistake(_chosen(1, 0), "There are two special tokens, one at each end.",
