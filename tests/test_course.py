@@ -36,7 +36,7 @@ PARTS_ZH = ["## 实践中容易出错的地方", "## 小结", "## 练习", "## �
 @pytest.mark.parametrize("id", IDS)
 def test_solution_is_right_and_mistakes_get_their_hints(id):
     exercise = find_exercise(id)
-    prove_exercise(exercise, 12)
+    prove_exercise(exercise, 40)
     assert len(exercise.mistakes) >= 3 and exercise.steps
 
 

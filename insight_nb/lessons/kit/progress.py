@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ExerciseRecord', 'CourseProgress', 'progress_path', 'read_progress', 'bar', 'read_class', 'scoreboard']
 
-# %% ../../../nbs/lessons/kit/00_progress.ipynb #aa028375
+# %% ../../../nbs/lessons/kit/00_progress.ipynb #394078d8
 import json
 import os
 import zlib
@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from ...base.core import (
     InputError, ReportTable, atomic_output, plural, printable, shorten)
 
-# %% ../../../nbs/lessons/kit/00_progress.ipynb #bd0e05c5
+# %% ../../../nbs/lessons/kit/00_progress.ipynb #a8c4b4c9
 @dataclass
 class ExerciseRecord:
     "What happened in one exercise."
@@ -25,7 +25,7 @@ class ExerciseRecord:
     tries: int = 0 # answers that were checked, until the first right one
     hints: int = 0 # that were shown
 
-# %% ../../../nbs/lessons/kit/00_progress.ipynb #9cc45687
+# %% ../../../nbs/lessons/kit/00_progress.ipynb #89bd7e0c
 @dataclass
 class CourseProgress:
     "What a learner has done. Raises InputError for a file that is not one of these."
@@ -40,7 +40,7 @@ class CourseProgress:
     def record(self, id) -> ExerciseRecord:
         return self.records.setdefault(id, ExerciseRecord())
 
-# %% ../../../nbs/lessons/kit/00_progress.ipynb #a955c9d3
+# %% ../../../nbs/lessons/kit/00_progress.ipynb #b7b8ce2f
 def progress_path() -> Path | None: # None: nothing is to be written
     "Where the progress is kept: INSIGHT_NB_COURSE, or a file in the home folder."
     said = os.environ.get("INSIGHT_NB_COURSE", "")
@@ -48,7 +48,7 @@ def progress_path() -> Path | None: # None: nothing is to be written
         return None
     return Path(said) if said else Path.home() / "insight_nb_course.json"
 
-# %% ../../../nbs/lessons/kit/00_progress.ipynb #b4521924
+# %% ../../../nbs/lessons/kit/00_progress.ipynb #a4cf6827
 def read_progress(path) -> CourseProgress: # a file; one that is not there: nothing is done yet
     "Raises InputError for a file that holds something else."
     path = Path(path)
@@ -66,12 +66,12 @@ def read_progress(path) -> CourseProgress: # a file; one that is not there: noth
         raise wrong
     return CourseProgress(learner, path, records)
 
-# %% ../../../nbs/lessons/kit/00_progress.ipynb #dadd2f6a
+# %% ../../../nbs/lessons/kit/00_progress.ipynb #89a25633
 def _is_sound(record): # types as declared
     whole = all(type(n) is int and n >= 0 for n in (record.tries, record.hints))
     return type(record.solved) is bool and whole
 
-# %% ../../../nbs/lessons/kit/00_progress.ipynb #90e0e45e
+# %% ../../../nbs/lessons/kit/00_progress.ipynb #ef8d031c
 @patch
 def save(self: CourseProgress):
     "Write the file, completely or not at all. Without a path nothing happens."
@@ -82,18 +82,18 @@ def save(self: CourseProgress):
     with atomic_output(self.path, force=True) as temp:
         temp.write_text(json.dumps(document, ensure_ascii=False, indent=1), encoding="utf-8")
 
-# %% ../../../nbs/lessons/kit/00_progress.ipynb #34e7b755
+# %% ../../../nbs/lessons/kit/00_progress.ipynb #f25c36f8
 def bar(done, total, width=20) -> str: # of blocks
-    "A bar of text: ███░░░ 3 of 6."
+    "A bar of text: ███░░░ 3/6."
     full = round(width * done / total) if total else 0
-    return f"{'█' * full}{'░' * (width - full)} {done} of {total}"
+    return f"{'█' * full}{'░' * (width - full)} {done}/{total}"
 
 @patch
 def solved(self: CourseProgress, ids) -> int: # how many of these exercises
     "Count what is solved."
     return sum(id in self.records and self.records[id].solved for id in ids)
 
-# %% ../../../nbs/lessons/kit/00_progress.ipynb #482e52bb
+# %% ../../../nbs/lessons/kit/00_progress.ipynb #44d4128d
 def read_class(folder) -> list: # of (file name, CourseProgress or the reason why there is none)
     "All progress files of a folder. Raises InputError where there is none."
     folder = Path(folder)
@@ -112,7 +112,7 @@ def read_class(folder) -> list: # of (file name, CourseProgress or the reason wh
             found.append((path.name, "is not a progress file of the course"))
     return found
 
-# %% ../../../nbs/lessons/kit/00_progress.ipynb #d55809f3
+# %% ../../../nbs/lessons/kit/00_progress.ipynb #3c04a598
 def scoreboard(folder, lessons: dict) -> ReportTable: # lesson -> ids of its exercises
     "Solved exercises of each learner by lesson; who has solved most comes first."
     total, rows = sum(map(len, lessons.values())), []
