@@ -113,7 +113,7 @@ def _rate_says(losses, lang):
         return _text(lang, "the loss still falls at the end: small", "到最后损失还在下降：偏小")
     return _text(lang, "the loss falls and stays low", "损失下降并保持在低处")
 
-# %% ../../../nbs/lessons/kit/02_explore.ipynb #a41887fa
+# %% ../../../nbs/lessons/kit/02_explore.ipynb #15a60621
 def plot_learning_rate(rate=1., lang="en") -> ReportFigure: # 0.001 to 100
     "The loss of one neuron, step by step."
     losses = one_neuron_losses(_between("rate", rate, .001, 100))
@@ -122,7 +122,7 @@ def plot_learning_rate(rate=1., lang="en") -> ReportFigure: # 0.001 to 100
             label=_text(lang, "rate 1", "学习率 1"))
     ax.plot(losses, color=BLUE, label=_text(lang, f"rate {rate:.3g}", f"学习率 {rate:.3g}"))
     ax.set(xlabel=_text(lang, "step", "步数"), ylabel=_text(lang, "loss", "损失"), ylim=(0, 2))
-    ax.legend(frameon=False, labelcolor=INK, loc="upper right")
+    ax.legend(frameon=False, labelcolor=INK, loc="upper left", bbox_to_anchor=(1, 1))
     said = _rate_says(losses, lang)
     title = _text(lang, f"Rate {rate:.3g}: {said}", f"学习率 {rate:.3g}：{said}")
     table = ReportTable([_text(lang, "step", "步数"), _text(lang, "loss", "损失")],
@@ -234,14 +234,14 @@ def explore_temperature(lang="en"):
     return explore_panel(lambda **values: plot_temperature(**values, lang=lang), {
         "temperature": _control("FloatSlider", name, 1., min=.2, max=5, step=.1)})
 
-# %% ../../../nbs/lessons/kit/02_explore.ipynb #4fcd8556
+# %% ../../../nbs/lessons/kit/02_explore.ipynb #1f6a977f
 @cache
 def _customer_answers(): # (200,) bool each: right on rows of known customers, and of new ones
     rng = np.random.default_rng(4)
-    center = rng.normal(size=(150, 8))
-    label = center[:, 0] + 1.2 * rng.normal(size=150) > 0
+    center = rng.normal(size=(150, 5))
+    label = center[:, 0] + .4 * rng.normal(size=150) > 0
     def rows(customers):
-        return center[customers] + .35 * rng.normal(size=(len(customers), 8))
+        return center[customers] + .25 * rng.normal(size=(len(customers), 5))
     train = np.repeat(np.arange(75), 6)
     seen, new = rng.integers(75, size=200), rng.integers(75, 150, size=200)
     learned, found = rows(train), []
