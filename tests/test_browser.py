@@ -73,7 +73,7 @@ def look(url, use, name):
         dialogs = []
         page.on("pageerror", lambda e: errors.append(str(e)))
         page.on("dialog", lambda d: (dialogs.append(d.message), d.dismiss()))
-        page.goto(url)
+        page.goto(url, timeout=240_000)  # Voila answers when all cells have run
         if "/lab/" in url:
             run_all(page)
         use(page)
@@ -382,9 +382,8 @@ def use_explore(page):
     attention.locator("figcaption").wait_for(timeout=120_000)
     assert "Layer 2, head 1" in move(page, attention, press(0, "ArrowRight"))
     assert "Layer 2, head 2" in move(page, attention, press(1, "ArrowRight"))
-    attention.get_by_role("textbox").first.wait_for()
     write_sentence(attention)
-    attention.locator("td").get_by_text("onerror").first.wait_for(timeout=60_000)
+    attention.locator("td").get_by_text("<", exact=True).first.wait_for(timeout=60_000)
     assert attention.locator("img").count() == 0
     assert "too large" in move(page, panel("learning rate"), press(0, "End"))
     assert "Threshold 0.00" in move(page, panel("cost of a miss"), press(0, "Home"))

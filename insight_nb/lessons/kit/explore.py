@@ -6,7 +6,7 @@
 __all__ = ['MOST_TOKENS', 'SENTENCE', 'plot_sample_size', 'explore_panel', 'explore_sample_size', 'one_neuron_losses',
            'plot_learning_rate', 'explore_learning_rate', 'threshold_counts', 'plot_threshold_cost',
            'explore_threshold_cost', 'plot_temperature', 'explore_temperature', 'leak_accuracy', 'plot_leak',
-           'explore_leak', 'attention_weights', 'plot_attention', 'explore_attention']
+           'explore_leak', 'sentence_attention', 'plot_attention', 'explore_attention']
 
 # %% ../../../nbs/lessons/kit/02_explore.ipynb #fb6dcb72
 from functools import cache
@@ -21,7 +21,7 @@ from ...eval.metrics import softmax, wilson_interval
 from .exercises import choose_language
 from ...models.backbone import load_backbone
 
-# %% ../../../nbs/lessons/kit/02_explore.ipynb #d021a182
+# %% ../../../nbs/lessons/kit/02_explore.ipynb #153ea46a
 def _text(lang, en, zh): return (en, zh)[choose_language(lang)]
 
 def _between(name, value, low, high):
@@ -31,18 +31,18 @@ def _between(name, value, low, high):
                          f"{high:g}.")
     return value
 
+# %% ../../../nbs/lessons/kit/02_explore.ipynb #8dc6182c
 def plot_sample_size(rows=200, share=.8, lang="en") -> ReportFigure: # 10 to 10,000; 0 to 1
     "How wide the 95 % interval of a share is, for a number of test rows."
     _between("rows", rows, 10, 10_000)
     _between("share", share, 0, 1)
-    n = np.unique(np.geomspace(10, 10_000, 200).astype(int))
+    n = np.unique(np.geomspace(10, 10_000, 60).astype(int))
     low, high = wilson_interval(np.round(share * n), n)
     here = np.array(wilson_interval(round(share * rows), rows))
     fig, ax = figure(6, 3)
     ax.fill_between(n, low, high, color=BLUE, alpha=.2, linewidth=0)
-    ax.errorbar([rows], [round(share * rows) / rows],
-                [[round(share * rows) / rows - here[0]], [here[1] - round(share * rows) / rows]],
-                fmt="o", color=ORANGE, capsize=4)
+    ax.vlines([rows], *here, color=ORANGE)
+    ax.plot([rows], [round(share * rows) / rows], "o", color=ORANGE)
     ax.set(xscale="log", ylim=(-.02, 1.02), xlabel=_text(lang, "test rows", "测试行数"),
            ylabel=_text(lang, "share of right answers", "正确率"))
     title = _text(
@@ -60,7 +60,7 @@ def _sizes_table(rows, share, lang):
         lines.append([f"{n:,}", f"{low:.3f}", f"{high:.3f}", f"{100 * (high - low):.1f}"])
     return ReportTable(head, lines)
 
-# %% ../../../nbs/lessons/kit/02_explore.ipynb #07721f62
+# %% ../../../nbs/lessons/kit/02_explore.ipynb #7b0f8743
 def explore_panel(draw, controls): # plot_x without its language; name -> a widget
     "Controls above a figure and its table; the figure follows the controls."
     w = optional_import("ipywidgets", "apps")
@@ -77,6 +77,7 @@ def explore_panel(draw, controls): # plot_x without its language; name -> a widg
     box = w.HBox(list(controls.values()), layout={"flex_flow": "row wrap"})
     return w.VBox([box, shown], layout={"max_width": "52rem"})
 
+# %% ../../../nbs/lessons/kit/02_explore.ipynb #d6aade27
 def _escape(s): return s.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 def _control(kind, name, value, **how): # of ipywidgets
@@ -93,7 +94,7 @@ def explore_sample_size(lang="en"):
         "share": _control("FloatSlider", _text(lang, "share right", "正确率"), .8,
                           min=0, max=1, step=.05)})
 
-# %% ../../../nbs/lessons/kit/02_explore.ipynb #9ce9dca9
+# %% ../../../nbs/lessons/kit/02_explore.ipynb #72a9306c
 def one_neuron_losses(rate, steps=40) -> np.ndarray: # (steps + 1,) loss before each step, and after
     "Train one neuron by gradient descent on made-up rows."
     rng = np.random.default_rng(2)
@@ -106,6 +107,7 @@ def one_neuron_losses(rate, steps=40) -> np.ndarray: # (steps + 1,) loss before 
         w -= rate * x.T @ (1 / (1 + np.exp(-np.clip(z, -700, 700))) - y) / len(y)
     return np.array(losses)
 
+# %% ../../../nbs/lessons/kit/02_explore.ipynb #acbdc6cd
 def _rate_says(losses, lang):
     if np.any(np.diff(losses) > 1e-9):
         return _text(lang, "the loss jumps up again: too large", "损失又跳高了：太大")
@@ -113,7 +115,7 @@ def _rate_says(losses, lang):
         return _text(lang, "the loss still falls at the end: small", "到最后损失还在下降：偏小")
     return _text(lang, "the loss falls and stays low", "损失下降并保持在低处")
 
-# %% ../../../nbs/lessons/kit/02_explore.ipynb #15a60621
+# %% ../../../nbs/lessons/kit/02_explore.ipynb #e62c54a1
 def plot_learning_rate(rate=1., lang="en") -> ReportFigure: # 0.001 to 100
     "The loss of one neuron, step by step."
     losses = one_neuron_losses(_between("rate", rate, .001, 100))
@@ -129,6 +131,7 @@ def plot_learning_rate(rate=1., lang="en") -> ReportFigure: # 0.001 to 100
                         [[i, f"{losses[i]:.3f}"] for i in (0, 1, 2, 5, 10, 20, 40)])
     return ReportFigure(title, figure_svg(fig, title), table)
 
+# %% ../../../nbs/lessons/kit/02_explore.ipynb #df88d0ca
 def explore_learning_rate(lang="en"):
     "Move the learning rate, by factors of ten."
     rates = [.001, .003, .01, .03, .1, .3, 1., 3., 10., 30., 100.]
@@ -136,7 +139,7 @@ def explore_learning_rate(lang="en"):
     return explore_panel(lambda **values: plot_learning_rate(**values, lang=lang), {
         "rate": _control("SelectionSlider", name, 1., options=rates)})
 
-# %% ../../../nbs/lessons/kit/02_explore.ipynb #4a21c9ae
+# %% ../../../nbs/lessons/kit/02_explore.ipynb #9efde776
 @cache
 def _alarm_rows(): # probabilities that can be believed, and what happened
     rng = np.random.default_rng(5)
@@ -154,6 +157,7 @@ def _alarm_cost(threshold, miss, alarm):
     _, missed, false, _ = threshold_counts(threshold)
     return miss * missed + alarm * false
 
+# %% ../../../nbs/lessons/kit/02_explore.ipynb #2dc9e78b
 def plot_threshold_cost(threshold=.5, miss=5, alarm=1, lang="en") -> ReportFigure:
     "What a threshold costs, and where the cost is lowest."
     _between("threshold", threshold, 0, 1)
@@ -169,12 +173,12 @@ def plot_threshold_cost(threshold=.5, miss=5, alarm=1, lang="en") -> ReportFigur
     ax.set(xlabel=_text(lang, "threshold", "阈值"), ylim=(0, 1.1 * costs.max() + 1),
            ylabel=_text(lang, "cost on 400 rows", "400 行的成本"))
     title = _text(
-        lang, f"Threshold {threshold:.2f} costs {here:,.0f}; the lowest cost is {costs[best]:,.0f}, "
-        f"at {places[best]:.2f}", f"阈值 {threshold:.2f} 的成本是 {here:,.0f}；最低成本是 "
+        lang, f"Threshold {threshold:.2f} costs {here:,.0f}; the lowest cost is "
+        f"{costs[best]:,.0f}, at {places[best]:.2f}", f"阈值 {threshold:.2f} 的成本是 {here:,.0f}；最低成本是 "
         f"{costs[best]:,.0f}，在 {places[best]:.2f} 处")
     return ReportFigure(title, figure_svg(fig, title), _counts_table(threshold, here, lang))
 
-# %% ../../../nbs/lessons/kit/02_explore.ipynb #945dcca0
+# %% ../../../nbs/lessons/kit/02_explore.ipynb #b7dd018c
 def _counts_table(threshold, cost, lang):
     names = _text(lang, ["sick, alarm", "sick, no alarm (missed)", "healthy, alarm (false alarm)",
                          "healthy, no alarm", "cost"],
@@ -182,6 +186,7 @@ def _counts_table(threshold, cost, lang):
     return ReportTable(_text(lang, ["what", "number"], ["项目", "数"]),
                        zip(names, [*threshold_counts(threshold), f"{cost:,.0f}"]))
 
+# %% ../../../nbs/lessons/kit/02_explore.ipynb #bf44e8a7
 def explore_threshold_cost(lang="en"):
     "Move the threshold and the two costs."
     return explore_panel(lambda **values: plot_threshold_cost(**values, lang=lang), {
@@ -191,7 +196,7 @@ def explore_threshold_cost(lang="en"):
         "alarm": _control("IntSlider", _text(lang, "cost of a false alarm", "误报的成本"), 1,
                           min=0, max=20)})
 
-# %% ../../../nbs/lessons/kit/02_explore.ipynb #3081a6d7
+# %% ../../../nbs/lessons/kit/02_explore.ipynb #8128db44
 @cache
 def _sure_rows(): # logits (1000, 3) that are too large, and the truth
     rng = np.random.default_rng(3)
@@ -199,6 +204,7 @@ def _sure_rows(): # logits (1000, 3) that are too large, and the truth
     shares = softmax(logits).cumsum(1)
     return 2.5 * logits, (rng.random((1000, 1)) > shares).sum(1).clip(0, 2)
 
+# %% ../../../nbs/lessons/kit/02_explore.ipynb #387f0057
 def plot_temperature(temperature=1., lang="en") -> ReportFigure: # 0.2 to 10
     "Reliability of probabilities at a temperature."
     logits, y = _sure_rows()
@@ -216,7 +222,7 @@ def plot_temperature(temperature=1., lang="en") -> ReportFigure: # 0.2 to 10
                   "right", f"温度 {temperature:g}：模型说 {says:.0%}，实际正确 {is_right:.0%}")
     return ReportFigure(title, figure_svg(fig, title), _bins_table(bins, probs, y, lang))
 
-# %% ../../../nbs/lessons/kit/02_explore.ipynb #05b1ef9a
+# %% ../../../nbs/lessons/kit/02_explore.ipynb #3bb6d41a
 def _bins_table(bins, probs, y, lang):
     head = _text(lang, ["probability", "rows", "it says", "right"],
                  ["概率区间", "行数", "模型说", "实际正确"])
@@ -228,13 +234,14 @@ def _bins_table(bins, probs, y, lang):
         lang, f"calibration error {float(ece):.3f}, log-loss {loss:.3f}",
         f"校准误差 {float(ece):.3f}，对数损失 {loss:.3f}"))
 
+# %% ../../../nbs/lessons/kit/02_explore.ipynb #9118b717
 def explore_temperature(lang="en"):
     "Move the temperature."
     name = _text(lang, "temperature", "温度")
     return explore_panel(lambda **values: plot_temperature(**values, lang=lang), {
         "temperature": _control("FloatSlider", name, 1., min=.2, max=5, step=.1)})
 
-# %% ../../../nbs/lessons/kit/02_explore.ipynb #1f6a977f
+# %% ../../../nbs/lessons/kit/02_explore.ipynb #9998d240
 @cache
 def _customer_answers(): # (200,) bool each: right on rows of known customers, and of new ones
     rng = np.random.default_rng(4)
@@ -250,13 +257,14 @@ def _customer_answers(): # (200,) bool each: right on rows of known customers, a
         found.append(label[train[gap.argmin(1)]] == label[asked])
     return found
 
+# %% ../../../nbs/lessons/kit/02_explore.ipynb #50afff7c
 def leak_accuracy(share) -> tuple: # right rows of 200
     "Accuracy on 200 test rows, of which a share is of customers who are in training, too."
     known, new = _customer_answers()
     n = round(200 * share)
     return int(known[:n].sum() + new[n:].sum()) / 200
 
-# %% ../../../nbs/lessons/kit/02_explore.ipynb #fcd84ac0
+# %% ../../../nbs/lessons/kit/02_explore.ipynb #e342dbb4
 def plot_leak(shared=.5, lang="en") -> ReportFigure: # share of the test rows
     "Apparent accuracy against the share of customers on both sides."
     here, honest = leak_accuracy(_between("shared", shared, 0, 1)), leak_accuracy(0)
@@ -278,20 +286,21 @@ def plot_leak(shared=.5, lang="en") -> ReportFigure: # share of the test rows
     lines = [[f"{s:.0%}", f"{leak_accuracy(s):.3f}"] for s in sorted({0, .25, .5, .75, 1, shared})]
     return ReportFigure(title, figure_svg(fig, title), ReportTable(head, lines))
 
+# %% ../../../nbs/lessons/kit/02_explore.ipynb #f2c10958
 def explore_leak(lang="en"):
     "Move the share of test rows whose customer is in training, too."
     name = _text(lang, "known customers", "已知客户比例")
     return explore_panel(lambda **values: plot_leak(**values, lang=lang), {
         "shared": _control("FloatSlider", name, .5, min=0, max=1, step=.05)})
 
-# %% ../../../nbs/lessons/kit/02_explore.ipynb #9660084d
+# %% ../../../nbs/lessons/kit/02_explore.ipynb #fed984da
 MOST_TOKENS = 20 # of a sentence in the figure
 
 @cache
 def _attentive_encoder(): return load_backbone(attn_implementation="eager")
 
 @cache
-def attention_weights(text) -> tuple: # tokens, (layers, heads, tokens, tokens)
+def sentence_attention(text) -> tuple: # tokens, (layers, heads, tokens, tokens)
     "What each token of a sentence looks at. Raises InputError for an empty one."
     import torch
     if not isinstance(text, str) or not text.strip():
@@ -303,12 +312,12 @@ def attention_weights(text) -> tuple: # tokens, (layers, heads, tokens, tokens)
     tokens = backbone.tokenizer.convert_ids_to_tokens(ids)
     return tokens, torch.stack(made.attentions)[:, 0].numpy()
 
-# %% ../../../nbs/lessons/kit/02_explore.ipynb #5709300f
+# %% ../../../nbs/lessons/kit/02_explore.ipynb #6598f0f0
 SENTENCE = "the bank by the river was closed" # what the figure begins with
 
 def plot_attention(text=SENTENCE, layer=1, head=1, lang="en") -> ReportFigure: # counted from 1
     "The attention weights of one head, for a sentence."
-    tokens, weights = attention_weights(text)
+    tokens, weights = sentence_attention(text)
     layer = int(_between("layer", layer, 1, weights.shape[0]))
     head = int(_between("head", head, 1, weights.shape[1]))
     shown, names = weights[layer - 1, head - 1], [escape_label(t, 12) for t in tokens]
@@ -327,10 +336,10 @@ def plot_attention(text=SENTENCE, layer=1, head=1, lang="en") -> ReportFigure: #
     lines = [[t, tokens[row.argmax()], f"{row.max():.2f}"] for t, row in zip(tokens, shown)]
     return ReportFigure(title, figure_svg(fig, title), ReportTable(columns, lines))
 
-# %% ../../../nbs/lessons/kit/02_explore.ipynb #a95f79b8
+# %% ../../../nbs/lessons/kit/02_explore.ipynb #0a87c2f7
 def explore_attention(lang="en", text=SENTENCE):
     "Write a sentence; choose layer and head."
-    layers, heads = attention_weights(text)[1].shape[:2]
+    layers, heads = sentence_attention(text)[1].shape[:2]
     return explore_panel(lambda **values: plot_attention(**values, lang=lang), {
         "text": _control("Text", _text(lang, "sentence", "句子"), text, continuous_update=False),
         "layer": _control("IntSlider", _text(lang, "layer", "层"), 1, min=1, max=layers),

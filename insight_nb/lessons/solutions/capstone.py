@@ -8,7 +8,7 @@ __all__ = ['points_ahead', 'stop_rung', 'break_even', 'red_line', 'launch_or_col
 # %% ../../../nbs/lessons/solutions/17_capstone.ipynb #238eded9
 from ..kit.exercises import Choice, Exercise
 
-# %% ../../../nbs/lessons/solutions/17_capstone.ipynb #66bca257
+# %% ../../../nbs/lessons/solutions/17_capstone.ipynb #f6789d88
 points_ahead = Exercise(
     "17.1",
     ("On {rows} test rows a model is right {right} times. Always saying the most frequent label is "
@@ -20,6 +20,7 @@ points_ahead = Exercise(
     [("Both are shares of the same rows.", "两个都是同样这些行中的比例。"),
      ("Subtract the shares, then multiply by 100.", "把两个比例相减，再乘以 100。")])
 
+# %% ../../../nbs/lessons/solutions/17_capstone.ipynb #2b2e753f
 @points_ahead.solution
 def _points_ahead(rows, right, always): return 100 * (right - always) / rows
 
@@ -27,7 +28,8 @@ points_ahead.mistake(lambda rows, right, always: 100 * right / rows,
                      "This is the accuracy of the model. What would one have without it?",
                      "这是模型的准确率。没有模型时是多少？")
 points_ahead.mistake(lambda rows, right, always: 100 * (right - always) / always,
-                     "This is the growth against the baseline. Points are asked: shares of all rows.",
+                     "This is the growth against the baseline. Points are asked: shares of all "
+                     "rows.",
                      "这是相对基线的增长率。题目要的是百分点，即占全部行的比例。")
 points_ahead.mistake(lambda rows, right, always: right - always,
                      "These are rows. Divide by the number of rows, and say it in points.",
@@ -36,7 +38,7 @@ points_ahead.mistake(lambda rows, right, always: 100 * (right - always) / (rows 
                      "This is the share of the baseline's mistakes that are gone.",
                      "这是基线的错误中被消除的比例。")
 
-# %% ../../../nbs/lessons/solutions/17_capstone.ipynb #2e8d9ad1
+# %% ../../../nbs/lessons/solutions/17_capstone.ipynb #f48ba73c
 def _draw_rungs(rng):
     best = int(rng.integers(80, 90))
     return {"rows": 100 * int(rng.integers(20, 60)), "best": best, "middle": best - .4,
@@ -45,8 +47,8 @@ def _draw_rungs(rng):
 stop_rung = Choice(
     "17.2",
     ("On {rows} test rows: the majority class is right on 41 %; TF-IDF on {cheap} %; a frozen "
-     "encoder on {middle} %; a full fine-tune on {best} %. With 95 % confidence the fine-tune is at "
-     "most {high} points better than the frozen encoder, and at least 3 points better than TF-IDF. "
+     "encoder on {middle} %; a full fine-tune on {best} %. With 95 % confidence the fine-tune is "
+     "at most {high} points better than the frozen encoder, and at least 3 points better than TF-IDF. "
      "Your margin is {margin} point. Where do you stop?",
      "在 {rows} 行测试数据上：多数类的准确率是 41%，TF-IDF 是 {cheap}%，冻结的编码器是 {middle}%，"
      "完整微调是 {best}%。在 95% 的置信度下，微调最多比冻结的编码器好 {high} 个百分点，至少比 TF-IDF 好 3 个"
@@ -63,7 +65,7 @@ stop_rung = Choice(
     [("Ask of each rung, cheapest first: what can it lose at most?",
       "从最便宜的开始，对每一级都问：最多会损失多少？")], _draw_rungs)
 
-# %% ../../../nbs/lessons/solutions/17_capstone.ipynb #54a04cc1
+# %% ../../../nbs/lessons/solutions/17_capstone.ipynb #b18b4e5d
 break_even = Exercise(
     "17.3",
     ("A right answer brings {gain}, a wrong one costs {loss}; an answer that is not used brings "
@@ -74,11 +76,13 @@ break_even = Exercise(
       "在这个概率 p 上，期望收益等于期望损失。"),
      ("Solve p · gain = (1 − p) · loss for p.", "从 p · 收益 = (1 − p) · 损失 中解出 p。")])
 
+# %% ../../../nbs/lessons/solutions/17_capstone.ipynb #6b6350c6
 @break_even.solution
 def _break_even(gain, loss): return loss / (gain + loss)
 
 break_even.mistake(lambda gain, loss: gain / (gain + loss),
-                   "The fraction is turned around: a larger loss must ask for a larger probability.",
+                   "The fraction is turned around: a larger loss must ask for a larger "
+                   "probability.",
                    "分子用反了：损失越大，要求的概率应该越高。")
 break_even.mistake(lambda gain, loss: gain / loss,
                    "This is a ratio of amounts. A wrong answer has the probability 1 − p.",
@@ -110,11 +114,12 @@ red_line = Choice(
     lambda rng: {"right": int(rng.integers(90, 97)), "twins": int(rng.integers(80, 200)),
                  "rows": int(rng.integers(500, 900))})
 
-# %% ../../../nbs/lessons/solutions/17_capstone.ipynb #2be52e35
+# %% ../../../nbs/lessons/solutions/17_capstone.ipynb #650155e0
 def _draw_options(rng):
     launch = 1000 * int(rng.integers(6, 12))
     return {"launch": launch, "collect": launch + 1000 * int(rng.integers(2, 5)),
-            "wait": launch - 1000 * int(rng.integers(1, 4)), "spend": 100 * int(rng.integers(9, 19)),
+            "wait": launch - 1000 * int(rng.integers(1, 4)),
+            "spend": 100 * int(rng.integers(9, 19)),
             "chance": int(rng.integers(30, 45))}
 
 launch_or_collect = Choice(
@@ -139,7 +144,7 @@ launch_or_collect = Choice(
      ("The action with the greatest expected value is proposed.", "建议期望价值最大的做法。")],
     _draw_options)
 
-# %% ../../../nbs/lessons/solutions/17_capstone.ipynb #d71e269c
+# %% ../../../nbs/lessons/solutions/17_capstone.ipynb #ccfa2204
 def _draw_worth(rng):
     return {"quality": int(rng.integers(0, 20)), "gain": 100 * int(rng.integers(18, 30)),
             "volume": 100 * int(rng.integers(9, 15)), "days": int(rng.integers(2, 5))}
@@ -154,7 +159,8 @@ next_number = Choice(
     ("The gain: watch the team, and take the time that a text costs.",
      "收益：观察团队，记录处理一条文本要花多少时间。"),
     [(("The quality: label 2,000 more test rows.", "质量：再标注 2000 行测试数据。"),
-      ("Whatever the quality is within its interval, the decision stays. It is worth next to nothing.",
+      ("Whatever the quality is within its interval, the decision stays. It is worth next to "
+       "nothing.",
        "质量在区间内无论取什么值，决策都不变。弄清它几乎没有价值。")),
      (("The volume: it is a number that can be counted.", "数量：它是可以数出来的。"),
       ("That it can be counted is true. But another number is worth more, at the same price.",

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..kit.exercises import Choice, Exercise, WriteFunction
 
-# %% ../../../nbs/lessons/solutions/15_images.ipynb #ce8ce253
+# %% ../../../nbs/lessons/solutions/15_images.ipynb #d0ed2e7c
 batch_numbers = Exercise(
     "15.1",
     ("A batch holds {pictures} color pictures of {height} x {width} pixels. How many numbers are "
@@ -21,6 +21,7 @@ batch_numbers = Exercise(
     [("The shape is (pictures, channels, height, width).", "形状是（图片数, 通道数, 高, 宽）。"),
      ("A color picture has three channels: red, green, blue.", "彩色图片有三个通道：红、绿、蓝。")])
 
+# %% ../../../nbs/lessons/solutions/15_images.ipynb #04b3ce70
 @batch_numbers.solution
 def _numbers_in_batch(pictures, height, width): return pictures * 3 * height * width
 
@@ -34,7 +35,7 @@ batch_numbers.mistake(lambda pictures, height, width: pictures * 3 * (height + w
                       "The sides were added. Each row has as many pixels as the picture is wide.",
                       "你把高和宽相加了。每一行的像素数等于图片的宽度。")
 
-# %% ../../../nbs/lessons/solutions/15_images.ipynb #d04a18e5
+# %% ../../../nbs/lessons/solutions/15_images.ipynb #727bb19b
 def _draw_split(rng):
     people = [f"p{i}" for i in range(int(rng.integers(2, 7)))]
     rows = int(rng.choice([4, 8, 12, 16]))
@@ -59,6 +60,7 @@ group_split = WriteFunction(
      ("At the end, walk over `enumerate(groups)` and keep positions of people in the set.",
       "最后遍历 `enumerate(groups)`，保留属于这些人的位置。")])
 
+# %% ../../../nbs/lessons/solutions/15_images.ipynb #2fa2a98a
 @group_split.solution
 def _group_split(groups, share, seed):
     order = np.random.default_rng(seed).permutation(sorted(set(groups)))
@@ -106,7 +108,7 @@ group_split.mistake(lambda groups, share, seed: sorted(_taken(
     "These are the people. The positions of their rows are asked.",
     "这些是人。题目要的是他们的行的位置。")
 
-# %% ../../../nbs/lessons/solutions/15_images.ipynb #6ef2d040
+# %% ../../../nbs/lessons/solutions/15_images.ipynb #139521ce
 read_confusion = Exercise(
     "15.3",
     ("Of the sick, {found} were called sick and {missed} healthy. Of the healthy, {alarms} were "
@@ -119,6 +121,7 @@ read_confusion = Exercise(
      ("Below the line stand all of the sick, whatever they were called.",
       "分母是所有病人，不管他们被判成什么。")])
 
+# %% ../../../nbs/lessons/solutions/15_images.ipynb #00fdc74b
 @read_confusion.solution
 def _sensitivity(found, missed, alarms, calm): return found / (found + missed)
 
@@ -134,7 +137,7 @@ read_confusion.mistake(lambda found, missed, alarms, calm: (found + calm) / (
 read_confusion.mistake(lambda found, missed, alarms, calm: missed / (found + missed),
                        "This is the share of the sick who were missed.", "这是病人中被漏掉的比例。")
 
-# %% ../../../nbs/lessons/solutions/15_images.ipynb #5e273b5a
+# %% ../../../nbs/lessons/solutions/15_images.ipynb #23c64913
 def _draw_sides(rng):
     people = [f"p{i}" for i in range(8)]
     train = [str(p) for p in rng.choice(people[:5], int(rng.integers(0, 9)))]
@@ -152,6 +155,7 @@ leak_share = WriteFunction(
      ("Count the test rows whose person is in the set; divide by the number of test rows.",
       "数出测试行中属于该集合的行数，再除以测试行数。")])
 
+# %% ../../../nbs/lessons/solutions/15_images.ipynb #31c88fef
 @leak_share.solution
 def _leak_share(train, test):
     if len(test) == 0:
@@ -204,7 +208,7 @@ find_leak = Choice(
       "对每一步都问：训练行从中得到了测试行的什么信息？"),
      ("Who does a tile belong to?", "一个图块属于谁？")], _draw_story)
 
-# %% ../../../nbs/lessons/solutions/15_images.ipynb #72e3e0d9
+# %% ../../../nbs/lessons/solutions/15_images.ipynb #725a5001
 def _draw_decision(rng):
     honest = int(rng.integers(80, 86))
     return {"shuffled": honest + int(rng.integers(8, 11)), "honest": honest,
@@ -213,8 +217,8 @@ def _draw_decision(rng):
 decide_report = Choice(
     "15.6",
     ("A hospital wants at least {goal} % sensitivity for patients whom nobody has seen before. "
-     "With shuffled rows you measured {shuffled} %. By patient you measured {honest} %, with a 95 % "
-     "interval from {low} % to {high} %. What do you report?",
+     "With shuffled rows you measured {shuffled} %. By patient you measured {honest} %, with a "
+     "95 % interval from {low} % to {high} %. What do you report?",
      "一家医院要求：对从未见过的病人，灵敏度至少为 {goal}%。打乱行划分时测得 {shuffled}%；按病人划分时测得 "
      "{honest}%，95% 置信区间为 {low}% 到 {high}%。你怎样报告？"),
     ("{honest} % [{low}, {high}]: the goal is not reached. The shuffled number shows the leak.",
