@@ -312,7 +312,7 @@ def sentence_attention(text) -> tuple: # tokens, (layers, heads, tokens, tokens)
     tokens = backbone.tokenizer.convert_ids_to_tokens(ids)
     return tokens, torch.stack(made.attentions)[:, 0].numpy()
 
-# %% ../../../nbs/lessons/kit/02_explore.ipynb #6598f0f0
+# %% ../../../nbs/lessons/kit/02_explore.ipynb #2702b40d
 SENTENCE = "the bank by the river was closed" # what the figure begins with
 
 def plot_attention(text=SENTENCE, layer=1, head=1, lang="en") -> ReportFigure: # counted from 1
@@ -327,7 +327,8 @@ def plot_attention(text=SENTENCE, layer=1, head=1, lang="en") -> ReportFigure: #
     ax.set_yticks(np.arange(len(names)) + .5, names[::-1])
     ax.set(xlabel=_text(lang, "is looked at", "被注意的词元"),
            ylabel=_text(lang, "looks", "发出注意的词元"))
-    most = int(shown.max(1).argmax())
+    words = range(1, len(tokens) - 1) or range(len(tokens)) # without [CLS] and [SEP]
+    most = max(words, key=lambda i: shown[i].max())
     title = _text(lang, f"Layer {layer}, head {head}: {tokens[most]} looks most at "
                   f"{tokens[shown[most].argmax()]} ({shown[most].max():.0%})",
                   f"第 {layer} 层第 {head} 个头：{tokens[most]} 最注意 {tokens[shown[most].argmax()]}"
