@@ -38,7 +38,7 @@ points_ahead.mistake(lambda rows, right, always: 100 * (right - always) / (rows 
                      "This is the share of the baseline's mistakes that are gone.",
                      "这是基线的错误中被消除的比例。")
 
-# %% ../../../nbs/lessons/solutions/17_capstone.ipynb #f48ba73c
+# %% ../../../nbs/lessons/solutions/17_capstone.ipynb #06315cbd
 def _draw_rungs(rng):
     best = int(rng.integers(80, 90))
     return {"rows": 100 * int(rng.integers(20, 60)), "best": best, "middle": best - .4,
@@ -48,8 +48,8 @@ stop_rung = Choice(
     "17.2",
     ("On {rows} test rows: the majority class is right on 41 %; TF-IDF on {cheap} %; a frozen "
      "encoder on {middle} %; a full fine-tune on {best} %. With 95 % confidence the fine-tune is "
-     "at most {high} points better than the frozen encoder, and at least 3 points better than TF-IDF. "
-     "Your margin is {margin} point. Where do you stop?",
+     "at most {high} points better than the frozen encoder, and at least 3 points better than "
+     "TF-IDF. Your margin is {margin} point. Where do you stop?",
      "在 {rows} 行测试数据上：多数类的准确率是 41%，TF-IDF 是 {cheap}%，冻结的编码器是 {middle}%，"
      "完整微调是 {best}%。在 95% 的置信度下，微调最多比冻结的编码器好 {high} 个百分点，至少比 TF-IDF 好 3 个"
      "百分点。你允许损失 {margin} 个百分点。你停在哪一级？"),
