@@ -73,7 +73,7 @@ def look(url, use, name):
         dialogs = []
         page.on("pageerror", lambda e: errors.append(str(e)))
         page.on("dialog", lambda d: (dialogs.append(d.message), d.dismiss()))
-        page.goto(url)
+        page.goto(url, timeout=240_000)  # Voila answers when all cells have run
         if "/lab/" in url:
             run_all(page)
         use(page)
@@ -340,3 +340,68 @@ def test_labeling_in_jupyterlab(serve):
 def test_labeling_as_a_page(serve):
     write_label_page()
     look(serve("voila", "page.ipynb"), use_label_panel, "label_voila")
+
+
+# The course's figures to play with
+
+
+def move(page, panel, act):
+    "Use a control of a panel, and wait until the finding of its figure is another one."
+    title = panel.locator("figcaption")
+    panel.scroll_into_view_if_needed()
+    before = title.inner_text()
+    act(panel)
+    page.wait_for_function(
+        "([node, before]) => node.querySelector('figcaption').innerText !== before",
+        arg=[panel.element_handle(), before], timeout=60_000)
+    return title.inner_text()
+
+
+def press(number, *keys):
+    def act(panel):
+        handle = panel.get_by_role("slider").nth(number)
+        handle.focus()
+        for key in keys:
+            handle.press(key)
+
+    return act
+
+
+def write_sentence(panel):
+    line = panel.get_by_role("textbox").first
+    line.fill("<img src=x onerror=alert(1)> 房间很大")
+    line.press("Enter")
+
+
+def use_explore(page):
+    "Each of the six figures answers each of its controls, and what is typed stays text."
+    page.locator(".widget-vbox").filter(has_text="test rows").first.wait_for(timeout=240_000)
+    def panel(words): return page.locator(".widget-vbox").filter(has_text=words).first
+
+    attention = panel("sentence")
+    attention.locator("figcaption").wait_for(timeout=120_000)
+    assert "Layer 2, head 1" in move(page, attention, press(0, "ArrowRight"))
+    assert "Layer 2, head 2" in move(page, attention, press(1, "ArrowRight"))
+    write_sentence(attention)
+    attention.locator("td").get_by_text("<", exact=True).first.wait_for(timeout=60_000)
+    assert attention.locator("img").count() == 0
+    assert "too large" in move(page, panel("learning rate"), press(0, "End"))
+    assert "Threshold 0.00" in move(page, panel("cost of a miss"), press(0, "Home"))
+    move(page, panel("cost of a miss"), press(1, "End"))
+    move(page, panel("cost of a miss"), press(2, "End"))
+    assert "Temperature 5" in move(page, panel("temperature"), press(0, "End"))
+    assert move(page, panel("share right"), press(0, "End")).startswith("10,000 rows")
+    assert "100% right" in move(page, panel("share right"), press(1, "End"))
+    assert "100% of the test rows leak" in move(page, panel("known customers"), press(0, "End"))
+
+
+@pytest.mark.slow
+def test_explore_as_a_page(serve):
+    shutil.copy(NBS / "lessons" / "more" / "explore.ipynb", "page.ipynb")
+    look(serve("voila", "page.ipynb"), use_explore, "explore_voila")
+
+
+@pytest.mark.slow
+def test_explore_in_jupyterlab(serve):
+    shutil.copy(NBS / "lessons" / "more" / "explore.ipynb", "page.ipynb")
+    look(lab(serve), use_explore, "explore")
