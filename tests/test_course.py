@@ -120,13 +120,16 @@ def walk(tree):
 
 
 def mutants(solve):
-    "Functions, each with one small change of the solution's source."
+    "Functions, each with one small change of the solution's source; one is another argument."
     source = textwrap.dedent(inspect.getsource(solve))
     tree = ast.parse(source).body[0]
     tree.decorator_list, tree.args.defaults = [], []
-    whole = {ast.unparse(tree)}
+    whole, given = {ast.unparse(tree)}, [a.arg for a in tree.args.args]
     for at, node in enumerate(list(walk(tree))):
-        for new in changed(node):
+        others = []
+        if isinstance(node, ast.Name) and node.id in given[1:] and isinstance(node.ctx, ast.Load):
+            others = [ast.Name(given[given.index(node.id) - 1], node.ctx)]
+        for new in itertools.chain(changed(node), others):
             copy = ast.parse(ast.unparse(tree)).body[0]
             made = ast.fix_missing_locations(Change(at, new).visit(copy))
             if ast.unparse(made) in whole:
@@ -310,7 +313,7 @@ def test_solutions_are_light():
 def test_chinese_readme_follows_the_english_one():
     "Its commands name what is there: recipes, commands and options that README or --help know."
     zh = (NBS / "site" / "readme_zh.md").read_text(encoding="utf-8")
-    for recipe in re.findall(r"insight-nb run (\w+)|/recipes/(\w+)\.ipynb", zh):
+    for recipe in re.findall(r"insight-nb run ([a-z]+)|/recipes/([a-z]+)\.ipynb", zh):
         assert (NBS / "recipes" / f"{''.join(recipe)}.ipynb").is_file(), recipe
     known = make_parser().format_help()
     assert all(c in known for c in re.findall(r"insight-nb ([a-z-]+)", zh))

@@ -8,7 +8,7 @@ __all__ = ['COURSE_LANGUAGES', 'COMMON', 'FUNCTION_FAULTS', 'LESSONS', 'same_ans
            'lesson_exercises', 'all_exercises', 'find_exercise', 'current_progress', 'begin', 'ask', 'check',
            'progress_bar', 'hint']
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #e830d305
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #f7a7c898
 import copy
 import inspect
 import math
@@ -23,7 +23,7 @@ from fastcore.basics import patch
 from ...base.core import InputError, shorten, suggest
 from .progress import CourseProgress, bar, progress_path, read_progress
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #ee15ea62
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #9abe9c76
 def same_answer(given, right, tolerance=.005) -> bool: # relative; of numbers that are not whole
     "Is an answer the right one?"
     given, right = _plain(given), _plain(right)
@@ -42,26 +42,25 @@ def same_answer(given, right, tolerance=.005) -> bool: # relative; of numbers th
                 and all(same_answer(a, b, tolerance) for a, b in zip(given, right)))
     return type(given) is type(right) and given == right
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #42af736c
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #90593e1a
 def _near(a, b, tolerance):
     if isinstance(b, int) or not math.isfinite(b):
         return a == b or a != a and b != b
     return abs(a - b) <= tolerance * abs(b) + 1e-9
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #266eb1b9
 def _plain(x): # arrays, tensors, series and tuples as lists; numbers of numpy as Python's
     if hasattr(x, "tolist"):
         x = x.detach().tolist() if hasattr(x, "detach") else x.tolist()
     return [_plain(v) for v in x] if isinstance(x, (list, tuple)) else x
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #e7366091
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #de294061
 @dataclass
 class Mistake:
     "What people with a typical mistake answer, and what helps them."
     answer: object # a function of the drawn values
     hint: tuple # in English and in Chinese
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #99244591
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #82af092e
 class Exercise:
     "A question whose answer is a value."
     answer_is = "value"
@@ -84,7 +83,7 @@ class Exercise:
         "Add a typical mistake: a function as the solution, and its hint in two languages."
         self.mistakes.append(Mistake(answer, (en, zh)))
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #7d793ca5
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #84372733
 @patch
 def variant(self: Exercise, seed=0) -> dict: # name -> value
     "The values of one learner. Each exercise has its own, for each seed the same."
@@ -93,20 +92,18 @@ def variant(self: Exercise, seed=0) -> dict: # name -> value
 
 COURSE_LANGUAGES = ("en", "zh")
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #81d0362e
 def choose_language(lang) -> int: # the place in a pair of texts
     "Raises InputError for another language."
     if lang not in COURSE_LANGUAGES:
         raise InputError(f"lang is {lang!r}: say 'en' or 'zh'.")
     return COURSE_LANGUAGES.index(lang)
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #091788d6
 @patch
 def ask(self: Exercise, seed=0, lang="en") -> str: # Markdown
     "The question with the learner's values."
     return self.question[choose_language(lang)].format(**self.variant(seed))
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #6dda529f
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #8b47cdde
 COMMON = { # of all exercises: in English and in Chinese
     "none": ("Not answered yet. Put your answer in the place of the three dots.",
              "还没有作答。请把三个点换成你的答案。"),
@@ -124,7 +121,7 @@ COMMON = { # of all exercises: in English and in Chinese
     "other": ("Not right yet. Read the question once more; `hint` helps in steps.",
               "还不对。请再读一遍题目；`hint` 会一步步给出提示。")}
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #d7f34d5f
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #8c3d84ab
 def common_fault(given, right) -> tuple: # a key of COMMON, and what its text names
     "What is wrong with an answer, whatever the exercise is about."
     given, right = _plain(given), _plain(right)
@@ -141,14 +138,13 @@ def common_fault(given, right) -> tuple: # a key of COMMON, and what its text na
         return _number_fault(given / right), {}
     return "other", {}
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #84daff25
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #44d7f027
 def _number_fault(ratio):
     for key, r in (("percent", 100), ("share", .01), ("sign", -1)):
         if abs(ratio / r - 1) <= .005:
             return key
     return "round" if abs(ratio - 1) < .03 else "other"
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #db85c485
 def _is_number(text):
     try:
         float(text)
@@ -156,14 +152,14 @@ def _is_number(text):
         return False
     return True
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #b4955703
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #637f2cb1
 def _kind(x): # in words that a learner knows
     if isinstance(x, bool):
         return "True or False"
     kinds = {int: "number", float: "number", str: "text", list: "list", dict: "dictionary"}
     return kinds.get(type(x), type(x).__name__)
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #2eb59025
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #6da3168b
 @dataclass
 class Verdict:
     "What is said to an answer."
@@ -171,7 +167,7 @@ class Verdict:
     text: str
     counts: bool = True # as a try; False: there was no answer yet
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #538cf70b
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #5306c666
 @patch
 def judge(self: Exercise, given, seed=0, lang="en") -> Verdict:
     "Right, or what kind of mistake it is."
@@ -187,7 +183,7 @@ def judge(self: Exercise, given, seed=0, lang="en") -> Verdict:
     key, named = common_fault(given, right)
     return Verdict(False, COMMON[key][at].format(**named))
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #e9fa7f3e
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #1ae5d26f
 class Choice(Exercise):
     "A question with options. The answer is a letter."
     def __init__(self, id, question, right, # question and right option: in English and in Chinese
@@ -211,10 +207,10 @@ class Choice(Exercise):
                  for place, i in enumerate(order)]
         return "\n".join([self.question[at].format(**values), "", *lines])
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #20f70606
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #1032ba92
 def _letter(i): return "abcdefgh"[i]
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #4b6be19b
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #adef79ce
 @dataclass
 class _Call:
     "One call of a function: what came out, or which error."
@@ -222,7 +218,7 @@ class _Call:
     result: object = None
     error: str = ""
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #486e97cd
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #f93cb33c
 def _try(function, inputs):
     inputs = copy.deepcopy(inputs)
     call = _Call(copy.deepcopy(inputs))
@@ -232,15 +228,15 @@ def _try(function, inputs):
         call.error = f"{type(e).__name__}: {shorten(str(e), 200)}"
     return call
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #39fe2e89
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #a750c12e
 def _shown(inputs): # one line for a person
     return ", ".join(f"{k}={shorten(str(_plain(v)), 60)}" for k, v in inputs.items())
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #7db2fc4d
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #3baad19a
 class WriteFunction(Exercise):
     "A question whose answer is a function of the drawn values."
     answer_is = "function"
-    cases = 30 # inputs that a function is tried on
+    cases = 60 # inputs that a function is tried on
 
     def inputs(self, seed=0) -> list: # of dict
         "What the function is tried on."
@@ -252,7 +248,7 @@ class WriteFunction(Exercise):
         "The question."
         return self.question[choose_language(lang)]
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #94824560
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #4db3845e
 FUNCTION_FAULTS = { # in English and in Chinese
     "no function": ("Give the function itself, without calling it: its name, no brackets.",
                     "请传入函数本身：只写函数名，不要加括号调用。"),
@@ -263,7 +259,7 @@ FUNCTION_FAULTS = { # in English and in Chinese
     "wrong": ("With {a} your function returns {b}, and that is not right.",
               "当 {a} 时，你的函数返回 {b}，这不对。")}
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #7930cfd4
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #a52d007a
 def _takes(function, names): # can it be called with these?
     try:
         inspect.signature(function).bind(**dict.fromkeys(names))
@@ -271,7 +267,7 @@ def _takes(function, names): # can it be called with these?
         return False
     return True
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #2fc635a5
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #f09359f9
 @patch
 def judge(self: WriteFunction, given, seed=0, lang="en") -> Verdict:
     "Right, or what kind of mistake it is, with the input that shows it."
@@ -296,7 +292,7 @@ def judge(self: WriteFunction, given, seed=0, lang="en") -> Verdict:
             return Verdict(False, m.hint[at])
     return Verdict(False, _told(wrong[0], at))
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #fd0937e3
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #f785ed83
 @patch
 def _alike(self: WriteFunction, calls, mistake, inputs):
     for call, x in zip(calls, inputs):
@@ -307,12 +303,12 @@ def _alike(self: WriteFunction, calls, mistake, inputs):
             return False
     return True
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #a983623c
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #d76d7c9c
 def _told(call, at):
     key, what = ("error", call.error) if call.error else ("wrong", shorten(str(call.result), 80))
     return FUNCTION_FAULTS[key][at].format(a=_shown(call.inputs), b=what)
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #0618f9f8
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #7378b28c
 def _answers(exercise, seed): # -> (solution, mistakes) as a learner with this seed gives them
     if exercise.answer_is == "function":
         return exercise.solve, [m.answer for m in exercise.mistakes]
@@ -320,7 +316,7 @@ def _answers(exercise, seed): # -> (solution, mistakes) as a learner with this s
     return (exercise.solve(**copy.deepcopy(values)),
             [m.answer(**copy.deepcopy(values)) for m in exercise.mistakes])
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #80314897
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #37324396
 def prove_exercise(exercise, variants=20):
     """Raises AssertionError for a solution that is not right, a mistake that is right or gets
     another hint, and texts that are missing."""
@@ -335,7 +331,7 @@ def prove_exercise(exercise, variants=20):
             assert not found.right, f"{exercise}: right in variant {seed}: {m.hint[0]}"
             assert found.text == m.hint[0], f"{exercise}: {m.hint[0]} and {found.text}, seed {seed}"
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #41f1757f
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #691f4641
 class CourseText:
     "A few lines of Markdown for a learner; what a learner wrote is shown as it is."
     def __init__(self, text): self.text = text
@@ -348,6 +344,7 @@ def solution_sheet(exercise) -> CourseText:
     parts = [f"**{exercise.id}** {exercise.ask()}"]
     if exercise.answer_is == "value":
         right = _plain(exercise.solve(**exercise.variant()))
+        right = round(right, 4) if isinstance(right, float) else right
         parts.append(f"Answer to this variant: {right}")
     if not hasattr(exercise, "options"):
         source = inspect.getsource(exercise.solve)
@@ -357,26 +354,26 @@ def solution_sheet(exercise) -> CourseText:
     return CourseText("\n\n".join([*parts, "Said to typical mistakes:", "\n".join(told),
                                    *(["Hints:", "\n".join(steps)] if steps else [])]))
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #9d91480f
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #514282b1
 LESSONS = { # number -> module of lessons.solutions
     "00": "start", "01": "tokens", "02": "neuron", "03": "attention", "04": "baseline",
     "05": "training_loop", "06": "sentiment", "07": "silent_failures", "08": "rows",
     "09": "adapters", "10": "few_labels", "11": "names", "12": "speed", "13": "assistant",
     "14": "risk", "15": "images", "16": "launch", "17": "capstone"}
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #78eae8ec
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #42970306
 def lesson_exercises(number) -> list: # of a key of LESSONS; in their order
     "The exercises of a lesson."
     module = import_module(f"insight_nb.lessons.solutions.{LESSONS[number]}")
     found = [v for v in vars(module).values() if hasattr(v, "mistakes")]
     return sorted(found, key=lambda e: e.id)
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #a07c9fb6
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #4c216adb
 def all_exercises() -> dict: # lesson -> ids
     "All exercises of the course."
     return {number: [e.id for e in lesson_exercises(number)] for number in LESSONS}
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #d5f330fd
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #f2756bd9
 def find_exercise(id) -> Exercise: # as "04.2"
     "Raises InputError for an id that no exercise has."
     number = str(id).split(".")[0]
@@ -387,13 +384,13 @@ def find_exercise(id) -> Exercise: # as "04.2"
         raise InputError(f"there is no exercise {id!r}.{suggest(str(id), ids)}")
     return found[0]
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #958784b6
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #501e6589
 def current_progress() -> CourseProgress:
     "Of the learner who sits here. A file that can't be read is not touched."
     path = progress_path()
     return CourseProgress() if path is None else read_progress(path)
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #ba439e02
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #8f4f5a48
 def _keep(progress): # -> a line where it can't be kept, such as on a disk that is full
     try:
         progress.save()
@@ -401,7 +398,7 @@ def _keep(progress): # -> a line where it can't be kept, such as on a disk that 
         return f"  \n{progress.path} can't be written, so your progress is lost: {e}"
     return ""
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #016458cb
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #756ecc60
 def begin(learner, lang="en") -> CourseText: # a name
     "Say who you are: your exercises get numbers of their own."
     at, p = choose_language(lang), current_progress()
@@ -412,13 +409,13 @@ def begin(learner, lang="en") -> CourseText: # a name
             "你好，{}。现在你的练习题有自己的数字了。")[at].format(escape(p.learner))
     return CourseText(said + _keep(p))
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #59da83e4
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #d84cd443
 def ask(id, lang="en") -> CourseText:
     "Show a question. Raises InputError for an id that no exercise has."
     exercise, p = find_exercise(id), current_progress()
     return CourseText(f"**{id}** {exercise.ask(p.seed, lang)}")
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #9195a509
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #21167c43
 def check(id, answer, lang="en") -> CourseText:
     "Is the answer right? If not: what kind of mistake it is. The progress is kept."
     exercise, p = find_exercise(id), current_progress()
@@ -432,7 +429,7 @@ def check(id, answer, lang="en") -> CourseText:
         lines.append(progress_bar(id.split(".")[0], lang))
     return CourseText("  \n".join(map(str, lines)) + lost)
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #48988cf7
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #0fd92894
 def _code(text): # markup of the learner's is shown as text
     return escape(text, quote=False)
 
@@ -442,7 +439,7 @@ def progress_bar(lesson, lang="en") -> CourseText: # a key of LESSONS
     said = ("Lesson", "第")[choose_language(lang)], ("", " 课")[choose_language(lang)]
     return CourseText(f"{said[0]} {lesson}{said[1]}: {bar(p.solved(ids), len(ids))}")
 
-# %% ../../../nbs/lessons/kit/01_exercises.ipynb #396e5901
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #8db7a3c8
 def hint(id, lang="en") -> CourseText:
     "The next step of help. The last one stays."
     exercise, p = find_exercise(id), current_progress()

@@ -69,7 +69,6 @@ scope_reply = WriteFunction(
      ("Say in words what happens at exactly the threshold.",
       "用文字说一说：恰好等于阈值时应该怎样？")])
 
-scope_reply.cases = 60 # so that each of the six situations occurs
 
 @scope_reply.solution
 def _reply(scores, labels, threshold, margin):

@@ -241,7 +241,7 @@ saved_pairs = Exercise(
      "一个批有 {rows} 条文本，编码器有 {heads} 个头。最长的文本有 {longest} 个词元，但全部填充到了 128。"
      "如果改为填充到最长的文本，可以省掉多大比例的注意力得分？"),
     lambda rng: {"rows": int(rng.choice([16, 32, 48])), "heads": int(rng.choice([8, 12])),
-                 "longest": int(rng.integers(24, 86))},
+                 "longest": int(rng.integers(24, 72))},
     [("How many scores has one text with n tokens, in one head?",
       "一条有 n 个词元的文本，在一个头里有多少个得分？"),
      ("Compare the squares of the two lengths.", "比较两个长度的平方。")])

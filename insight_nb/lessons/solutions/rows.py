@@ -159,6 +159,7 @@ def _class_threshold(labels, probabilities, k):
         return 0
     return sum(own) / len(own)
 
+# %% ../../../nbs/lessons/solutions/08_rows.ipynb #5661c052
 def _mean(values): return float(np.mean(values)) if len(values) else 0
 
 label_threshold.mistake(
