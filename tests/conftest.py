@@ -1,6 +1,7 @@
 """Tables to try things on, and one small trained bundle for all tests that need one."""
 
 import csv
+import gc
 import json
 import os
 import shutil
@@ -16,6 +17,17 @@ from insight_nb import cli
 from insight_nb.base.core import lock_path
 from insight_nb.cli import main
 from notebooks import Notebook, _python
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_objects_to_collect():
+    """What earlier files left in memory is not looked through again: a run that measures its memory
+    collects garbage each time, and after a thousand tests that takes seconds."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
 
 # the sections that every report writes into evidence.json
 SECTIONS = {

@@ -36,7 +36,7 @@ PARTS_ZH = ["## 实践中容易出错的地方", "## 小结", "## 练习", "## �
 @pytest.mark.parametrize("id", IDS)
 def test_solution_is_right_and_mistakes_get_their_hints(id):
     exercise = find_exercise(id)
-    prove_exercise(exercise, 40)
+    prove_exercise(exercise, 25)
     assert len(exercise.mistakes) >= 3 and exercise.steps
 
 
@@ -179,7 +179,7 @@ def is_seen(exercise, mutant, seeds):
 
 def is_wrong(exercise, mutant, seeds=range(8)):
     try:
-        with limited(10):
+        with limited(3):
             return is_seen(exercise, mutant, seeds)
     except TooLong:
         return True
