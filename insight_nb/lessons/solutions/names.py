@@ -20,7 +20,7 @@ write_tags = Exercise(
     "11.1",
     ("The sentence is: `{words}`. `{person}` is a PER, `{city}` is a LOC. Write the list of the "
      "BIO tags, one for each word.",
-     "句子是：`{words}`。名称（命名实体）有两个：`{person}` 是 PER，`{city}` 是 LOC。写出 BIO 标签的列表，每个词一个标签。"),
+     "句子是：`{words}`。名称（命名实体）有两个：`{person}` 是 PER（人名），`{city}` 是 LOC（地名）。写出 BIO 标签的列表，每个词一个标签。"),
     _draw_sentence,
     [("A word outside of all names has the tag `O`.", "不属于任何名称的词，标签是 `O`。"),
      ("The first word of a name has `B-`, each further word `I-`, then the kind.",

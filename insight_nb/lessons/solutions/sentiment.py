@@ -143,7 +143,7 @@ label_numbers = Choice(
      "新表的标签编号和训练时不一样。"),
     [(("The model overfits.", "模型过拟合了。"),
       ("It was good on validation rows, which it had not learned from either. And the result is "
-       "worse than guessing.", "验证数据也没有参加训练，模型在上面表现很好。而现在的结果比瞎猜还差。")),
+       "worse than guessing.", "验证数据也没有参加训练，模型在上面表现很好。而现在的结果比随机猜测还差。")),
      (("The new texts are longer.", "新表的文本更长。"),
       ("Cut texts cost some points, not nearly all.", "截断会损失几个百分点，不会几乎全错。")),
      (("It was trained for too few epochs.", "训练轮次太少。"),

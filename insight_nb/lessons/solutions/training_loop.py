@@ -68,6 +68,12 @@ def _rate_factor(step, total, warmup):
     return (total - step) / (total - warmup + 1)
 
 rate_schedule.mistake(
+    lambda step, total, warmup: (step + 1) / warmup if step < warmup
+    else (total - step) / (total - warmup),
+    "Two steps have the factor 1: the last of the rise, and the one after it. Where does the fall "
+    "begin?",
+    "有两步的系数都是 1：上升的最后一步和它的下一步。下降应从哪一步开始？")
+rate_schedule.mistake(
     lambda step, total, warmup: step / warmup if step < warmup
     else (total - step) / (total - warmup + 1),
     "Your first step has the rate 0: it learns nothing. Steps are counted from 0.",
