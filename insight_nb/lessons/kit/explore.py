@@ -325,15 +325,15 @@ def plot_attention(text=SENTENCE, layer=1, head=1, lang="en") -> ReportFigure: #
     ax.pcolormesh(shown[::-1], cmap="Blues", vmin=0, vmax=1)
     ax.set_xticks(np.arange(len(names)) + .5, names, rotation=60, ha="right")
     ax.set_yticks(np.arange(len(names)) + .5, names[::-1])
-    ax.set(xlabel=_text(lang, "is looked at", "被注意的词元"),
-           ylabel=_text(lang, "looks", "发出注意的词元"))
+    ax.set(xlabel=_text(lang, "is looked at", "被关注的词元"),
+           ylabel=_text(lang, "looks", "当前词元"))
     words = range(1, len(tokens) - 1) or range(len(tokens)) # without [CLS] and [SEP]
     most = max(words, key=lambda i: shown[i].max())
     title = _text(lang, f"Layer {layer}, head {head}: {tokens[most]} looks most at "
                   f"{tokens[shown[most].argmax()]} ({shown[most].max():.0%})",
-                  f"第 {layer} 层第 {head} 个头：{tokens[most]} 最注意 {tokens[shown[most].argmax()]}"
+                  f"第 {layer} 层第 {head} 个头：{tokens[most]} 最关注 {tokens[shown[most].argmax()]}"
                   f"（{shown[most].max():.0%}）")
-    columns = _text(lang, ["token", "looks most at", "share"], ["词元", "最注意", "比例"])
+    columns = _text(lang, ["token", "looks most at", "share"], ["词元", "最关注", "比例"])
     lines = [[t, tokens[row.argmax()], f"{row.max():.2f}"] for t, row in zip(tokens, shown)]
     return ReportFigure(title, figure_svg(fig, title), ReportTable(columns, lines))
 

@@ -102,7 +102,7 @@ red_line = Choice(
      "把这些文本从训练数据中去掉，重新训练、重新测量。"),
     [(("Launch: one red line of ten is little.", "上线：十项里只有一项不通过，不算什么。"),
       ("This one line makes every number above it too good. It is not one of ten.",
-       "这一项会让上面的所有数字偏高，不能只当作十分之一。")),
+       "这一项会让上面的所有数字偏高，不能只当作十项中的一项。")),
      (("Write the line into the memo, and keep the number.", "把这一项写进备忘录，数字保持不变。"),
       ("The reader of the memo can't know how much too good the number is. Measure it.",
        "读备忘录的人无法知道数字偏高多少。请重新测量。")),
@@ -129,12 +129,12 @@ launch_or_collect = Choice(
      "{chance} % of the draws. All guard lines are green, every number has a source. What do you "
      "propose?",
      "备忘录列出（已扣除成本）：现在上线 {launch}；先收集标注 {collect}（其中标注花费 {spend}）；等待 {wait}；"
-     "停止 0。现在上线，在 {chance}% 的模拟中会亏损。检查清单全部通过，每个数字都有出处。你的建议是什么？"),
+     "停止 0。现在上线，在 {chance}% 的抽样中会亏损。检查清单全部通过，每个数字都有出处。你的建议是什么？"),
     ("Collect the labels first, then decide.", "先收集标注，再决定。"),
     [(("Launch now: its value is above 0, and labels cost money.", "现在上线：价值大于 0，而标注要花钱。"),
       ("The price of the labels is taken off already. Compare the values as they stand.",
        "标注的费用已经扣除了。请直接比较这些数值。")),
-     (("Stop: a loss in so many draws is too much.", "停止：这么多模拟中会亏损，风险太大。"),
+     (("Stop: a loss in so many draws is too much.", "停止：亏损的抽样这么多，风险太大。"),
       ("The chance of a loss is in the values already. Stopping brings 0, less than the others.",
        "亏损的可能已经算在数值里。停止的价值是 0，比其他选择都低。")),
      (("Wait: then the numbers are better known.", "等待：以后数字会更清楚。"),

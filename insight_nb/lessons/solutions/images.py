@@ -58,7 +58,7 @@ group_split = WriteFunction(
      ("Before each person, ask whether there are enough rows already.",
       "每取一个人之前，先看行数是不是已经够了。"),
      ("At the end, walk over `enumerate(groups)` and keep positions of people in the set.",
-      "最后遍历 `enumerate(groups)`，保留属于这些人的位置。")])
+      "最后遍历 `enumerate(groups)`，保留属于这些人的行号。")])
 
 # %% ../../../nbs/lessons/solutions/15_images.ipynb #2fa2a98a
 @group_split.solution
@@ -151,7 +151,7 @@ leak_share = WriteFunction(
      "写一个函数 `leak_share(train, test)`：在测试数据中，有多大比例的行，其所属的人也出现在训练数据里。"
      "两个参数都是列表，给出每一行所属的人。没有测试数据时返回 0。"),
     _draw_sides,
-    [("Make a set of the people of the training rows.", "先把训练数据里的人做成一个集合。"),
+    [("Make a set of the people of the training rows.", "先把训练数据里的人放进一个集合。"),
      ("Count the test rows whose person is in the set; divide by the number of test rows.",
       "数出测试数据中有多少行的人在这个集合里，再除以测试数据的行数。")])
 
