@@ -91,6 +91,7 @@ def variant(self: Exercise, seed=0) -> dict: # name -> value
     return self.draw(np.random.default_rng([seed, number]))
 
 COURSE_LANGUAGES = ("en", "zh")
+_COLONS = (": ", "：")
 
 def choose_language(lang) -> int: # the place in a pair of texts
     "Raises InputError for another language."
@@ -117,7 +118,7 @@ COMMON = { # of all exercises: in English and in Chinese
     "round": ("Near, but not right. Don't round on the way; three digits are enough at the end.",
               "很接近，但不对。计算过程中不要四舍五入，最后保留三位有效数字即可。"),
     "length": ("Your answer has {a} items, and {b} are expected.", "你的答案有 {a} 项，应该有 {b} 项。"),
-    "kind": ("Your answer is of the type {a}. Expected: {b}.", "你的答案类型是 {a}，应该是：{b}。"),
+    "kind": ("Your answer is of the type {a}. Expected: {b}.", "你的答案的类型是“{a}”，应该是“{b}”。"),
     "other": ("Not right yet. Read the question once more; `hint` helps in steps.",
               "还不对。请再读一遍题目；`hint` 会一步步给出提示。")}
 
@@ -153,6 +154,10 @@ def _is_number(text):
     return True
 
 # %% ../../../nbs/lessons/kit/01_exercises.ipynb #637f2cb1
+_KINDS = { # in English and in Chinese
+    "True or False": ("True or False", "True 或 False"), "number": ("number", "数"),
+    "text": ("text", "字符串"), "list": ("list", "列表"), "dictionary": ("dictionary", "字典")}
+
 def _kind(x): # in words that a learner knows
     if isinstance(x, bool):
         return "True or False"
@@ -181,6 +186,7 @@ def judge(self: Exercise, given, seed=0, lang="en") -> Verdict:
         if same_answer(given, m.answer(**copy.deepcopy(values)), self.tolerance):
             return Verdict(False, m.hint[at])
     key, named = common_fault(given, right)
+    named = {k: _KINDS.get(v, (v, v))[at] for k, v in named.items()}
     return Verdict(False, COMMON[key][at].format(**named))
 
 # %% ../../../nbs/lessons/kit/01_exercises.ipynb #1ae5d26f
@@ -203,7 +209,7 @@ class Choice(Exercise):
         "The question and its options."
         at, values = choose_language(lang), self.variant(seed)
         order = values.pop("order")
-        lines = [f"- {_letter(place)}: {self.options[i][at].format(**values)}"
+        lines = [f"- {_letter(place)}{_COLONS[at]}{self.options[i][at].format(**values)}"
                  for place, i in enumerate(order)]
         return "\n".join([self.question[at].format(**values), "", *lines])
 
@@ -391,11 +397,12 @@ def current_progress() -> CourseProgress:
     return CourseProgress() if path is None else read_progress(path)
 
 # %% ../../../nbs/lessons/kit/01_exercises.ipynb #8f4f5a48
-def _keep(progress): # -> a line where it can't be kept, such as on a disk that is full
+def _keep(progress, at=0): # -> a line where it can't be kept, such as on a disk that is full
     try:
         progress.save()
     except (OSError, InputError) as e:
-        return f"  \n{progress.path} can't be written, so your progress is lost: {e}"
+        said = ("{} can't be written, so your progress is lost: {}", "无法写入 {}，你的进度没有保存：{}")
+        return "  \n" + said[at].format(progress.path, e)
     return ""
 
 # %% ../../../nbs/lessons/kit/01_exercises.ipynb #756ecc60
@@ -407,7 +414,7 @@ def begin(learner, lang="en") -> CourseText: # a name
     p.learner = " ".join(learner.split())[:80]
     said = ("Hello {}. Your exercises have numbers of their own now.",
             "你好，{}。现在你的练习题有自己的数字了。")[at].format(escape(p.learner))
-    return CourseText(said + _keep(p))
+    return CourseText(said + _keep(p, at))
 
 # %% ../../../nbs/lessons/kit/01_exercises.ipynb #d84cd443
 def ask(id, lang="en") -> CourseText:
@@ -423,7 +430,7 @@ def check(id, answer, lang="en") -> CourseText:
     if found.counts and not record.solved:
         record.tries += 1
     record.solved = record.solved or found.right
-    lost, mark = _keep(p), "✓" if found.right else "✗"
+    lost, mark = _keep(p, choose_language(lang)), "✓" if found.right else "✗"
     lines = [f"{mark if found.counts else '○'} **{id}** {_code(found.text)}"]
     if found.right:
         lines.append(progress_bar(id.split(".")[0], lang))
@@ -436,8 +443,8 @@ def _code(text): # markup of the learner's is shown as text
 def progress_bar(lesson, lang="en") -> CourseText: # a key of LESSONS
     "How much of a lesson is solved."
     p, ids = current_progress(), [e.id for e in lesson_exercises(lesson)]
-    said = ("Lesson", "第")[choose_language(lang)], ("", " 课")[choose_language(lang)]
-    return CourseText(f"{said[0]} {lesson}{said[1]}: {bar(p.solved(ids), len(ids))}")
+    said = ("Lesson {}: {}", "第 {} 课：{}")[choose_language(lang)]
+    return CourseText(said.format(lesson, bar(p.solved(ids), len(ids))))
 
 # %% ../../../nbs/lessons/kit/01_exercises.ipynb #8db7a3c8
 def hint(id, lang="en") -> CourseText:
@@ -448,5 +455,6 @@ def hint(id, lang="en") -> CourseText:
         return CourseText(("This exercise has no hints.", "这道题没有提示。")[at])
     step = min(record.hints, len(exercise.steps) - 1)
     record.hints = min(record.hints + 1, len(exercise.steps))
-    said = f"**{id}**, {step + 1}/{len(exercise.steps)}: {exercise.steps[step][at]}"
-    return CourseText(said + _keep(p))
+    said = ("**{}**, {}/{}: {}", "**{}** 提示 {}/{}：{}")[at].format(
+        id, step + 1, len(exercise.steps), exercise.steps[step][at])
+    return CourseText(said + _keep(p, at))

@@ -44,10 +44,10 @@ def plot_sample_size(rows=200, share=.8, lang="en") -> ReportFigure: # 10 to 10,
     ax.vlines([rows], *here, color=ORANGE)
     ax.plot([rows], [round(share * rows) / rows], "o", color=ORANGE)
     ax.set(xscale="log", ylim=(-.02, 1.02), xlabel=_text(lang, "test rows", "测试行数"),
-           ylabel=_text(lang, "share of right answers", "正确率"))
+           ylabel=_text(lang, "share of right answers", "准确率"))
     title = _text(
         lang, f"{rows:,} rows, {share:.0%} right: the truth lies between {here[0]:.1%} and "
-        f"{here[1]:.1%}", f"{rows:,} 行，正确率 {share:.0%}：真实值在 {here[0]:.1%} 到 {here[1]:.1%} 之间")
+        f"{here[1]:.1%}", f"{rows:,} 行，准确率 {share:.0%}：真实值在 {here[0]:.1%} 到 {here[1]:.1%} 之间")
     return ReportFigure(title, figure_svg(fig, title), _sizes_table(rows, share, lang))
 
 # %% ../../../nbs/lessons/kit/02_explore.ipynb #9ca8ebce
@@ -91,7 +91,7 @@ def explore_sample_size(lang="en"):
     return explore_panel(lambda **values: plot_sample_size(**values, lang=lang), {
         "rows": _control("SelectionSlider", _text(lang, "test rows", "测试行数"), 200,
                          options=[10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000]),
-        "share": _control("FloatSlider", _text(lang, "share right", "正确率"), .8,
+        "share": _control("FloatSlider", _text(lang, "share right", "准确率"), .8,
                           min=0, max=1, step=.05)})
 
 # %% ../../../nbs/lessons/kit/02_explore.ipynb #72a9306c
@@ -171,10 +171,10 @@ def plot_threshold_cost(threshold=.5, miss=5, alarm=1, lang="en") -> ReportFigur
     ax.plot([places[best]], [costs[best]], "s", color=INK)
     ax.plot([threshold], [here], "o", color=ORANGE)
     ax.set(xlabel=_text(lang, "threshold", "阈值"), ylim=(0, 1.1 * costs.max() + 1),
-           ylabel=_text(lang, "cost on 400 rows", "400 行的成本"))
+           ylabel=_text(lang, "cost on 400 rows", "400 行的代价"))
     title = _text(
         lang, f"Threshold {threshold:.2f} costs {here:,.0f}; the lowest cost is "
-        f"{costs[best]:,.0f}, at {places[best]:.2f}", f"阈值 {threshold:.2f} 的成本是 {here:,.0f}；最低成本是 "
+        f"{costs[best]:,.0f}, at {places[best]:.2f}", f"阈值 {threshold:.2f} 的代价是 {here:,.0f}；最低代价是 "
         f"{costs[best]:,.0f}，在 {places[best]:.2f} 处")
     return ReportFigure(title, figure_svg(fig, title), _counts_table(threshold, here, lang))
 
@@ -182,7 +182,7 @@ def plot_threshold_cost(threshold=.5, miss=5, alarm=1, lang="en") -> ReportFigur
 def _counts_table(threshold, cost, lang):
     names = _text(lang, ["sick, alarm", "sick, no alarm (missed)", "healthy, alarm (false alarm)",
                          "healthy, no alarm", "cost"],
-                  ["有病，报警", "有病，没报警（漏报）", "健康，报警（误报）", "健康，没报警", "成本"])
+                  ["有病，报警", "有病，没报警（漏报）", "健康，报警（误报）", "健康，没报警", "代价"])
     return ReportTable(_text(lang, ["what", "number"], ["项目", "数"]),
                        zip(names, [*threshold_counts(threshold), f"{cost:,.0f}"]))
 
@@ -192,8 +192,8 @@ def explore_threshold_cost(lang="en"):
     return explore_panel(lambda **values: plot_threshold_cost(**values, lang=lang), {
         "threshold": _control("FloatSlider", _text(lang, "threshold", "阈值"), .5, min=0, max=1,
                               step=.01),
-        "miss": _control("IntSlider", _text(lang, "cost of a miss", "漏报的成本"), 5, min=0, max=20),
-        "alarm": _control("IntSlider", _text(lang, "cost of a false alarm", "误报的成本"), 1,
+        "miss": _control("IntSlider", _text(lang, "cost of a miss", "漏报的代价"), 5, min=0, max=20),
+        "alarm": _control("IntSlider", _text(lang, "cost of a false alarm", "误报的代价"), 1,
                           min=0, max=20)})
 
 # %% ../../../nbs/lessons/kit/02_explore.ipynb #8128db44
@@ -216,7 +216,7 @@ def plot_temperature(temperature=1., lang="en") -> ReportFigure: # 0.2 to 10
     ax.vlines(sure, [b["low"] for b in bins], [b["high"] for b in bins], color=BLUE, alpha=.5)
     ax.plot(sure, right, "o-", color=BLUE)
     ax.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel=_text(lang, "what it says", "模型给出的概率"),
-           ylabel=_text(lang, "share that is right", "实际正确率"))
+           ylabel=_text(lang, "share that is right", "实际准确率"))
     says, is_right = probs.max(1).mean(), (probs.argmax(1) == y).mean()
     title = _text(lang, f"Temperature {temperature:g}: it says {says:.0%}, and {is_right:.0%} are "
                   "right", f"温度 {temperature:g}：模型说 {says:.0%}，实际正确 {is_right:.0%}")
@@ -277,10 +277,10 @@ def plot_leak(shared=.5, lang="en") -> ReportFigure: # share of the test rows
     ax.axhline(honest, color=INK, ls="--", alpha=.6)
     ax.plot([shared], [here], "o", color=ORANGE)
     ax.set(ylim=(.4, 1.02), xlabel=_text(lang, "share of test rows of known customers",
-                                         "测试行中已知客户的比例"),
+                                         "测试数据中已知客户的比例"),
            ylabel=_text(lang, "accuracy", "准确率"))
     title = _text(lang, f"{shared:.0%} of the test rows leak: {here:.1%} seem right; on new "
-                  f"customers it is {honest:.1%}", f"{shared:.0%} 的测试行有泄漏：看起来正确率是 "
+                  f"customers it is {honest:.1%}", f"{shared:.0%} 的测试数据有泄漏：看起来准确率是 "
                   f"{here:.1%}；对新客户只有 {honest:.1%}")
     head = _text(lang, ["known customers", "accuracy"], ["已知客户比例", "准确率"])
     lines = [[f"{s:.0%}", f"{leak_accuracy(s):.3f}"] for s in sorted({0, .25, .5, .75, 1, shared})]
@@ -325,15 +325,15 @@ def plot_attention(text=SENTENCE, layer=1, head=1, lang="en") -> ReportFigure: #
     ax.pcolormesh(shown[::-1], cmap="Blues", vmin=0, vmax=1)
     ax.set_xticks(np.arange(len(names)) + .5, names, rotation=60, ha="right")
     ax.set_yticks(np.arange(len(names)) + .5, names[::-1])
-    ax.set(xlabel=_text(lang, "is looked at", "被注意的词元"),
-           ylabel=_text(lang, "looks", "发出注意的词元"))
+    ax.set(xlabel=_text(lang, "is looked at", "被关注的词元"),
+           ylabel=_text(lang, "looks", "当前词元"))
     words = range(1, len(tokens) - 1) or range(len(tokens)) # without [CLS] and [SEP]
     most = max(words, key=lambda i: shown[i].max())
     title = _text(lang, f"Layer {layer}, head {head}: {tokens[most]} looks most at "
                   f"{tokens[shown[most].argmax()]} ({shown[most].max():.0%})",
-                  f"第 {layer} 层第 {head} 个头：{tokens[most]} 最注意 {tokens[shown[most].argmax()]}"
+                  f"第 {layer} 层第 {head} 个头：{tokens[most]} 最关注 {tokens[shown[most].argmax()]}"
                   f"（{shown[most].max():.0%}）")
-    columns = _text(lang, ["token", "looks most at", "share"], ["词元", "最注意", "比例"])
+    columns = _text(lang, ["token", "looks most at", "share"], ["词元", "最关注", "比例"])
     lines = [[t, tokens[row.argmax()], f"{row.max():.2f}"] for t, row in zip(tokens, shown)]
     return ReportFigure(title, figure_svg(fig, title), ReportTable(columns, lines))
 

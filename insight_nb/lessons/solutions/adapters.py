@@ -155,13 +155,13 @@ find_adapter_fault = Choice(
     "09.4",
     ("A run is called LoRA. The loss fell from 1.1 to 0.8, and the accuracy is {accuracy} %, "
      "exactly that of a frozen encoder with a trained head. What do you look at first?",
-     "一次训练名叫 LoRA。损失从 1.1 降到 0.8，准确率是 {accuracy} %，与冻结编码器、只训练输出头的结果完全相同。首先应该检查什么？"),
+     "一次训练名叫 LoRA。损失从 1.1 降到 0.8，准确率是 {accuracy}%，与冻结编码器、只训练输出头的结果完全相同。首先应该检查什么？"),
     ("Whether the adapter's weights differ from those before training.",
      "适配器的权重与训练前相比有没有变化。"),
     [(("Whether a larger rank helps.", "更大的秩有没有帮助。"),
       ("A larger adapter that is not trained does not help either. First ask whether it is.",
        "适配器再大，没有训练也没用。先确认它有没有被训练。")),
-     (("Whether ten times as many epochs help.", "把轮数增加到十倍有没有帮助。"),
+     (("Whether ten times as many epochs help.", "把轮次增加到十倍有没有帮助。"),
       ("If the rate is zero, ten times zero is zero. Something cheaper can be looked at first.",
        "如果学习率是零，乘以十还是零。有更省事的检查可以先做。")),
      (("Nothing: the loss fell, so all is well.", "不用检查：损失下降了，一切正常。"),
@@ -222,6 +222,6 @@ choose_method = Choice(
      (("The method that is best on the test rows of the first customer.",
        "在第一个客户的测试数据上最好的方法。"),
       ("Then the test rows have chosen, and can't measure any more. Choose by validation rows.",
-       "那样测试数据参与了选择，就不能再用来衡量。请用验证集来选择。"))],
+       "那样测试数据参与了选择，就不能再用来衡量。请用验证数据来选择。"))],
     [("What is stored once, and what for each customer?", "什么只存一份，什么每个客户存一份？")],
     lambda rng: {"tasks": int(rng.integers(20, 60)), "rows": 100 * int(rng.integers(2, 6))})

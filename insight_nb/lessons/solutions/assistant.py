@@ -16,12 +16,12 @@ many_charts = Exercise(
     ("A chart gives a false alarm on {percent} % of the quiet days. {charts} such charts run side "
      "by side, independent of each other. On average, after how many quiet days does any of them "
      "give a false alarm?",
-     "一张控制图在 {percent}% 的平静日会误报。{charts} 张这样的图同时运行，相互独立。"
-     "平均每隔多少个平静日，"
+     "一张控制图在 {percent}% 的正常日会误报。{charts} 张这样的图同时运行，相互独立。"
+     "平均每隔多少个正常日，"
      "会有任意一张误报？"),
     lambda rng: {"percent": int(rng.integers(5, 9)), "charts": int(rng.integers(5, 9))},
     [("With which chance does one chart give no alarm on a quiet day?",
-      "在一个平静日，一张图不误报的概率是多少？"),
+      "在一个正常日，一张图不误报的概率是多少？"),
      ("With which chance do all of them give none?", "所有图都不误报的概率是多少？"),
      ("The average number of days is 1 divided by the chance of an alarm on a day.",
       "平均天数等于 1 除以一天内误报的概率。")])
@@ -88,7 +88,7 @@ scope_reply.mistake(lambda scores, labels, threshold, margin: _top(scores, label
 scope_reply.mistake(
     lambda scores, labels, threshold, margin:
         "unknown" if max(scores) < threshold else _top(scores, labels),
-    "It never asks back. Look at the second best score, too.", "它从不反问。还要看第二高分。")
+    "It never asks back. Look at the second best score, too.", "它从不追问。还要看第二高分。")
 
 def _strict(scores, labels, threshold, margin):
     if max(scores) <= threshold:
@@ -109,7 +109,7 @@ scope_reply.mistake(_strict, "Exactly at the threshold is not below it: there it
                     "恰好等于阈值不算低于阈值：这时要回答。")
 scope_reply.mistake(_asks_first,
                     "The threshold comes first. Nobody asks back about a text out of scope.",
-                    "先判断阈值。超出范围的文本不应反问。")
+                    "先判断阈值。超出范围的文本不应追问。")
 scope_reply.mistake(_asks_at_the_margin,
                     "Ahead by exactly the margin is enough: there it answers.",
                     "恰好领先 margin 就够了：这时要回答。")
@@ -262,7 +262,7 @@ two_alarms = Choice(
        "这是分类器数出来的，而文本是新的类型。它的计数可信吗？")),
      (("Raise the limit of both charts.", "提高两张图的上限。"),
       ("The limit holds its promise on quiet days. A limit that is raised after an alarm hides "
-       "the next one.", "上限在平静日是守信用的。报警后再提高上限，会掩盖下一次。")),
+       "the next one.", "在正常日，上限的误报率正是当初定好的。报警后再提高上限，会掩盖下一次。")),
      (("Train the classifier again on its own answers.", "用分类器自己的预测重新训练它。"),
       ("If it errs on the new texts, it would learn its own errors.",
        "如果它在新文本上出错，就会学到自己的错误。"))],

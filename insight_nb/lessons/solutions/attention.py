@@ -83,7 +83,7 @@ attend_function = WriteFunction(
      "the products divided by the root of d, and padding gets the weight 0.",
      "写一个函数 `attend(query, keys, values, mask)`，只处理一个查询。`query` 是 d 个数的列表，`keys` "
      "是若干个这样的列表，`values` 每个词元一个数，`mask` 中 1 表示真实词元、0 表示填充（至少有一个真实词元）。"
-     "返回 values 的加权平均：权重是乘积除以 d 的平方根之后的 softmax，填充的权重为 0。"),
+     "返回 values 的加权平均：查询与键逐项相乘再相加，除以 d 的平方根，再做 softmax，就得到权重；填充的权重为 0。"),
     _draw_attend,
     [("First the score of each token: sum of products, divided by the root of d.",
       "先算每个词元的得分：乘积之和除以 d 的平方根。"),
@@ -216,20 +216,20 @@ company = Choice(
      "texts are answered in batches, and the same text gets {batch:.2f}. Weights, tokenizer and "
      "`max_length` are the same, and dropout is off. Where do you look first?",
      "一个服务逐条处理文本时，某条文本得到 {alone:.2f}。夜间成批处理同样的文本，同一条文本却得到 {batch:.2f}。"
-     "权重、分词器和 `max_length` 都相同，dropout 已关闭。首先检查哪里？"),
+     "权重、分词器和 `max_length` 都相同，随机失活（dropout）已关闭。首先检查哪里？"),
     ("Whether the mask is passed to the encoder and to the pooling.",
      "掩码是否传给了编码器和池化。"),
     [(("Whether the model was trained long enough.", "模型是否训练得足够久。"),
       ("A poor model would still give the same answer twice.",
        "再差的模型，对同一文本两次的答案也应该一样。")),
-     (("Whether the batch is too large.", "批是否太大。"),
+     (("Whether the batch is too large.", "批次是否太大。"),
       ("The size alone changes nothing but the last digits. What is beside a short text?",
-       "批的大小最多影响最后几位小数。短文本在批里旁边是什么？")),
+       "批次的大小最多影响最后几位小数。短文本在批次里旁边是什么？")),
      (("Whether the vocabulary knows all words.", "词表是否认识所有单词。"),
       ("The ids of the text are the same both times. What else is in a batch?",
-       "两次的词元编号是一样的。批里还有什么别的东西？"))],
+       "两次的词元编号是一样的。批次里还有什么别的东西？"))],
     [("What does a short text get in a batch that it does not get alone?",
-      "一条短文本在批里会多出什么单独处理时没有的东西？")],
+      "一条短文本在批次里会多出什么单独处理时没有的东西？")],
     lambda rng: {"alone": float(rng.uniform(.8, .95)), "batch": float(rng.uniform(.3, .6))})
 
 # %% ../../../nbs/lessons/solutions/03_attention.ipynb #21e5c333
@@ -238,7 +238,7 @@ saved_pairs = Exercise(
     ("A batch has {rows} texts, an encoder {heads} heads. The longest text has {longest} tokens, "
      "but everything is padded to 128. Which share of all attention scores falls away if you pad "
      "to the longest text instead?",
-     "一个批有 {rows} 条文本，编码器有 {heads} 个头。最长的文本有 {longest} 个词元，但全部填充到了 128。"
+     "一个批次有 {rows} 条文本，编码器有 {heads} 个头。最长的文本有 {longest} 个词元，但全部填充到了 128。"
      "如果改为填充到最长的文本，可以省掉多大比例的注意力得分？"),
     lambda rng: {"rows": int(rng.choice([16, 32, 48])), "heads": int(rng.choice([8, 12])),
                  "longest": int(rng.integers(24, 72))},

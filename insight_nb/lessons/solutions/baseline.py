@@ -103,7 +103,7 @@ rare_macro = Exercise(
      ("F1 is twice the found rows, divided by twice the found, plus both kinds of mistakes.",
       "F1 等于找到数的两倍，除以（找到数的两倍加上两种错误数）。"),
      ("For *not urgent* the found rows are those that were rightly not called.",
-      "对“不紧急”来说，找到的就是正确地没有报的那些。")],
+      "对“不紧急”来说，找到的就是没有报、而且确实不紧急的那些。")],
     tolerance=.001)
 
 @rare_macro.solution
@@ -133,7 +133,7 @@ share_interval = WriteFunction(
     ("Write `share_interval(right, n)`: Wilson's 95 % interval (z = 1.96) of a share, as a list "
      "of low and high, when `right` of `n` rows are right. Without rows nothing is known: "
      "`share_interval(0, 0)` returns `[0, 1]`.",
-     "写一个函数 `share_interval(right, n)`：`n` 行中答对 `right` 行时，返回比例的 95 % Wilson 区间（z = "
+     "写一个函数 `share_interval(right, n)`：`n` 行中答对 `right` 行时，返回比例的 95% Wilson 区间（z = "
      "1.96），即下限和上限的列表。没有数据时什么都不知道：`share_interval(0, 0)` 返回 `[0, 1]`。"),
     _draw_right,
     [("The lesson has the formula in five lines. Start from there.", "课文里有这个公式，只有五行。从那里开始。"),
@@ -174,7 +174,7 @@ rows_for_width = Exercise(
     "04.5",
     ("With {n} test rows the interval is {width} points wide. You want it {times} times as "
      "narrow. How many test rows do you need in all?",
-     "有 {n} 行测试数据时，区间宽 {width} 个百分点。你希望区间窄到原来的 {times} 分之一。总共需要多少行测试数据？"),
+     "有 {n} 行测试数据时，区间宽 {width} 个百分点。你希望宽度缩小到原来的 1/{times}。总共需要多少行测试数据？"),
     lambda rng: {"n": 10 * int(rng.integers(20, 90)), "width": int(rng.integers(5, 13)),
                  "times": int(rng.integers(2, 6))},
     [("How does the width fall with the number of rows? Look at the figure of the lesson.",

@@ -51,15 +51,15 @@ stop_rung = Choice(
      "at most {high} points better than the frozen encoder, and at least 3 points better than "
      "TF-IDF. Your margin is {margin} point. Where do you stop?",
      "在 {rows} 行测试数据上：多数类的准确率是 41%，TF-IDF 是 {cheap}%，冻结的编码器是 {middle}%，"
-     "完整微调是 {best}%。在 95% 的置信度下，微调最多比冻结的编码器好 {high} 个百分点，至少比 TF-IDF 好 3 个"
+     "全量微调是 {best}%。在 95% 的置信度下，微调最多比冻结的编码器好 {high} 个百分点，至少比 TF-IDF 好 3 个"
      "百分点。你允许损失 {margin} 个百分点。你停在哪一级？"),
     ("At the frozen encoder.", "停在冻结的编码器。"),
-    [(("At the full fine-tune.", "停在完整微调。"),
+    [(("At the full fine-tune.", "停在全量微调。"),
       ("Its mean is the highest, but a cheaper rung loses surely less than the margin.",
        "它的均值最高，但有一个更便宜的方法，损失肯定小于允许的范围。")),
      (("At TF-IDF.", "停在 TF-IDF。"),
       ("It is cheap, but it surely loses more than the margin.", "它便宜，但损失肯定超过允许的范围。")),
-     (("Nowhere: these test rows can't decide it.", "无法决定：这些测试行不够。"),
+     (("Nowhere: these test rows can't decide it.", "无法决定：这些测试数据不够。"),
       ("Compare the largest possible loss of each rung with the margin. One rung passes.",
        "把每一级可能的最大损失和允许的范围比较，有一级符合。"))],
     [("Ask of each rung, cheapest first: what can it lose at most?",
@@ -70,7 +70,7 @@ break_even = Exercise(
     "17.3",
     ("A right answer brings {gain}, a wrong one costs {loss}; an answer that is not used brings "
      "nothing. From which probability on do you use an answer?",
-     "一个正确的回答带来 {gain}，一个错误的回答损失 {loss}；不使用的回答没有收益也没有损失。概率从多少起才使用回答？"),
+     "一个正确的答案得到 {gain}，一个错误的答案损失 {loss}；不采用的答案没有得失。概率从多少起，答案才值得采用？"),
     lambda rng: {"gain": float(rng.integers(4, 9)) / 10, "loss": float(rng.integers(20, 30)) / 10},
     [("At this probability p the expected gain equals the expected loss.",
       "在这个概率 p 上，期望收益等于期望损失。"),
@@ -83,33 +83,33 @@ def _break_even(gain, loss): return loss / (gain + loss)
 break_even.mistake(lambda gain, loss: gain / (gain + loss),
                    "The fraction is turned around: a larger loss must ask for a larger "
                    "probability.",
-                   "分子用反了：损失越大，要求的概率应该越高。")
+                   "分数写反了：损失越大，要求的概率应该越高。")
 break_even.mistake(lambda gain, loss: gain / loss,
                    "This is a ratio of amounts. A wrong answer has the probability 1 − p.",
-                   "这是两个金额之比。回答错误的概率是 1 − p。")
+                   "这是两个金额之比。答案错误的概率是 1 − p。")
 break_even.mistake(lambda gain, loss: .5,
                    "One half is right only where gain and loss are equal.",
-                   "只有收益和损失相等时才是 0.5。")
+                   "只有收益和损失相等时才是二分之一。")
 
 # %% ../../../nbs/lessons/solutions/17_capstone.ipynb #261a0ba2
 red_line = Choice(
     "17.4",
     ("Your model is right on {right} % of the test rows, and the memo says launch. The guard has "
      "one red line: {twins} of {rows} test texts are also in the training rows. What do you do?",
-     "你的模型在测试行上的准确率是 {right}%，备忘录建议上线。检查清单里有一项不通过：{rows} 条测试文本中有 "
-     "{twins} 条也在训练行里。你怎么办？"),
+     "你的模型在测试数据上的准确率是 {right}%，备忘录建议上线。检查清单里有一项不通过：{rows} 条测试文本中有 "
+     "{twins} 条也在训练数据里。你怎么办？"),
     ("Take these texts out of the training rows, train and measure again.",
-     "把这些文本从训练行中去掉，重新训练、重新测量。"),
+     "把这些文本从训练数据中去掉，重新训练、重新测量。"),
     [(("Launch: one red line of ten is little.", "上线：十项里只有一项不通过，不算什么。"),
       ("This one line makes every number above it too good. It is not one of ten.",
-       "这一项会让上面的所有数字偏高，不能只当作十分之一。")),
+       "这一项会让上面的所有数字偏高，不能只当作十项中的一项。")),
      (("Write the line into the memo, and keep the number.", "把这一项写进备忘录，数字保持不变。"),
       ("The reader of the memo can't know how much too good the number is. Measure it.",
        "读备忘录的人无法知道数字偏高多少。请重新测量。")),
      (("Take these texts out of the test rows after looking where the model is wrong.",
-       "先看模型错在哪里，再把这些文本从测试行中去掉。"),
+       "先看模型错在哪里，再把这些文本从测试数据中去掉。"),
       ("Whoever looks at mistakes first and removes test rows then chooses the number.",
-       "先看错误再删测试行，就是在挑选数字。"))],
+       "先看错误再删测试数据，就是在挑选数字。"))],
     [("Which numbers rest on these rows?", "哪些数字依赖这些行？")],
     lambda rng: {"right": int(rng.integers(90, 97)), "twins": int(rng.integers(80, 200)),
                  "rows": int(rng.integers(500, 900))})
@@ -129,14 +129,14 @@ launch_or_collect = Choice(
      "{chance} % of the draws. All guard lines are green, every number has a source. What do you "
      "propose?",
      "备忘录列出（已扣除成本）：现在上线 {launch}；先收集标注 {collect}（其中标注花费 {spend}）；等待 {wait}；"
-     "放弃 0。现在上线，在 {chance}% 的模拟中会亏损。检查清单全部通过，每个数字都有出处。你的建议是什么？"),
+     "停止 0。现在上线，在 {chance}% 的抽样中会亏损。检查清单全部通过，每个数字都有出处。你的建议是什么？"),
     ("Collect the labels first, then decide.", "先收集标注，再决定。"),
     [(("Launch now: its value is above 0, and labels cost money.", "现在上线：价值大于 0，而标注要花钱。"),
       ("The price of the labels is taken off already. Compare the values as they stand.",
        "标注的费用已经扣除了。请直接比较这些数值。")),
-     (("Stop: a loss in so many draws is too much.", "放弃：这么多模拟中会亏损，风险太大。"),
+     (("Stop: a loss in so many draws is too much.", "停止：亏损的抽样这么多，风险太大。"),
       ("The chance of a loss is in the values already. Stopping brings 0, less than the others.",
-       "亏损的可能已经算在数值里。放弃的价值是 0，比其他选择都低。")),
+       "亏损的可能已经算在数值里。停止的价值是 0，比其他选择都低。")),
      (("Wait: then the numbers are better known.", "等待：以后数字会更清楚。"),
       ("What is learned by waiting is counted, and it is worth less here than the other options.",
        "等待得到的信息已经计入，在这里它的价值比其他选择低。"))],
@@ -154,7 +154,7 @@ next_number = Choice(
     ("To know a number perfectly would be worth, in this decision: the quality of the model "
      "{quality}, the gain of a right answer {gain}, the volume {volume}. Each study costs {days} "
      "days of a person, some 800. What do you find out next?",
-     "在这个决策里，完全弄清某个数字的价值是：模型质量 {quality}，正确回答的收益 {gain}，数量 {volume}。"
+     "在这个决策里，完全弄清某个数字的价值是：模型质量 {quality}，正确答案的收益 {gain}，业务量 {volume}。"
      "每项调查需要一个人 {days} 天，约 800。下一步弄清哪个数字？"),
     ("The gain: watch the team, and take the time that a text costs.",
      "收益：观察团队，记录处理一条文本要花多少时间。"),
@@ -162,7 +162,7 @@ next_number = Choice(
       ("Whatever the quality is within its interval, the decision stays. It is worth next to "
        "nothing.",
        "质量在区间内无论取什么值，决策都不变。弄清它几乎没有价值。")),
-     (("The volume: it is a number that can be counted.", "数量：它是可以数出来的。"),
+     (("The volume: it is a number that can be counted.", "业务量：它是可以数出来的。"),
       ("That it can be counted is true. But another number is worth more, at the same price.",
        "它确实可以数。但花同样的钱，另一个数字的价值更高。")),
      (("Nothing: all of them cost more than they are worth.", "什么都不查：都不值得。"),

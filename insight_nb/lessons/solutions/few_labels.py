@@ -160,7 +160,7 @@ worth = Exercise(
     ("With the labels so far the accuracy is {now} %. The learning curve expects {then} % with {n} "
      "more labels. A point of accuracy is worth {value}, a label costs {price}. What do the {n} "
      "labels bring, less what they cost?",
-     "用现有的标注，准确率是 {now} %。学习曲线预计再加 {n} 个标注后是 {then} %。准确率每提高一个百分点价值 {value}，一个标注的成本是 {price}。"
+     "用现有的标注，准确率是 {now}%。学习曲线预计再加 {n} 个标注后是 {then}%。准确率每提高一个百分点价值 {value}，一个标注的成本是 {price}。"
      "这 {n} 个标注带来的价值减去成本是多少？"),
     lambda rng: {"now": (now := int(rng.integers(62, 75))), "then": now + int(rng.integers(1, 5)),
                  "n": 100, "value": 550 + 100 * int(rng.integers(0, 5)),
@@ -190,7 +190,7 @@ test_side = Choice(
     "10.5",
     ("A team always labels the rows of which its model is least sure, {n} in all. Then it draws a "
      "fifth of these at random as test rows, and reads an accuracy of {accuracy} %. What is wrong?",
-     "一个团队总是标注模型最没有把握的行，一共 {n} 行。然后从中随机抽出五分之一作为测试数据，得到准确率 {accuracy} %。哪里有问题？"),
+     "一个团队总是标注模型最没有把握的行，一共 {n} 行。然后从中随机抽出五分之一作为测试数据，得到准确率 {accuracy}%。哪里有问题？"),
     ("The test rows are hard rows. They must be drawn from all rows, before anything is chosen.",
      "测试数据都是难的行。应该在做任何选择之前，从全部数据中随机抽取。"),
     [(("Nothing: a fifth was drawn at random.", "没有问题：五分之一是随机抽取的。"),
@@ -211,7 +211,7 @@ choose_step = Choice(
     ("{n} labels, ten draws, means with 95 % intervals. TF-IDF: 50 [47, 53]. Frozen vectors and a "
      "logistic regression: {frozen} [{low}, {high}]. Fine-tune: {frozen} [{wide}, {far}], in a "
      "hundred times the time. What do you use for now?",
-     "{n} 个标注，十次抽样，给出平均准确率和 95 % 区间。TF-IDF：50 [47, 53]。冻结向量加逻辑回归：{frozen} [{low}, {high}]。"
+     "{n} 个标注，十次抽样，给出平均准确率和 95% 区间。TF-IDF：50 [47, 53]。冻结向量加逻辑回归：{frozen} [{low}, {high}]。"
      "微调：{frozen} [{wide}, {far}]，用时是前者的一百倍。目前用哪一个？"),
     ("Frozen vectors and a logistic regression.", "冻结向量加逻辑回归。"),
     [(("The fine-tune, since its best draw is best.", "微调，因为它最好的一次抽样是最好的。"),

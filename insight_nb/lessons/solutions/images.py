@@ -49,16 +49,16 @@ group_split = WriteFunction(
      "rising order. `groups` names the person of each row. Take whole people in the order of "
      "`np.random.default_rng(seed).permutation(sorted(set(groups)))`, and stop as soon as the "
      "test has at least `share` of all rows. With a share of 0 nobody is taken.",
-     "写一个函数 `group_split(groups, share, seed)`：返回测试行的位置列表，从小到大排列。`groups` 是每一行"
+     "写一个函数 `group_split(groups, share, seed)`：返回测试数据的行号列表，从小到大排列。`groups` 是每一行"
      "所属的人。按照 `np.random.default_rng(seed).permutation(sorted(set(groups)))` 的顺序，"
-     "一个人一个人地整体放入测试集；一旦测试集的行数达到全部行数的 `share`，就停止。`share` 为 0 时，"
+     "一个人一个人地整体放入测试数据；一旦测试数据的行数达到全部行数的 `share`，就停止。`share` 为 0 时，"
      "一个人也不取。"),
     _draw_split,
-    [("Keep a set of people for the test, and count their rows.", "用一个集合保存测试集里的人，并累计他们的行数。"),
+    [("Keep a set of people for the test, and count their rows.", "用一个集合保存测试数据里的人，并累计他们的行数。"),
      ("Before each person, ask whether there are enough rows already.",
       "每取一个人之前，先看行数是不是已经够了。"),
      ("At the end, walk over `enumerate(groups)` and keep positions of people in the set.",
-      "最后遍历 `enumerate(groups)`，保留属于这些人的位置。")])
+      "最后遍历 `enumerate(groups)`，保留属于这些人的行号。")])
 
 # %% ../../../nbs/lessons/solutions/15_images.ipynb #2fa2a98a
 @group_split.solution
@@ -94,11 +94,11 @@ group_split.mistake(_rows_drawn,
                     "你抽的是行。请抽人，并取他们的所有行。")
 group_split.mistake(lambda groups, share, seed: sorted(set(range(len(groups))) - set(
     _group_split(groups, share, seed))), "These are the training rows. The test rows are asked.",
-    "这些是训练行。题目要的是测试行。")
+    "这些是训练数据的行号。题目要的是测试数据的行号。")
 group_split.mistake(lambda groups, share, seed: _at(groups, _taken(
     groups, share, seed, lambda rows, n, wanted: rows + n > wanted)),
     "It stops before the share is reached. The person who crosses the border belongs to the test.",
-    "还没有达到 share 就停了。跨过界线的那个人也属于测试集。")
+    "还没有达到 share 就停了。跨过界线的那个人也属于测试数据。")
 group_split.mistake(lambda groups, share, seed: _at(groups, _taken(
     groups, share, seed, lambda rows, n, wanted: rows > wanted)),
     "It takes one person too many where the share is reached exactly.",
@@ -106,7 +106,7 @@ group_split.mistake(lambda groups, share, seed: _at(groups, _taken(
 group_split.mistake(lambda groups, share, seed: sorted(_taken(
     groups, share, seed, lambda rows, n, wanted: rows >= wanted)),
     "These are the people. The positions of their rows are asked.",
-    "这些是人。题目要的是他们的行的位置。")
+    "这些是人。题目要的是他们的行号。")
 
 # %% ../../../nbs/lessons/solutions/15_images.ipynb #5e532957
 read_confusion = Exercise(
@@ -148,12 +148,12 @@ leak_share = WriteFunction(
     "15.4",
     ("Write `leak_share(train, test)`: the share of the test rows whose person also has a row in "
      "the training rows. Both are lists with the person of each row. Without test rows it is 0.",
-     "写一个函数 `leak_share(train, test)`：测试行中，有多大比例的行，其所属的人也出现在训练行里。"
-     "两个参数都是列表，给出每一行所属的人。没有测试行时返回 0。"),
+     "写一个函数 `leak_share(train, test)`：在测试数据中，有多大比例的行，其所属的人也出现在训练数据里。"
+     "两个参数都是列表，给出每一行所属的人。没有测试数据时返回 0。"),
     _draw_sides,
-    [("Make a set of the people of the training rows.", "先把训练行里的人做成一个集合。"),
+    [("Make a set of the people of the training rows.", "先把训练数据里的人放进一个集合。"),
      ("Count the test rows whose person is in the set; divide by the number of test rows.",
-      "数出测试行中属于该集合的行数，再除以测试行数。")])
+      "数出测试数据中有多少行的人在这个集合里，再除以测试数据的行数。")])
 
 # %% ../../../nbs/lessons/solutions/15_images.ipynb #31c88fef
 @leak_share.solution
@@ -166,15 +166,15 @@ def _leak_share(train, test):
 
 leak_share.mistake(lambda train, test: sum(p in train for p in test) / len(test),
                    "It ends in an error where there are no test rows. Return 0 there.",
-                   "没有测试行时会出错。这时请返回 0。")
+                   "没有测试数据时会出错。这时请返回 0。")
 leak_share.mistake(lambda train, test: len(set(train) & set(test)) / max(len(set(test)), 1),
                    "People were counted, each once. Count the rows of the test.",
-                   "你数的是人，每人一次。请数测试行。")
+                   "你数的是人，每人只算一次。请数测试数据的行数。")
 leak_share.mistake(lambda train, test: sum(p in test for p in train) / max(len(train), 1),
-                   "These are training rows. Count in the test rows.", "这是训练行的比例。请数测试行。")
+                   "These are training rows. Count in the test rows.", "这是训练数据中的比例。请数测试数据的行数。")
 leak_share.mistake(lambda train, test: sum(p in train for p in test),
                    "This is a count. A share is asked: divide by the number of test rows.",
-                   "这是个数。题目要比例：请除以测试行数。")
+                   "这是个数。题目要比例：请除以测试数据的行数。")
 leak_share.mistake(lambda train, test: sum(p not in train for p in test) / max(len(test), 1),
                    "These are the rows of new people. The others are asked.",
                    "这是新人的比例。题目要的是另一部分。")
@@ -191,21 +191,21 @@ find_leak = Choice(
      "tiles and gets {rows} rows. The rows are shuffled; a fifth is set aside as the test. The "
      "training rows are turned at random. The threshold is chosen on a tenth of the training "
      "rows. What makes the test too good?",
-     "一个团队有 {patients} 位病人的 {pictures} 张图片。每张图片切成 {tiles} 块，得到 {rows} 行。"
-     "把这些行打乱，取五分之一作为测试集。训练图片会随机旋转。阈值在训练行的十分之一上选择。是什么让测试结果偏高？"),
+     "一个团队有 {patients} 位患者的 {pictures} 张图片。每张图片切成 {tiles} 块，得到 {rows} 行。"
+     "把这些行打乱，取五分之一作为测试数据。训练图片会随机旋转。阈值在十分之一的训练数据上选择。是什么让测试结果偏高？"),
     ("Tiles of one patient are in the training rows and in the test.",
-     "同一位病人的图块既在训练集里，又在测试集里。"),
+     "同一位患者的图块既在训练数据里，又在测试数据里。"),
     [(("The training rows are turned at random.", "训练图片被随机旋转。"),
       ("Turning changes training rows alone. It tells the network nothing about the test.",
-       "旋转只改变训练行，不会把测试集的信息透露给网络。")),
-     (("The threshold is chosen on a tenth of the training rows.", "阈值在训练行的十分之一上选择。"),
+       "旋转只改变训练数据，不会把测试数据的信息透露给网络。")),
+     (("The threshold is chosen on a tenth of the training rows.", "阈值在十分之一的训练数据上选择。"),
       ("These are not test rows, so the threshold does not know the test.",
-       "这些不是测试行，所以阈值没有用到测试集。")),
-     (("A fifth is too few rows for a test.", "五分之一作为测试集太少。"),
+       "这些不是测试数据，所以阈值没有用到测试数据。")),
+     (("A fifth is too few rows for a test.", "五分之一作为测试数据太少。"),
       ("Few rows make an interval wide. They do not make a result too good.",
        "行数少只会让区间变宽，不会让结果偏高。"))],
     [("Ask of each step: what do the training rows learn about the test rows?",
-      "对每一步都问：训练行从中得到了测试行的什么信息？"),
+      "对每一步都问：训练数据从中得到了测试数据的什么信息？"),
      ("Who does a tile belong to?", "一个图块属于谁？")], _draw_story)
 
 # %% ../../../nbs/lessons/solutions/15_images.ipynb #725a5001
@@ -219,21 +219,21 @@ decide_report = Choice(
     ("A hospital wants at least {goal} % sensitivity for patients whom nobody has seen before. "
      "With shuffled rows you measured {shuffled} %. By patient you measured {honest} %, with a "
      "95 % interval from {low} % to {high} %. What do you report?",
-     "一家医院要求：对从未见过的病人，灵敏度至少为 {goal}%。打乱行划分时测得 {shuffled}%；按病人划分时测得 "
+     "一家医院要求：对从未见过的患者，灵敏度至少为 {goal}%。打乱行划分时测得 {shuffled}%；按患者划分时测得 "
      "{honest}%，95% 置信区间为 {low}% 到 {high}%。你怎样报告？"),
     ("{honest} % [{low}, {high}]: the goal is not reached. The shuffled number shows the leak.",
      "{honest}% [{low}, {high}]：没有达到要求。打乱划分的数字只说明泄漏有多大。"),
     [(("{shuffled} %: the goal is reached, and all patients were tested.",
-       "{shuffled}%：达到要求，所有病人都测试过。"),
+       "{shuffled}%：达到要求，所有患者都测试过。"),
       ("This number is about patients whom the network knows. The hospital asks about new ones.",
-       "这个数字说的是网络已经见过的病人，而医院问的是新病人。")),
+       "这个数字说的是网络已经见过的患者，而医院问的是新患者。")),
      (("The mean of both numbers, since each has an error.", "取两个数的平均值，因为两个都有误差。"),
       ("One of the two answers another question. A mean with it answers none.",
        "其中一个数回答的是另一个问题，和它取平均就什么也没有回答。")),
      (("Nothing yet: train until the number by patient reaches the goal on these test rows.",
-       "先不报告：继续训练，直到在这些测试行上按病人划分的数字达到要求。"),
+       "先不报告：继续训练，直到在这些测试数据上按患者划分的数字达到要求。"),
       ("Then the test rows choose the network, and the next number is too good again.",
-       "那就是用测试行来选择网络，得到的数字又会偏高。"))],
-    [("Which of the two numbers is about new patients?", "哪一个数字说的是新病人？"),
+       "那就是用测试数据来选择网络，得到的数字又会偏高。"))],
+    [("Which of the two numbers is about new patients?", "哪一个数字说的是新患者？"),
      ("Compare the goal with the upper end of the interval.", "把要求和区间的上端比较。")],
     _draw_decision)

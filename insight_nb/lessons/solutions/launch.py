@@ -92,7 +92,7 @@ discounted = WriteFunction(
     ("Write `present(rate, flows)`: the net present value of a list of payments. The first is made "
      "now, the next in one year, and so on. A rate of 0.08 means 8 % a year.",
      "写一个函数 `present(rate, flows)`：返回一列收支的净现值。第一笔是现在，下一笔是一年后，依此类推。"
-     "rate 为 0.08 表示每年 8 %。"),
+     "rate 为 0.08 表示每年 8%。"),
     _draw_flows,
     [("A payment in `k` years is divided by `(1 + rate)**k`.",
       "`k` 年后的收支要除以 `(1 + rate)**k`。"),
@@ -131,7 +131,7 @@ know_all = WriteFunction(
      "draws. Who knew which draw comes true would launch only where the value is above 0. Return "
      "how much more that brings on average than the best decision today (launch, or stop with 0).",
      "写一个函数 `perfect_information(values)`：`values` 是项目在各次等可能抽样中的价值。如果事先知道会出现哪一种情况，"
-     "就只在价值大于 0 时上线。返回这样做比今天的最佳决定（上线，或者以 0 停止）平均多得多少。"),
+     "就只在价值大于 0 时上线。返回这样做比今天的最佳决定（上线，或者以 0 停止）平均多得到多少。"),
     _draw_values,
     [("What does somebody who knows get in a draw? The larger of the value and 0.",
       "事先知道的人在一次抽样中得到什么？价值和 0 中较大的一个。"),
@@ -168,9 +168,9 @@ what_next = Choice(
      "the accuracy exactly would be worth 3 euros, to know the volume {volume} euros, to know the "
      "cost of a mistake {cost} euros. A month of waiting shows the volume and costs {wait} euros. "
      "An interview with two experts shows the cost of a mistake and costs 100 euros. What now?",
-     "一个项目平均值 {mean} 元，今天的最佳决定是上线。准确知道准确率值 3 元，知道业务量值 {volume} 元，知道一次错误的"
-     "代价值 {cost} 元。等一个月能知道业务量，要花 {wait} 元。访谈两位专家能知道错误的代价，要花 100 元。"
-     "现在怎么办？"),
+     "一个项目平均值 {mean} 元，今天的最佳决定是上线。如果能准确弄清下面各个数，价值分别是："
+     "准确率 3 元，业务量 {volume} 元，一次错误的代价 {cost} 元。等一个月能弄清业务量，要花 {wait} 元；"
+     "访谈两位专家能弄清一次错误的代价，要花 100 元。现在怎么办？"),
     ("Make the interview, then decide.", "先做访谈，然后决定。"),
     [(("Label more test rows, to know the accuracy exactly.", "再标注一些测试数据，把准确率测准。"),
       ("To know it exactly is worth 3 euros. No value in its interval changes the decision.",

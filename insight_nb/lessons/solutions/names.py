@@ -20,7 +20,7 @@ write_tags = Exercise(
     "11.1",
     ("The sentence is: `{words}`. `{person}` is a PER, `{city}` is a LOC. Write the list of the "
      "BIO tags, one for each word.",
-     "句子是：`{words}`。`{person}` 是 PER，`{city}` 是 LOC。写出 BIO 标签的列表，每个词一个标签。"),
+     "句子是：`{words}`。名称（命名实体）有两个：`{person}` 是 PER（人名），`{city}` 是 LOC（地名）。写出 BIO 标签的列表，每个词一个标签。"),
     _draw_sentence,
     [("A word outside of all names has the tag `O`.", "不属于任何名称的词，标签是 `O`。"),
      ("The first word of a name has `B-`, each further word `I-`, then the kind.",
@@ -64,7 +64,7 @@ spans_function = WriteFunction(
     ("Write `spans(tags)`: the list of names in one sentence, each as `(start, end, kind)`. `end` "
      "is the position after the last word. Example: `['B-PER', 'I-PER', 'O']` gives `[(0, 2, "
      "'PER')]`. An I that continues no name of its kind begins a name.",
-     "写一个函数 `spans(tags)`：返回一个句子里的名称列表，每个名称写成 `(start, end, kind)`，`end` 是最后一个词之后的位置。"
+     "写一个函数 `spans(tags)`：返回一个句子里的名称（命名实体）列表，每个名称写成 `(start, end, kind)`，`end` 是最后一个词之后的位置。"
      "例如 `['B-PER', 'I-PER', 'O']` 得到 `[(0, 2, 'PER')]`。如果一个 I 不延续同类的名称，它就开始一个新名称。"),
     _draw_tags,
     [("Go through the words, and keep a list of the names found so far.",
@@ -219,13 +219,13 @@ count_pieces = Choice(
     "11.5",
     ("A tokenizer cuts rare names into many pieces. A tutorial gives each piece the tag of its "
      "word, and prints the accuracy over all pieces: {accuracy} %. What do you trust least?",
-     "分词器会把少见的名称切成很多片段。一个教程给每个片段都标上所在词的标签，然后在全部片段上计算准确率：{accuracy} %。最不可信的是什么？"),
+     "分词器会把少见的名称切成很多片段。一个教程给每个片段都标上所在词的标签，然后在全部片段上计算准确率：{accuracy}%。最不可信的是什么？"),
     ("The number: it counts pieces, and most pieces are O. Whole names are what is needed.",
      "这个数字：它数的是片段，而且大多数片段是 O。真正需要的是完整的名称。"),
     [(("The tokenizer: it must not cut names.", "分词器：它不应该切开名称。"),
       ("Every tokenizer of today cuts rare words. Words can be put together again afterwards.",
        "现在的分词器都会切开少见的词。之后可以再把词拼起来。")),
-     (("Nothing: an accuracy above 90 % is good.", "没有问题：超过 90 % 的准确率就是好的。"),
+     (("Nothing: an accuracy above 90 % is good.", "没有问题：超过 90% 的准确率就是好的。"),
       ("How much would a tagger reach that always says O?", "一个永远回答 O 的标注器能得多少分？")),
      (("The tags: each piece should have a kind of its own.", "标签：每个片段都应该有自己的类别。"),
       ("The pieces belong to one word, and the word to one name of one kind.",
@@ -240,23 +240,23 @@ whole_documents = Choice(
     ("{sentences} test sentences come from {documents} long documents. Drawn over sentences, the "
      "95 % interval of the F1 is ±{half} points. Your customer asks how sure the number is for "
      "documents that are new. What do you do?",
-     "{sentences} 个测试句子来自 {documents} 篇长文档。按句子抽样，F1 的 95 % 区间是 ±{half} 个百分点。"
+     "{sentences} 个测试句子来自 {documents} 篇长文档。按句子抽样，F1 的 95% 区间是 ±{half} 个百分点。"
      "客户问：对于新的文档，这个数有多可靠？应该怎么办？"),
     ("Compute the interval over whole documents, and expect a wider one.",
      "以整篇文档为单位计算区间，它会更宽。"),
     [(("Report ±{half}: there are many sentences.", "报告 ±{half}：句子已经很多了。"),
       ("The sentences of a document repeat its names. How many independent cases are there?",
-       "同一篇文档的句子会重复相同的名称。独立的情况有多少个？")),
+       "同一篇文档的句子会重复相同的名称。独立的样本有多少个？")),
      (("Count words in the place of sentences, so that the interval gets smaller.",
        "改为按词计算，让区间更小。"),
       ("Words of a sentence depend on each other even more. A smaller interval is not a truer one.",
-       "同一句里的词相互依赖更强。区间更小并不等于更真实。")),
+       "同一句里的词相互依赖更强。区间更小并不等于更可信。")),
      (("Draw half of the sentences for training, to have more of both.",
        "拿一半句子去训练，这样两边都有更多数据。"),
       ("Then sentences of one document stand on both sides: the score gets too good.",
        "那样同一篇文档的句子会出现在两边：得分会偏高。"))],
     [("New documents are what the number is about: what is one case of it?",
-      "这个数说的是新的文档：那么一个独立的情况是什么？")],
+      "这个数说的是新的文档：那么什么才算一个独立的样本？")],
     lambda rng: {"sentences": 100 * int(rng.integers(8, 20)),
                  "documents": int(rng.integers(12, 40)),
                  "half": round(float(rng.uniform(1, 2)), 1)})

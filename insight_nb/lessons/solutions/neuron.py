@@ -17,8 +17,8 @@ wrong_pairs = Exercise(
      "shape ({size},), and the targets `y` have the shape ({size}, 1). Somebody computes "
      "`((p - y) ** 2).mean()`. How many of the squared differences of the whole epoch compare the "
      "prediction of one row with the target of another row?",
-     "一轮训练有 {batches} 个批，每批 {size} 行。每批中预测 `p` 的形状是 ({size},)，目标 `y` 的形状是 "
-     "({size}, 1)。有人计算 `((p - y) ** 2).mean()`。整轮训练中，有多少个平方差是拿一行的预测去和另一行的目标比较的？"),
+     "一个轮次有 {batches} 个批次，每批 {size} 行。每批中预测 `p` 的形状是 ({size},)，目标 `y` 的形状是 "
+     "({size}, 1)。有人计算 `((p - y) ** 2).mean()`。整个轮次中，有多少个平方差是拿一行的预测去和另一行的目标比较的？"),
     lambda rng: {"batches": int(rng.integers(3, 10)), "size": int(rng.choice([6, 12, 16, 20]))},
     [("Which shape does `p - y` have? Each target meets each prediction of its batch.",
       "`p - y` 的形状是什么？每个目标都会和本批的每个预测相减。"),
@@ -37,9 +37,9 @@ wrong_pairs.mistake(lambda batches, size: 0,
                     "The shapes differ, so the rows are not compared one by one. Write down the "
                     "shape of the difference.", "形状不同，所以不是逐行比较。请写出差的形状。")
 wrong_pairs.mistake(lambda batches, size: size * size - size,
-                    "This is one batch. The epoch has several.", "这只是一个批。整轮训练有多个批。")
+                    "This is one batch. The epoch has several.", "这只是一个批次。整个轮次有多个批次。")
 wrong_pairs.mistake(lambda batches, size: (batches * size) ** 2 - batches * size,
-                    "Only rows of the same batch meet each other.", "只有同一个批里的行才会相遇。")
+                    "Only rows of the same batch meet each other.", "只有同一个批次里的行才会互相比较。")
 
 # %% ../../../nbs/lessons/solutions/02_neuron.ipynb #c6b6f53b
 def _neuron(x, w, b):

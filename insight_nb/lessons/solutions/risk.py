@@ -174,13 +174,13 @@ fold_fault = Choice(
     ("Move step 2, and step 1 with it, into step 4.", "把第 2 步（连同第 1 步）放进第 4 步。"),
     [(("Make twenty folds instead of ten.", "把十折改成二十折。"),
       ("More folds do not help: the rows of each test have still helped to choose. What ran before "
-       "the folds?", "折数再多也没用：每次的测试行都参与了选择。哪些步骤在分折之前运行？")),
+       "the folds?", "折数再多也没用：每次的测试数据都参与了选择。哪些步骤在分折之前运行？")),
      (("Leave out step 2: choosing columns is always a leak.", "去掉第 2 步：选列总是泄漏。"),
       ("Columns may be chosen. It matters on which rows.", "列可以选。关键是用哪些行来选。")),
      (("Repeat it with several seeds, and report the mean.", "换几个随机种子重复，报告平均值。"),
       ("The mean of numbers that are too good is too good.",
        "过于乐观的数，平均以后仍然过于乐观。"))],
-    [("Which steps have seen the rows of the test?", "哪些步骤看到了测试行？")],
+    [("Which steps have seen the rows of the test?", "哪些步骤看到了测试数据？")],
     lambda rng: {"auc": int(rng.integers(76, 95)), "k": int(rng.integers(5, 20))})
 
 # %% ../../../nbs/lessons/solutions/14_risk.ipynb #ba8f38a1
@@ -193,13 +193,13 @@ cool_risk = WriteFunction(
     ("Write `cool(p, temperature)`: the risk `p` after its logit was divided by the temperature. "
      "The logit of p is log(p / (1 - p)), and the risk of a logit z is 1 / (1 + exp(-z)) (from "
      "`math`). A risk of exactly 0 or 1 stays as it is.",
-     "写一个函数 `cool(p, temperature)`：把风险 `p` 的 logit 除以温度后得到的风险。"
-     "p 的 logit 是 log(p / (1 - p))，"
-     "logit 为 z 时风险是 1 / (1 + exp(-z))（用 `math`）。恰好为 0 或 1 的风险保持不变。"),
+     "写一个函数 `cool(p, temperature)`：返回把风险 `p` 的逻辑值（logit）除以温度后得到的风险。"
+     "p 的逻辑值是 log(p / (1 - p))，"
+     "逻辑值为 z 时风险是 1 / (1 + exp(-z))（用 `math`）。恰好为 0 或 1 的风险保持不变。"),
     _draw_temperature,
-    [("Three steps: to the logit, divide, back to a risk.", "三步：变成 logit，相除，再变回风险。"),
+    [("Three steps: to the logit, divide, back to a risk.", "三步：变成逻辑值，相除，再变回风险。"),
      ("Ask first whether p is 0 or 1: the logit would not exist.",
-      "先判断 p 是不是 0 或 1：这时 logit 不存在。")])
+      "先判断 p 是不是 0 或 1：这时逻辑值不存在。")])
 
 @cool_risk.solution
 def _cool(p, temperature):
@@ -219,9 +219,9 @@ cool_risk.mistake(
     "You multiply. A temperature above 1 must move the risk toward one half.",
     "你用了乘法。温度大于 1 时，风险应向二分之一靠近。")
 cool_risk.mistake(lambda p, temperature: p if p in (0, 1) else p / temperature,
-                  "You divide the risk. Divide its logit.", "你除的是风险。应该除它的 logit。")
+                  "You divide the risk. Divide its logit.", "你除的是风险。应该除它的逻辑值。")
 cool_risk.mistake(lambda p, temperature: p if p in (0, 1) else math.log(p / (1 - p)) / temperature,
-                  "This is the new logit. Make a risk of it.", "这是新的 logit。请把它变回风险。")
+                  "This is the new logit. Make a risk of it.", "这是新的逻辑值。请把它变回风险。")
 cool_risk.mistake(
     lambda p, temperature: p if p in (0, 1) else _squash(-math.log(p / (1 - p)) / temperature),
     "High risks become low. Look at the sign in the exponent.",
@@ -242,7 +242,7 @@ saved_by_threshold = Exercise(
                  "alarm": int(rng.integers(5, 15))},
     [("What do all mistakes of each threshold cost?", "每个阈值的所有错误一共代价多少？"),
      ("The difference is for all test rows. Bring it to one row.",
-      "这个差是全部测试行上的。请换算成每一行。")])
+      "这个差是全部测试数据上的。请换算成每一行。")])
 
 @saved_by_threshold.solution
 def _saved(rows, m1, m2, f1, f2, miss, alarm):
@@ -253,7 +253,7 @@ def _saved(rows, m1, m2, f1, f2, miss, alarm):
 saved_by_threshold.mistake(
     lambda rows, m1, m2, f1, f2, miss, alarm: (m1 - m2) * miss + (f1 - f2) * alarm,
     "This is for all test rows. How much is it for one row?",
-    "这是全部测试行上的数。每一行是多少？")
+    "这是全部测试数据上的数。每一行是多少？")
 saved_by_threshold.mistake(
     lambda rows, m1, m2, f1, f2, miss, alarm: (m1 - m2) * miss / rows,
     "The second threshold gives more false alarms. They cost something, too.",

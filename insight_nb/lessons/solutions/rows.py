@@ -57,7 +57,7 @@ shared_groups = WriteFunction(
      "`None` for a row without a group), `train` and `test` are lists of row numbers. Return a "
      "sorted list of the groups that are on both sides. `None` is no group.",
      "写一个函数 `leaked_groups(groups, train, test)`：`groups` 是每一行所属的分组（名字，没有分组的行为 "
-     "`None`），`train` 和 `test` 是行号列表。返回同时出现在两边的分组，按顺序排列。`None` 不算分组。"),
+     "`None`），`train` 和 `test` 是行号列表。返回同时出现在两边的分组，是一个排好序的列表。`None` 不算分组。"),
     _draw_sides,
     [("Collect the names of each side in a set.", "把每一边的名字放进一个集合。"),
      ("`a & b` is what two sets have in common.", "`a & b` 是两个集合的共同元素。")])

@@ -31,7 +31,7 @@ points_ahead.mistake(lambda n, model, majority: 100 * model / n,
                      "This is the accuracy of the model alone. How far is it ahead?",
                      "这只是模型自己的准确率。它高出多少？")
 points_ahead.mistake(lambda n, model, majority: model - majority,
-                     "This is a number of rows. Divide by all test rows.", "这是行数。请除以全部测试行数。")
+                     "This is a number of rows. Divide by all test rows.", "这是行数。请除以测试数据的总行数。")
 points_ahead.mistake(lambda n, model, majority: (model - majority) / n,
                      "This is a share. Points count in hundredths.", "这是比例。百分点要乘以 100。")
 
@@ -99,8 +99,8 @@ surest_wrong_rows = WriteFunction(
      "wrong, the surest first. `truth` is a list of class ids, `probabilities` a list with a list "
      "for each row. The answer of a row is the class with the highest probability. Of equally "
      "sure rows the earlier one comes first.",
-     "写一个函数 `surest_mistakes(truth, probabilities, k)`：返回最多 `k` 个答错的行号，最有把握的排在前面。"
-     "`truth` 是类别编号的列表，`probabilities` 中每行是一个列表。每行的答案是概率最高的类别。把握相同的，行号小的"
+     "写一个函数 `surest_mistakes(truth, probabilities, k)`：返回答错的行的行号，最多 `k` 个，最有把握的排在前面。"
+     "`truth` 是类别编号的列表，`probabilities` 的每一项是一行的各类概率。每行的答案是概率最高的类别。把握相同的，行号小的"
      "在前。"),
     _draw_mistakes,
     [("First collect the numbers of the wrong rows.", "先收集答错的行号。"),
@@ -143,7 +143,7 @@ label_numbers = Choice(
      "新表的标签编号和训练时不一样。"),
     [(("The model overfits.", "模型过拟合了。"),
       ("It was good on validation rows, which it had not learned from either. And the result is "
-       "worse than guessing.", "验证数据也没有参加训练，模型在上面表现很好。而现在的结果比瞎猜还差。")),
+       "worse than guessing.", "验证数据也没有参加训练，模型在上面表现很好。而现在的结果比随机猜测还差。")),
      (("The new texts are longer.", "新表的文本更长。"),
       ("Cut texts cost some points, not nearly all.", "截断会损失几个百分点，不会几乎全错。")),
      (("It was trained for too few epochs.", "训练轮次太少。"),

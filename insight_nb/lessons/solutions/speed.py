@@ -116,9 +116,9 @@ combine_parts = WriteFunction(
     ("A batch was split into parts. `gradients` holds the gradient of each part's mean loss (a "
      "number), `rows` the number of rows of each part. Write `combine(gradients, rows)`: the "
      "gradient of the mean loss of the whole batch. Without any row it is 0.",
-     "一个批被分成几部分。`gradients` 是每一部分平均损失的梯度（一个数），"
+     "一个批次被分成几部分。`gradients` 是每一部分平均损失的梯度（一个数），"
      "`rows` 是每一部分的行数。写一个函数 "
-     "`combine(gradients, rows)`：返回整个批平均损失的梯度。一行也没有时返回 0。"),
+     "`combine(gradients, rows)`：返回整个批次平均损失的梯度。一行也没有时返回 0。"),
     _draw_parts,
     [("A part with more rows says more. How do you give it more weight?",
       "行数多的部分分量更重。怎样给它更大的权重？"),
@@ -139,7 +139,7 @@ combine_parts.mistake(
 combine_parts.mistake(
     lambda gradients, rows: sum(gradients) if sum(rows) else 0,
     "You add the gradients of the parts. With four parts the result is four times too large.",
-    "你把各部分的梯度直接相加了。如果有四部分，结果就会大四倍。")
+    "你把各部分的梯度直接相加了。如果有四部分，结果就是应有的四倍。")
 combine_parts.mistake(
     lambda gradients, rows: sum(gradients) / len(rows) if sum(rows) else 0,
     "Each part counts the same here. A part with 4 rows must not weigh as much as one with 16.",
@@ -223,7 +223,7 @@ gpu_clock = Choice(
      (("The clock has too few digits.", "时钟的精度不够。"),
       ("`perf_counter` sees much less than a millisecond. Ask what was measured.",
        "`perf_counter` 能分辨远小于一毫秒的时间。想一想测到的是什么。")),
-     (("The second batch was still in memory.", "第二个批还在内存里。"),
+     (("The second batch was still in memory.", "第二个批次还在内存里。"),
       ("Data that lies in memory must be multiplied all the same.",
        "数据就算在内存里，也一样要做乘法。"))],
     [("A call on a GPU returns at once. What goes on meanwhile?",
@@ -237,7 +237,7 @@ faster_step = Exercise(
      "A GPU computes {faster} times as fast. Reading stays as it is, and each batch must be moved "
      "to the GPU, which takes {moving} ms. How many times as fast is the whole step?",
      "在 CPU 上，一个训练步先用 {reading} 毫秒读数据，再用 {computing} 毫秒计算。"
-     "GPU 的计算速度是 {faster} 倍。"
+     "GPU 的计算速度是 CPU 的 {faster} 倍。"
      "读数据的时间不变，另外每批数据还要花 {moving} 毫秒移到 GPU 上。"
      "整个训练步的速度是原来的多少倍？"),
     lambda rng: {"reading": int(rng.integers(10, 20)), "computing": int(rng.integers(200, 300)),

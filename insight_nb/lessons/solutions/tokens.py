@@ -154,11 +154,11 @@ padded_share = WriteFunction(
     ("A batch holds texts of these numbers of tokens. All are padded to the longest. Write "
      "`padding_share(lengths)`: which share of the padded batch is padding, between 0 and 1. For "
      "an empty list it is 0. `padding_share([5, 10])` returns 0.25.",
-     "一个批里各文本的词元数是 `lengths`，全部填充到最长的那一条。写一个函数 `padding_share(lengths)`：返回"
-     "填充后整个批中填充所占的比例（0 到 1 之间）。空列表返回 0。例如 `padding_share([5, 10])` 返回 0.25。"),
+     "一个批次里各文本的词元数是 `lengths`，全部填充到最长的那一条。写一个函数 `padding_share(lengths)`：返回"
+     "填充后整个批次中填充所占的比例（0 到 1 之间）。空列表返回 0。例如 `padding_share([5, 10])` 返回 0.25。"),
     _draw_lengths,
     [("The padded batch is a rectangle: rows times the longest.",
-      "填充后的批是一个矩形：行数乘以最长长度。"),
+      "填充后的批次是一个矩形：行数乘以最长长度。"),
      ("What is not a real token is padding.", "不是真实词元的就是填充。")])
 
 @padded_share.solution
@@ -185,7 +185,7 @@ padded_share.mistake(_without_empty(lambda n: 1 - sum(n) / (len(n) * 128)),
                      "文本是填充到本批最长的一条，而不是 128。")
 padded_share.mistake(_without_empty(lambda n: (len(n) * max(n) - sum(n)) / sum(n)),
                      "You divided by the real tokens. Divide by all places of the padded batch.",
-                     "你除以的是真实词元数。应该除以填充后批的全部位置数。")
+                     "你除以的是真实词元数。应该除以填充后批次的全部位置数。")
 
 # %% ../../../nbs/lessons/solutions/01_tokens.ipynb #8170cf5b
 lost_end = Choice(
@@ -199,7 +199,7 @@ lost_end = Choice(
     [(("The words of the form are unknown to the vocabulary.", "表单里的单词不在词表中。"),
       ("Unknown words are split into known pieces. Ask how much of the form is read at all.",
        "没见过的单词会被切成已知的片段。先想想表单有多少内容被读到了。")),
-     (("There is too much padding in the batches.", "批里的填充太多。"),
+     (("There is too much padding in the batches.", "批次里的填充太多。"),
       ("Padding costs time. With a mask it changes no answer.", "填充只浪费时间，有掩码时不会改变答案。")),
      (("The special tokens are missing.", "缺少特殊词元。"),
       ("Then all texts would suffer, not only this kind of form.",

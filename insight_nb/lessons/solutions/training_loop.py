@@ -68,6 +68,12 @@ def _rate_factor(step, total, warmup):
     return (total - step) / (total - warmup + 1)
 
 rate_schedule.mistake(
+    lambda step, total, warmup: (step + 1) / warmup if step < warmup
+    else (total - step) / (total - warmup),
+    "Two steps have the factor 1: the last of the rise, and the one after it. Where does the fall "
+    "begin?",
+    "有两步的系数都是 1：上升的最后一步和它的下一步。下降应从哪一步开始？")
+rate_schedule.mistake(
     lambda step, total, warmup: step / warmup if step < warmup
     else (total - step) / (total - warmup + 1),
     "Your first step has the rate 0: it learns nothing. Steps are counted from 0.",
@@ -135,7 +141,7 @@ find_fault = Choice(
      "batch.labels)`，然后 `loss.backward()`，再 `optimizer.step()`。峰值学习率是 {rate}。几步之后损失上下跳动。"
      "哪里错了？"),
     ("The gradients are never set to zero, so each step also follows all earlier batches.",
-     "梯度从未清零，所以每一步还叠加了之前所有批的梯度。"),
+     "梯度从未清零，所以每一步还叠加了之前所有批次的梯度。"),
     [(("`optimizer.step()` must come before `loss.backward()`.",
        "`optimizer.step()` 应该在 `loss.backward()` 之前。"),
       ("The step needs the gradients, and `backward` makes them.",
@@ -194,11 +200,11 @@ judge_seed = Choice(
      "旧设置用五个随机种子得到的准确率：{old}。新设置只运行一次，得到 {new}。新设置更好吗？"),
     ("One run can't tell: it lies inside of the range of the old seeds. Run the new settings with "
      "the same five seeds.",
-     "一次运行说明不了：它落在旧设置各种子的范围内。用同样的五个种子运行新设置。"),
-    [(("Yes: it is above the mean of the old ones.", "是的：它高于旧结果的平均值。"),
+     "一次运行说明不了问题：它落在旧设置各种子的范围内。用同样的五个种子运行新设置。"),
+    [(("Yes: it is above the mean of the old ones.", "更好：它高于旧结果的平均值。"),
       ("Some of the old runs are above their mean, too. That was luck.",
        "旧结果里也有高于平均值的。那只是运气。")),
-     (("No: one of the old runs was better.", "不是：旧结果里有一次更好。"),
+     (("No: one of the old runs was better.", "没有更好：旧结果里有一次更好。"),
       ("The best of five is compared with one of one. That is not fair to the new one.",
        "拿五次里最好的和一次的相比，对新设置不公平。")),
      (("Try seeds for the new settings until one is above all old ones.",
