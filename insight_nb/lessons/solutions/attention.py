@@ -126,6 +126,9 @@ attend_function.mistake(lambda query, keys, values, mask: float(
                             np.dot(values, mask) / np.sum(mask)),
                         "All real tokens have the same weight here. The scores decide.",
                         "这里所有真实词元的权重都一样。权重应由得分决定。")
+attend_function.mistake(lambda query, keys, values, mask: _attend(
+                            [q / len(query) ** .5 for q in query], keys, values, mask),
+                        "You divided by d. Its root is meant.", "你除以的是 d，应该除以它的平方根。")
 
 # %% ../../../nbs/lessons/solutions/03_attention.ipynb #474e4d00
 def _draw_pool(rng):
@@ -166,9 +169,24 @@ pool_function.mistake(lambda vectors, mask: np.array(mask) @ np.array(vectors),
                       "short one.", "这是总和。长文本的平均不应该比短文本大。")
 pool_function.mistake(lambda vectors, mask: [a / sum(mask) for a in
                                              np.array(mask) @ np.array(vectors).tolist()]
-                      if sum(mask) else 1 / 0,
+                      if sum(mask) else 1. / 0,
                       "It ends in an error where no token is real. Return zeros there.",
                       "没有真实词元时会出错。这时请返回全零。")
+pool_function.mistake(lambda vectors, mask: _mean_of_none(np.array(vectors), np.array(mask)),
+                      "Where no token is real, numpy divides 0 by 0. Return zeros there.",
+                      "没有真实词元时，numpy 算的是 0 除以 0。这时请返回全零。")
+pool_function.mistake(lambda vectors, mask: _pool(vectors, mask) if sum(mask) else [],
+                      "Where no token is real, the list still has a number for each place.",
+                      "没有真实词元时，列表在每个位置上仍要有一个数。")
+pool_function.mistake(lambda vectors, mask: [sum(v) / len(v)
+                                             for v, real in zip(vectors, mask) if real],
+                      "Each vector became one number. Take the mean over the tokens, for each "
+                      "place of the vectors.",
+                      "每个向量变成了一个数。应该对词元取平均，向量的每个位置各算一个。")
+
+def _mean_of_none(vectors, mask): # as numpy does it, without a message
+    with np.errstate(all="ignore"):
+        return mask @ vectors / mask.sum()
 
 # %% ../../../nbs/lessons/solutions/03_attention.ipynb #2e5034d6
 block_size = Exercise(
@@ -199,7 +217,8 @@ block_size.mistake(lambda width, heads, inner: 4 * width ** 2 + 2 * width * inne
 block_size.mistake(lambda width, heads, inner: _block_size(width, heads, inner) - 4 * width,
                    "The layer norms are missing.", "漏了层归一化。")
 block_size.mistake(lambda width, heads, inner: _block_size(width, heads, inner) - 2 * width,
-                   "There are two layer norms in a block.", "一个编码块里有两个层归一化。")
+                   "Layer norms are missing: two in a block, each with two numbers a place.",
+                   "层归一化少算了：一个块里有两个，每个在每个位置上有两个数。")
 block_size.mistake(lambda width, heads, inner: _block_size(width, heads, inner)
                    - width * width - width,
                    "Query, key and value are counted. The attention has one more linear layer.",
@@ -208,6 +227,9 @@ block_size.mistake(lambda width, heads, inner: _block_size(width, heads, inner)
                    + (heads - 1) * 4 * (width * width + width),
                    "The heads share the width: more heads are not more weights.",
                    "各个头平分宽度：头多并不会增加权重。")
+block_size.mistake(lambda width, heads, inner: 4 * width ** 2 + 2 * width * inner,
+                   "The linear layers are there, without their biases. The norms are missing.",
+                   "线性层算了，但漏了它们的偏置，也漏了层归一化。")
 
 # %% ../../../nbs/lessons/solutions/03_attention.ipynb #17cb5141
 company = Choice(

@@ -6,6 +6,8 @@
 __all__ = ['majority_accuracy', 'precision_recall', 'rare_macro', 'share_interval', 'rows_for_width', 'small_gain']
 
 # %% ../../../nbs/lessons/solutions/04_baseline.ipynb #cdb0a6f8
+import numpy as np
+
 from ..kit.exercises import Choice, Exercise, WriteFunction
 
 # %% ../../../nbs/lessons/solutions/04_baseline.ipynb #62c16317
@@ -69,6 +71,7 @@ def _precision_recall(y_true, y_pred):
     true = y_true.count(1)
     return [found / said if said else 0, found / true if true else 0]
 
+# %% ../../../nbs/lessons/solutions/04_baseline.ipynb #cf7d1b03
 precision_recall.mistake(
     lambda y_true, y_pred: _precision_recall(y_pred, y_true),
     "Precision and recall have changed places.", "精确率和召回率的位置反了。")
@@ -88,6 +91,18 @@ precision_recall.mistake(
     lambda y_true, y_pred: [sum(t == p == 1 for t, p in zip(y_true, y_pred)) / len(y_true)] * 2,
     "You divide by all rows. Precision and recall each divide by rows of class 1.",
     "你除以了全部行数。精确率和召回率的分母都只与类别 1 有关。")
+precision_recall.mistake(
+    lambda y_true, y_pred: _quotients(np.array(y_true) == 1, np.array(y_pred) == 1),
+    "Where there is nothing to divide by, numpy divides 0 by 0. Say 0 there.",
+    "分母为 0 时，numpy 算的是 0 除以 0。这时请返回 0。")
+precision_recall.mistake(
+    lambda y_true, y_pred: _precision_recall(*([int(c > 0) for c in y] for y in (y_true, y_pred))),
+    "Class 2 was counted as class 1. Compare with 1, not with 0.",
+    "类别 2 被当成类别 1 了。要和 1 比较，而不是和 0 比较。")
+
+def _quotients(true, said): # as numpy does it, without a message
+    with np.errstate(all="ignore"):
+        return [(true & said).sum() / said.sum(), (true & said).sum() / true.sum()]
 
 # %% ../../../nbs/lessons/solutions/04_baseline.ipynb #738de8a0
 rare_macro = Exercise(
@@ -122,6 +137,18 @@ rare_macro.mistake(lambda tp, fn, fp, tn: (tp / (tp + fp) + tp / (tp + fn)) / 2,
                    "This is the mean of precision and recall of one class. F1 is another mean, "
                    "and macro F1 is over classes.",
                    "这是一个类别的精确率与召回率的算术平均。F1 用的是另一种平均，而宏平均是对类别求的。")
+rare_macro.mistake(lambda tp, fn, fp, tn: _f1((tp / (tp + fp) + tn / (tn + fn)) / 2,
+                                              (tp / (tp + fn) + tn / (tn + fp)) / 2),
+                   "This is one F1, of the mean precision and the mean recall. First each class "
+                   "gets an F1, then the mean is taken.",
+                   "这是用平均精确率和平均召回率算出的一个 F1。应该先算每个类别的 F1，再取平均。")
+rare_macro.mistake(lambda tp, fn, fp, tn: (
+                       (tp + fn) * _f1(tp / (tp + fp), tp / (tp + fn))
+                       + (tn + fp) * _f1(tn / (tn + fn), tn / (tn + fp))) / (tp + fn + fp + tn),
+                   "The classes were weighted by their rows. In a macro mean each counts the same.",
+                   "你按行数给类别加了权。宏平均里每个类别的分量一样。")
+
+def _f1(precision, recall): return 2 * precision * recall / (precision + recall)
 
 # %% ../../../nbs/lessons/solutions/04_baseline.ipynb #ece1f1cd
 def _draw_right(rng): # none right, all right and no rows are among them
@@ -149,6 +176,7 @@ def _share_interval(right, n):
     half = (share * (1 - share) * extra + extra**2 / 4)**.5
     return [(center - half) / (1 + extra), (center + half) / (1 + extra)]
 
+# %% ../../../nbs/lessons/solutions/04_baseline.ipynb #d2f68ff2
 share_interval.mistake(
     lambda right, n: [right / n + side * 1.96 * (right / n * (1 - right / n) / n)**.5
                       for side in (-1, 1)] if n else [0, 1],
@@ -168,12 +196,18 @@ share_interval.mistake(
 share_interval.mistake(
     lambda right, n: [100 * v for v in _share_interval(right, n)],
     "These are percentages. Shares between 0 and 1 are asked.", "这是百分数。题目要的是 0 到 1 之间的比例。")
+share_interval.mistake(
+    lambda right, n: np.clip([right / n + side * 1.96 * (right / n * (1 - right / n) / n)**.5
+                              for side in (-1, 1)], 0, 1) if n else [0, 1],
+    "This is the school formula: share, plus and minus 1.96 standard errors. With 0 right rows it "
+    "has no width. Wilson's moves the center.",
+    "这是教科书上的公式：比例加减 1.96 个标准误。当答对 0 行时它的宽度是 0。Wilson 区间会移动中心。")
 
 # %% ../../../nbs/lessons/solutions/04_baseline.ipynb #9afffe5d
 rows_for_width = Exercise(
     "04.5",
-    ("With {n} test rows the interval is {width} points wide. You want it {times} times as "
-     "narrow. How many test rows do you need in all?",
+    ("With {n} test rows the interval is {width} points wide. You want to divide this "
+     "width by {times}. How many test rows do you need in all?",
      "有 {n} 行测试数据时，区间宽 {width} 个百分点。你希望宽度缩小到原来的 1/{times}。总共需要多少行测试数据？"),
     lambda rng: {"n": 10 * int(rng.integers(20, 90)), "width": int(rng.integers(5, 13)),
                  "times": int(rng.integers(2, 6))},

@@ -13,13 +13,14 @@ from ..kit.exercises import Choice, Exercise, WriteFunction
 # %% ../../../nbs/lessons/solutions/02_neuron.ipynb #d4659cbd
 wrong_pairs = Exercise(
     "02.1",
-    ("An epoch has {batches} batches of {size} rows. In each batch the predictions `p` have the "
-     "shape ({size},), and the targets `y` have the shape ({size}, 1). Somebody computes "
-     "`((p - y) ** 2).mean()`. How many of the squared differences of the whole epoch compare the "
-     "prediction of one row with the target of another row?",
-     "一个轮次有 {batches} 个批次，每批 {size} 行。每批中预测 `p` 的形状是 ({size},)，目标 `y` 的形状是 "
+    ("All rows are read once, in {batches} batches (groups) of {size} rows. This is an epoch. In "
+     "each batch the predictions `p` have the shape ({size},), and the targets `y` (the labels) "
+     "have the shape ({size}, 1). Somebody computes `((p - y) ** 2).mean()`. How many of the "
+     "squared differences of the whole epoch compare the prediction of one row with the target of "
+     "another row?",
+     "把所有行读一遍是一个轮次（epoch），分成 {batches} 个批次（batch），每批 {size} 行。每批中预测 `p` 的形状是 ({size},)，目标 `y` 的形状是 "
      "({size}, 1)。有人计算 `((p - y) ** 2).mean()`。整个轮次中，有多少个平方差是拿一行的预测去和另一行的目标比较的？"),
-    lambda rng: {"batches": int(rng.integers(3, 10)), "size": int(rng.choice([6, 12, 16, 20]))},
+    lambda rng: {"batches": int(rng.integers(3, 10)), "size": int(rng.choice([12, 16, 20]))},
     [("Which shape does `p - y` have? Each target meets each prediction of its batch.",
       "`p - y` 的形状是什么？每个目标都会和本批的每个预测相减。"),
      ("Take away the pairs that belong together.", "减去本来就对应的那些配对。")])
@@ -40,6 +41,13 @@ wrong_pairs.mistake(lambda batches, size: size * size - size,
                     "This is one batch. The epoch has several.", "这只是一个批次。整个轮次有多个批次。")
 wrong_pairs.mistake(lambda batches, size: (batches * size) ** 2 - batches * size,
                     "Only rows of the same batch meet each other.", "只有同一个批次里的行才会互相比较。")
+wrong_pairs.mistake(lambda batches, size: batches * size,
+                    "These are the pairs of a row with its own target. The others are asked.",
+                    "这是每一行和它自己的目标组成的配对。题目问的是其余的。")
+wrong_pairs.mistake(lambda batches, size: size * size,
+                    "These are all pairs of one batch. Which of them are right, and how many "
+                    "batches are there?",
+                    "这是一个批次的所有配对。其中哪些是对的？一共有几个批次？")
 
 # %% ../../../nbs/lessons/solutions/02_neuron.ipynb #c6b6f53b
 def _neuron(x, w, b):
@@ -93,10 +101,11 @@ def _draw_loss(rng):
 log_loss_function = WriteFunction(
     "02.3",
     ("Write `log_loss(p, y)` for a list of probabilities and a list of labels (0 or 1): the mean "
-     "of -log(p) for the label 1 and -log(1 - p) for the label 0. A probability below 0.01 counts "
-     "as 0.01, and one above 0.99 as 0.99. `log_loss([0.5], [1])` returns about 0.693.",
+     "of -log(p) for the label 1 and -log(1 - p) for the label 0, with the natural logarithm. A "
+     "probability below 0.01 counts as 0.01, and one above 0.99 as 0.99. `log_loss([0.5], [1])` "
+     "returns about 0.693.",
      "写一个函数 `log_loss(p, y)`，参数是概率列表和标签列表（0 或 1）：标签为 1 时取 -log(p)，为 0 时取 "
-     "-log(1 - p)，再求平均。低于 0.01 的概率按 0.01 算，高于 0.99 的按 0.99 算。"
+     "-log(1 - p)（自然对数），再求平均。低于 0.01 的概率按 0.01 算，高于 0.99 的按 0.99 算。"
      "`log_loss([0.5], [1])` 约为 0.693。"),
     _draw_loss,
     [("`from math import log`, and one loop over both lists: `for a, b in zip(p, y)`.",
@@ -135,6 +144,13 @@ log_loss_function.mistake(lambda p, y: sum(_losses(p, y, 0)) / len(p),
 log_loss_function.mistake(lambda p, y: sum(v for v, b in zip(_losses(p, y), y) if b) / len(p),
                           "Rows with the label 0 cost nothing here. They need -log(1 - p).",
                           "标签为 0 的行没有计入损失。它们要用 -log(1 - p)。")
+log_loss_function.mistake(lambda p, y: _log_loss(p, y) / np.log(10),
+                          "This is the logarithm to the base 10. The natural one is asked: "
+                          "`math.log` or `np.log`.",
+                          "这是以 10 为底的对数。题目要的是自然对数：`math.log` 或 `np.log`。")
+log_loss_function.mistake(lambda p, y: sum((a - b) ** 2 for a, b in zip(p, y)) / len(p),
+                          "This is the mean squared error. The log loss takes a logarithm.",
+                          "这是均方误差。对数损失要取对数。")
 
 # %% ../../../nbs/lessons/solutions/02_neuron.ipynb #2940fb6a
 def _draw_gradient(rng):
@@ -180,6 +196,10 @@ gradient_function.mistake(lambda p, y, x: _gradient(p, y, x)[::-1],
 gradient_function.mistake(lambda p, y, x: [_gradient(p, y, x)[0], 0],
                           "The bias is learned, too: its input is 1 in each row.",
                           "偏置也要学习：可以把它看作输入恒为 1 的权重。")
+gradient_function.mistake(lambda p, y, x: [_gradient(p, y, x)[1] * sum(x) / len(x),
+                                           _gradient(p, y, x)[1]],
+                          "You took both means first. Multiply in each row, then take the mean.",
+                          "你先求了两个平均值。应该先在每一行里相乘，再求平均。")
 
 # %% ../../../nbs/lessons/solutions/02_neuron.ipynb #ac71cbbf
 def _draw_columns(rng):
@@ -232,6 +252,24 @@ def _no_zero(spread):
     if spread == 0:
         raise ZeroDivisionError("float division by zero")
     return spread
+standardize_function.mistake(lambda train, test: [
+                                 (v - np.mean(train)) / (np.std(train, ddof=1) or 1) for v in test],
+                             "This divides by n - 1, as `std` of pandas does. The mean of the "
+                             "squared distances divides by n: `np.std`, or `std(ddof=0)`.",
+                             "这里除的是 n - 1，pandas 的 `std` 就是这样。距离平方的平均值要除以 n：用 "
+                             "`np.std`，或者 `std(ddof=0)`。")
+standardize_function.mistake(lambda train, test: [(v - np.mean(train)) / (np.var(train) or 1)
+                                                  for v in test],
+                             "You divided by the mean of the squares. Its root is missing.",
+                             "你除以的是平方的平均值，还没有开方。")
+standardize_function.mistake(lambda train, test: _divided(np.array(test) - np.mean(train),
+                                                          np.std(train)),
+                             "A constant column ends in an error, or in something infinite. Divide "
+                             "by 1 there.", "常数列会出错，或得到无穷大。这时请除以 1。")
+
+def _divided(values, spread): # as numpy does it, without a message
+    with np.errstate(all="ignore"):
+        return values / spread
 
 # %% ../../../nbs/lessons/solutions/02_neuron.ipynb #dcd062e5
 def _draw_rising(rng):

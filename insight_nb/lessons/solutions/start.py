@@ -101,6 +101,13 @@ share_function.mistake(lambda part, whole: whole / part if part else 0,
 share_function.mistake(lambda part, whole: part // whole if whole else 0,
                        "`//` cuts off what stands behind the point. Use `/`.",
                        "`//` 会舍去小数部分。请用 `/`。")
+share_function.mistake(lambda part, whole: part / (part + whole) if part + whole else 0,
+                       "The whole holds the part already. Don't add it once more.",
+                       "whole 里已经包含 part，不要再加一次。")
+share_function.mistake(lambda part, whole: round(part / whole, 2) if whole else 0,
+                       "The formula is right, but the number is rounded. A function returns it as "
+                       "it is, without `round`.",
+                       "公式是对的，但结果被四舍五入了。函数应原样返回结果，不要用 `round`。")
 
 # %% ../../../nbs/lessons/solutions/00_start.ipynb #ba4e3ad9
 fresh_start = Choice(

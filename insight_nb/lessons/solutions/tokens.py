@@ -49,6 +49,9 @@ count_words.mistake(lambda tokens: _count_words(tokens) + 1,
 count_words.mistake(lambda tokens: _count_words(tokens) + 3,
                     "The special tokens and the full stop were counted as words.",
                     "特殊词元和句号被当成单词了。")
+count_words.mistake(lambda tokens: _count_words(tokens) + 2,
+                    "Two things that are no words were counted. What stands in brackets?",
+                    "多数了两个不是单词的东西。方括号里的是什么？")
 
 # %% ../../../nbs/lessons/solutions/01_tokens.ipynb #eec44ddb
 def _draw_pieces(rng):
@@ -186,13 +189,19 @@ padded_share.mistake(_without_empty(lambda n: 1 - sum(n) / (len(n) * 128)),
 padded_share.mistake(_without_empty(lambda n: (len(n) * max(n) - sum(n)) / sum(n)),
                      "You divided by the real tokens. Divide by all places of the padded batch.",
                      "你除以的是真实词元数。应该除以填充后批次的全部位置数。")
+padded_share.mistake(lambda lengths: 100 * _padding_share(lengths),
+                     "This is a percentage. A share lies between 0 and 1.",
+                     "这是百分数。比例应在 0 到 1 之间。")
+padded_share.mistake(_without_empty(lambda n: (len(n) * max(n) - sum(n)) / max(n)),
+                     "You divided by the length of one row. The batch has several rows.",
+                     "你除以的是一行的长度。整个批次有好几行。")
 
 # %% ../../../nbs/lessons/solutions/01_tokens.ipynb #8170cf5b
 lost_end = Choice(
     "01.5",
-    ("A model reads complaints of {words} words on average, each token once, with `max_length=32`. "
-     "On one kind of form the customer's own words stand in the last line, below a long heading. "
-     "There its accuracy is near chance, and no error appears. What is the reason?",
+    ("A model reads complaints of {words} words on average, with `max_length=32`. On one "
+     "kind of form the customer's own words stand in the last line, below a long heading. There "
+     "its answers are no better than a guess, and no error appears. What is the reason?",
      "一个模型读取平均 {words} 个单词的投诉，设置为 `max_length=32`。有一种表单，"
      "前面是很长的表头，顾客自己的话写在最后一行。在这种表单上准确率接近随机猜测，也没有任何报错。原因是什么？"),
     ("The last line is cut off before the model sees it.", "最后一行在模型看到之前就被截掉了。"),
