@@ -113,8 +113,8 @@ def _any_place(tags): # an I goes on with the last name, wherever that was
             found[-1] = (found[-1][0], i + 1, found[-1][2])
     return found
 
-spans_function.mistake(_any_place, "An I goes on with a name only if that ended just before it, and "
-                       "is of the same kind.", "只有前一个词正好是同类名称的结尾时，I 才是它的延续。")
+spans_function.mistake(_any_place, "An I goes on with a name only if that ended just before it, "
+                       "and is of the same kind.", "只有前一个词正好是同类名称的结尾时，I 才是它的延续。")
 spans_function.mistake(lambda tags: [(a, b - 1, k) for a, b, k in _spans(tags)],
                        "`end` is the position after the last word, as in a slice.",
                        "`end` 是最后一个词之后的位置，和切片一样。")

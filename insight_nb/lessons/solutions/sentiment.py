@@ -125,7 +125,8 @@ surest_wrong_rows = WriteFunction(
     _draw_mistakes,
     [("First collect the numbers of the wrong rows.", "先收集答错的行号。"),
      ("Sort them by the highest probability of the row. `sorted(..., key=...)` keeps the order of "
-      "equal ones; `np.argsort` does so with `kind=\"stable\"`.", "再按该行的最高概率排序。`sorted(..., key=...)` 会保持相同者的先后顺序；"
+      "equal ones; `np.argsort` does so with `kind=\"stable\"`.",
+      "再按该行的最高概率排序。`sorted(..., key=...)` 会保持相同者的先后顺序；"
       "`np.argsort` 要加 `kind=\"stable\"` 才会。")])
 
 @surest_wrong_rows.solution
