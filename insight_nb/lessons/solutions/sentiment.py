@@ -134,6 +134,7 @@ def _surest_mistakes(truth, probabilities, k):
     wrong = [i for i, p in enumerate(probabilities) if p.index(max(p)) != truth[i]]
     return sorted(wrong, key=lambda i: -max(probabilities[i]))[:k]
 
+# %% ../../../nbs/lessons/solutions/06_sentiment.ipynb #be285d9e
 surest_wrong_rows.mistake(
     lambda truth, probabilities, k: sorted(
         range(len(truth)), key=lambda i: -max(probabilities[i]))[:k],
