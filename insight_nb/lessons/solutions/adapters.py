@@ -85,6 +85,11 @@ lora_output.mistake(lambda x, w, a, b, scale: x @ (w + scale * b @ a),
                     "must be transposed, or stand first?",
                     "形状对不上。把每个因子的形状写在下面：哪个需要转置，哪个应该放在前面？")
 
+# %% ../../../nbs/lessons/solutions/09_adapters.ipynb #fa06efc0
+lora_output.mistake(lambda x, w, a, b, scale: (x @ (w + scale * b @ a).T).T,
+                    "The numbers are right, but rows and columns have changed places: each row of "
+                    "`x` gives one row.", "数是对的，但行和列互换了：`x` 的每一行得到结果的一行。")
+
 # %% ../../../nbs/lessons/solutions/09_adapters.ipynb #963392d8
 def _draw_snapshots(rng):
     tolerance, before, after = int(rng.integers(0, 3)), {}, {}
@@ -149,6 +154,9 @@ never_moved.mistake(_by(lambda a, b, t: max(y - x for x, y in zip(a, b)) <= t),
                     "数也可能变小。请取差的绝对值。")
 never_moved.mistake(_by(lambda a, b, t: a == b),
                     "The tolerance is not used yet.", "还没有用到 tolerance。")
+never_moved.mistake(_by(lambda a, b, t: min(abs(x - y) for x, y in zip(a, b)) <= t),
+                    "One number that stays is not enough: a weight has moved if any of its numbers "
+                    "did.", "有一个数没变还不够：只要有一个数变了，这个权重就算动过。")
 
 # %% ../../../nbs/lessons/solutions/09_adapters.ipynb #a8f5d4d2
 find_adapter_fault = Choice(

@@ -12,7 +12,7 @@ from ..kit.exercises import Choice, Exercise, WriteFunction
 
 # %% ../../../nbs/lessons/solutions/10_few_labels.ipynb #ce883f8a
 def _draw_probabilities(rng):
-    k, rows = int(rng.integers(2, 5)), int(rng.integers(0, 8))
+    k, rows = int(rng.integers(2, 5)), int(rng.integers(1, 8))
     probs = rng.multinomial(8, np.ones(k) / k, rows) / 8 # eighths: differences are exact
     return {"probs": probs.tolist(), "n": int(rng.integers(0, 6))}
 
@@ -26,8 +26,10 @@ most_uncertain = WriteFunction(
      "返回间隔最小的 `n` 行的位置，从小到大排列；间隔相同时，位置靠前的排在前面。如果不足 `n` 行，就全部返回。"),
     _draw_probabilities,
     [("`sorted(row)` puts the probabilities of a row in order.", "`sorted(row)` 可以把一行的概率排好序。"),
-     ("Sort the positions by their margins: `sorted(range(...), key=...)`.",
-      "按间隔给位置排序：`sorted(range(...), key=...)`。")])
+     ("Sort the positions by their margins: `sorted(range(...), key=...)`, or `np.argsort` with "
+      "`kind=\"stable\"`, so that equal ones stay in their order.",
+      "按间隔给位置排序：`sorted(range(...), key=...)`，或者 `np.argsort` 加上 `kind=\"stable\"`，"
+      "这样相同的会保持原来的先后。")])
 
 @most_uncertain.solution
 def _most_uncertain(probs, n):

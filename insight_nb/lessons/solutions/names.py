@@ -104,6 +104,17 @@ def _any_kind(tags): # an I goes on with whatever stands before it
         clean.append(before)
     return _spans(clean)
 
+def _any_place(tags): # an I goes on with the last name, wherever that was
+    found = []
+    for i, tag in enumerate(tags):
+        if tag[0] == "B" or tag[0] == "I" and not found:
+            found.append((i, i + 1, tag[2:]))
+        elif tag[0] == "I":
+            found[-1] = (found[-1][0], i + 1, found[-1][2])
+    return found
+
+spans_function.mistake(_any_place, "An I goes on with a name only if that ended just before it, "
+                       "and is of the same kind.", "只有前一个词正好是同类名称的结尾时，I 才是它的延续。")
 spans_function.mistake(lambda tags: [(a, b - 1, k) for a, b, k in _spans(tags)],
                        "`end` is the position after the last word, as in a slice.",
                        "`end` 是最后一个词之后的位置，和切片一样。")
@@ -184,6 +195,12 @@ entity_f1.mistake(lambda true, predicted: _entity_f1(_places(true), _places(pred
                   "A span with the wrong kind is not right.", "类别不对的名称不算正确。")
 entity_f1.mistake(_one_set, "The same span in another sentence is another name. Count sentence by "
                   "sentence.", "另一个句子里的相同位置是另一个名称。请逐句计数。")
+entity_f1.mistake(
+    lambda true, predicted: _share(2 * len({s for t in true for s in t}
+                                           & {s for t in predicted for s in t}),
+                                   sum(_counts(true, predicted)[1:])),
+    "A span that is right in two sentences is right twice. Count sentence by sentence.",
+    "同一个位置在两个句子里都对，就算两次。请逐句计数。")
 entity_f1.mistake(_mean_f1, "This is the mean of the sentences' F1. Count over all sentences, and "
                   "divide once.", "这是各句 F1 的平均数。请先在所有句子上计数，再只除一次。")
 entity_f1.mistake(lambda true, predicted: 2 * _counts(true, predicted)[0] / sum(

@@ -15,9 +15,9 @@ suspect_precision = Exercise(
     "08.1",
     ("A table has {rows} rows, and {wrong} labels are wrong. A method names {suspects} suspects; "
      "{hits} of them are really wrong. What is the precision, the share of the suspects that are "
-     "really wrong?",
+     "really wrong? Three digits are enough.",
      "一张表有 {rows} 行，其中 {wrong} 个标签是错的。某个方法列出 {suspects} 个可疑标签，其中 {hits} 个确实是错的。"
-     "精确率（可疑标签中确实错误的比例）是多少？"),
+     "精确率（可疑标签中确实错误的比例）是多少？保留三位有效数字即可。"),
     lambda rng: {"rows": int(rng.integers(900, 1200)), "wrong": int(rng.integers(110, 116)),
                  "suspects": int(rng.integers(125, 140)), "hits": int(rng.integers(100, 108))},
     [("Which rows does the word *suspects* speak of?", "“可疑标签”指的是哪些行？"),
@@ -92,6 +92,25 @@ shared_groups.mistake(
     "These groups are in the test alone. They are what you want, not what leaks.",
     "这些分组只在测试数据里。它们正是你想要的，不是泄漏。")
 
+# %% ../../../nbs/lessons/solutions/08_rows.ipynb #4a0cc07b
+shared_groups.mistake(
+    lambda groups, train, test: sorted(_both(groups, train, test)),
+    "Names can't be sorted together with `None`. Take `None` out first: it is no group.",
+    "名字不能和 `None` 一起排序。请先去掉 `None`：它不算分组。")
+shared_groups.mistake(
+    lambda groups, train, test: _both(groups, train, test) - {None},
+    "The names are right, but this is a set. A sorted list is asked.",
+    "名字是对的，但这是集合。题目要的是排好序的列表。")
+shared_groups.mistake(
+    lambda groups, train, test: sorted(
+        groups[i] for i in test if groups[i] in _both(groups, train, test) - {None}),
+    "A group with several rows stands in your list several times.",
+    "一个分组有几行，就在你的列表里出现了几次。")
+shared_groups.mistake(
+    lambda groups, train, test: [
+        g for g in dict.fromkeys(groups) if g in _both(groups, train, test) - {None}],
+    "The names are right, their order is not: sort them.", "名字是对的，顺序不对：请排序。")
+
 # %% ../../../nbs/lessons/solutions/08_rows.ipynb #4eebe8a0
 def _draw_days(rng):
     n = int(rng.integers(3, 9))
@@ -131,12 +150,24 @@ newest.mistake(lambda days, count: _by_day(days)[len(days) - count:],
                "The rows are right, but they are in the order of the days. Sort the row numbers.",
                "行是对的，但它们是按日期排列的。请把行号排序。")
 
+# %% ../../../nbs/lessons/solutions/08_rows.ipynb #2c3ec2a8
+for wrong in (lambda days, count: sorted(days)[-count:],
+              lambda days, count: sorted(days, reverse=True)[:count]):
+    newest.mistake(wrong, "These are days. Row numbers are asked.", "这是日期。题目要的是行号。")
+newest.mistake(lambda days, count: _by_day(days)[::-1][:count],
+               "The rows are right, but they are in the order of the days. Sort the row numbers.",
+               "行是对的，但它们是按日期排列的。请把行号排序。")
+newest.mistake(lambda days, count: _by_day(days)[-count:],
+               "Two things: the row numbers are not sorted, and with a count of 0 you return all "
+               "rows, since `[-0:]` is the whole list.",
+               "有两处：行号没有排序；而且 count 为 0 时你返回了所有行，因为 `[-0:]` 就是整个列表。")
+
 # %% ../../../nbs/lessons/solutions/08_rows.ipynb #1453e9f3
 def _draw_probabilities(rng):
     n = int(rng.integers(1, 8))
-    p = rng.integers(1, 10, n) / 10
+    p = rng.choice([1, 2, 3, 4, 6, 7, 8, 9], n) / 10 # the model always has an opinion
     return {"labels": rng.integers(0, 2, n).tolist(),
-            "probabilities": [[float(1 - v), float(v)] for v in p.round(1)],
+            "probabilities": [[round(1 - v, 1), v] for v in p.tolist()],
             "k": int(rng.integers(0, 2))}
 
 label_threshold = WriteFunction(
@@ -144,10 +175,10 @@ label_threshold = WriteFunction(
     ("Write `class_threshold(labels, probabilities, k)`: `labels` has the given label of each row "
      "(0 or 1), `probabilities` for each row a list with the probability of label 0 and of label "
      "1. Return the mean probability of label k over the rows whose given label is k; 0 where "
-     "there is no such row.",
+     "there is no such row. Don't round.",
      "写一个函数 `class_threshold(labels, probabilities, k)`：`labels` 是每一行给定的标签（0 或 1），"
      "`probabilities` 是每一行的列表，分别为标签 0 和标签 1 的概率。返回给定标签为 k 的那些行中，标签 k 的概率的"
-     "平均值；没有这样的行时返回 0。"),
+     "平均值；没有这样的行时返回 0。不要四舍五入。"),
     _draw_probabilities,
     [("Which rows count? Those whose given label is k.", "哪些行要算进来？给定标签为 k 的行。"),
      ("Of each such row take `probabilities[i][k]`.", "这样的每一行取 `probabilities[i][k]`。")])
@@ -184,6 +215,25 @@ label_threshold.mistake(
         p[k] for label, p in zip(labels, probabilities) if label == k) / labels.count(k),
     "It ends in an error where no row has the label k. Return 0 there.",
     "没有标签为 k 的行时会出错。这时请返回 0。")
+
+# %% ../../../nbs/lessons/solutions/08_rows.ipynb #97c0063d
+def _of_label(labels, probabilities, k): # the probabilities that count
+    return [p[k] for label, p in zip(labels, probabilities) if label == k]
+
+label_threshold.mistake(
+    lambda labels, probabilities, k: _mean(
+        [p[1] for label, p in zip(labels, probabilities) if label == k]),
+    "You always take the probability of label 1. Take that of label k.",
+    "你总是取标签 1 的概率。应该取标签 k 的概率。")
+label_threshold.mistake(
+    lambda labels, probabilities, k: (_mean(_of_label(labels, probabilities, k))
+                                      if k in labels else float("nan")),
+    "Where no row has the label k, your mean is `nan`: a mean of nothing. Return 0 there.",
+    "没有标签为 k 的行时，你的平均值是 `nan`（对空列表求平均）。这时请返回 0。")
+label_threshold.mistake(
+    lambda labels, probabilities, k: round(_mean(_of_label(labels, probabilities, k)), 2),
+    "The mean is right, but you round it. Return the number as it is.",
+    "平均值是对的，但你做了四舍五入。请原样返回。")
 
 # %% ../../../nbs/lessons/solutions/08_rows.ipynb #ed7f64cc
 which_split = Choice(

@@ -6,6 +6,8 @@
 __all__ = ['points_ahead', 'softmax_function', 'surest_wrong_rows', 'label_numbers', 'other_language']
 
 # %% ../../../nbs/lessons/solutions/06_sentiment.ipynb #b4faae12
+import numpy as np
+
 from ..kit.exercises import Choice, Exercise, WriteFunction
 
 # %% ../../../nbs/lessons/solutions/06_sentiment.ipynb #84de960e
@@ -45,9 +47,9 @@ def _draw_logits(rng): # some are too large for exp: one of them, or all
 softmax_function = WriteFunction(
     "06.2",
     ("Write `softmax(logits)`: the probabilities of a list of logits, as a list. It must also work "
-     "for a logit of 800. Use `math.exp` or numpy.",
+     "for a logit of 800. Use `math.exp` or numpy. Don't round.",
      "写一个函数 `softmax(logits)`：返回一列逻辑值对应的概率（列表）。逻辑值为 800 时也要能算。可以用 `math.exp` "
-     "或 numpy。"),
+     "或 numpy。不要四舍五入。"),
     _draw_logits,
     [("Take `exp` of each, and divide by their sum.", "对每个数取 `exp`，再除以总和。"),
      ("Subtract the largest logit from all of them first. What changes in the result?",
@@ -55,7 +57,6 @@ softmax_function = WriteFunction(
 
 @softmax_function.solution
 def _softmax(logits):
-    import numpy as np
     z = np.exp(np.array(logits) - max(logits))
     return (z / z.sum()).tolist()
 
@@ -81,9 +82,28 @@ softmax_function.mistake(
     lambda logits: [2.718281828**(v - max(logits)) for v in logits],
     "Divide by the sum: probabilities add up to 1.", "还要除以总和：概率加起来等于 1。")
 
+# %% ../../../nbs/lessons/solutions/06_sentiment.ipynb #3687c3df
+def _overflow(logits): # numpy warns, and goes on
+    with np.errstate(all="ignore"):
+        z = np.exp(np.array(logits))
+        return z / z.sum()
+
+softmax_function.mistake(
+    _overflow, "The formula is right, but `exp` of a large logit is infinite, and infinite divided "
+    "by infinite is `nan`. Make all logits smaller first, by the same amount.",
+    "公式是对的，但大的逻辑值取 `exp` 是无穷大，无穷大除以无穷大得到 `nan`。先把所有逻辑值减去同一个数。")
+
+def _rounded(digits): # a right answer, spoiled at the end
+    return lambda logits: [round(p, digits) for p in _softmax(logits)]
+
+for digits in (2, 3):
+    softmax_function.mistake(
+        _rounded(digits), "The probabilities are right, but you round them. Small ones become 0.",
+        "概率是对的，但你做了四舍五入。小的概率会变成 0。")
+
 # %% ../../../nbs/lessons/solutions/06_sentiment.ipynb #e416ce91
-def _draw_mistakes(rng): # ties are frequent, and so are tests without rows
-    n, given = int(rng.choice([0, 1, 3, 6, 8])), []
+def _draw_mistakes(rng): # ties are frequent; a table without rows breaks answers in numpy
+    n, given = int(rng.choice([1, 3, 6, 8])), []
     for _ in range(n):
         top, place = float(rng.choice([.5, .6, .8, .9])), rng.permutation(3)
         row = [0., 0., 0.]
@@ -105,13 +125,16 @@ surest_wrong_rows = WriteFunction(
     _draw_mistakes,
     [("First collect the numbers of the wrong rows.", "先收集答错的行号。"),
      ("Sort them by the highest probability of the row. `sorted(..., key=...)` keeps the order of "
-      "equal ones.", "再按该行的最高概率排序。`sorted(..., key=...)` 会保持相同者的先后顺序。")])
+      "equal ones; `np.argsort` does so with `kind=\"stable\"`.",
+      "再按该行的最高概率排序。`sorted(..., key=...)` 会保持相同者的先后顺序；"
+      "`np.argsort` 要加 `kind=\"stable\"` 才会。")])
 
 @surest_wrong_rows.solution
 def _surest_mistakes(truth, probabilities, k):
     wrong = [i for i, p in enumerate(probabilities) if p.index(max(p)) != truth[i]]
     return sorted(wrong, key=lambda i: -max(probabilities[i]))[:k]
 
+# %% ../../../nbs/lessons/solutions/06_sentiment.ipynb #be285d9e
 surest_wrong_rows.mistake(
     lambda truth, probabilities, k: sorted(
         range(len(truth)), key=lambda i: -max(probabilities[i]))[:k],
@@ -131,6 +154,27 @@ surest_wrong_rows.mistake(
         key=lambda i: -max(probabilities[i])),
     "The list is too long: at most `k` rows.", "列表太长了：最多 `k` 行。")
 
+# %% ../../../nbs/lessons/solutions/06_sentiment.ipynb #2680ec89
+def _wrong_rows(truth, probabilities):
+    return [i for i, p in enumerate(probabilities) if p.index(max(p)) != truth[i]]
+
+surest_wrong_rows.mistake(
+    lambda truth, probabilities, k: sorted(
+        _wrong_rows(truth, probabilities), key=lambda i: probabilities[i][truth[i]])[:k],
+    "You sort by the probability of the *true* class. Sure means: the highest probability is high.",
+    "你按*真实*类别的概率排序了。有把握是指最高的那个概率很高。")
+surest_wrong_rows.mistake(
+    lambda truth, probabilities, k: [i for i in sorted(
+        range(len(truth)), key=lambda i: -max(probabilities[i]))[:k]
+        if i in _wrong_rows(truth, probabilities)],
+    "You cut to `k` rows before the right ones were out. Take the wrong rows first, then cut.",
+    "你先取了 `k` 行，再去掉答对的。应该先取答错的行，最后再取前 `k` 个。")
+surest_wrong_rows.mistake(
+    lambda truth, probabilities, k: sorted(
+        _wrong_rows(truth, probabilities), key=lambda i: (max(probabilities[i]), i))[::-1][:k],
+    "Nearly: of equally sure rows your list has the later one first.",
+    "差一点：把握相同的行，你把行号大的放在了前面。")
+
 # %% ../../../nbs/lessons/solutions/06_sentiment.ipynb #47231f1a
 label_numbers = Choice(
     "06.4",
@@ -148,8 +192,8 @@ label_numbers = Choice(
       ("Cut texts cost some points, not nearly all.", "截断会损失几个百分点，不会几乎全错。")),
      (("It was trained for too few epochs.", "训练轮次太少。"),
       ("Then the validation rows would be bad as well.", "那样验证数据上的结果也会差。"))],
-    [("Which number does each label get if one of three is missing?",
-      "三个标签少了一个，其余标签各得到什么编号？")],
+    [("Labels get their numbers in alphabetical order. Which ones change if a label is missing?",
+      "标签按字母顺序编号。少了一个标签，哪些标签的编号会变？")],
     lambda rng: {"valid": f"0.{int(rng.integers(84, 92))}", "test": f"0.0{int(rng.integers(4, 9))}",
                  "gone": str(rng.choice(["complaint", "anger", "delay"]))})
 

@@ -13,9 +13,11 @@ collapsed_accuracy = Exercise(
     "07.1",
     ("The training rows have {a} rows of label A, {b} of B and {c} of C. The test rows have {ta} "
      "of A, {tb} of B and {tc} of C. The model has collapsed: it says the label that is most "
-     "frequent in training for every row. Which accuracy is printed for the test rows?",
+     "frequent in training for every row. Which accuracy does it have on the test rows? Three "
+     "digits are enough.",
      "训练数据中，标签 A 有 {a} 行，B 有 {b} 行，C 有 {c} 行。测试数据中，A 有 {ta} 行，B 有 {tb} 行，"
-     "C 有 {tc} 行。模型崩溃了：它对每一行都预测训练数据中最多的那个标签。在测试数据上打印出的准确率是多少？"),
+     "C 有 {tc} 行。模型崩溃了：它对每一行都预测训练数据中最多的那个标签。它在测试数据上的准确率是多少？"
+     "保留三位有效数字即可。"),
     lambda rng: {"a": int(rng.integers(700, 800)), "b": int(rng.integers(200, 250)),
                  "c": int(rng.integers(100, 140)), "ta": int(rng.integers(50, 60)),
                  "tb": int(rng.integers(100, 110)), "tc": int(rng.integers(30, 40))},
@@ -86,9 +88,10 @@ def _draw_lengths(rng):
 
 cut_share = WriteFunction(
     "07.3",
-    ("Write `share_cut(lengths, max_length)`: `lengths` are the numbers of tokens of the texts. "
-     "Which share of the texts loses at least one token? Without texts the share is 0.",
-     "写一个函数 `share_cut(lengths, max_length)`：`lengths` 是每条文本的词元数。有多大比例的文本至少丢掉一个"
+    ("Write `share_cut(lengths, max_length)`: `lengths` are the numbers of tokens of the texts, "
+     "special tokens counted. Which share of the texts loses at least one token? Without texts "
+     "the share is 0.",
+     "写一个函数 `share_cut(lengths, max_length)`：`lengths` 是每条文本的词元数（已包括特殊词元）。有多大比例的文本至少丢掉一个"
      "词元？没有文本时返回 0。"),
     _draw_lengths,
     [("A text of exactly `max_length` tokens is whole.", "恰好有 `max_length` 个词元的文本是完整的。"),
@@ -118,6 +121,15 @@ cut_share.mistake(lambda lengths, max_length: (sum(max(n - max_length, 0) for n 
 cut_share.mistake(lambda lengths, max_length: (sum(n <= max_length for n in lengths)
                                                / len(lengths) if lengths else 0),
                   "These are the texts that are whole.", "这是完整的文本。")
+
+# %% ../../../nbs/lessons/solutions/07_silent_failures.ipynb #b2aeb65c
+cut_share.mistake(lambda lengths, max_length: 100 * _share_cut(lengths, max_length),
+                  "This is a percentage. A share between 0 and 1 is asked.",
+                  "这是百分数。题目要的是 0 到 1 之间的比例。")
+cut_share.mistake(lambda lengths, max_length: (sum(n > max_length for n in lengths) / len(lengths)
+                                               if lengths else float("nan")),
+                  "Without texts your mean is `nan`: a mean of nothing. Return 0 there.",
+                  "没有文本时，你的平均值是 `nan`（对空列表求平均）。这时请返回 0。")
 
 # %% ../../../nbs/lessons/solutions/07_silent_failures.ipynb #ae08f1ab
 lost_part = Choice(

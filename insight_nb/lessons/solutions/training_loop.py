@@ -52,14 +52,16 @@ rate_schedule = WriteFunction(
     ("Write `rate_factor(step, total, warmup)`: by which factor the peak learning rate is "
      "multiplied. Steps are counted from 0. In the first `warmup` steps it rises in equal parts "
      "and is 1 in the last of them. After that it falls in equal parts and would be 0 at step "
-     "`total`.",
+     "`total`, which is never taken. With 10 steps and a warm-up of 2 it begins 1/2, 1, 8/9.",
      "写一个函数 `rate_factor(step, total, warmup)`：返回峰值学习率要乘的系数。步从 0 数起。在前 `warmup` "
-     "步中等量上升，其中最后一步为 1；之后等量下降，到第 `total` 步正好为 0。"),
+     "步中等量上升，其中最后一步为 1；之后等量下降，到第 `total` 步正好为 0（这一步不会真的执行）。例如共 10 步、预热 2 步时，"
+     "开头是 1/2、1、8/9。"),
     _draw_step,
     [("In the rise: step 0 has 1/warmup, step 1 has 2/warmup, and so on.",
       "上升段：第 0 步是 1/warmup，第 1 步是 2/warmup，依此类推。"),
      ("The factor is 1 at step warmup - 1 and 0 at step total. How many equal parts lie between?",
-      "第 warmup - 1 步为 1，第 total 步为 0。中间有多少等份？")])
+      "第 warmup - 1 步为 1，第 total 步为 0。中间有多少等份？")],
+    .03) # three decimal places are enough
 
 @rate_schedule.solution
 def _rate_factor(step, total, warmup):
@@ -89,6 +91,24 @@ rate_schedule.mistake(
     "After the rise the factor jumps down. The fall begins at 1, and not at step 0.",
     "上升之后系数突然掉下去了。下降应从 1 开始，而不是从第 0 步算起。")
 
+# %% ../../../nbs/lessons/solutions/05_training_loop.ipynb #82d1a793
+rate_schedule.mistake(
+    lambda step, total, warmup: step / warmup if step < warmup
+    else (total - step) / (total - warmup),
+    "Your first step has the rate 0, and the top comes one step too late. Steps are counted from "
+    "0: the first `warmup` steps are 0 to warmup - 1.",
+    "你的第一步学习率是 0，而且最高点晚了一步。步从 0 数起：前 `warmup` 步是第 0 步到第 warmup - 1 步。")
+rate_schedule.mistake(
+    lambda step, total, warmup: (step + 1) / warmup if step < warmup
+    else (total - step) / (total - warmup),
+    "Two steps have the factor 1: the last of the rise, and the one after it. That one is already "
+    "a part lower.",
+    "有两步的系数都是 1：上升的最后一步和它后面一步。后面这一步应该已经降了一份。")
+rate_schedule.mistake(
+    lambda step, total, warmup: round(_rate_factor(step, total, warmup), 2),
+    "The factors are right, but you round them. Return the number as it is.",
+    "系数是对的，但你做了四舍五入。请原样返回。")
+
 # %% ../../../nbs/lessons/solutions/05_training_loop.ipynb #06baeca9
 def _draw_gradient(rng): # some are short enough, some are zero, some are empty
     size = int(rng.choice([0, 1, 3, 5]))
@@ -100,9 +120,9 @@ clip_gradient = WriteFunction(
     "05.3",
     ("Write `clip_gradient(gradient, max_norm)`: the gradient (a list of numbers), scaled down "
      "so that its norm is `max_norm` if it was larger; else the gradient as it is. The norm is "
-     "the root of the sum of squares.",
+     "the root of the sum of squares. Don't round.",
      "写一个函数 `clip_gradient(gradient, max_norm)`：gradient 是一列数。如果它的范数大于 `max_norm`，就按比例"
-     "缩小，使范数等于 `max_norm`；否则原样返回。范数是平方和的平方根。"),
+     "缩小，使范数等于 `max_norm`；否则原样返回。范数是平方和的平方根。不要四舍五入。"),
     _draw_gradient,
     [("Compute the norm first.", "先计算范数。"),
      ("If it is too large, multiply all numbers by the same factor.",
@@ -130,6 +150,18 @@ clip_gradient.mistake(
         g * max_norm / sum(map(abs, gradient)) for g in gradient],
     "You add up sizes. The norm here is the root of the sum of squares.",
     "你加的是绝对值。这里的范数是平方和的平方根。")
+
+# %% ../../../nbs/lessons/solutions/05_training_loop.ipynb #2bedd400
+clip_gradient.mistake(
+    lambda gradient, max_norm: gradient if sum(g * g for g in gradient)**.5 <= max_norm else [
+        g / sum(v * v for v in gradient)**.5 for g in gradient],
+    "Your result has the norm 1. It should have the norm `max_norm`.",
+    "你的结果范数是 1。应该是 `max_norm`。")
+
+clip_gradient.mistake(
+    lambda gradient, max_norm: [round(g, 2) for g in _clip_gradient(gradient, max_norm)],
+    "The numbers are right, but you round them. Small ones suffer most.",
+    "数是对的，但你做了四舍五入。小的数误差最大。")
 
 # %% ../../../nbs/lessons/solutions/05_training_loop.ipynb #1f928aec
 find_fault = Choice(
