@@ -9,6 +9,8 @@ import io
 import itertools
 import re
 import signal
+import subprocess
+import sys
 import textwrap
 import tokenize
 from contextlib import contextmanager
@@ -18,7 +20,7 @@ import pytest
 from insight_nb.cli import main, make_parser
 from insight_nb.lessons.kit.exercises import (
     LESSONS, all_exercises, find_exercise, lesson_exercises, prove_exercise)
-from insight_nb.lessons.kit.progress import CourseProgress
+from insight_nb.lessons.kit.progress import CourseProgress, read_progress
 from notebooks import NBS, Notebook, _python
 from readability import LINE, of_notebook
 
@@ -330,3 +332,46 @@ def test_a_class_is_shown_by_the_command(tmp_path, capsys):
     assert f"1 of {len(IDS)}" in capsys.readouterr().out
     assert main(["progress", str(tmp_path / "gone")]) == 2
     assert "is no folder" in capsys.readouterr().err
+
+
+def test_a_large_class_with_broken_files(tmp_path, capsys):
+    "300 learners, some files broken or of an older course, one name twice: a row for each."
+    for i in range(296):
+        p = CourseProgress(f"learner {i // 2 if i < 2 else i}", tmp_path / f"{i}.json")
+        p.record(IDS[i % len(IDS)]).solved = p.record("99.9").solved = True
+        p.save()
+    (tmp_path / "half.json").write_bytes((tmp_path / "0.json").read_bytes()[:30])
+    (tmp_path / "list.json").write_text("[1]")
+    (tmp_path / "notepad.JSON").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "5.json").read_bytes())
+    (tmp_path / "folder.json").mkdir()
+    assert main(["progress", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "300 learners" in said and said.count(f"1 of {len(IDS)}") == 297
+    assert said.count("is not a progress file of the course") == 3
+    assert "learner 0 (0.json)" in said and "learner 0 (1.json)" in said
+
+
+SOLVE = """
+import sys
+from insight_nb.lessons.kit.exercises import check, find_exercise, hint
+for id in sys.argv[1:]:
+    exercise = find_exercise(id)
+    hint(id)
+    answer = exercise.solve
+    if exercise.answer_is == "value":
+        answer = answer(**exercise.variant(0))
+    assert "can't be written" not in repr(check(id, answer))
+"""
+
+
+def test_two_kernels_lose_nothing(tmp_path, monkeypatch):
+    "Both write the same file at the same time, each for its own lessons."
+    monkeypatch.setenv("INSIGHT_NB_COURSE", str(tmp_path / "both.json"))
+    halves = [[id for id in IDS if id[:2] in ("00", "04", "16")], [id for id in IDS if id[:2] in (
+        "01", "08", "14")]]
+    running = [subprocess.Popen([sys.executable, "-c", SOLVE, *ids]) for ids in halves]
+    assert [p.wait(120) for p in running] == [0, 0]
+    found = read_progress(tmp_path / "both.json").records
+    assert sorted(found) == sorted(halves[0] + halves[1])
+    assert all(r.solved and r.tries == r.hints == 1 for r in found.values())
+    assert [p.name for p in tmp_path.iterdir()] == ["both.json"]
