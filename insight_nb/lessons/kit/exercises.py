@@ -54,7 +54,8 @@ def same_answer(given, right, tolerance=.005) -> bool: # relative; of numbers th
 # %% ../../../nbs/lessons/kit/01_exercises.ipynb #90593e1a
 def _near(a, b, tolerance):
     if isinstance(b, int) or not math.isfinite(b):
-        return a == b or a != a and b != b
+        sum_of_parts = isinstance(a, float) and math.isclose(a, _float(b), abs_tol=1e-9)
+        return a == b or a != a and b != b or math.isfinite(b) and sum_of_parts
     return abs(_float(a) - b) <= tolerance * abs(b) + 1e-9
 
 def _float(a): # a whole number may be too large for one
