@@ -29,6 +29,7 @@ PATHS = {number: FOLDER / f"{number}_{name}.ipynb" for number, name in LESSONS.i
 TWINS = {p.name: p for p in sorted((FOLDER / "zh").glob("*.ipynb"))}
 IDS = [id for ids in all_exercises().values() for id in ids]
 PARTS = ["## What goes wrong in practice", "## Summary", "## Exercises", "## Where it lives"]
+CHINESE = r"[\u4e00-\u9fff]"
 PARTS_ZH = ["## 实践中容易出错的地方", "## 小结", "## 练习", "## 代码在哪里"]
 
 
@@ -40,6 +41,15 @@ def test_solution_is_right_and_mistakes_get_their_hints(id):
     exercise = find_exercise(id)
     prove_exercise(exercise, 40)
     assert len(exercise.mistakes) >= 3 and exercise.steps
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_each_mistake_has_a_hint_of_its_own_in_both_languages(id):
+    exercise = find_exercise(id)
+    hints = [m.hint for m in exercise.mistakes]
+    assert len({en for en, _ in hints}) == len({zh for _, zh in hints}) == len(hints)
+    for en, zh in [exercise.question, *exercise.steps, *hints]:
+        assert not re.search(CHINESE, en) and re.search(CHINESE, zh), (en, zh)
 
 
 def test_there_are_enough():
@@ -227,6 +237,8 @@ def test_lesson_has_its_parts(number):
     assert nb.cells[0].source.startswith(f"# {number}. ")
     for part in ("**You will be able to**", "**You need**", "**Time:**", *PARTS):
         assert part in text, f"no {part!r}"
+    goals = text.split("**You will be able to**")[1].split("**You need**")[0]
+    assert len(re.findall(r"^- [a-z]", goals, re.M)) >= 3, "name three things, each with a verb"
     assert [text.index(p) for p in PARTS] == sorted(text.index(p) for p in PARTS)
     assert "**Before you read on" in text
     assert "google.colab" in nb.code[0].source
@@ -249,11 +261,13 @@ def test_lesson_asks_and_checks_its_exercises(path):
 @pytest.mark.parametrize("path", [*PATHS.values(), *TWINS.values()], ids=lambda p: str(p)[-24:])
 def test_stored_lessons_are_unanswered(path):
     "What is stored was made without a learner: nobody's name, numbers or answers."
+    lang = "zh" if path.parent.name == "zh" else "en"
     for cell in Notebook(path).code:
+        said = "".join("".join(o.get("data", {}).get("text/markdown", "")) for o in cell.outputs)
         if re.search(r"^check\(", cell.source, re.M):
-            said = "".join("".join(o.get("data", {}).get("text/markdown", ""))
-                           for o in cell.outputs)
             assert said.startswith("○"), cell.source
+        if id := re.match(r'ask\("(\d\d\.\d)"', cell.source):
+            assert said == f"**{id[1]}** {find_exercise(id[1]).ask(0, lang)}", cell.source
 
 
 # Measured in the same way on 600 words each: Hugging Face's course (chapter 2, tokenizers) has
@@ -299,7 +313,7 @@ def test_twin_has_the_same_code(name):
     assert all(part in text for part in PARTS_ZH)
     for a, b in zip(one.cells, other.cells, strict=True):
         if b.kind == "markdown":
-            assert re.search(r"[\u4e00-\u9fff]", b.source), b.source
+            assert re.search(CHINESE, b.source), b.source
 
 
 def test_solutions_are_light():
