@@ -389,3 +389,17 @@ def test_two_kernels_lose_nothing(tmp_path, monkeypatch):
     assert sorted(found) == sorted(halves[0] + halves[1])
     assert all(r.solved and r.tries == r.hints == 1 for r in found.values())
     assert [p.name for p in tmp_path.iterdir()] == ["both.json"]
+
+
+@pytest.mark.parametrize("path", [PATHS["12"], TWINS["08_rows.ipynb"]], ids=lambda p: p.stem)
+def test_slides_need_no_network_and_no_site(path, tmp_path):
+    "No address outside, formulas drawn, links only to other slides; an answer on the next slide."
+    pytest.importorskip("sphinx_revealjs")
+    from slides import QUESTIONS, arranged, write_slides
+    page = write_slides(path, tmp_path).read_text(encoding="utf-8")
+    assert not re.search(r'(?:src|href)="(?:https?:|//|/)', page)
+    cells = arranged(path).cells
+    assert not any("$$" in c.source for c in cells if c.cell_type == "markdown")
+    nexts = [b.metadata["slideshow"]["slide_type"] for a, b in itertools.pairwise(cells)
+             if any(q in a.source for q in QUESTIONS)]
+    assert nexts and "-" not in nexts
