@@ -460,8 +460,8 @@ def all_exercises() -> dict: # lesson -> ids
 def find_exercise(id) -> Exercise: # as "04.2"
     "Raises InputError for an id that no exercise has."
     if not isinstance(id, str):
-        raise InputError(f"{_text_of(id, 40)} is no id of an exercise: write it in quotation marks, "
-                         "as '04.2'.")
+        raise InputError(f"{_text_of(id, 40)} is no id of an exercise: write it in quotation "
+                         "marks, as '04.2'.")
     numbers = re.findall(r"\d+", unicodedata.normalize("NFKC", id)[:40])
     meant = ".".join(n.zfill(w) for n, w in zip(numbers, (2, 1)))
     number = meant.split(".")[0]
@@ -551,5 +551,5 @@ def hint(id, lang="en") -> CourseText:
         return CourseText(("This exercise has no hints.", "这道题没有提示。")[at])
     def note(p): p.record(id).hints = min(p.record(id).hints + 1, len(exercise.steps))
     p, lost = _keep(note)
-    step = p.record(id).hints
-    return CourseText(f"**{id}**, {step}/{len(exercise.steps)}: {exercise.steps[step - 1][at]}{lost}")
+    step, told = p.record(id).hints, len(exercise.steps)
+    return CourseText(f"**{id}**, {step}/{told}: {exercise.steps[step - 1][at]}{lost}")
