@@ -4,24 +4,33 @@
 
 # %% auto #0
 __all__ = ['COURSE_LANGUAGES', 'COMMON', 'FUNCTION_FAULTS', 'LESSONS', 'same_answer', 'Mistake', 'Exercise', 'choose_language',
-           'common_fault', 'Verdict', 'Choice', 'WriteFunction', 'prove_exercise', 'CourseText', 'solution_sheet',
-           'lesson_exercises', 'all_exercises', 'find_exercise', 'current_progress', 'begin', 'ask', 'check',
-           'progress_bar', 'hint']
+           'common_fault', 'Verdict', 'Choice', 'as_code', 'WriteFunction', 'prove_exercise', 'CourseText',
+           'solution_sheet', 'lesson_exercises', 'all_exercises', 'find_exercise', 'current_progress', 'begin', 'ask',
+           'check', 'progress_bar', 'hint']
 
 # %% ../../../nbs/lessons/kit/01_exercises.ipynb #f7a7c898
 import copy
 import inspect
+import io
 import math
 import re
+import sys
+import time
+import unicodedata
+import warnings
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
 from html import escape
 from importlib import import_module
 
 import numpy as np
 from fastcore.basics import patch
 
-from ...base.core import InputError, shorten, suggest
-from .progress import CourseProgress, bar, progress_path, read_progress
+from ...base.core import InputError, printable, shorten, suggest
+from .progress import (
+    CourseProgress, bar, change_progress, progress_path, read_progress)
 
 # %% ../../../nbs/lessons/kit/01_exercises.ipynb #9abe9c76
 def same_answer(given, right, tolerance=.005) -> bool: # relative; of numbers that are not whole
@@ -40,18 +49,31 @@ def same_answer(given, right, tolerance=.005) -> bool: # relative; of numbers th
     if isinstance(right, list):
         return (isinstance(given, list) and len(given) == len(right)
                 and all(same_answer(a, b, tolerance) for a, b in zip(given, right)))
-    return type(given) is type(right) and given == right
+    return type(given) is type(right) and bool(given == right)
 
 # %% ../../../nbs/lessons/kit/01_exercises.ipynb #90593e1a
 def _near(a, b, tolerance):
     if isinstance(b, int) or not math.isfinite(b):
-        return a == b or a != a and b != b
-    return abs(a - b) <= tolerance * abs(b) + 1e-9
+        sum_of_parts = isinstance(a, float) and math.isclose(a, _float(b), abs_tol=1e-9)
+        return a == b or a != a and b != b or math.isfinite(b) and sum_of_parts
+    return abs(_float(a) - b) <= tolerance * abs(b) + 1e-9
 
-def _plain(x): # arrays, tensors, series and tuples as lists; numbers of numpy as Python's
-    if hasattr(x, "tolist"):
-        x = x.detach().tolist() if hasattr(x, "detach") else x.tolist()
-    return [_plain(v) for v in x] if isinstance(x, (list, tuple)) else x
+def _float(a): # a whole number may be too large for one
+    try:
+        return float(a)
+    except OverflowError:
+        return math.inf if a > 0 else -math.inf
+
+def _plain(x, deep=12): # arrays, tensors, series and tuples as lists; numbers as Python's
+    if isinstance(x, (Decimal, Fraction)):
+        return float(x)
+    try:
+        if hasattr(x, "tolist") and not isinstance(x, type):
+            x = x.detach().tolist() if hasattr(x, "detach") else x.tolist()
+    except Exception: # such as a tensor without data: it stays what it is
+        return x
+    whole = isinstance(x, (list, tuple)) and deep # a list may hold itself
+    return [_plain(v, deep - 1) for v in x] if whole else x
 
 # %% ../../../nbs/lessons/kit/01_exercises.ipynb #de294061
 @dataclass
@@ -125,18 +147,19 @@ COMMON = { # of all exercises: in English and in Chinese
 # %% ../../../nbs/lessons/kit/01_exercises.ipynb #8c3d84ab
 def common_fault(given, right) -> tuple: # a key of COMMON, and what its text names
     "What is wrong with an answer, whatever the exercise is about."
-    given, right = _plain(given), _plain(right)
+    name, given, right = type(given).__name__, _plain(given), _plain(right)
     if given is None or given is ...:
         return "none", {}
     if isinstance(given, str) and not isinstance(right, str) and _is_number(given):
         return "text", {}
     kinds = [_kind(given), _kind(right)]
     if kinds[0] != kinds[1]:
-        return "kind", dict(zip("ab", kinds))
+        of_python = name in ("list", "tuple") or not isinstance(given, list)
+        return "kind", {"a": kinds[0] if of_python else name, "b": kinds[1]}
     if isinstance(right, list) and len(given) != len(right):
         return "length", {"a": len(given), "b": len(right)}
     if kinds[1] == "number" and right:
-        return _number_fault(given / right), {}
+        return _number_fault(_float(given) / right), {}
     return "other", {}
 
 # %% ../../../nbs/lessons/kit/01_exercises.ipynb #44d7f027
@@ -223,26 +246,65 @@ class _Call:
     inputs: dict
     result: object = None
     error: str = ""
+    changed: bool = False # its inputs are not as they were
+    stopped: bool = False
+
+class _Endless(BaseException):
+    "The time of a learner's function is over."
 
 # %% ../../../nbs/lessons/kit/01_exercises.ipynb #f93cb33c
-def _try(function, inputs):
-    inputs = copy.deepcopy(inputs)
-    call = _Call(copy.deepcopy(inputs))
+def _try(function, inputs, until=math.inf): # by time.monotonic
+    call, inputs = _Call(inputs), copy.deepcopy(inputs)
     try:
-        call.result = function(**inputs)
-    except Exception as e: # the learner's own code may raise anything
-        call.error = f"{type(e).__name__}: {shorten(str(e), 200)}"
+        with _watched(until):
+            call.result = function(**inputs)
+    except (_Endless, KeyboardInterrupt):
+        call.stopped = True
+    except BaseException as e: # the learner's own code may raise anything
+        call.error = f"{type(e).__name__}: {_text_of(e, 200)}".removesuffix(": ")
+    call.changed = not same_answer(inputs, call.inputs, 0)
     return call
+
+# %% ../../../nbs/lessons/kit/01_exercises.ipynb #15c664db
+@contextmanager
+def _watched(until): # a learner's function: quiet, and stopped when the time is over
+    if until == math.inf:
+        yield
+        return
+    def look(frame, event, arg):
+        if time.monotonic() > until:
+            raise _Endless
+        return look
+    before = sys.gettrace() # of a debugger
+    with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sys.settrace(look)
+        try:
+            yield
+        finally:
+            sys.settrace(before)
+
+def _text_of(x, n): # one line, whatever it is
+    try:
+        return shorten(str(x) if isinstance(x, BaseException) else repr(_plain(x)), n)
+    except Exception: # it has no text
+        return type(x).__name__
 
 # %% ../../../nbs/lessons/kit/01_exercises.ipynb #a750c12e
 def _shown(inputs): # one line for a person
-    return ", ".join(f"{k}={shorten(str(_plain(v)), 60)}" for k, v in inputs.items())
+    return ", ".join(f"{k}={_text_of(v, 60)}" for k, v in inputs.items())
+
+def as_code(text) -> str: # Markdown
+    "What a learner wrote or what Python says, with no mark of Markdown at work."
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    return f"{'`' * (longest + 1)} {text} {'`' * (longest + 1)}" if longest else f"`{text}`"
 
 # %% ../../../nbs/lessons/kit/01_exercises.ipynb #3baad19a
 class WriteFunction(Exercise):
     "A question whose answer is a function of the drawn values."
     answer_is = "function"
     cases = 60 # inputs that a function is tried on
+    seconds = 10 # for all of them
 
     def inputs(self, seed=0) -> list: # of dict
         "What the function is tried on."
@@ -262,6 +324,10 @@ FUNCTION_FAULTS = { # in English and in Chinese
                 "你的函数还没有返回值。最后写 `return` 了吗？"),
     "names": ("Your function must take {a}.", "你的函数的参数必须是：{a}。"),
     "error": ("With {a} your function ends in {b}", "当 {a} 时，你的函数出错：{b}"),
+    "stopped": ("With {a} your function did not end, and was stopped. Look at its loops.",
+                "当 {a} 时，你的函数一直没有结束，已被停止。请检查循环。"),
+    "changed": ("The answers are right, but your function changes what it is given. Work on a "
+                "copy.", "答案正确，但你的函数改动了传入的数据。请在副本上操作。"),
     "wrong": ("With {a} your function returns {b}, and that is not right.",
               "当 {a} 时，你的函数返回 {b}，这不对。")}
 
@@ -269,7 +335,7 @@ FUNCTION_FAULTS = { # in English and in Chinese
 def _takes(function, names): # can it be called with these?
     try:
         inspect.signature(function).bind(**dict.fromkeys(names))
-    except (TypeError, ValueError):
+    except Exception: # a class of the learner's own may raise anything
         return False
     return True
 
@@ -285,13 +351,17 @@ def judge(self: WriteFunction, given, seed=0, lang="en") -> Verdict:
     names = list(inputs[0])
     if not _takes(given, names):
         return Verdict(False, FUNCTION_FAULTS["names"][at].format(a=", ".join(names)))
-    calls = [_try(given, x) for x in inputs]
-    if all(c.result is None and not c.error for c in calls):
+    calls = self._calls(given, inputs)
+    if calls[-1].stopped:
+        return Verdict(False, _told(calls[-1], at))
+    if all((c.result is None or c.result is ...) and not c.error for c in calls):
         return Verdict(False, FUNCTION_FAULTS["nothing"][at], False)
-    right = [_try(self.solve, x).result for x in inputs]
+    right = [_try(self.solve, x) for x in inputs]
     wrong = [c for c, r in zip(calls, right)
-             if c.error or not same_answer(c.result, r, self.tolerance)]
+             if c.error or not same_answer(c.result, r.result, self.tolerance)]
     if not wrong:
+        if any(c.changed and not r.changed for c, r in zip(calls, right)):
+            return Verdict(False, FUNCTION_FAULTS["changed"][at])
         return Verdict(True, ("Right.", "正确。")[at])
     for m in self.mistakes:
         if self._alike(calls, m, inputs):
@@ -299,6 +369,15 @@ def judge(self: WriteFunction, given, seed=0, lang="en") -> Verdict:
     return Verdict(False, _told(wrong[0], at))
 
 # %% ../../../nbs/lessons/kit/01_exercises.ipynb #f785ed83
+@patch
+def _calls(self: WriteFunction, given, inputs): # up to one that was stopped
+    calls, until = [], time.monotonic() + self.seconds
+    for x in inputs:
+        calls.append(_try(given, x, until))
+        if calls[-1].stopped:
+            break
+    return calls
+
 @patch
 def _alike(self: WriteFunction, calls, mistake, inputs):
     for call, x in zip(calls, inputs):
@@ -311,8 +390,9 @@ def _alike(self: WriteFunction, calls, mistake, inputs):
 
 # %% ../../../nbs/lessons/kit/01_exercises.ipynb #d76d7c9c
 def _told(call, at):
-    key, what = ("error", call.error) if call.error else ("wrong", shorten(str(call.result), 80))
-    return FUNCTION_FAULTS[key][at].format(a=_shown(call.inputs), b=what)
+    key, what = ("error", call.error) if call.error else ("wrong", _text_of(call.result, 80))
+    key = "stopped" if call.stopped else key
+    return FUNCTION_FAULTS[key][at].format(a=as_code(_shown(call.inputs)), b=as_code(what))
 
 # %% ../../../nbs/lessons/kit/01_exercises.ipynb #7378b28c
 def _answers(exercise, seed): # -> (solution, mistakes) as a learner with this seed gives them
@@ -369,7 +449,10 @@ LESSONS = { # number -> module of lessons.solutions
 
 # %% ../../../nbs/lessons/kit/01_exercises.ipynb #42970306
 def lesson_exercises(number) -> list: # of a key of LESSONS; in their order
-    "The exercises of a lesson."
+    "The exercises of a lesson. Raises InputError for another number."
+    if not isinstance(number, str) or number not in LESSONS:
+        raise InputError(f"there is no lesson {_text_of(number, 40)}: say '00' to "
+                         f"'{list(LESSONS)[-1]}', with quotation marks.")
     module = import_module(f"insight_nb.lessons.solutions.{LESSONS[number]}")
     found = [v for v in vars(module).values() if hasattr(v, "mistakes")]
     return sorted(found, key=lambda e: e.id)
@@ -382,13 +465,18 @@ def all_exercises() -> dict: # lesson -> ids
 # %% ../../../nbs/lessons/kit/01_exercises.ipynb #f2756bd9
 def find_exercise(id) -> Exercise: # as "04.2"
     "Raises InputError for an id that no exercise has."
-    number = str(id).split(".")[0]
-    known = lesson_exercises(number) if number in LESSONS else []
-    found = [e for e in known if e.id == id]
-    if not found:
-        ids = [e.id for e in known] or list(LESSONS)
-        raise InputError(f"there is no exercise {id!r}.{suggest(str(id), ids)}")
-    return found[0]
+    if not isinstance(id, str):
+        raise InputError(f"{_text_of(id, 40)} is no id of an exercise: write it in quotation "
+                         "marks, as '04.2'.")
+    numbers = re.findall(r"\d+", unicodedata.normalize("NFKC", id)[:40])
+    meant = ".".join(n.zfill(w) for n, w in zip(numbers, (2, 1)))
+    number = meant.split(".")[0]
+    known = {e.id: e for e in (lesson_exercises(number) if number in LESSONS else ())}
+    if id not in known:
+        more = suggest("", known) if known else " Write lesson and exercise, as '04.2'."
+        more = f" Did you mean {meant!r}?" if meant in known else more
+        raise InputError(f"there is no exercise {shorten(repr(id), 40)}.{more}")
+    return known[id]
 
 # %% ../../../nbs/lessons/kit/01_exercises.ipynb #501e6589
 def current_progress() -> CourseProgress:
@@ -397,24 +485,34 @@ def current_progress() -> CourseProgress:
     return CourseProgress() if path is None else read_progress(path)
 
 # %% ../../../nbs/lessons/kit/01_exercises.ipynb #8f4f5a48
-def _keep(progress, at=0): # -> a line where it can't be kept, such as on a disk that is full
+def _keep(change, at=0): # of the progress -> it, and a line where it can't be kept
+    def changed(p):
+        change(p)
+        return p
+    p = current_progress() # another file than ours is not touched
+    if p.path is None:
+        return changed(p), ""
     try:
-        progress.save()
+        return change_progress(p.path, changed), ""
     except (OSError, InputError) as e:
         said = ("{} can't be written, so your progress is lost: {}", "无法写入 {}，你的进度没有保存：{}")
-        return "  \n" + said[at].format(progress.path, e)
-    return ""
+        return changed(p), "  \n" + said[at].format(as_code(str(p.path)), e)
 
 # %% ../../../nbs/lessons/kit/01_exercises.ipynb #756ecc60
 def begin(learner, lang="en") -> CourseText: # a name
     "Say who you are: your exercises get numbers of their own."
-    at, p = choose_language(lang), current_progress()
-    if not isinstance(learner, str) or not learner.strip():
+    at, name = choose_language(lang), ""
+    if isinstance(learner, str):
+        name = printable(" ".join(unicodedata.normalize("NFC", learner).split()))[:80]
+    if not any(c.isprintable() and c not in " �" for c in name):
         raise InputError("say a name, as in begin('Ana').")
-    p.learner = " ".join(learner.split())[:80]
+    lost = _keep(lambda p: setattr(p, "learner", name), at)[1]
     said = ("Hello {}. Your exercises have numbers of their own now.",
-            "你好，{}。现在你的练习题有自己的数字了。")[at].format(escape(p.learner))
-    return CourseText(said + _keep(p, at))
+            "你好，{}。现在你的练习题有自己的数字了。")[at].format(_no_marks(name))
+    return CourseText(said + lost)
+
+def _no_marks(text): # of Markdown or HTML
+    return re.sub(r"([\\`*_\[\]$~|])", r"\\\1", escape(text, quote=False))
 
 # %% ../../../nbs/lessons/kit/01_exercises.ipynb #d84cd443
 def ask(id, lang="en") -> CourseText:
@@ -426,35 +524,39 @@ def ask(id, lang="en") -> CourseText:
 def check(id, answer, lang="en") -> CourseText:
     "Is the answer right? If not: what kind of mistake it is. The progress is kept."
     exercise, p = find_exercise(id), current_progress()
-    found, record = exercise.judge(answer, p.seed, lang), p.record(id)
-    if found.counts and not record.solved:
-        record.tries += 1
-    record.solved = record.solved or found.right
-    lost, mark = _keep(p, choose_language(lang)), "✓" if found.right else "✗"
+    found = exercise.judge(answer, p.seed, lang)
+    def note(p):
+        record = p.record(id)
+        record.tries += found.counts and not record.solved
+        record.solved = record.solved or found.right
+    (p, lost), mark = _keep(note, choose_language(lang)), "✓" if found.right else "✗"
     lines = [f"{mark if found.counts else '○'} **{id}** {_code(found.text)}"]
-    if found.right:
-        lines.append(progress_bar(id.split(".")[0], lang))
-    return CourseText("  \n".join(map(str, lines)) + lost)
+    if found.right and p.path:
+        lines.append(_bar_of(p, id.split(".")[0], lang))
+    return CourseText("  \n".join(lines) + lost)
 
 # %% ../../../nbs/lessons/kit/01_exercises.ipynb #0fd92894
-def _code(text): # markup of the learner's is shown as text
-    return escape(text, quote=False)
+_SPAN_OR_MARK = re.compile(r"(?<!`)(`+)(?!`).*?(?<!`)\1(?!`)|[<>&]", re.DOTALL)
+
+def _code(text): # Markdown shows code as it is; elsewhere < must be written as &lt;
+    return _SPAN_OR_MARK.sub(lambda m: m[0] if m[1] else escape(m[0], quote=False), text)
+
+def _bar_of(p, lesson, lang):
+    ids, at = [e.id for e in lesson_exercises(lesson)], choose_language(lang)
+    return (f"Lesson {lesson}: ", f"第 {lesson} 课：")[at] + bar(p.solved(ids), len(ids))
 
 def progress_bar(lesson, lang="en") -> CourseText: # a key of LESSONS
     "How much of a lesson is solved."
-    p, ids = current_progress(), [e.id for e in lesson_exercises(lesson)]
-    said = ("Lesson {}: {}", "第 {} 课：{}")[choose_language(lang)]
-    return CourseText(said.format(lesson, bar(p.solved(ids), len(ids))))
+    return CourseText(_bar_of(current_progress(), lesson, lang))
 
 # %% ../../../nbs/lessons/kit/01_exercises.ipynb #8db7a3c8
 def hint(id, lang="en") -> CourseText:
     "The next step of help. The last one stays."
-    exercise, p = find_exercise(id), current_progress()
-    at, record = choose_language(lang), p.record(id)
+    exercise, at = find_exercise(id), choose_language(lang)
     if not exercise.steps:
         return CourseText(("This exercise has no hints.", "这道题没有提示。")[at])
-    step = min(record.hints, len(exercise.steps) - 1)
-    record.hints = min(record.hints + 1, len(exercise.steps))
-    said = ("**{}**, {}/{}: {}", "**{}** 提示 {}/{}：{}")[at].format(
-        id, step + 1, len(exercise.steps), exercise.steps[step][at])
-    return CourseText(said + _keep(p, at))
+    def note(p): p.record(id).hints = min(p.record(id).hints + 1, len(exercise.steps))
+    p, lost = _keep(note, at)
+    step, told = p.record(id).hints, len(exercise.steps)
+    said = ("**{}**, {}/{}: {}", "**{}** 提示 {}/{}：{}")[at]
+    return CourseText(said.format(id, step, told, exercise.steps[step - 1][at]) + lost)
