@@ -47,7 +47,8 @@ def test_solution_is_right_and_mistakes_get_their_hints(id):
 def test_each_mistake_has_a_hint_of_its_own_in_both_languages(id):
     exercise = find_exercise(id)
     hints = [m.hint for m in exercise.mistakes]
-    assert len({en for en, _ in hints}) == len({zh for _, zh in hints}) == len(hints)
+    # mistakes of one kind may share a hint, in both languages
+    assert len({en for en, _ in hints}) == len({zh for _, zh in hints}) == len(set(hints)) >= 3
     for en, zh in [exercise.question, *exercise.steps, *hints]:
         assert not re.search(CHINESE, en) and re.search(CHINESE, zh), (en, zh)
 

@@ -99,12 +99,6 @@ rate_schedule.mistake(
     "0: the first `warmup` steps are 0 to warmup - 1.",
     "你的第一步学习率是 0，而且最高点晚了一步。步从 0 数起：前 `warmup` 步是第 0 步到第 warmup - 1 步。")
 rate_schedule.mistake(
-    lambda step, total, warmup: (step + 1) / warmup if step < warmup
-    else (total - step) / (total - warmup),
-    "Two steps have the factor 1: the last of the rise, and the one after it. That one is already "
-    "a part lower.",
-    "有两步的系数都是 1：上升的最后一步和它后面一步。后面这一步应该已经降了一份。")
-rate_schedule.mistake(
     lambda step, total, warmup: round(_rate_factor(step, total, warmup), 2),
     "The factors are right, but you round them. Return the number as it is.",
     "系数是对的，但你做了四舍五入。请原样返回。")
