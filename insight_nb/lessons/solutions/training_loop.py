@@ -63,6 +63,7 @@ rate_schedule = WriteFunction(
       "第 warmup - 1 步为 1，第 total 步为 0。中间有多少等份？")],
     .03) # three decimal places are enough
 
+# %% ../../../nbs/lessons/solutions/05_training_loop.ipynb #37d043fd
 @rate_schedule.solution
 def _rate_factor(step, total, warmup):
     if step < warmup:
@@ -175,7 +176,7 @@ find_fault = Choice(
      (("The loop must run under `torch.no_grad()`.", "循环应放在 `torch.no_grad()` 里。"),
       ("Without gradients nothing can be learned. That is for evaluation.",
        "没有梯度就学不到东西。那是评估时用的。")),
-     (("The model must be in `eval()` mode.", "模型应处于 `eval()` 模式。"),
+     (("The model must be in evaluation mode.", "模型应处于评估模式。"),
       ("That is for evaluation. Training wants dropout.", "那是评估时用的。训练时需要随机失活。"))],
     [("Compare line by line with the loop of the lesson. Which line is not there?",
       "和课文里的循环逐行对照。少了哪一行？")],
