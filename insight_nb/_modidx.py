@@ -6451,6 +6451,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'insight_nb/lessons/kit/explore.py'),
                                                 'insight_nb.lessons.kit.explore._alarm_rows': ( 'lessons/kit/explore.html#_alarm_rows',
                                                                                                 'insight_nb/lessons/kit/explore.py'),
+                                                'insight_nb.lessons.kit.explore._attention_of': ( 'lessons/kit/explore.html#_attention_of',
+                                                                                                  'insight_nb/lessons/kit/explore.py'),
                                                 'insight_nb.lessons.kit.explore._attentive_encoder': ( 'lessons/kit/explore.html#_attentive_encoder',
                                                                                                        'insight_nb/lessons/kit/explore.py'),
                                                 'insight_nb.lessons.kit.explore._between': ( 'lessons/kit/explore.html#_between',

@@ -9,7 +9,7 @@ __all__ = ['MOST_TOKENS', 'SENTENCE', 'plot_sample_size', 'explore_panel', 'expl
            'explore_leak', 'sentence_attention', 'plot_attention', 'explore_attention']
 
 # %% ../../../nbs/lessons/kit/02_explore.ipynb #fb6dcb72
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -299,18 +299,23 @@ MOST_TOKENS = 20 # of a sentence in the figure
 @cache
 def _attentive_encoder(): return load_backbone(attn_implementation="eager")
 
-@cache
-def sentence_attention(text) -> tuple: # tokens, (layers, heads, tokens, tokens)
-    "What each token of a sentence looks at. Raises InputError for an empty one."
+@lru_cache(32)
+def _attention_of(text): # a sentence
     import torch
-    if not isinstance(text, str) or not text.strip():
-        raise InputError("the sentence is empty: write one.")
     backbone = _attentive_encoder()
     ids = backbone.tokenizer(text, truncation=True, max_length=MOST_TOKENS)["input_ids"]
     with torch.no_grad():
         made = backbone.encoder(torch.tensor([ids]), output_attentions=True)
     tokens = backbone.tokenizer.convert_ids_to_tokens(ids)
     return tokens, torch.stack(made.attentions)[:, 0].numpy()
+
+def sentence_attention(text) -> tuple: # tokens, (layers, heads, tokens, tokens)
+    "What each token of a sentence looks at. Raises InputError where the text is no sentence."
+    if not isinstance(text, str):
+        raise InputError(f"the sentence is of type {type(text).__name__}: give a string.")
+    if not text.strip():
+        raise InputError("the sentence is empty: write one.")
+    return _attention_of(text)
 
 # %% ../../../nbs/lessons/kit/02_explore.ipynb #2702b40d
 SENTENCE = "the bank by the river was closed" # what the figure begins with
