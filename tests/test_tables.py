@@ -46,6 +46,10 @@ TEXT = {
     "Russian": ("a.csv", csv(RUSSIA).encode("cp1251"), RUSSIA, "cp1251"),
     "KOI8": ("a.csv", csv(RUSSIA).encode("koi8_r"), RUSSIA, "koi8_r"),
     "CR only": ("a.csv", csv(ROWS, end="\r").encode(), ROWS, ""),
+    "CR within a text, as pandas writes it": (
+        "a.csv", pd.DataFrame([["one\rtwo", "x"], ["好\r\r.", "y"]],
+                              columns=["text", "label"]).to_csv(index=False).encode(),
+        [["one\rtwo", "x"], ["好\r\r.", "y"]], "carriage returns within a line"),
     "U+2028 in a text": ("a.csv", csv([["one\u2028two", "x"]]).encode(),
                          [["one\u2028two", "x"]], ""),
     "U+2028 in JSON lines": ("a.jsonl", '{"text": "one\u2028two", "label": "x"}\n'.encode(),

@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 
@@ -31,9 +32,6 @@ def _delimiter(line, tsv=False):
     bare = re.sub(r'"[^"]*("|$)', "", line) # the last one may be closed on a later line
     return max("\t,;|" if tsv else ",\t;|", key=bare.count)
 
-def _lines(path, how):
-    return io.TextIOWrapper(open_bytes(path), how[0], how[1], newline="")
-
 _SEP = re.compile(r'"?sep=(.)"?\s*')
 
 def _skip_sep(lines): # -> how many
@@ -43,10 +41,33 @@ def _skip_sep(lines): # -> how many
     lines.seek(0)
     return 0
 
-def _reader(lines, delimiter, quoting):
-    # a cell may be as long as it likes; the module's own limit is 128 KB
-    csv.field_size_limit(2**31 - 1)
-    return csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
+_RETURN = re.compile("\r(?!\n|\\Z)") # a carriage return alone, within a line
+_HIDDEN = "\ufdd0" # stands for it while lines are split; no character of a text
+
+def _show_returns(row): return [cell.replace(_HIDDEN, "\r") for cell in row]
+
+@dataclass(frozen=True)
+class _Csv:
+    "A file, and how its lines become records."
+    path: Path
+    how: tuple # of `find_encoding`
+    delimiter: str = ","
+    quoting: int = csv.QUOTE_MINIMAL
+    end: str = "" # "\n": a carriage return alone ends no line
+
+    def lines(self):
+        return io.TextIOWrapper(open_bytes(self.path), *self.how[:2], newline=self.end)
+
+    def reader(self, lines):
+        # a cell may be as long as it likes; the module's own limit is 128 KB
+        csv.field_size_limit(2**31 - 1)
+        if self.end:
+            lines = (_RETURN.sub(_HIDDEN, line) for line in lines)
+        return csv.reader(lines, delimiter=self.delimiter, quoting=self.quoting, strict=True)
+
+    def records(self, lines): # a blank line is no record
+        found = filter(None, self.reader(lines))
+        return map(_show_returns, found) if self.end else found
 
 # %% ../../nbs/base/05_files.ipynb #69f12e94
 def _columns(records, n):
@@ -59,25 +80,24 @@ def _columns(records, n):
     return columns
 
 # %% ../../nbs/base/05_files.ipynb #9c275588
-def _fault(path, how, delimiter):
+def _fault(file):
     "Which line is the first that doesn't fit, and what to do."
-    n = None
-    with _lines(path, how) as lines:
+    n, file = None, replace(file, quoting=csv.QUOTE_MINIMAL)
+    with file.lines() as lines:
         skipped = _skip_sep(lines)
         start = 1 + skipped
-        reader = _reader(lines, delimiter, csv.QUOTE_MINIMAL)
+        reader = file.reader(lines)
         try:
             for row in reader:
                 n = n or len(row)
                 if row and len(row) != n:
                     return (f"line {start} has {_cells(len(row))} where the header has {n}: "
-                            f"{_advice(len(row) > n, delimiter)}")
+                            f"{_advice(len(row) > n, file.delimiter)}")
                 start = reader.line_num + 1 + skipped
         except csv.Error as e:
             return (f"the record that starts on line {start} can't be read ({e}): is a quotation "
                     "mark not closed, or not doubled?")
 
-# %% ../../nbs/base/05_files.ipynb #1aee58d6
 def _cells(n): return f"{n} cells" if n > 1 else "1 cell"
 
 def _advice(more, delimiter):
@@ -90,21 +110,35 @@ def _frame(header, columns):
     frame = pd.DataFrame(dict(enumerate(columns)), dtype=object)
     return frame.set_axis([str(c) for c in header], axis=1)
 
-def _records(lines, delimiter, quoting): # a blank line is no record
-    return filter(None, _reader(lines, delimiter, quoting))
+def _count_records(file): # None: not all have as many cells
+    try:
+        with file.lines() as lines:
+            _skip_sep(lines)
+            widths = Counter(map(len, file.records(lines)))
+    except csv.Error:
+        return None
+    return widths.total() if len(widths) < 2 else None
 
 # %% ../../nbs/base/05_files.ipynb #b894c35d
-def _quoting(path, how, delimiter):
-    if delimiter != "\t" or not any(b'"' in piece for piece in iter_bytes(path)):
-        return csv.QUOTE_MINIMAL
-    try:
-        with _lines(path, how) as lines:
-            _skip_sep(lines)
-            if len(set(map(len, _records(lines, delimiter, csv.QUOTE_MINIMAL)))) < 2:
-                return csv.QUOTE_MINIMAL
-    except csv.Error:
-        pass
-    return csv.QUOTE_NONE
+def _find_quoting(file):
+    if file.delimiter != "\t" or not any(b'"' in piece for piece in iter_bytes(file.path)):
+        return file
+    plain = replace(file, quoting=csv.QUOTE_NONE)
+    return file if _count_records(file) is not None else plain
+
+def _find_line_end(file):
+    before = b""
+    for piece in iter_bytes(file.path):
+        if re.search(rb"\r[^\n]", before + piece):
+            break
+        before = piece[-1:]
+    else:
+        return file
+    joined = replace(file, end="\n")
+    cut, whole = _count_records(file), _count_records(joined)
+    if whole is None or whole == cut or (cut is not None and cut >= 2 * whole):
+        return file
+    return joined
 
 # %% ../../nbs/base/05_files.ipynb #5eb5f467
 def _longest(columns, at, found):
@@ -123,13 +157,13 @@ def _long_cells(header, found):
                "mark wrong there?")
 
 # %% ../../nbs/base/05_files.ipynb #b657af73
-def _csv_frames(path, how, delimiter, quoting, rows, notes):
+def _csv_frames(file, rows, notes):
     "A frame without rows, then frames of at most `rows` rows; None: of all."
     at, found = 0, {}
     try:
-        with _lines(path, how) as lines:
+        with file.lines() as lines:
             _skip_sep(lines)
-            records = _records(lines, delimiter, quoting)
+            records = file.records(lines)
             header = next(records, [])
             yield _frame(header, [[]] * len(header))
             while any(columns := _columns(islice(records, rows), len(header))):
@@ -137,23 +171,28 @@ def _csv_frames(path, how, delimiter, quoting, rows, notes):
                 at += len(columns[0])
                 yield _frame(header, columns)
     except csv.Error:
-        raise InputError(f"{path.name}, {_fault(path, how, delimiter)}") from None
+        raise InputError(f"{file.path.name}, {_fault(file)}") from None
     notes += [n for n in _long_cells(header, found) if n not in notes]
 
 # %% ../../nbs/base/05_files.ipynb #7dfd770d
-def _read_csv(path, sheet, rows):
+def _guess_csv(path):
     how = find_encoding(path)
-    with _lines(path, how) as lines:
+    with _Csv(path, how).lines() as lines:
         first = next((s for s in lines if s.strip()), "")
     said = _SEP.fullmatch(first)
     delimiter = said[1] if said else _delimiter(first, ".tsv" in path.name.lower())
-    quoting = _quoting(path, how, delimiter)
-    notes = [how[2]] if how[2] else []
-    if quoting == csv.QUOTE_NONE:
+    return _find_quoting(_find_line_end(_Csv(path, how, delimiter)))
+
+def _read_csv(path, sheet, rows):
+    file = _guess_csv(path)
+    notes = [file.how[2]] if file.how[2] else []
+    if file.quoting == csv.QUOTE_NONE:
         notes.append("quotation marks read as plain characters")
-    if delimiter in ";|":
-        notes.append(f"cells separated by {delimiter}")
-    return notes, lambda: _csv_frames(path, how, delimiter, quoting, rows, notes)
+    if file.delimiter in ";|":
+        notes.append(f"cells separated by {file.delimiter}")
+    if file.end:
+        notes.append("carriage returns within a line are read as part of its text")
+    return notes, lambda: _csv_frames(file, rows, notes)
 
 # %% ../../nbs/base/05_files.ipynb #67ccee70
 def _checked(rows, name):
