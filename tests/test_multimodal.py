@@ -12,10 +12,11 @@ from conftest import damage, refused, run_here, tiny_encoder
 from insight_nb import load
 from insight_nb.apps.multimodal import methods
 from insight_nb.apps.multimodal.columns import open_mixed, split_mixed
+from insight_nb.apps.multimodal.importance import importance_of
 from insight_nb.apps.multimodal.ladder import MixedLadder, mixed_methods
 from insight_nb.apps.multimodal.leaks import find_evidence_leaks
 from insight_nb.apps.multimodal.methods import (
-    FeatureMaker, RowEvidence, collect_evidence, row_text_vectors)
+    Boosting, FeatureMaker, RowEvidence, collect_evidence, row_text_vectors)
 from insight_nb.apps.multimodal.mixed_bundle import predict_mixed
 from insight_nb.apps.multimodal.pictures import FACTS, PictureVectors, picture_vectors
 from insight_nb.base.core import InputError
@@ -257,30 +258,55 @@ def test_one_class_and_a_kind_that_changes(encoder, ends):
 
 
 def made_evidence(frame, seed):
-    "Vectors without an encoder: what a text says, and noise."
+    "Vectors without an encoder: what a text says, and noise; of pictures, noise alone."
     rng = np.random.default_rng(seed)
     texts = frame.note.tolist()
     mood = np.array([any(w in t for w in NOTES[1]) for t in texts])
     vectors = rng.normal(size=(len(frame), 8)).astype(np.float32)
     vectors[:, 0] += 4 * mood
-    return RowEvidence(frame, texts, vectors, None, {"table": 0., "text": 1e-3})
+    pictures = None
+    if "photo" in frame:
+        pictures = PictureVectors(rng.normal(size=(len(frame), 8)).astype(np.float32),
+                                  np.zeros((len(frame), len(FACTS)), np.float32))
+    return RowEvidence(frame, texts, vectors, pictures, {"table": 0., "text": 1e-3})
+
+
+def useless_rows(useless, seed):
+    "A table in which one kind or one column says nothing: its cells are shuffled, or noise."
+    frame, rng = rows(600, seed), np.random.default_rng(seed)
+    columns = {"table": ["price", "city"], "text": ["note"]}.get(useless, [])
+    order = rng.permutation(len(frame))
+    frame[columns] = frame[columns].to_numpy()[order]
+    if useless == "picture":
+        frame["photo"] = [f"{i}.png" for i in range(len(frame))]
+    if useless == "column":
+        frame["weight"] = rng.normal(size=len(frame))
+    table = open_mixed(frame, given={"text": ["note"]})
+    return MixedLadder(table, split_mixed(table, test=200, valid=100, seed=seed),
+                       made_evidence(frame, seed), seed)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("useless", ["table", "text"])
+@pytest.mark.parametrize("useless", ["table", "text", "picture"])
 def test_a_useless_kind_is_called_useless_in_19_of_20_draws(useless):
     said = []
     for seed in range(20):
-        frame, rng = rows(600, seed), np.random.default_rng(seed)
-        columns = ["price", "city"] if useless == "table" else ["note"]
-        order = rng.permutation(len(frame))
-        frame[columns] = frame[columns].to_numpy()[order]
-        table = open_mixed(frame, given={"text": ["note"]})
-        ladder = MixedLadder(table, split_mixed(table, test=200, valid=100, seed=seed),
-                             made_evidence(frame, seed), seed)
+        ladder = useless_rows(useless, seed)
         ladder.run(mixed_methods(ladder.maker, "trees,late"))
         said.append(ladder.gain(useless).verdict)
     assert said.count("pays") <= 1
+
+
+@pytest.mark.slow
+def test_a_useless_column_is_called_useless_in_19_of_20_draws():
+    used = []
+    for seed in range(20):
+        ladder = useless_rows("column", seed)
+        ladder.run([Boosting(("table", "text"))])
+        found = importance_of(ladder.best().method, ladder.maker, ladder.test, 2, seed)
+        used += [i.low > 0 for i in found if i.name == "weight"]
+        assert next(i for i in found if i.name == "price").low > 0
+    assert len(used) == 20 and sum(used) <= 1
 
 
 @pytest.mark.slow
@@ -288,6 +314,7 @@ def test_a_useless_kind_is_called_useless_in_19_of_20_draws(useless):
 def test_a_planted_leak_is_found_in_20_of_20_draws(kind):
     for seed in range(20):
         frame, rng = rows(300, seed), np.random.default_rng(seed)
+        frame["photo"] = [f"{i}.png" for i in range(300)]
         table = open_mixed(frame, given={"text": ["note"]})
         y, clean = table.target, rng.normal(size=(300, len(FACTS))).astype(np.float32)
         pictures = PictureVectors(np.zeros((300, 2), np.float32), clean)
@@ -301,7 +328,7 @@ def test_a_planted_leak_is_found_in_20_of_20_draws(kind):
             clean[:, 4] += 20 * y
         table = open_mixed(frame, given={"text": ["note"]})
         evidence = RowEvidence(frame, frame.note.tolist(), None, pictures)
-        assert [k.modality for k in find_evidence_leaks(table, evidence, y)] == [kind]
+        assert {k.modality for k in find_evidence_leaks(table, evidence, y)} == {kind}
 
 
 def test_many_pictures_take_little_memory(tmp_path):
