@@ -152,7 +152,7 @@ class ModalityGain:
             return "no longer than before"
         times = f"{self.cost:,.{int(self.cost < 9.5)}f} times as long"
         now, before = (f"{r.ms_per_row:.2g}" for r in (self.best, self.without))
-        return f"{times} ({now} ms in place of {before})"
+        return f"{times} ({now} ms in place of {before} ms)"
 
 # %% ../../../nbs/apps/multimodal/05_ladder.ipynb #9ea9c7d9
 def paired_gain(first, second, y, groups=None, seed=0) -> Difference: # answers of the same rows
@@ -192,9 +192,11 @@ def adds(self: ModalityGain) -> str: # the same for a sentence
     ends = self.difference.value, self.difference.low, self.difference.high
     if self.numbers:
         value, low, high = map(format_number, ends)
-        return f"lowers the mean error by {value} (95 % interval: {low} to {high})"
+        return (f"lowers the mean error of the best method without it by {value} (95 % interval: "
+                f"{low} to {high})")
     value, low, high = (100 * v for v in ends)
-    return f"adds {value:+.1f} points of accuracy (95 % interval: {low:.1f} to {high:.1f})"
+    return (f"adds {value:.1f} points of accuracy to the best method without it (95 % interval: "
+            f"{low:.1f} to {high:.1f})")
 
 @patch
 def summary(self: ModalityGain) -> str:
@@ -209,8 +211,24 @@ def summary(self: ModalityGain) -> str:
                 "to methods.")
     ends = {"pays": "it pays", "harms": "leave it out, it harms",
             "not shown to pay": "not shown to pay, so leave it out or measure on more rows"}
-    return (f"{name} {self.adds()} compared with the best method without it, and a row then takes "
-            f"{self.cost_said()}: {ends[self.verdict]}.")
+    return (f"{name} {self.adds()}, and a row then takes {self.cost_said()}: "
+            f"{ends[self.verdict]}.")
+
+# %% ../../../nbs/apps/multimodal/05_ladder.ipynb #95591919
+@patch
+def headline(self: MixedLadder) -> str:
+    "Which kinds pay, in one sentence; empty for a single kind."
+    if len(self.table.modalities) < 2:
+        return ""
+    said = {}
+    for g in self.gains():
+        said.setdefault(g.verdict, []).append(f"the {g.modality}")
+    ends = {"pays": ("pays", "pay"), "harms": ("harms", "harm"),
+            "not shown to pay": ("is not shown to pay", "are not shown to pay"),
+            "not compared": ("was not compared", "were not compared")}
+    parts = [f"{' and '.join(said[k])} {ends[k][len(said[k]) > 1]}" for k in ends if k in said]
+    line = "; ".join(parts)
+    return f"{line[:1].upper()}{line[1:]}."
 
 # %% ../../../nbs/apps/multimodal/05_ladder.ipynb #56a44f67
 @patch
@@ -229,8 +247,9 @@ def results_table(self: MixedLadder) -> ReportTable: # rows
         name = f"→ {r.name}" if r is best else r.name
         rows.append([name, r.metrics[k], *(r.metrics[m].value for m in more),
                      f"{r.train_seconds:.1f}", f"{r.ms_per_row:.2f}"])
-    return ReportTable(["method", self.score_title(), *(m.replace("_", " ") for m in more), "train s", "ms a row"],
-                       rows, f"On {len(self.test.y):,} test rows; → was best on the "
+    names = ["method", self.score_title(), *(m.replace("_", " ") for m in more), "train s",
+             "ms a row"]
+    return ReportTable(names, rows, f"On {len(self.test.y):,} test rows; → was best on the "
                        f"{len(self.valid.y):,} validation rows")
 
 @patch

@@ -67,7 +67,8 @@ def put_features(store: Store, maker: FeatureMaker, modalities):
         part = maker.parts[m]
         if m == "table":
             store.facts["table"] = {"plans": part.plans, "edges": part.edges,
-                                    "commas": part.commas, "encoder": part.encoder.state()}
+                                    "commas": part.commas, "day_first": part.day_first,
+                                    "encoder": part.encoder.state()}
             continue
         for i, main in enumerate(part.main): # of each column of pictures
             put_directions(store, f"{m}.{i}", main)
@@ -91,6 +92,7 @@ def get_features(store: Store, table: MixedTable) -> FeatureMaker: # its columns
             told = store.facts["table"]
             part.plans, part.edges = told["plans"], told["edges"]
             part.commas = told["commas"]
+            part.day_first |= told.get("day_first", {})
             part.encoder = column_encoder_from_state(told["encoder"])
             continue
         part.main = [get_directions(store, f"{m}.{i}") for i in range(part.blocks)]
@@ -268,9 +270,10 @@ def check_kinds_there(bundle: MixedBundle, frame: pd.DataFrame):
 # (rows,) of a number or date; (rows,) bool
 def read_cells(bundle: MixedBundle, column: ColumnKind, cells: pd.Series) -> np.ndarray:
     "Which cells are what they were in training."
+    part = bundle.maker.parts["table"]
     if column.kind == "date":
-        return np.isfinite(days_of_dates(cells))
-    return ~np.isnan(to_numbers(cells, bundle.maker.parts["table"].commas[column.name]))
+        return np.isfinite(days_of_dates(cells, part.day_first[column.name]))
+    return ~np.isnan(to_numbers(cells, part.commas[column.name]))
 
 # %% ../../../nbs/apps/multimodal/08_mixed_bundle.ipynb #ae4211ed
 def missing_kinds(bundle: MixedBundle, evidence) -> np.ndarray: # (rows,) str

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['READING', 'texts_fit', 'readable_methods', 'far_values', 'other_unit', 'number_findings', 'column_findings',
-           'columns_table', 'rows_to_show', 'rows_table', 'cell_said', 'rows_pictures', 'mixed_checks', 'trained_part',
-           'new_report', 'add_gaps', 'add_findings', 'describe_mixed']
+           'picture_findings', 'columns_table', 'rows_to_show', 'rows_table', 'cell_said', 'rows_pictures',
+           'mixed_checks', 'trained_part', 'new_report', 'add_gaps', 'add_findings', 'describe_mixed']
 
 # %% ../../../nbs/apps/multimodal/09_multimodal.ipynb #e30cb968
+import re
 from collections import Counter
 
 import numpy as np
 
 import insight_nb.eval.guard as guard
-from .columns import days_of_dates
+from .columns import days_of_dates, is_day_first
 from .importance import plot_importance
 from .ladder import (
     METHODS_TRIED, MixedLadder, MixedResult, answer_metrics)
@@ -100,7 +101,7 @@ def column_findings(column, train, test, commas) -> list: # `ColumnKind`; frames
     if column.kind == "date":
         known = to_missing(cells)
         known = known[known.notna()]
-        bad = ~np.isfinite(days_of_dates(known))
+        bad = ~np.isfinite(days_of_dates(known, is_day_first(cells)))
         return [f"{plural(int(bad.sum()), 'cell')} read as empty, such as "
                 f"{shorten(str(known[bad].iloc[0]), 20)!r}"] if bad.any() else []
     if column.kind != "category":
@@ -115,6 +116,17 @@ def column_findings(column, train, test, commas) -> list: # `ColumnKind`; frames
         found.append(f"{plural(len(new), 'test row')} with a value that training lacks, such as "
                      f"{shorten(new[0], 20)!r}")
     return found
+
+# %% ../../../nbs/apps/multimodal/09_multimodal.ipynb #58565325
+def picture_findings(ladder: MixedLadder, column) -> list: # of all rows; sentences
+    "Pictures of a column that can't be read."
+    named = set(ladder.evidence.frame[column].dropna().astype(str))
+    faults = [(path, why) for _, path, why in ladder.evidence.pictures.faults if path in named]
+    if not faults:
+        return []
+    path, why = faults[0]
+    return [f"{plural(len(faults), 'picture')} of all rows read as empty, such as "
+            f"{shorten(path, 40)!r}, which {why}"]
 
 # %% ../../../nbs/apps/multimodal/09_multimodal.ipynb #cd5c1cb6
 READING = ("What is done with them is learned from the training rows alone: a gap becomes the "
@@ -131,6 +143,8 @@ def columns_table(ladder: MixedLadder) -> ReportTable:
     for c in table.columns:
         gaps = [f"{to_missing(f[c.name]).isna().mean():.0%}" for f in (train, test)]
         found = column_findings(c, train, test, commas)
+        if c.kind == "picture":
+            found = picture_findings(ladder, c.name)
         rows.append([shorten(c.name, 40), c.kind, "yes" if c.modality else used.get(
             c.kind, "no"), *gaps, "; ".join(found) or "–"])
     return ReportTable(["column", "kind", "read", "empty in training", "in the test rows",
@@ -164,13 +178,17 @@ def rows_table(ladder: MixedLadder, shown: MixedResult, rows, columns=20) -> Rep
                  ["said", *(format_number(answers[i]) for i in rows)]]
     for c in read[:columns]:
         mark = "" if c.modality in shown.modalities else " (not read)"
-        lines.append([shorten(c.name, 30) + mark, *(shorten(cell_said(v), 60)
+        lines.append([shorten(c.name, 30) + mark, *(shorten(cell_said(v), 40)
                                                     for v in cells[c.name])])
     what = "wrong and surest first, then right and least sure" if table.names else "farthest off"
     return ReportTable(["", *(f"row {at}" for at in cells.index)], lines,
                        f"Test rows, {what}: is the label right?")
 
-def cell_said(v): return "(empty)" if v is None or v != v or v == "" else format_cell(v)
+def cell_said(v): # of a table; numbers with the usual decimals
+    if v is None or v != v or v == "":
+        return "(empty)"
+    long = isinstance(v, str) and len(v) > 8
+    return format_number(float(v)) if long and re.fullmatch(r"-?\d+\.\d+", v) else format_cell(v)
 
 # %% ../../../nbs/apps/multimodal/09_multimodal.ipynb #0b40c789
 def rows_pictures(ladder: MixedLadder, rows): # -> ReportFigure or None
@@ -229,7 +247,7 @@ def new_report(ladder: MixedLadder, shown: MixedResult) -> ScoreReport:
     if table.names:
         titles = {"accuracy": "accuracy", "macro_f1": "macro F1", "mcc": "MCC",
                   "log_loss": "log loss"}
-        against, smaller = "always saying the shares of the training rows", ("log_loss",)
+        against, smaller = "knowing only the shares of the classes", ("log_loss",)
         constant = np.tile(np.bincount(train_y, minlength=len(table.names)) / len(train_y),
                            (len(ladder.test.y), 1))
     else:
@@ -239,6 +257,7 @@ def new_report(ladder: MixedLadder, shown: MixedResult) -> ScoreReport:
     report = ScoreReport("multimodal", list(table.names), titles, against, smaller,
                          seed=ladder.seed)
     report.set_metrics(shown.metrics, answer_metrics(constant, ladder.test.y, ladder.groups))
+    report.headline = ladder.headline()
     return report
 
 # %% ../../../nbs/apps/multimodal/09_multimodal.ipynb #9c3f4352
