@@ -98,10 +98,12 @@ def _number_kind(cells, name):
         return "id", "each row has a whole number of its own"
     return "number", f"{len(x):,} numbers, from {x.min():.6g} to {x.max():.6g}"
 
+_HAN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]") # Chinese and Japanese characters
+
 def _length(words): # of a cell in words; a Chinese word has some two characters
     if is_unsegmented(words):
         return float(np.mean([len(w) / 2 for w in words]))
-    return float(np.mean([len(w.split()) for w in words]))
+    return float(np.mean([max(len(w.split()), len(_HAN.findall(w)) / 2) for w in words]))
 
 # %% ../../../nbs/apps/multimodal/00_columns.ipynb #db8d07f9
 def _word_kind(words): # (known rows,) str
