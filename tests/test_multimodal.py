@@ -338,6 +338,67 @@ def test_many_pictures_take_little_memory(tmp_path):
     assert found.vectors.nbytes / len(found) * 100_000 < 200e6  # of a hundred thousand
 
 
+def test_a_leak_is_left_out_unless_it_is_named(encoder):
+    frame = rows(200)
+    frame["paid"] = np.where(frame.label == "again", 7, 3) + np.arange(200) / 1e3
+    assert run(frame, backbone=encoder, drop="note") == 0
+    told = json.loads(open("out/evidence.json", encoding="utf-8").read())
+    checks = {c["check"]: c for c in told["guard"]}
+    assert checks["evidence_leak"]["passed"] and "left out" in checks["evidence_leak"]["detail"]
+    assert "paid" not in told["data"]["columns"] and told["leaks"][0]["used"] is False
+    assert any("'paid' is left out" in note for note in told["data"]["notes"])
+    frame.drop(columns=["label", "paid"]).to_csv("new.csv", index=False)
+    assert main(["predict", "out/bundle", "new.csv", "--out", "answers.csv"]) == 0
+    assert run(frame, backbone=encoder, drop="note", numbers="paid") == 0
+    told = json.loads(open("out/evidence.json", encoding="utf-8").read())
+    assert {c["check"]: c["passed"] for c in told["guard"]}["evidence_leak"] is False
+
+
+@pytest.mark.parametrize("zh", [False, True])
+def test_the_report_tells_the_columns_and_five_rows_with_their_pictures(encoder, zh):
+    frame, n = rows(160, zh=zh), 160
+    frame["height"] = np.where(np.arange(n) % 40, 1.7, 170) + np.random.default_rng(0).normal(
+        size=n) / 50
+    frame["note"] = [f"<i>{t}</i>" if i % 2 else "" for i, t in enumerate(frame.note)]
+    frame["photo"] = [f"<b>{i}.png" if i > 3 else f"no/{i}.png" for i in range(n)]
+    for i in range(4, n):
+        Image.new("RGB", (9 + i % 5, 9), (i, i, i)).save(f"<b>{i}.png")
+    assert run(frame, backbone=encoder, text="note", methods="trees") == 0
+    page = open("out/report.html", encoding="utf-8").read()
+    for said in ("about 100 times the others", "another unit?", "which is not there",
+                 "empty in training", "Rows to look at", "Their pictures",
+                 "points of accuracy to the best method", "&lt;i&gt;"):
+        assert said in page, said
+    assert "<i>" not in page and "<b>5.png" not in page and page.count("data:image") >= 5
+
+
+def test_dates_with_the_year_last(encoder):
+    "A column says what stands first; a row alone is read as the column was."
+    frame = rows(120).drop(columns="note")
+    days = pd.date_range("2020-01-01", periods=120, freq="D")
+    frame["seen"] = days.strftime("%d/%m/%Y")
+    frame["label"] = np.where(days.month % 2, "odd", "even")
+    assert run(frame, backbone=encoder) == 0
+    told = json.loads(open("out/evidence.json", encoding="utf-8").read())
+    assert told["data"]["columns"]["seen"] == "date"
+    assert {c["check"]: c for c in told["guard"]}["evidence_leak"]["passed"] is True
+    assert run(frame, backbone=encoder, dates="seen") == 0
+    bundle, one = load("out/bundle"), frame.drop(columns="label").iloc[[40]]
+    one["seen"] = "03/02/2020"  # the third of February, to those who wrote the table
+    assert predict_mixed(bundle, one).prediction[0] == "even"
+
+
+def test_cells_of_another_kind_are_told_and_lose_nothing(encoder):
+    assert run(rows(), backbone=encoder, drop="note") == 0
+    new = rows(20).drop(columns=["label", "note"]).astype(object)
+    new.loc[3, "price"] = "<b>dear</b>"
+    new.to_csv("new.csv", index=False)
+    assert main(["predict", "out/bundle", "new.csv", "--out", "answers.csv"]) == 0
+    answers = pd.read_csv("answers.csv")
+    assert answers.prediction.notna().all() and answers.error.notna().sum() == 1
+    assert answers.error[3] == "'<b>dear</b>' in 'price' is no number"
+
+
 def test_a_huge_picture_a_category_of_many_values_and_odd_numbers(encoder):
     n = 120
     Image.new("L", (9000, 9000)).save("huge.png")

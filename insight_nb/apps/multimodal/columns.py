@@ -48,7 +48,8 @@ class ColumnKind:
     def modality(self): return MODALITIES.get(self.kind) # text, table or picture; None: not used
 
 # %% ../../../nbs/apps/multimodal/00_columns.ipynb #e2023865
-def days_of_dates(cells: pd.Series, day_first=None) -> np.ndarray: # as of `parse_timestamp`; (rows,)
+def days_of_dates(cells: pd.Series,
+                  day_first=None) -> np.ndarray: # as of `parse_timestamp`; (rows,) float64
     "Dates in any usual form, as days since 1970 in UTC, NaN for what is no date."
     if cells.dtype.kind == "M":
         stamps = pd.DatetimeIndex(pd.to_datetime(cells, utc=True))
