@@ -255,6 +255,8 @@ def test_one_class_and_a_kind_that_changes(encoder, ends):
                          (lambda f: f.drop(columns="price"), "no column 'price'")):
         change(rows(20).drop(columns=["label", "note"])).to_csv("new.csv", index=False)
         refused(ends("predict", "out/bundle", "new.csv", "--out", "x.csv"), said)
+    refused(ends("export", "out/bundle", "--to", "onnx", "--out", "x"),
+            "is for the task 'multimodal', and what is read and exported here are bundles that")
 
 
 def made_evidence(frame, seed):

@@ -148,7 +148,8 @@ class TableFeatures:
 
     def expand(self, frame) -> pd.DataFrame: # numbers, and categories as they are
         "Columns of plain numbers and of categories."
-        found = dict(_number_columns(frame, self.commas)) | dict(_date_columns(frame, self.day_first))
+        found = dict(_number_columns(frame, self.commas))
+        found |= dict(_date_columns(frame, self.day_first))
         found |= {c: frame[c].to_numpy() for c in self.categories}
         return pd.DataFrame(found | dict(_list_columns(frame, self.plans)))
 
