@@ -369,7 +369,7 @@ def test_the_report_tells_the_columns_and_five_rows_with_their_pictures(encoder,
     page = open("out/report.html", encoding="utf-8").read()
     for said in ("about 100 times the others", "another unit?", "which is not there",
                  "empty in training", "Rows to look at", "Their pictures",
-                 "points of accuracy to the best method", "&lt;i&gt;"):
+                 "points of accuracy to the best method", "&lt;b&gt;"):
         assert said in page, said
     assert "<i>" not in page and "<b>5.png" not in page and page.count("data:image") >= 5
 
