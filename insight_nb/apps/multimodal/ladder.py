@@ -189,14 +189,17 @@ def said(self: ModalityGain) -> str: # a difference, in words
 
 @patch
 def adds(self: ModalityGain) -> str: # the same for a sentence
-    ends = self.difference.value, self.difference.low, self.difference.high
+    d = self.difference
+    worse = d.value < 0
+    ends = (-d.value, -d.high, -d.low) if worse else (d.value, d.low, d.high)
     if self.numbers:
         value, low, high = map(format_number, ends)
-        return (f"lowers the mean error of the best method without it by {value} (95 % interval: "
-                f"{low} to {high})")
-    value, low, high = (100 * v for v in ends)
-    return (f"adds {value:.1f} points of accuracy to the best method without it (95 % interval: "
-            f"{low:.1f} to {high:.1f})")
+        what = f"{'raises' if worse else 'lowers'} the mean error of the best method without it by"
+        return f"{what} {value} (95 % interval: {low} to {high})"
+    value, low, high = (f"{100 * v:.1f}" for v in ends)
+    does, to = ("takes", "from") if worse else ("adds", "to")
+    return (f"{does} {value} points of accuracy {to} the best method without it (95 % interval: "
+            f"{low} to {high})")
 
 @patch
 def summary(self: ModalityGain) -> str:

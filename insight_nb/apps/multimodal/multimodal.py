@@ -174,7 +174,7 @@ def rows_table(ladder: MixedLadder, shown: MixedResult, rows, columns=20) -> Rep
                  ["said", *(shorten(table.names[answers[i].argmax()], 30) for i in rows)],
                  ["how sure", *(f"{answers[i].max():.0%}" for i in rows)]]
     else:
-        lines = [[f"true {table.label}", *(format_number(y[i]) for i in rows)],
+        lines = [[f"true {table.label}", *(cell_said(float(y[i])) for i in rows)],
                  ["said", *(format_number(answers[i]) for i in rows)]]
     for c in read[:columns]:
         mark = "" if c.modality in shown.modalities else " (not read)"
@@ -187,6 +187,8 @@ def rows_table(ladder: MixedLadder, shown: MixedResult, rows, columns=20) -> Rep
 def cell_said(v): # of a table; numbers with the usual decimals
     if v is None or v != v or v == "":
         return "(empty)"
+    if isinstance(v, float):
+        return f"{v:,.0f}" if v == round(v) else format_number(v)
     long = isinstance(v, str) and len(v) > 8
     return format_number(float(v)) if long and re.fullmatch(r"-?\d+\.\d+", v) else format_cell(v)
 
