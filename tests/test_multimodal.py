@@ -356,6 +356,23 @@ def test_a_leak_is_left_out_unless_it_is_named(encoder):
     assert {c["check"]: c["passed"] for c in told["guard"]}["evidence_leak"] is False
 
 
+def test_texts_and_pictures_that_leak_are_left_out(encoder):
+    "What is left is trained; the bundle asks for it alone."
+    frame = rows(120).drop(columns="note")
+    again = frame.label == "again"
+    frame["letter"] = [f"dear customer {i}, {'welcome back' if a else 'good bye'}"
+                       for i, a in enumerate(again)]
+    frame["photo"] = [f"{i}.png" for i in range(120)]
+    for i, a in enumerate(again):
+        Image.new("RGB", (30 if a else 20, 20 + i % 7), (i, i, i)).save(f"{i}.png")
+    assert run(frame, backbone=encoder, methods="trees,late,fine_tuned", epochs=1) == 0
+    told = json.loads(open("out/evidence.json", encoding="utf-8").read())
+    assert {k["column"] for k in told["leaks"] if not k["used"]} == {"letter", "photo"}
+    assert told["data"]["columns"] == {"price": "number", "city": "category"}
+    assert {c["check"]: c["passed"] for c in told["guard"]}["evidence_leak"] is True
+    assert load("out/bundle").modalities == ("table",)
+
+
 @pytest.mark.parametrize("zh", [False, True])
 def test_the_report_tells_the_columns_and_five_rows_with_their_pictures(encoder, zh):
     frame, n = rows(160, zh=zh), 160
