@@ -12,10 +12,11 @@ from conftest import damage, refused, run_here, tiny_encoder
 from insight_nb import load
 from insight_nb.apps.multimodal import methods
 from insight_nb.apps.multimodal.columns import open_mixed, split_mixed
+from insight_nb.apps.multimodal.importance import importance_of
 from insight_nb.apps.multimodal.ladder import MixedLadder, mixed_methods
 from insight_nb.apps.multimodal.leaks import find_evidence_leaks
 from insight_nb.apps.multimodal.methods import (
-    FeatureMaker, RowEvidence, collect_evidence, row_text_vectors)
+    Boosting, FeatureMaker, RowEvidence, collect_evidence, row_text_vectors)
 from insight_nb.apps.multimodal.mixed_bundle import predict_mixed
 from insight_nb.apps.multimodal.pictures import FACTS, PictureVectors, picture_vectors
 from insight_nb.base.core import InputError
@@ -254,33 +255,60 @@ def test_one_class_and_a_kind_that_changes(encoder, ends):
                          (lambda f: f.drop(columns="price"), "no column 'price'")):
         change(rows(20).drop(columns=["label", "note"])).to_csv("new.csv", index=False)
         refused(ends("predict", "out/bundle", "new.csv", "--out", "x.csv"), said)
+    refused(ends("export", "out/bundle", "--to", "onnx", "--out", "x"),
+            "is for the task 'multimodal', and what is read and exported here are bundles that")
 
 
 def made_evidence(frame, seed):
-    "Vectors without an encoder: what a text says, and noise."
+    "Vectors without an encoder: what a text says, and noise; of pictures, noise alone."
     rng = np.random.default_rng(seed)
     texts = frame.note.tolist()
     mood = np.array([any(w in t for w in NOTES[1]) for t in texts])
     vectors = rng.normal(size=(len(frame), 8)).astype(np.float32)
     vectors[:, 0] += 4 * mood
-    return RowEvidence(frame, texts, vectors, None, {"table": 0., "text": 1e-3})
+    pictures = None
+    if "photo" in frame:
+        pictures = PictureVectors(rng.normal(size=(len(frame), 8)).astype(np.float32),
+                                  np.zeros((len(frame), len(FACTS)), np.float32))
+    return RowEvidence(frame, texts, vectors, pictures, {"table": 0., "text": 1e-3})
+
+
+def useless_rows(useless, seed):
+    "A table in which one kind or one column says nothing: its cells are shuffled, or noise."
+    frame, rng = rows(600, seed), np.random.default_rng(seed)
+    columns = {"table": ["price", "city"], "text": ["note"]}.get(useless, [])
+    order = rng.permutation(len(frame))
+    frame[columns] = frame[columns].to_numpy()[order]
+    if useless == "picture":
+        frame["photo"] = [f"{i}.png" for i in range(len(frame))]
+    if useless == "column":
+        frame["weight"] = rng.normal(size=len(frame))
+    table = open_mixed(frame, given={"text": ["note"]})
+    return MixedLadder(table, split_mixed(table, test=200, valid=100, seed=seed),
+                       made_evidence(frame, seed), seed)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("useless", ["table", "text"])
+@pytest.mark.parametrize("useless", ["table", "text", "picture"])
 def test_a_useless_kind_is_called_useless_in_19_of_20_draws(useless):
     said = []
     for seed in range(20):
-        frame, rng = rows(600, seed), np.random.default_rng(seed)
-        columns = ["price", "city"] if useless == "table" else ["note"]
-        order = rng.permutation(len(frame))
-        frame[columns] = frame[columns].to_numpy()[order]
-        table = open_mixed(frame, given={"text": ["note"]})
-        ladder = MixedLadder(table, split_mixed(table, test=200, valid=100, seed=seed),
-                             made_evidence(frame, seed), seed)
+        ladder = useless_rows(useless, seed)
         ladder.run(mixed_methods(ladder.maker, "trees,late"))
         said.append(ladder.gain(useless).verdict)
     assert said.count("pays") <= 1
+
+
+@pytest.mark.slow
+def test_a_useless_column_is_called_useless_in_19_of_20_draws():
+    used = []
+    for seed in range(20):
+        ladder = useless_rows("column", seed)
+        ladder.run([Boosting(("table", "text"))])
+        found = importance_of(ladder.best().method, ladder.maker, ladder.test, 2, seed)
+        used += [i.low > 0 for i in found if i.name == "weight"]
+        assert next(i for i in found if i.name == "price").low > 0
+    assert len(used) == 20 and sum(used) <= 1
 
 
 @pytest.mark.slow
@@ -288,6 +316,7 @@ def test_a_useless_kind_is_called_useless_in_19_of_20_draws(useless):
 def test_a_planted_leak_is_found_in_20_of_20_draws(kind):
     for seed in range(20):
         frame, rng = rows(300, seed), np.random.default_rng(seed)
+        frame["photo"] = [f"{i}.png" for i in range(300)]
         table = open_mixed(frame, given={"text": ["note"]})
         y, clean = table.target, rng.normal(size=(300, len(FACTS))).astype(np.float32)
         pictures = PictureVectors(np.zeros((300, 2), np.float32), clean)
@@ -301,7 +330,7 @@ def test_a_planted_leak_is_found_in_20_of_20_draws(kind):
             clean[:, 4] += 20 * y
         table = open_mixed(frame, given={"text": ["note"]})
         evidence = RowEvidence(frame, frame.note.tolist(), None, pictures)
-        assert [k.modality for k in find_evidence_leaks(table, evidence, y)] == [kind]
+        assert {k.modality for k in find_evidence_leaks(table, evidence, y)} == {kind}
 
 
 def test_many_pictures_take_little_memory(tmp_path):
@@ -309,6 +338,84 @@ def test_many_pictures_take_little_memory(tmp_path):
     found = picture_vectors(["a.png", None] * 1000, tmp_path)
     assert found.there.sum() == 1000
     assert found.vectors.nbytes / len(found) * 100_000 < 200e6  # of a hundred thousand
+
+
+def test_a_leak_is_left_out_unless_it_is_named(encoder):
+    frame = rows(200)
+    frame["paid"] = np.where(frame.label == "again", 7, 3) + np.arange(200) / 1e3
+    assert run(frame, backbone=encoder, drop="note") == 0
+    told = json.loads(open("out/evidence.json", encoding="utf-8").read())
+    checks = {c["check"]: c for c in told["guard"]}
+    assert checks["evidence_leak"]["passed"] and "left out" in checks["evidence_leak"]["detail"]
+    assert "paid" not in told["data"]["columns"] and told["leaks"][0]["used"] is False
+    assert any("'paid' is left out" in note for note in told["data"]["notes"])
+    frame.drop(columns=["label", "paid"]).to_csv("new.csv", index=False)
+    assert main(["predict", "out/bundle", "new.csv", "--out", "answers.csv"]) == 0
+    assert run(frame, backbone=encoder, drop="note", numbers="paid") == 0
+    told = json.loads(open("out/evidence.json", encoding="utf-8").read())
+    assert {c["check"]: c["passed"] for c in told["guard"]}["evidence_leak"] is False
+
+
+def test_texts_and_pictures_that_leak_are_left_out(encoder):
+    "What is left is trained; the bundle asks for it alone."
+    frame = rows(120).drop(columns="note")
+    again = frame.label == "again"
+    frame["letter"] = [f"dear customer {i}, {'welcome back' if a else 'good bye'}"
+                       for i, a in enumerate(again)]
+    frame["photo"] = [f"{i}.png" for i in range(120)]
+    for i, a in enumerate(again):
+        Image.new("RGB", (30 if a else 20, 20 + i % 7), (i, i, i)).save(f"{i}.png")
+    assert run(frame, backbone=encoder, methods="trees,late,fine_tuned", epochs=1) == 0
+    told = json.loads(open("out/evidence.json", encoding="utf-8").read())
+    assert {k["column"] for k in told["leaks"] if not k["used"]} == {"letter", "photo"}
+    assert told["data"]["columns"] == {"price": "number", "city": "category"}
+    assert {c["check"]: c["passed"] for c in told["guard"]}["evidence_leak"] is True
+    assert load("out/bundle").modalities == ("table",)
+
+
+@pytest.mark.parametrize("zh", [False, True])
+def test_the_report_tells_the_columns_and_five_rows_with_their_pictures(encoder, zh):
+    frame, n = rows(160, zh=zh), 160
+    frame["height"] = np.where(np.arange(n) % 40, 1.7, 170) + np.random.default_rng(0).normal(
+        size=n) / 50
+    frame["note"] = [f"<i>{t}</i>" if i % 2 else "" for i, t in enumerate(frame.note)]
+    frame["photo"] = [f"<b>{i}.png" if i > 3 else f"no/{i}.png" for i in range(n)]
+    for i in range(4, n):
+        Image.new("RGB", (9 + i % 5, 9), (i, i, i)).save(f"<b>{i}.png")
+    assert run(frame, backbone=encoder, text="note", methods="trees") == 0
+    page = open("out/report.html", encoding="utf-8").read()
+    for said in ("about 100 times the others", "another unit?", "which is not there",
+                 "empty in training", "Rows to look at", "Their pictures",
+                 "points of accuracy to the best method", "&lt;b&gt;"):
+        assert said in page, said
+    assert "<i>" not in page and "<b>5.png" not in page and page.count("data:image") >= 5
+
+
+def test_dates_with_the_year_last(encoder):
+    "A column says what stands first; a row alone is read as the column was."
+    frame = rows(120).drop(columns="note")
+    days = pd.date_range("2020-01-01", periods=120, freq="D")
+    frame["seen"] = days.strftime("%d/%m/%Y")
+    frame["label"] = np.where(days.month % 2, "odd", "even")
+    assert run(frame, backbone=encoder) == 0
+    told = json.loads(open("out/evidence.json", encoding="utf-8").read())
+    assert told["data"]["columns"]["seen"] == "date"
+    assert {c["check"]: c for c in told["guard"]}["evidence_leak"]["passed"] is True
+    assert run(frame, backbone=encoder, dates="seen") == 0
+    bundle, one = load("out/bundle"), frame.drop(columns="label").iloc[[40]]
+    one["seen"] = "03/02/2020"  # the third of February, to those who wrote the table
+    assert predict_mixed(bundle, one).prediction[0] == "even"
+
+
+def test_cells_of_another_kind_are_told_and_lose_nothing(encoder):
+    assert run(rows(), backbone=encoder, drop="note") == 0
+    new = rows(20).drop(columns=["label", "note"]).astype(object)
+    new.loc[3, "price"] = "<b>dear</b>"
+    new.to_csv("new.csv", index=False)
+    assert main(["predict", "out/bundle", "new.csv", "--out", "answers.csv"]) == 0
+    answers = pd.read_csv("answers.csv")
+    assert answers.prediction.notna().all() and answers.error.notna().sum() == 1
+    assert answers.error[3] == "'<b>dear</b>' in 'price' is no number"
 
 
 def test_a_huge_picture_a_category_of_many_values_and_odd_numbers(encoder):

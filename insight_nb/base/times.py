@@ -26,15 +26,44 @@ def _from_number(v): # seconds or milliseconds, from 1973 on
         return v / 1000
     return None
 
+# %% ../../nbs/base/03_times.ipynb #2dd59d6b
+_MONTHS = ("january", "february", "march", "april", "may", "june", "july", "august", "september",
+           "october", "november", "december")
+_YEAR_LAST = re.compile(
+    r"([A-Za-z]+|\d{1,2})(?:st|nd|rd|th)?([-/. ]|\. )([A-Za-z]+|\d{1,2})(?:st|nd|rd|th)?"
+    r"(?:[-/., ]|[.,] )(\d{4})(,? (?=\d))?(\d{1,2})?(?::(\d{2}))?(?::(\d{2}))?")
+
+def _month(word): # from 1; None: it is no month
+    long = len(word) >= 3
+    return next((i for i, m in enumerate(_MONTHS, 1) if long and m.startswith(word.lower())), None)
+
+def _day_of(m, day_first): # a match of _YEAR_LAST; (year, month, day), or None
+    first, mark, second, year = m.groups()[:4]
+    if not (first.isdigit() and second.isdigit()):
+        day, word = (first, second) if first.isdigit() else (second, first)
+        return (int(year), _month(word), int(day)) if day.isdigit() and _month(word) else None
+    first, second = int(first), int(second)
+    if max(first, second) > 12: # only one of them can be the day
+        day_first = first > 12
+    elif mark == ".":
+        day_first = True
+    if day_first is None:
+        return None
+    return (int(year), second, first) if day_first else (int(year), first, second)
+
 # %% ../../nbs/base/03_times.ipynb #5649679e
-def _from_text(s):
+def _from_text(s, day_first=None): # as of `parse_timestamp`
     "A datetime, or None."
-    if m := _YEAR_FIRST.fullmatch(unicodedata.normalize("NFKC", s)): # full-width signs, too
+    s = unicodedata.normalize("NFKC", s) # full-width signs, too
+    if m := _YEAR_FIRST.fullmatch(s):
         *day, half, hour, minute, second = m.groups()
         hour = int(hour or 0)
         if half in ("下午", "晚上") and hour < 12:
             hour += 12
         return datetime(*map(int, day), hour, int(minute or 0), int(second or 0))
+    if m := _YEAR_LAST.fullmatch(s):
+        day = _day_of(m, day_first)
+        return day and datetime(*day, *(int(v or 0) for v in m.groups()[5:]))
     # ISO 8601, and the dates of mails and feeds
     for read in (datetime.fromisoformat, parsedate_to_datetime):
         try:
@@ -44,14 +73,15 @@ def _from_text(s):
 
 # %% ../../nbs/base/03_times.ipynb #b7261bbc
 def parse_timestamp(value, # a text, a number of seconds or milliseconds, a date of Python or pandas
-               tz # a ZoneInfo, for dates without one
+               tz, # a ZoneInfo, for dates without one
+               day_first=None # of 3/4/2026; None: not known, and it is not read
               ) -> "float | None": # seconds since 1970 in UTC; None where it can't be read
     "When that was."
     if isinstance(value, str) and re.fullmatch(r"\d{9,}(\.\d+)?", value.strip()):
         value = float(value)
     try:
         if isinstance(value, str):
-            value = _from_text(value.strip())
+            value = _from_text(value.strip(), day_first)
         elif isinstance(value,
                         (int, float, np.integer, np.floating)) and not isinstance(value, bool):
             return _from_number(float(value))

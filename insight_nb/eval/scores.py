@@ -220,7 +220,7 @@ class ScoreReport(Report):
         self.baseline_title = self.extra["baseline_title"] = against
         self.smaller_is_better = set(smaller)
         self.unit = unit
-        self.blocks = []
+        self.blocks, self.row_blocks = [], [] # details; what stands beside the rows to look at
         self.calibration = {
             "method": "none", "detail": "this task has no probabilities that add up to one"}
 
@@ -318,7 +318,8 @@ def sections(self: ScoreReport) -> list: # as of `Report`
     found = [
         *self.lead_sections, ("Result", some(self.metrics, self.metrics_table, self.plot_scores)),
         ("Details", list(self.blocks)),
-        ("Rows to look at", some(self.mistakes, lambda: self.mistakes)), *self._facts()]
+        ("Rows to look at", [*some(self.mistakes, lambda: self.mistakes), *self.row_blocks]),
+        *self._facts()]
     return [(title, blocks) for title, blocks in found if blocks]
 
 # %% ../../nbs/eval/07_scores.ipynb #1a185aa7

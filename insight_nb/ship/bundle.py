@@ -283,8 +283,9 @@ def check_fine_tuned(path, info): # a folder, and what its bundle.json says
     "Raise InputError unless a bundle holds an encoder that was fine-tuned on texts."
     if info.get("task") not in TASKS:
         raise InputError(
-            f"{path} is for the task {info.get('task')!r}, which is not read here: "
-            "insight_nb.load and insight-nb predict open what this version knows.")
+            f"{path} is for the task {info.get('task')!r}, and what is read and exported here are "
+            "bundles that answer texts: open it with insight_nb.load, or answer its rows with "
+            "insight-nb predict.")
     if rung := info.get("rung"):
         name = rung.get("name") if isinstance(rung, dict) else "another method"
         raise InputError(f"{path} holds {name}, without an encoder that was fine-tuned: open it "

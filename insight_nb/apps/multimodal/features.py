@@ -16,7 +16,8 @@ import pandas as pd
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
-from .columns import MixedTable, list_separator, days_of_dates
+from .columns import (
+    MixedTable, days_of_dates, is_day_first, list_separator)
 from ...base.intervals import group_codes
 from ...data.arrays import ColumnEncoder, has_comma, to_missing, to_numbers
 from ...methods.classical import fit_vectorizer
@@ -116,9 +117,9 @@ def _number_columns(frame, commas): # column -> as of `to_numbers`; what can't b
         x = to_numbers(to_missing(frame[c]), comma)
         yield c, np.where(np.isfinite(x), x, np.nan)
 
-def _date_columns(frame, columns):
-    for c in columns:
-        days = days_of_dates(to_missing(frame[c]))
+def _date_columns(frame, columns): # column -> whether the day stands first
+    for c, day_first in columns.items():
+        days = days_of_dates(to_missing(frame[c]), day_first)
         stamps = pd.to_datetime(pd.Series(days), unit="D", errors="coerce")
         yield c, days
         yield f"{c}: month", stamps.dt.month.to_numpy(float)
@@ -139,6 +140,7 @@ class TableFeatures:
         self.numbers, self.dates = table.of_kind("number"), table.of_kind("date")
         # how the source writes its decimals: a row alone can't tell
         self.commas = {c: has_comma(to_missing(table.frame[c])) for c in self.numbers}
+        self.day_first = {c: is_day_first(to_missing(table.frame[c])) for c in self.dates}
         self.categories, self.lists = table.of_kind("category"), table.of_kind("list")
 
     @property
@@ -146,7 +148,8 @@ class TableFeatures:
 
     def expand(self, frame) -> pd.DataFrame: # numbers, and categories as they are
         "Columns of plain numbers and of categories."
-        found = dict(_number_columns(frame, self.commas)) | dict(_date_columns(frame, self.dates))
+        found = dict(_number_columns(frame, self.commas))
+        found |= dict(_date_columns(frame, self.day_first))
         found |= {c: frame[c].to_numpy() for c in self.categories}
         return pd.DataFrame(found | dict(_list_columns(frame, self.plans)))
 

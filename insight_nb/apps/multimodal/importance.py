@@ -106,8 +106,11 @@ def plot_importance(found, most=15, numbers=False) -> ReportFigure:
     what = "error that is added" if numbers else "accuracy that is lost"
     ax.set(xlabel=f"{what} when the column is shuffled, with its 95 % interval")
     ax.tick_params(colors=INK)
-    if shown[-1].low > 0:
-        title = f"{shorten(shown[-1].name, 40)} matters most"
-    else:
+    sure = [i for i in shown[::-1] if i.low > 0]
+    if not sure:
         title = "No column alone is shown to matter"
+    elif sure[0] is shown[-1]:
+        title = f"{shorten(sure[0].name, 40)} matters most"
+    else: # a larger one may be chance
+        title = f"{shorten(sure[0].name, 40)} is shown to matter"
     return ReportFigure(title, figure_svg(fig, title), column_importance_table(found, numbers))

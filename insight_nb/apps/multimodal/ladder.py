@@ -130,15 +130,16 @@ def best(self: MixedLadder, allowed=lambda r: True) -> MixedResult | None:
 class ModalityGain:
     "What a kind of evidence adds, and what it costs."
     modality: str
-    best: MixedResult # that reads it
-    without: MixedResult | None # the best that does not; None: there is no other kind
+    best: MixedResult | None # that reads it; None: no method that was tried does
+    without: MixedResult | None # the best that does not; None: each that was tried reads it
     difference: Difference | None # of accuracy, or of the mean absolute error, above 0: better
     numbers: bool # whether the target is a number
+    alone: bool = False # whether the table has no other kind
 
     @property
-    def verdict(self) -> str: # pays, harms, not shown to pay, or the only kind
+    def verdict(self) -> str: # pays, harms, not shown to pay; or why there is no difference
         if self.difference is None:
-            return "the only kind"
+            return "the only kind" if self.alone else "not compared"
         if self.difference.low > 0:
             return "pays"
         return "harms" if self.difference.high < 0 else "not shown to pay"
@@ -149,8 +150,9 @@ class ModalityGain:
     def cost_said(self) -> str:
         if self.cost < 1.15:
             return "no longer than before"
-        return f"{self.cost:.1f} times as long" if self.cost < 9.5 else (
-            f"{self.cost:,.0f} times as long")
+        times = f"{self.cost:,.{int(self.cost < 9.5)}f} times as long"
+        now, before = (f"{r.ms_per_row:.2g}" for r in (self.best, self.without))
+        return f"{times} ({now} ms in place of {before} ms)"
 
 # %% ../../../nbs/apps/multimodal/05_ladder.ipynb #9ea9c7d9
 def paired_gain(first, second, y, groups=None, seed=0) -> Difference: # answers of the same rows
@@ -166,9 +168,10 @@ def gain(self: MixedLadder, modality) -> ModalityGain:
     best = self.best(lambda r: modality in r.modalities)
     without = self.best(lambda r: modality not in r.modalities)
     found = None
-    if without is not None:
+    if best is not None and without is not None:
         found = paired_gain(best.answers, without.answers, self.test.y, self.groups, self.seed)
-    return ModalityGain(modality, best, without, found, not self.maker.n_classes)
+    return ModalityGain(modality, best, without, found, not self.maker.n_classes,
+                        len(self.table.modalities) == 1)
 
 @patch
 def gains(self: MixedLadder) -> list: # of `ModalityGain`
@@ -185,19 +188,57 @@ def said(self: ModalityGain) -> str: # a difference, in words
         *(100 * v for v in (self.difference.value, self.difference.low, self.difference.high)))
 
 @patch
+def adds(self: ModalityGain) -> str: # the same for a sentence
+    d = self.difference
+    worse = d.value < 0
+    ends = (-d.value, -d.high, -d.low) if worse else (d.value, d.low, d.high)
+    if self.numbers:
+        value, low, high = map(format_number, ends)
+        what = f"{'raises' if worse else 'lowers'} the mean error of the best method without it by"
+        return f"{what} {value} (95 % interval: {low} to {high})"
+    value, low, high = (f"{100 * v:.1f}" for v in ends)
+    does, to = ("takes", "from") if worse else ("adds", "to")
+    return (f"{does} {value} points of accuracy {to} the best method without it (95 % interval: "
+            f"{low} to {high})")
+
+@patch
 def summary(self: ModalityGain) -> str:
     "One sentence."
     name = {"table": "The table", "text": "The text", "picture": "The picture"}[self.modality]
-    if self.difference is None:
+    if self.alone:
         return f"{name} is the only kind of evidence."
-    ends = {"pays": "it pays", "harms": "leave it out: it harms",
-            "not shown to pay": "not shown to pay: leave it out, or measure on more rows"}
-    return (f"{name} adds {self.said()} to the best without it, and a row then takes "
-            f"{self.cost_said()}: {ends[self.verdict]}.")
+    if self.difference is None:
+        tried = "No method that was tried reads" if self.best is None else (
+            "Each method that was tried reads")
+        return (f"{tried} the {self.modality}: what it adds to the others is not known. Add trees "
+                "to methods.")
+    ends = {"pays": "it pays", "harms": "leave it out, it harms",
+            "not shown to pay": "not shown to pay, so leave it out or measure on more rows"}
+    return (f"{name} {self.adds()}, and a row then takes {self.cost_said()}: "
+            f"{ends[self.verdict]}.")
+
+# %% ../../../nbs/apps/multimodal/05_ladder.ipynb #95591919
+@patch
+def headline(self: MixedLadder) -> str:
+    "Which kinds pay, in one sentence; empty for a single kind."
+    if len(self.table.modalities) < 2:
+        return ""
+    said = {}
+    for g in self.gains():
+        said.setdefault(g.verdict, []).append(f"the {g.modality}")
+    ends = {"pays": ("pays", "pay"), "harms": ("harms", "harm"),
+            "not shown to pay": ("is not shown to pay", "are not shown to pay"),
+            "not compared": ("was not compared", "were not compared")}
+    parts = [f"{' and '.join(said[k])} {ends[k][len(said[k]) > 1]}" for k in ends if k in said]
+    line = "; ".join(parts)
+    return f"{line[:1].upper()}{line[1:]}."
 
 # %% ../../../nbs/apps/multimodal/05_ladder.ipynb #56a44f67
 @patch
 def score_name(self: MixedLadder): return "accuracy" if self.maker.n_classes else "mae"
+@patch
+def score_title(self: MixedLadder):
+    return "accuracy" if self.maker.n_classes else "mean absolute error (less is better)"
 
 @patch
 def results_table(self: MixedLadder) -> ReportTable: # rows
@@ -209,16 +250,19 @@ def results_table(self: MixedLadder) -> ReportTable: # rows
         name = f"→ {r.name}" if r is best else r.name
         rows.append([name, r.metrics[k], *(r.metrics[m].value for m in more),
                      f"{r.train_seconds:.1f}", f"{r.ms_per_row:.2f}"])
-    return ReportTable(["method", k, *(m.replace("_", " ") for m in more), "train s", "ms a row"],
-                       rows, f"On {len(self.test.y):,} test rows; → was best on the "
+    names = ["method", self.score_title(), *(m.replace("_", " ") for m in more), "train s",
+             "ms a row"]
+    return ReportTable(names, rows, f"On {len(self.test.y):,} test rows; → was best on the "
                        f"{len(self.valid.y):,} validation rows")
 
 @patch
 def gains_table(self: MixedLadder) -> ReportTable:
     "What each kind adds."
-    rows = [[g.modality, g.best.name, g.without.name if g.without else "–",
-             g.said() if g.difference else "–", g.cost_said() if g.without else "–", g.verdict]
-            for g in self.gains()]
+    def name(result): return result.name if result else "–"
+    rows = []
+    for g in self.gains():
+        told = (g.said(), g.cost_said()) if g.difference else ("–", "–")
+        rows.append([g.modality, name(g.best), name(g.without), *told, g.verdict])
     return ReportTable(["kind", "best with it", "best without it", "gain [95 %]",
                         "a row takes", "verdict"], rows,
                        "What each kind of evidence adds")
@@ -235,7 +279,7 @@ def plot(self: MixedLadder) -> ReportFigure:
         ax.errorbar(m.value, i, xerr=[[max(m.value - m.low, 0)], [max(m.high - m.value, 0)]],
                     fmt="o", ms=5, color=ORANGE if r is best else BLUE, elinewidth=1.5)
     ax.set_yticks(range(len(shown)), [escape_label(r.name, 50) for r in shown])
-    name = {"accuracy": "accuracy", "mae": "mean absolute error (less is better)"}[k]
+    name = self.score_title()
     ax.set(xlabel=f"{name}, with its 95 % interval")
     ax.tick_params(colors=INK)
     title = f"{best.name}: {name.split(' (')[0]} {best.metrics[k]}"
@@ -297,6 +341,6 @@ def to_dict(self: MixedLadder) -> dict: # for JSON
             "train_seconds": r.train_seconds, "ms_per_row": r.ms_per_row} for r in self.results],
         "chosen": self.best().name,
         "gains": [{
-            "modality": g.modality, "with": g.best.name,
+            "modality": g.modality, "with": g.best.name if g.best else None,
             "without": g.without.name if g.without else None, "verdict": g.verdict,
             "difference": g.difference.to_dict() if g.difference else None} for g in self.gains()]}

@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['LEAK_SKILL', 'skill', 'skill_of', 'telling_phrases', 'number_phrase', 'told_numbers', 'repeat_skill', 'Leak',
-           'column_skills', 'find_evidence_leaks', 'text_leaks', 'leak_check', 'leaks_table']
+           'column_skills', 'find_evidence_leaks', 'same_pictures', 'text_leaks', 'refuse_leaks', 'leak_check',
+           'leaks_table']
 
 # %% ../../../nbs/apps/multimodal/06_leaks.ipynb #a6bbc27d
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from sklearn.feature_extraction.text import CountVectorizer
 
-from .columns import MixedTable
+from .columns import MixedTable, join_texts
 from .features import TableFeatures, inner_folds
 from .methods import RowEvidence
 from .pictures import FACTS
@@ -129,8 +130,10 @@ def repeat_skill(cells: pd.Series, y, n_classes, groups=None, seed=0) -> float: 
 class Leak:
     "Something that alone nearly tells the label."
     modality: str
+    column: str
     what: str # column, phrase, or facts of the picture
     why: str # a sentence
+    used: bool = True # whether a model may read its column
 
 LEAK_SKILL = .95 # from which a column or a picture's facts count as a leak
 
@@ -156,46 +159,68 @@ def find_evidence_leaks(table: MixedTable, evidence: RowEvidence, y, # of the tr
     found, kinds = [], {c.name: c.modality for c in table.columns}
     for name, v in column_skills(table, evidence, y, groups, seed).items():
         if v >= LEAK_SKILL:
-            found.append(Leak(kinds[name], name, f"column {shorten(name, 40)!r} alone tells {v:.0%}"
-                              f" of what there is to tell of {table.label!r}"))
-    if evidence.texts is not None:
-        found += text_leaks(table, evidence.texts, y, seed)
+            found.append(Leak(kinds[name], name, name, f"column {shorten(name, 40)!r} alone tells "
+                              f"{v:.0%} of what there is to tell of {table.label!r}"))
+    for name in table.of_kind("text"):
+        found += text_leaks(table, name, join_texts(evidence.frame, [name]), y, seed)
     if evidence.pictures is not None:
-        n = evidence.pictures.columns
-        for i, facts in enumerate(np.split(evidence.pictures.facts, n, 1)):
-            v = skill_of(facts, y, len(table.names), groups, seed)
-            of = f" in {shorten(table.of_kind('picture')[i], 40)!r}" if n > 1 else ""
+        parts = np.split(evidence.pictures.facts, evidence.pictures.columns, 1)
+        for name, facts in zip(table.of_kind("picture"), parts):
+            own = groups if groups is not None else same_pictures(facts)
+            v = skill_of(facts, y, len(table.names), own, seed)
             if v >= LEAK_SKILL:
-                found.append(Leak("picture", ", ".join(FACTS[:4]), "size, shape, bytes and border "
-                                  f"of the pictures{of} tell {v:.0%} of what there is to tell"))
+                found.append(Leak("picture", name, ", ".join(FACTS[:4]), "size, shape, bytes and "
+                                  f"border of the pictures in {shorten(name, 40)!r} tell {v:.0%} "
+                                  "of what there is to tell"))
     return found
 
+def same_pictures(facts) -> list: # (rows, facts) -> (rows,): rows with the same picture are alike
+    return np.unique(np.nan_to_num(facts), axis=0, return_inverse=True)[1].ravel().tolist()
+
 # %% ../../../nbs/apps/multimodal/06_leaks.ipynb #ff221408
-def text_leaks(table: MixedTable, texts, y, seed=0) -> list: # (rows,) str; of `Leak`
+def text_leaks(table: MixedTable, column, texts, y, seed=0) -> list: # name; (rows,) str; of `Leak`
     "Phrases that tell a class or a number, and the number itself."
+    def leak(what, why): return Leak("text", column, what, f"{why} ({shorten(column, 40)!r})")
     if table.names:
-        return [Leak("text", phrase, f"{shorten(phrase, 30)!r} stands in {inside:.0%} of "
+        return [leak(phrase, f"{shorten(phrase, 30)!r} stands in {inside:.0%} of "
                      f"the texts of {shorten(table.names[c], 30)!r} and in {outside:.0%} "
                      "of the others") for phrase, c, inside, outside in telling_phrases(texts, y)]
     phrase, told = number_phrase(texts, y)
-    found = [Leak("text", phrase, f"whether {shorten(phrase, 30)!r} stands in the text tells "
+    found = [leak(phrase, f"whether {shorten(phrase, 30)!r} stands in the text tells "
                   f"{told:.0%} of {table.label!r}")] if told >= .9 else []
     if told_numbers(texts, y, seed) >= .9:
-        found.append(Leak("text", table.label, f"the number of {table.label!r} itself stands in "
+        found.append(leak(table.label, f"the number of {table.label!r} itself stands in "
                           "the texts"))
     return found
 
 # %% ../../../nbs/apps/multimodal/06_leaks.ipynb #12ed0312
+def refuse_leaks(table: MixedTable, leaks) -> tuple: # of `find_evidence_leaks`; table and leaks
+    "Leave out the columns that were not named by the user; all are kept where no other is left."
+    asked = {c.name for c in table.columns if c.why == "as was asked"}
+    refused = {k.column for k in leaks} - asked
+    kept = [c for c in table.columns if c.name not in refused]
+    if not refused or not any(c.modality for c in kept):
+        return table, leaks
+    notes = [f"column {shorten(name, 40)!r} is left out, since it alone nearly tells the label; "
+             "to use it all the same, name it with its kind" for name in sorted(refused)]
+    found = [replace(k, used=k.column not in refused) for k in leaks]
+    return replace(table, columns=kept, notes=[*table.notes, *notes]), found
+
 def leak_check(leaks) -> Check:
     "The line of the guard."
+    used = [k for k in leaks if k.used]
     if not leaks:
         return Check("evidence_leak", True, "no column, phrase or picture's size alone "
                      "nearly tells the label")
+    first = (used or leaks)[0]
     more = f" (and {len(leaks) - 1} more)" if len(leaks) > 1 else ""
-    asked = "is it known when the model is asked?"
-    return Check("evidence_leak", False, f"{leaks[0].why}{more}: {asked}")
+    if not used:
+        return Check("evidence_leak", True, f"{first.why}{more}: left out, no model reads it")
+    return Check("evidence_leak", False, f"{first.why}{more}: is it known when the model is asked?")
 
 def leaks_table(leaks) -> ReportTable: # rows
     "What was found."
-    return ReportTable(["kind", "what", "why"], [[k.modality, shorten(k.what, 40), k.why]
-                                                 for k in leaks], "Is it known at that time?")
+    return ReportTable(["kind", "column", "what", "why", "read by the models"],
+                       [[k.modality, *(shorten(v, 40) for v in (k.column, k.what)), k.why,
+                         "yes" if k.used else "no, left out"] for k in leaks],
+                       "What alone nearly tells the label: is it known at that time?")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METHOD_KINDS', 'put_trees', 'get_trees', 'put_directions', 'get_directions', 'put_features', 'get_features',
            'method_kind', 'put_method', 'get_method', 'save_vision', 'open_vision', 'save_mixed', 'MixedBundle',
-           'load_mixed', 'check_kinds_there', 'read_cells', 'missing_kinds', 'picture_faults', 'answer_mixed',
+           'load_mixed', 'check_kinds_there', 'read_cells', 'missing_kinds', 'row_faults', 'answer_mixed',
            'predict_mixed', 'ServedMixed', 'row_fault']
 
 # %% ../../../nbs/apps/multimodal/08_mixed_bundle.ipynb #62fffc02
@@ -67,7 +67,8 @@ def put_features(store: Store, maker: FeatureMaker, modalities):
         part = maker.parts[m]
         if m == "table":
             store.facts["table"] = {"plans": part.plans, "edges": part.edges,
-                                    "commas": part.commas, "encoder": part.encoder.state()}
+                                    "commas": part.commas, "day_first": part.day_first,
+                                    "encoder": part.encoder.state()}
             continue
         for i, main in enumerate(part.main): # of each column of pictures
             put_directions(store, f"{m}.{i}", main)
@@ -91,6 +92,7 @@ def get_features(store: Store, table: MixedTable) -> FeatureMaker: # its columns
             told = store.facts["table"]
             part.plans, part.edges = told["plans"], told["edges"]
             part.commas = told["commas"]
+            part.day_first |= told.get("day_first", {})
             part.encoder = column_encoder_from_state(told["encoder"])
             continue
         part.main = [get_directions(store, f"{m}.{i}") for i in range(part.blocks)]
@@ -268,9 +270,10 @@ def check_kinds_there(bundle: MixedBundle, frame: pd.DataFrame):
 # (rows,) of a number or date; (rows,) bool
 def read_cells(bundle: MixedBundle, column: ColumnKind, cells: pd.Series) -> np.ndarray:
     "Which cells are what they were in training."
+    part = bundle.maker.parts["table"]
     if column.kind == "date":
-        return np.isfinite(days_of_dates(cells))
-    return ~np.isnan(to_numbers(cells, bundle.maker.parts["table"].commas[column.name]))
+        return np.isfinite(days_of_dates(cells, part.day_first[column.name]))
+    return ~np.isnan(to_numbers(cells, part.commas[column.name]))
 
 # %% ../../../nbs/apps/multimodal/08_mixed_bundle.ipynb #ae4211ed
 def missing_kinds(bundle: MixedBundle, evidence) -> np.ndarray: # (rows,) str
@@ -287,13 +290,20 @@ def missing_kinds(bundle: MixedBundle, evidence) -> np.ndarray: # (rows,) str
                     dtype=object)
 
 # %% ../../../nbs/apps/multimodal/08_mixed_bundle.ipynb #6a7260a8
-def picture_faults(pictures) -> dict: # row -> what is wrong with its pictures
-    "One sentence for each row; of several columns with the path."
+def row_faults(bundle: MixedBundle, evidence) -> dict: # row -> what could not be read
+    "One sentence for each row: cells that are of another kind, and pictures; each counts as empty."
     found = {}
-    for row, path, why in pictures.faults:
-        of = f" {shorten(path, 40)!r}" if pictures.columns > 1 else ""
-        found[row] = "; ".join([*filter(None, [found.get(row)]), f"picture{of} {why}"])
-    return found
+    for c in (c for c in bundle.columns if c.kind in ("number", "date")):
+        cells = to_missing(evidence.frame[c.name])
+        bad = cells.notna().to_numpy() & ~read_cells(bundle, c, cells)
+        for row in np.flatnonzero(bad):
+            found.setdefault(row, []).append(f"{shorten(str(cells.iloc[row]), 30)!r} in "
+                                             f"{shorten(c.name, 40)!r} is no {c.kind}")
+    if evidence.pictures is not None:
+        for row, path, why in evidence.pictures.faults:
+            of = f" {shorten(path, 40)!r}" if evidence.pictures.columns > 1 else ""
+            found.setdefault(row, []).append(f"picture{of} {why}")
+    return {row: "; ".join(faults) for row, faults in found.items()}
 
 # %% ../../../nbs/apps/multimodal/08_mixed_bundle.ipynb #dabb381f
 def answer_mixed(bundle: MixedBundle, frame: pd.DataFrame, folder=".") -> tuple:
@@ -317,7 +327,7 @@ def predict_mixed(bundle: MixedBundle, source, # whatever `open_frame` opens
     more = [f"probability_{n}" for n in names] if probabilities else []
     check_free_columns(frame, new + more, prefix)
     answers, evidence = answer_mixed(bundle, frame, frame.attrs.get("folder", "."))
-    faults = picture_faults(evidence.pictures) if evidence.pictures else {}
+    faults = row_faults(bundle, evidence)
     lacks = missing_kinds(bundle, evidence)
     nothing = lacks == ", ".join(bundle.modalities)
     error = [faults.get(i) or ("nothing is known of this row" if nothing[i] else "")

@@ -77,9 +77,10 @@ class PictureVectors:
     def there(self): return self.marks.any(1) # (rows,) bool, whether there is any
     def select(self, rows): # positions
         return replace(self, vectors=self.vectors[rows], facts=self.facts[rows])
-    def table(self) -> ReportTable:
+    def table(self, names=None) -> ReportTable: # of the rows, in their source; None: by position
         "Pictures that can't be read, and why."
-        rows = [[row, shorten(path, 60), why] for row, path, why in self.faults[:20]]
+        rows = [[row if names is None else names[row], shorten(path, 60), why]
+                for row, path, why in self.faults[:20]]
         return ReportTable(["row", "picture", "why"], rows,
                            f"{plural(len(self.faults), 'picture')} can't be read")
 
