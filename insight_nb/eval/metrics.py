@@ -13,7 +13,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from ..base.core import format_interval, shorten
+from ..base.core import InputError, format_interval, shorten
 from ..base.intervals import (
     group_codes, groups_sentence, influence_variance, mean_interval, score_interval)
 
@@ -104,6 +104,10 @@ def _checked(y, probs):
         raise ValueError(f"truth has shape {y.shape}, probabilities {probs.shape}: expected "
                          "(rows,) and (rows, classes), with at least one row")
     totals, k = probs.sum(1), probs.shape[1]
+    if np.isnan(totals).any():
+        raise InputError(f"row {np.isnan(totals).argmax()} of the probabilities is no number: the "
+                         "weights are damaged, or the training went astray. Load the model anew, "
+                         "or train it with a lower learning rate.")
     bad = np.flatnonzero(~(np.abs(totals - 1) < .01))
     if len(bad):
         raise ValueError(f"row {bad[0]} of the probabilities sums to {totals[bad[0]]:.3g}, "
