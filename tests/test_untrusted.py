@@ -28,11 +28,11 @@ def test_a_temperature_that_turns_answers_round(ends, trained, tmp_path, tempera
             "temperature")
 
 
-def spoil(bundle, file):
+def spoil(bundle, file, value=math.nan):
     "One value is no number, and the bundle is sealed again."
     tensors = load_file(bundle / file)
-    name = next(k for k, v in tensors.items() if v.dtype == np.float32 and v.size)
-    tensors[name].flat[0] = math.nan
+    name = next(k for k, v in tensors.items() if v.dtype.kind == "f" and v.size)
+    tensors[name].flat[0] = value
     save_file(tensors, bundle / file)
     write_manifest(bundle, read_info(bundle))
 
@@ -42,19 +42,21 @@ def test_weights_that_are_no_numbers(ends, trained, tmp_path, file):
     shutil.copytree(trained / "bundle", tmp_path / "b")
     spoil(tmp_path / "b", file)
     (tmp_path / "t.csv").write_text("text,label\nfine,good\n房间很好,bad\n")
-    said = "b/" + file, "is damaged", "no finite numbers"
+    said = "b/" + file, "is damaged", "no numbers"
     refused(ends("predict", "b", "t.csv", "--out", "o.csv"), *said)
     refused(ends("export", "b", "--to", "transformers", "--out", "e"), *said)
     refused(ends("run", "evaluate", "-p", "bundle", "b", "-p", "table", "t.csv", "--out", "r"),
             *said)
 
 
-def test_what_a_method_learned_is_no_number(ends, tmp_path):
+@pytest.mark.parametrize("value, words", [
+    (math.nan, "learned.safetensors is damaged"), (math.inf, "what it has learned is damaged")])
+def test_what_a_method_learned_is_no_number(ends, tmp_path, value, words):
     texts, y = ["good food", "bad room", "好吃", "很脏"] * 5, np.array([0, 1] * 10)
     save_rung(tmp_path / "b", Tfidf().fit(texts, y, ["good", "bad"]))
-    spoil(tmp_path / "b", "learned.safetensors")
+    spoil(tmp_path / "b", "learned.safetensors", value)
     (tmp_path / "t.csv").write_text("text\nfine\n")
-    refused(ends("predict", "b", "t.csv", "--out", "o.csv"), "learned.safetensors is damaged")
+    refused(ends("predict", "b", "t.csv", "--out", "o.csv"), words)
 
 
 @pytest.mark.parametrize("read", [read_json, read_flows, reliability_from_evidence, read_info])

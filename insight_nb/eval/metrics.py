@@ -197,13 +197,13 @@ def _compact(c): # without classes that don't occur; of one class alone, another
         seen[np.flatnonzero(~seen)[:1]] = True
     return seen
 
-def _widen_mcc(low, high, c, effect): # where few rows are outside of the largest class
+def _widen_mcc(low, high, c): # where few rows are outside of the largest class
     value, largest = float(_mcc(c)), c.sum(1).argmax()
     rows, right = c.sum() - c[largest, largest], np.trace(c) - c[largest, largest]
     if not rows: # nothing was measured
         return low, 1.
     f1 = 2 * right / (rows + right)
-    down, up = np.array(_f1_interval(right / effect, rows / effect)) - f1
+    down, up = np.array(_f1_interval(right, rows)) - f1
     return max(min(low, value + down), -1.), min(max(high, value + up), 1.)
 
 def _matrix_ends(kind, y, p, c, codes): # macro_f1 or mcc; the rows; (k, k) -> low, high, effect
@@ -218,7 +218,7 @@ def _matrix_ends(kind, y, p, c, codes): # macro_f1 or mcc; the rows; (k, k) -> l
     variance, df, effect = influence_variance(influence[place[y], place[p]], extra, codes)
     if kind == "mcc":
         ends = score_interval(float(_mcc(own)), variance, df, -1, 1, float(_mcc(smooth)))
-        return *_widen_mcc(*ends, own, effect), effect
+        return *_widen_mcc(*ends, own), effect
     present = own[np.ix_(*[own.sum(0) + own.sum(1) > 0] * 2)]
     hit, predicted, actual = _counts(present)
     ends = score_interval(float(_macro(own)), variance, df, at=float(_macro(smooth)))

@@ -13,7 +13,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, load_model, save_file
 
 from ..base.tensors import choose_device, module_device, separate_tensors
@@ -223,10 +222,10 @@ def _check_numbers(file): # one that is none makes every answer none, or the fir
     except Exception: # whoever reads it says what is wrong with it
         return
     for name, values in tensors.items():
-        if values.is_floating_point() and not values.sum(dtype=torch.float64).isfinite():
+        if values.is_floating_point() and values.isnan().any():
             raise InputError(f"{file} is damaged: {shorten(name, 60)!r} holds values that are no "
-                             "finite numbers. Copy the bundle again, or train it again with a "
-                             "lower learning rate.")
+                             "numbers. Copy the bundle again, or train it again with a lower "
+                             "learning rate.")
 
 def check_files(path, files: dict): # name, with folders where it lies in any -> sha256
     "Raise InputError unless every file of a bundle is there and unchanged, and no other."
