@@ -183,7 +183,8 @@ def test_a_damaged_stream_is_one_line(tmp_path):
         spoiled.write_bytes(data[:at] if seed % 4 == 3 else data)
         try:
             again = Stream(spoiled, columns, now=now)
-            again.counts(), again.rejected()
+            again.counts()
+            again.rejected()
             again.complete_buckets(again.to_frame())
             again.add(rows.assign(id=range(100, 180)))
             again.db.close()

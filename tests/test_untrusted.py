@@ -50,7 +50,7 @@ def test_weights_that_are_no_numbers(ends, trained, tmp_path, file):
 
 
 @pytest.mark.parametrize("value, words", [
-    (math.nan, "learned.safetensors is damaged"), (math.inf, "what it has learned is damaged")])
+    (math.nan, "learned.safetensors is damaged"), (math.inf, "what was learned is damaged")])
 def test_what_a_method_learned_is_no_number(ends, tmp_path, value, words):
     texts, y = ["good food", "bad room", "好吃", "很脏"] * 5, np.array([0, 1] * 10)
     save_rung(tmp_path / "b", Tfidf().fit(texts, y, ["good", "bad"]))

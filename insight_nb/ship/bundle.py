@@ -227,6 +227,7 @@ def _check_numbers(file): # one that is none makes every answer none, or the fir
                              "numbers. Copy the bundle again, or train it again with a lower "
                              "learning rate.")
 
+# %% ../../nbs/ship/00_bundle.ipynb #a6054f09
 def check_files(path, files: dict): # name, with folders where it lies in any -> sha256
     "Raise InputError unless every file of a bundle is there and unchanged, and no other."
     path = Path(path)
