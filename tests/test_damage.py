@@ -2,14 +2,17 @@
 import hashlib
 import json
 import multiprocessing
+import random
 import shutil
 import time
 import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import damage, tiny_encoder
+from insight_nb.apps.monitor.stream import Stream, StreamColumns
 from insight_nb.base.core import InputError
 from insight_nb.data.dataset import TokenDataset
 from insight_nb.data.samples import synthetic
@@ -157,3 +160,36 @@ def test_two_processes_fill_one_cache(monkeypatch):
     assert len([n for n in names if n.endswith(".arrow")]) == 6
     assert len([n for n in names if n.endswith(".npz")]) == 1, names
     assert not [n for n in names if "insight_nb_" in n or n.endswith(".tmp")], names
+
+
+def test_a_damaged_stream_is_one_line(tmp_path):
+    "Bits turned round, bytes of others, an end cut off: whatever is asked of the store."
+    columns = StreamColumns(id="id", opinion="said", probability="sure", truth="is")
+    now = pd.Timestamp("2026-09-01").timestamp()
+    rows = pd.DataFrame({"id": range(80), "text": [f"text {i} 很好" for i in range(80)],
+                         "date": [f"2026-08-{1 + i % 27:02d}" for i in range(80)], "said": "good",
+                         "sure": .9, "is": "bad"})
+    whole, spoiled = tmp_path / "whole.db", tmp_path / "spoiled.db"
+    stream = Stream(whole, columns, now=now)
+    stream.add(rows)
+    stream.db.close()
+    found = {True: 0, False: 0}
+    for seed in range(200):
+        rng, data = random.Random(seed), bytearray(whole.read_bytes())
+        at, n = rng.randrange(len(data)), (1, 20, 64)[seed % 3]
+        data[at:at + n] = rng.randbytes(len(data[at:at + n]))
+        for file in tmp_path.glob("spoiled.db*"):
+            file.unlink()
+        spoiled.write_bytes(data[:at] if seed % 4 == 3 else data)
+        try:
+            again = Stream(spoiled, columns, now=now)
+            again.counts()
+            again.rejected()
+            again.complete_buckets(again.to_frame())
+            again.add(rows.assign(id=range(100, 180)))
+            again.db.close()
+            found[True] += 1
+        except InputError as e:
+            assert "\n" not in str(e) and "spoiled.db" in str(e), e
+            found[False] += 1
+    assert min(found.values()) > 20, found

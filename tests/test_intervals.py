@@ -2,6 +2,7 @@
 where rows come in groups it holds the truth as often as it promises."""
 
 import time
+from statistics import NormalDist
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +18,7 @@ from insight_nb.apps.recommend.ranking import Ranking, ndcg_gain, ranking_metric
 from insight_nb.apps.risk.risk_metrics import (
     amount_metrics,
     amount_slices,
+    auroc_difference,
     decision_metrics,
     outcome_metrics,
     outcome_slices,
@@ -26,7 +28,13 @@ from insight_nb.base.intervals import find_grouping
 from insight_nb.decide.launch.policy import Payoffs, measure_policy
 from insight_nb.decide.strategy.demand import opportunity_score
 from insight_nb.eval.compare import paired_bootstrap, paired_difference, slice_table
-from insight_nb.eval.metrics import evaluate, mean_metric, proportion_metric, softmax
+from insight_nb.eval.metrics import (
+    describe_few_rows,
+    evaluate,
+    mean_metric,
+    proportion_metric,
+    softmax,
+)
 from insight_nb.eval.prevalence import ClassifierQuality, excess_share, lang_reiczigel, ppi
 from insight_nb.eval.report import Report
 from insight_nb.eval.scores import auroc, label_metrics, regression_metrics
@@ -242,6 +250,74 @@ def test_intervals_of_groups_hold_the_truth(groups, rows, least):
         naive += alone.low <= 0.75 <= alone.high
     assert naive < 0.8 * 400
     assert all(least - 0.011 <= n / 400 <= 0.985 for n in hold.values()), hold
+
+
+def auc_rows(rng, groups, rows, how):
+    "Two kinds 1.2 apart whose scores are alike in a group; the kind goes by row or by group."
+    n, who = groups * rows, np.repeat(np.arange(groups), rows)
+    score = 0.33**0.5 * rng.normal(size=groups)[who] + 0.67**0.5 * rng.normal(size=n)
+    event = rng.random(groups)[who] < 0.3 if how == "by group" else rng.random(n) < 0.3
+    return event, score + 1.2 * event, who
+
+
+@pytest.mark.parametrize("how", ["by row", "by group"])
+@pytest.mark.parametrize("groups, rows, least, most", [(30, 10, 0.93, 0.97), (8, 25, 0.90, 1)])
+def test_areas_of_groups_hold_the_truth(groups, rows, least, most, how):
+    "AUC, and the difference of two: 400 draws, Monte-Carlo error 0.011."
+    rng, truth = np.random.default_rng(0), NormalDist().cdf(1.2 / 2**0.5)
+    held, equal = [], []
+    for _ in range(400):
+        event, score, who = auc_rows(rng, groups, rows, how)
+        if event.any() and not event.all():
+            m = auroc(event, score, who)
+            held.append(m.low <= truth <= m.high)
+            near = score + [rng.normal(size=len(who)) for _ in "ab"]
+            found = auroc_difference(event * 1, *(1 / (1 + np.exp(-near))), groups=who)
+            equal.append(found.low <= 0 <= found.high)
+    assert least - 0.011 <= np.mean(held) <= most + 0.011, np.mean(held)
+    assert least - 0.011 <= np.mean(equal) <= 0.99, np.mean(equal)
+
+
+@pytest.mark.parametrize("n", [50, 200, 1000])
+def test_areas_of_single_rows_hold_the_truth(n):
+    rng, truth = np.random.default_rng(n), NormalDist().cdf(1.2 / 2**0.5)
+    held = []
+    for _ in range(400):
+        event, score, _ = auc_rows(rng, n, 1, "by row")
+        m = auroc(event, score)
+        held.append(m.low <= truth <= m.high)
+    assert 0.92 <= np.mean(held) <= 0.985, np.mean(held)
+
+
+RARE = {  # share of each cell: truth down, answer across
+    "90, 7 and 3 %": [[0.81, 0.063, 0.027], [0.0068, 0.063, 0.0002], [0.0028, 0.0002, 0.027]],
+    "95 and 5 %": [[0.855, 0.095], [0.005, 0.045]],
+    "99 and 1 %": [[0.9603, 0.0297], [0.0003, 0.0097]],
+    "twenty alike": (np.eye(20) * 0.3 + 0.02 * (1 - np.eye(20)) * 15 / 19).tolist(),
+}
+
+
+@pytest.mark.parametrize("name", RARE)
+@pytest.mark.parametrize("n", [50, 200])
+def test_rare_classes_hold_the_truth_or_it_is_said(name, n):
+    "Macro-F1 and MCC hold the truth, but for macro-F1 where the report says that it may not."
+    cells = np.array(RARE[name])
+    cells /= cells.sum()
+    whole = np.repeat(np.divmod(np.arange(cells.size), len(cells)),
+                      (1e5 * cells).round().astype(int).ravel(), axis=1)
+    truth = {k: m.value for k, m in evaluate(whole[0], np.eye(len(cells))[whole[1]]).items()}
+    rng, held, silent = np.random.default_rng(n), {"macro_f1": [], "mcc": []}, []
+    for _ in range(400):
+        y, p = np.divmod(rng.choice(cells.size, n, p=cells.ravel()), len(cells))
+        found = evaluate(y, softmax(9 * np.eye(len(cells))[p] + rng.random((n, len(cells)))))
+        names, rows = range(len(cells)), np.bincount(y, minlength=len(cells))
+        silent.append(not describe_few_rows([str(i) for i in names], rows.tolist()))
+        for k, v in held.items():
+            v.append(found[k].low <= truth[k] <= found[k].high)
+    macro = np.array(held["macro_f1"])[silent]
+    assert len(macro) == 0 or np.mean(macro) >= 0.92, np.mean(macro)
+    assert np.mean(held["mcc"]) >= 0.92, np.mean(held["mcc"])
+    assert np.mean(silent) > 0.95 or n == 50 or name == "99 and 1 %"
 
 
 def test_no_claim_without_a_difference():

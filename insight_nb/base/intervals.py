@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FEW_GROUPS', 'group_codes', 'design_effect', 'student_quantile', 'student_tail', 'score_interval',
-           'influence_variance', 'influence_interval', 'mean_interval', 'bounded_interval', 'rare_variance',
-           'ratio_interval', 'wider_level', 'draw_rows', 'bootstrap', 'bootstrap_mean', 'groups_sentence',
-           'fold_error_factor', 'fold_level', 'find_grouping', 'trusted_from', 'sample_needed']
+           'influence_variance', 'influence_interval', 'mean_interval', 'bounded_interval', 'ratio_interval',
+           'wider_level', 'draw_rows', 'bootstrap', 'bootstrap_mean', 'groups_sentence', 'fold_error_factor',
+           'fold_level', 'find_grouping', 'trusted_from', 'sample_needed']
 
 # %% ../../nbs/base/12_intervals.ipynb #e7b6fc58
 from statistics import NormalDist
@@ -32,7 +32,7 @@ def group_codes(groups, # (rows,) of any names; None: each row on its own
     return np.unique(names, return_inverse=True)[1]
 
 # %% ../../nbs/base/12_intervals.ipynb #8dde6763
-def _anova(x, codes): # intraclass correlation of (rows,) numbers with mean 0
+def _anova(x, codes): # intraclass correlation of (rows,) numbers with mean 0; below 0: they part
     size = np.bincount(codes)
     n, k = len(x), len(size)
     between = (np.bincount(codes, x)**2 / size).sum()
@@ -40,13 +40,14 @@ def _anova(x, codes): # intraclass correlation of (rows,) numbers with mean 0
     between = between / max(k - 1, 1)
     usual = (n - (size**2).sum() / n) / max(k - 1, 1) # rows of a group
     total = between + (usual - 1) * within
-    return min(max((between - within) / total, 0.), 1.) if total > 0 else 0.
+    return min((between - within) / total, 1.) if total > 0 else 0.
 
 # %% ../../nbs/base/12_intervals.ipynb #272d885a
 def design_effect(influence, # (rows,) of each row
                   codes=None, # (rows,) of `group_codes`
                   made_up=0., # sum of squares of the made-up rows
-                 ) -> float: # from 1 to the rows of a group
+                  kinds=None, # (rows,) of any values: what is compared; None: a mean of all rows
+                 ) -> float: # up to the rows of a group; from 1 on, but for `kinds`
     "How many rows of these groups say as much as one independent row."
     if codes is None:
         return 1.
@@ -56,8 +57,14 @@ def design_effect(influence, # (rows,) of each row
     if squares + made_up <= 0 or k < 2:
         return float(usual)
     robust = (np.bincount(codes, x)**2).sum() * k / (k - 1)
-    alike = squares * (1 + (usual - 1) * _anova(x, codes))
-    return float(max((max(robust, alike) + usual * made_up) / (squares + made_up), 1.))
+    alike, least, each = _anova(x, codes), 0., usual
+    if kinds is None:
+        alike, least = max(alike, 0.), 1.
+    else:
+        of = [(kinds == kind) * 1. for kind in np.unique(kinds)]
+        each = 1 + (usual - 1) * max(alike, 0., *(_anova(y - y.mean(), codes) for y in of))
+    found = max(robust, squares * (1 + (usual - 1) * alike)) + each * made_up
+    return float(max(found / (squares + made_up), least))
 
 # %% ../../nbs/base/12_intervals.ipynb #7a462348
 def student_quantile(level, df): # share in the middle; degrees of freedom
@@ -98,11 +105,12 @@ def _inside(value, ends, low, high): # rounding may lead out of the range
 def influence_variance(influence, # (rows,): the metric is moved by their mean
                        extra, # influences of the made-up rows
                        codes=None, # of `group_codes`
+                       kinds=None, # (rows,), of `design_effect`
                       ) -> tuple: # variance of the metric, degrees of freedom, design effect
     "How far a metric may lie from the truth, from the influence of each row."
     x, extra = np.asarray(influence, float), np.asarray(extra, float)
     n, made_up = len(x), float(extra @ extra)
-    effect = design_effect(x, codes, made_up)
+    effect = design_effect(x, codes, made_up, kinds)
     variance = (float(x @ x) + made_up) / (n + len(extra)) / n * effect
     groups = n if codes is None else int(codes.max()) + 1
     return variance, groups - 1, effect
@@ -140,7 +148,7 @@ def bounded_interval(value, influence, # a metric; (rows,)
                      groups=None, # (rows,) of any names
                      low=0., high=1., # the range of the metric
                      rows=None, # that it rests on, where these are fewer than all
-                     more=0., # variance that the influences can't show
+                     kinds=None, # (rows,), of `design_effect`
                      level=.95) -> tuple: # low, high, design effect
     "The interval of a metric that has a best and a worst value."
     n, width = len(influence), high - low
@@ -149,16 +157,8 @@ def bounded_interval(value, influence, # a metric; (rows,)
     at = low + width * share
     extra = np.array([1 - share, -share]) * width * n / rows
     moved = np.asarray(influence, float) + (value - at) * (n / rows)**.5
-    variance, df, effect = influence_variance(moved, extra, group_codes(groups, n))
-    return *score_interval(value, variance + more, df, low, high, at, level), effect
-
-def rare_variance(right, rows): # (classes,) each: how many of how many, rows above 0
-    "What the variance of a mean F1 lacks where classes have a few rows, all right or all wrong."
-    def variance(q, n): return (2 / (1 + q)**2)**2 * q * (1 - q) / n
-
-    right, rows = np.asarray(right, float), np.asarray(rows, float)
-    missing = variance((right + 1) / (rows + 2), rows + 2) - variance(right / rows, rows)
-    return float(np.maximum(missing, 0).sum() / len(rows)**2)
+    variance, df, effect = influence_variance(moved, extra, group_codes(groups, n), kinds)
+    return *score_interval(value, variance, df, low, high, at, level), effect
 
 # %% ../../nbs/base/12_intervals.ipynb #6121dea4
 def ratio_interval(over, under, groups=None, # (rows,) numbers from 0; (rows,) of any names
@@ -275,7 +275,7 @@ def find_grouping(columns: dict, # name -> (rows,) of any values
         effect = design_effect(x, c)
         if effect >= 1.2 and x.any():
             p = _shuffled_p(x, c, max(999, 30 * len(codes)), rng) * len(codes)
-            found += [(effect, name, _anova(x, c), p)] if p <= level else []
+            found += [(effect, name, max(_anova(x, c), 0.), p)] if p <= level else []
     if not found:
         return ""
     effect, name, alike, p = max(found)

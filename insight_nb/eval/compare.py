@@ -55,12 +55,14 @@ class Difference:
 def influence_difference(value, influence, # of two scores from 0 to 1; (rows,)
                          size=1., # influence of a row that only one of the two has right
                          groups=None, # (rows,) of any names
-                         level=.95) -> Difference:
+                         level=.95, # of the interval
+                         kinds=None, # (rows,), as of `base.intervals.design_effect`
+                        ) -> Difference:
     "A difference on the same rows, from the influence of each of them."
     n, codes = len(influence), group_codes(groups, len(influence))
     at = float(value) * n / (n + 2)
     moved = np.asarray(influence, float) + value - at
-    variance, df, effect = influence_variance(moved, [size - at, -size - at], codes)
+    variance, df, effect = influence_variance(moved, [size - at, -size - at], codes, kinds)
     low, high = score_interval(float(value), variance, df, -1, 1, at, level)
     p = student_tail(abs(value) * ((1 - at * at) / variance)**.5, df) # as wide as at 0
     return Difference(float(value), low, high, p, n, "t, score interval from influences",

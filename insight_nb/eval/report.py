@@ -17,8 +17,9 @@ from fastcore.basics import patch
 from ..base.core import (
     ReportTable, format_cell, format_interval, shorten)
 from ..base.intervals import group_codes
-from .metrics import (
-    Metric, class_metrics, confusion, describe_groups, evaluate, mean_metric, wilson_interval)
+from insight_nb.eval.metrics import (
+    Metric, class_metrics, confusion, describe_few_rows, describe_groups, evaluate, mean_metric,
+    wilson_interval)
 from ..base.figures import (
     BLUE, INK, ORANGE, ReportFigure, figure, figure_svg, escape_label)
 from ..base.html import definition_table, html_page, markdown_page
@@ -182,8 +183,13 @@ def metrics_table(self: Report) -> ReportTable:
             for k, label in LABELS.items()]
     return ReportTable(
         ["metric", "this model", *others], rows,
-        f"{self.metrics['accuracy'].n:,} test rows, 95 % intervals; "
-        "without a model, log-loss is that of the class shares")
+        "; ".join([f"{self.metrics['accuracy'].n:,} test rows, 95 % intervals",
+                   "without a model, log-loss is that of the class shares", *self._few_rows()]))
+
+@patch
+def _few_rows(self: Report): # none where each class has enough
+    told = describe_few_rows(self.names, self.confusion_matrix.sum(1).tolist())
+    return [told] if told else []
 
 # %% ../../nbs/eval/01_report.ipynb #bcb97f70
 @patch

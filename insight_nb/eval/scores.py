@@ -16,10 +16,10 @@ from fastcore.basics import patch
 from ..base.core import (
     ReportTable, format_interval, format_number, format_values, shorten)
 from ..base.intervals import (
-    bounded_interval, group_codes, influence_interval, rare_variance, ratio_interval)
+    bounded_interval, group_codes, influence_interval, ratio_interval)
 from .guard import not_shown_better
 from .metrics import (
-    Metric, make_metric, mean_metric, proportion_metric)
+    Metric, describe_few_rows, make_metric, mean_metric, proportion_metric, widen_mean_f1)
 from .report import GUARD, Check, Report
 from ..base.figures import BLUE, INK, ORANGE, ReportFigure, figure, figure_svg
 
@@ -109,8 +109,8 @@ def mean_f1(over, under, # (rows, classes): twice the right ones, those in the t
     total, f1 = under.sum(0), over.sum(0) / under.sum(0)
     influence = (over / total).sum(1) - under @ (f1 / total)
     right = over.sum(0) / 2
-    ends = bounded_interval(f1.mean(), influence * len(over) / len(f1), groups,
-                            more=rare_variance(right, total - right))
+    ends = bounded_interval(f1.mean(), influence * len(over) / len(f1), groups)
+    ends = widen_mean_f1(ends, right, total - right)
     return make_metric(f1.mean(), ends, len(over), groups)
 
 def label_metrics(y_true, y_pred, # (rows, labels) bool
@@ -164,8 +164,10 @@ def label_table(y_true, y_pred, names, # (rows, labels) bool both
         rows.append([shorten(name, 40), f"{there.sum():,}", f"{got.sum():,}",
                      share(there, got), share(got, there), float(f1)])
     how = "Wilson" if groups is None else "group-wise"
+    few = describe_few_rows(names, y.sum(0).tolist())
     return ReportTable(["label", "in the truth", "found", "precision", "recall", "F1"], rows,
-                       f"Each label by itself, with 95 % {how} intervals")
+                       "; ".join(s for s in (
+                           f"Each label by itself, with 95 % {how} intervals", few) if s))
 
 # %% ../../nbs/eval/07_scores.ipynb #3d22eb40
 def placement_values(y_true, # (rows,) bool; both kinds are there
@@ -193,7 +195,7 @@ def auroc_metric(y, share,
     "The area under the ROC curve with the interval from DeLong's variance."
     a, n = float(share[y].mean()), len(y)
     influence = widen * auroc_influence(y, share)
-    ends = bounded_interval(a, influence, groups, rows=2 * y.sum() * (~y).sum() / n)
+    ends = bounded_interval(a, influence, groups, rows=2 * y.sum() * (~y).sum() / n, kinds=y)
     return make_metric(a, ends, n, groups, DELONG)
 
 # %% ../../nbs/eval/07_scores.ipynb #ba9b1975

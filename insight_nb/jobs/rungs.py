@@ -213,6 +213,9 @@ def answer(self: RungBundle, texts) -> tuple: # answers, and probabilities (rows
     texts = [to_text(t) for t in texts]
     if self.info["task"] == "classify":
         probs = self.rung.predict_proba(texts_to_read(self.info, texts))
+        if np.isnan(probs).any():
+            raise InputError(f"{self.rung.name} gives values that are no numbers: what it has "
+                             "learned is damaged. Copy the bundle again, or learn it anew.")
         return [self.rung.names[i] for i in probs.argmax(1)], probs
     fine = self.info.get("fine", False)
     tagged = words_to_tag(self.info, texts)

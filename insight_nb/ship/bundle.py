@@ -216,6 +216,18 @@ def _check_header(file): # of safetensors: names of tensors, that are all read b
         raise InputError(f"{file} begins with a list of {size:,} bytes, which no model needs: "
                          "don't use this bundle.")
 
+def _check_numbers(file): # one that is none makes every answer none, or the first label
+    try:
+        tensors = load_file(file)
+    except Exception: # whoever reads it says what is wrong with it
+        return
+    for name, values in tensors.items():
+        if values.is_floating_point() and values.isnan().any():
+            raise InputError(f"{file} is damaged: {shorten(name, 60)!r} holds values that are no "
+                             "numbers. Copy the bundle again, or train it again with a lower "
+                             "learning rate.")
+
+# %% ../../nbs/ship/00_bundle.ipynb #a6054f09
 def check_files(path, files: dict): # name, with folders where it lies in any -> sha256
     "Raise InputError unless every file of a bundle is there and unchanged, and no other."
     path = Path(path)
@@ -241,6 +253,7 @@ def check_files(path, files: dict): # name, with folders where it lies in any ->
                 f"{f} is damaged or was changed: its sha256 does not match. Copy the bundle again.")
         if f.suffix == ".safetensors":
             _check_header(f)
+            _check_numbers(f)
 
 # %% ../../nbs/ship/00_bundle.ipynb #09c92836
 def load_whole(path, info, task) -> Model: # as of `load_adapter`

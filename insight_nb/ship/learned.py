@@ -91,6 +91,10 @@ def pack(value) -> tuple: # arrays: name -> array; what JSON says of them
 def unpack(arrays, facts): # as of `pack`
     "The value of this plain form."
     kind, alone = facts["kind"], arrays.get("")
+    if kind in ("linear", "vectorizer") and not all(np.isfinite(v).all() for v in arrays.values()
+                                                    if v.dtype.kind == "f"):
+        raise InputError(f"the weights of a {kind} model are no finite numbers: what was learned "
+                         "is damaged. Copy the bundle again, or learn it anew.")
     if kind == "number":
         return facts["value"]
     if kind == "bytes":

@@ -115,7 +115,7 @@ def mean_auroc(y, probs, groups=None) -> Metric: # (rows,) class ids; (rows, cla
     value = float(np.mean([share[y == i].mean() for i, share in zip(names, shares)]))
     influence = np.mean([auroc_influence(y == i, share) for i, share in zip(names, shares)], 0)
     few = size.min()
-    ends = bounded_interval(value, influence, groups, rows=2 * few * (1 - few / len(y)))
+    ends = bounded_interval(value, influence, groups, rows=2 * few * (1 - few / len(y)), kinds=y)
     return make_metric(value, ends, len(y), groups, f"mean over classes; {DELONG}")
 
 # %% ../../../nbs/apps/diagnose/02_diagnose.ipynb #4e548134

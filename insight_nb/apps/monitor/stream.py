@@ -209,12 +209,21 @@ def _cells(self: Stream, frame, name):
         for row in zip(*(frame[c].tolist() for c in wanted.values()))]
 
 # %% ../../../nbs/apps/monitor/02_stream.ipynb #17bf799e
+_YEARS = -9e9, 9e9 # 1684 to 2255, in seconds since 1970
+
+@patch
+def _damaged(self: Stream, what):
+    return InputError(f"{shorten(self.path, 200)} is damaged: {what}. Go on with a copy of it, or "
+                      "a new file.")
+
 @patch
 def _newest(self: Stream):
     "When the newest bucket began that has a text: what is older comes late."
     at = self.db.read("select max(at) from texts")[0][0]
     if at is None:
         return None
+    if not isinstance(at, float) or not _YEARS[0] < at < _YEARS[1]:
+        raise self._damaged("not every text in it has a date")
     return self.bucket_start([at])[0].tz_localize(
         self.tz, ambiguous=True, nonexistent="shift_forward").timestamp()
 
@@ -285,10 +294,13 @@ def to_frame(self: Stream) -> pd.DataFrame:
     columns = ("key", "at", "text", "topic", "opinion", "probability", "truth", "source", "holiday")
     found = pd.DataFrame(
         self.db.read(f"select {', '.join(columns)} from texts order by at, key"), columns=columns)
-    when = pd.to_numeric(found["at"], errors="coerce")
-    if not when.between(-9e9, 9e9).all(): # years 1684 to 2255
-        raise InputError(f"{shorten(self.path, 200)} is damaged: not every text in it has a date. "
-                         "Go on with a copy of it, or a new file.")
+    if not pd.to_numeric(found["at"], errors="coerce").between(*_YEARS).all():
+        raise self._damaged("not every text in it has a date")
+    for what in columns[2:]:
+        kind = float if what == "probability" else str
+        odd = [v for v in found[what] if v is not None and not isinstance(v, kind) and v == v]
+        if odd or what == "text" and found[what].isna().any():
+            raise self._damaged(f"{shorten(repr(odd[0] if odd else None), 40)} is no {what}")
     return found.assign(
         bucket=self.bucket_start(found["at"]) if len(found) else pd.DatetimeIndex([]))
 

@@ -71,7 +71,8 @@ def auroc_difference(y, p, q, # (rows,) outcomes; (rows,) risks of two models
         influence = influence * fold_error_factor(folds)
     if not influence.any(): # both rank alike
         return Difference(float(value), float(value), float(value), 1., len(y), DELONG)
-    found = influence_difference(value, influence, np.sqrt((influence**2).mean()), groups)
+    size = np.sqrt((influence**2).mean())
+    found = influence_difference(value, influence, size, groups, kinds=y == 1)
     return replace(found, method="t, DeLong's variance of the difference")
 
 # %% ../../../nbs/apps/risk/02_risk_metrics.ipynb #02816e2e
