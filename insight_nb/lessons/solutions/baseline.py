@@ -110,7 +110,7 @@ rare_macro = Exercise(
     ("A test has {tp} urgent messages that were found, {fn} urgent ones that were missed, {fp} "
      "false alarms, and {tn} messages that are not urgent and were not called so. What is the "
      "macro F1 of the two classes?",
-     "测试结果：紧急消息中找到 {tp} 条、漏掉 {fn} 条；误报 {fp} 条；不紧急且未报的有 {tn} 条。这两个类别的宏平均 "
+     "测试结果：紧急消息中找到 {tp} 条、漏掉 {fn} 条；误报 {fp} 条；不紧急也没有判为紧急的有 {tn} 条。这两个类别的宏平均 "
      "F1 是多少？"),
     lambda rng: {"tp": int(rng.integers(10, 20)), "fn": int(rng.integers(5, 9)),
                  "fp": int(rng.integers(21, 30)), "tn": int(rng.integers(900, 950))},
@@ -118,7 +118,7 @@ rare_macro = Exercise(
      ("F1 is twice the found rows, divided by twice the found, plus both kinds of mistakes.",
       "F1 等于找到数的两倍，除以（找到数的两倍加上两种错误数）。"),
      ("For *not urgent* the found rows are those that were rightly not called.",
-      "对“不紧急”来说，找到的就是没有报、而且确实不紧急的那些。")],
+      "对“不紧急”来说，找到的就是没有判为紧急、而且确实不紧急的那些。")],
     tolerance=.001)
 
 @rare_macro.solution

@@ -56,7 +56,7 @@ stop_rung = Choice(
     ("At the frozen encoder.", "停在冻结的编码器。"),
     [(("At the full fine-tune.", "停在全量微调。"),
       ("Its mean is the highest, but a cheaper rung loses surely less than the margin.",
-       "它的均值最高，但有一个更便宜的方法，损失肯定小于允许的范围。")),
+       "它的平均值最高，但有一个更便宜的方法，损失肯定小于允许的范围。")),
      (("At TF-IDF.", "停在 TF-IDF。"),
       ("It is cheap, but it surely loses more than the margin.", "它便宜，但损失肯定超过允许的范围。")),
      (("Nowhere: these test rows can't decide it.", "无法决定：这些测试数据不够。"),

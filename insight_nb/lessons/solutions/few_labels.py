@@ -80,12 +80,12 @@ gain_interval = WriteFunction(
      "differences (with n - 1), divided by the square root of n. With fewer than two draws "
      "return `None`.",
      "两种方法在同样的几次抽样上得分：`new[i]` 与 `old[i]` 是一对。写一个函数 `gain_interval(new, old, t)`："
-     "返回列表 [下限, 上限]，即差值 new - old 的平均数加减 `t` 个标准误。标准误等于差值的标准差（除以 n - 1）再除以 n 的平方根。"
+     "返回列表 [下限, 上限]，即差值 new - old 的平均值加减 `t` 个标准误。标准误等于差值的标准差（除以 n - 1）再除以 n 的平方根。"
      "少于两次抽样时返回 `None`。"),
     _draw_scores,
     [("First make the list of the differences, pair by pair.", "先逐对求差，得到一列差值。"),
      ("Variance: the sum of the squared distances from the mean, divided by n - 1.",
-      "方差：各差值与平均数之差的平方和，除以 n - 1。"),
+      "方差：各差值与平均值之差的平方和，除以 n - 1。"),
      ("The half width is t times the root of variance / n.", "半宽等于 t 乘以（方差 / n）的平方根。")])
 
 @gain_interval.solution
@@ -114,7 +114,7 @@ gain_interval.mistake(_with(lambda a, b: np.std(a - b) / len(a) ** .5),
                       "你的标准差除以了 n。请除以 n - 1。")
 gain_interval.mistake(_with(lambda a, b: np.std(a - b, ddof=1)),
                       "This is the scatter of single draws. The mean of n draws is surer: the root "
-                      "of n is missing.", "这是单次抽样的离散程度。n 次的平均数更可靠：还缺 n 的平方根。")
+                      "of n is missing.", "这是单次抽样的离散程度。n 次的平均值更可靠：还缺 n 的平方根。")
 gain_interval.mistake(
     _with(lambda a, b: ((np.var(a, ddof=1) + np.var(b, ddof=1)) / len(a)) ** .5),
     "You treat the two lists as unrelated. They are pairs: take the differences first.",
@@ -226,6 +226,6 @@ choose_step = Choice(
       ("The intervals say how good it is. Whether that is enough is a question of costs.",
        "区间已经说明了效果有多好。够不够用，要看成本。"))],
     [("Look for the cheapest method that no other is shown to beat.",
-      "找最便宜的、没有被证明不如其他方法的那一个。")],
+      "没有被证明不如其他方法的方法里，找最便宜的一个。")],
     lambda rng: {"n": int(rng.choice([24, 32, 48])), "frozen": (at := int(rng.integers(58, 64))),
                  "low": at - 2, "high": at + 2, "wide": at - 6, "far": at + 6})

@@ -18,7 +18,7 @@ batch_numbers = Exercise(
      "一个批次里有 {pictures} 张彩色图片，每张 {height} x {width} 像素。它的张量里共有多少个数？"),
     lambda rng: {"pictures": int(rng.integers(10, 60)), "height": int(rng.integers(20, 60)),
                  "width": int(rng.integers(70, 120))},
-    [("The shape is (pictures, channels, height, width).", "形状是（图片数, 通道数, 高, 宽）。"),
+    [("The shape is (pictures, channels, height, width).", "形状是（图片数，通道数，高，宽）。"),
      ("A color picture has three channels: red, green, blue.", "彩色图片有三个通道：红、绿、蓝。")])
 
 # %% ../../../nbs/lessons/solutions/15_images.ipynb #04b3ce70

@@ -202,7 +202,7 @@ entity_f1.mistake(
     "A span that is right in two sentences is right twice. Count sentence by sentence.",
     "同一个位置在两个句子里都对，就算两次。请逐句计数。")
 entity_f1.mistake(_mean_f1, "This is the mean of the sentences' F1. Count over all sentences, and "
-                  "divide once.", "这是各句 F1 的平均数。请先在所有句子上计数，再只除一次。")
+                  "divide once.", "这是各句 F1 的平均值。请先在所有句子上计数，再只除一次。")
 entity_f1.mistake(lambda true, predicted: 2 * _counts(true, predicted)[0] / sum(
     _counts(true, predicted)[1:]), "It ends in an error where there is no span at all. Return 0 "
     "there.", "一个名称也没有时会出错。这时请返回 0。")

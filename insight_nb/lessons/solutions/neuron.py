@@ -213,10 +213,10 @@ standardize_function = WriteFunction(
     ("Write `standardize(train, test)` for two lists of numbers (one column): the test values "
      "minus the mean of the training values, divided by their standard deviation (the root of the "
      "mean squared distance from the mean). Where the standard deviation is 0, divide by 1.",
-     "写一个函数 `standardize(train, test)`，参数是同一列的两个数值列表：返回测试值减去训练值的平均数，再除以训练值的标准差"
-     "（到平均数的距离平方的平均值再开方）。标准差为 0 时除以 1。"),
+     "写一个函数 `standardize(train, test)`，参数是同一列的两个数值列表：返回测试值减去训练值的平均值，再除以训练值的标准差"
+     "（到平均值的距离先平方、取平均，再开方）。标准差为 0 时除以 1。"),
     _draw_columns,
-    [("Which rows may decide mean and spread?", "平均数和标准差应该由哪些行来决定？"),
+    [("Which rows may decide mean and spread?", "平均值和标准差应该由哪些行来决定？"),
      ("`np.mean(train)` and `np.std(train)` do the counting.",
       "可以用 `np.mean(train)` 和 `np.std(train)` 计算。"),
      ("Before you divide, ask whether the spread is 0.", "除之前先判断标准差是否为 0。")])
@@ -233,13 +233,13 @@ def _standardize(train, test):
 standardize_function.mistake(lambda train, test: _standardize(test, test),
                              "Mean and spread come from the test values here. They must be learned "
                              "from the training values.",
-                             "这里的平均数和标准差来自测试值。它们必须从训练值得到。")
+                             "这里的平均值和标准差来自测试值。它们必须从训练值得到。")
 standardize_function.mistake(lambda train, test: _standardize(train + test, test),
                              "The test values took part in mean and spread.",
-                             "测试值也参与了平均数和标准差的计算。")
+                             "测试值也参与了平均值和标准差的计算。")
 standardize_function.mistake(lambda train, test: [v - sum(train) / len(train) for v in test],
                              "The values are centered. Divide them by the spread.",
-                             "已经减去平均数了，还要除以标准差。")
+                             "已经减去平均值了，还要除以标准差。")
 standardize_function.mistake(lambda train, test: _standardize(train, train),
                              "These are the training values. The test values are asked.",
                              "这是训练值。题目要的是测试值。")

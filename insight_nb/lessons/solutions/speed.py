@@ -16,7 +16,7 @@ training_memory = Exercise(
      "many GB does the training need? (1 GB = 1,000,000 KB)",
      "一个模型有 {millions} 百万个参数，全部用 float32 和 AdamW 训练。"
      "一次有 {tokens} 个词元通过模型，"
-     "每个词元的激活值占 {kb} KB。训练一共需要多少 GB？（1 GB = 1 000 000 KB）"),
+     "每个词元的激活值占 {kb} KB。训练一共需要多少 GB？（1 GB = 1,000,000 KB）"),
     lambda rng: {"millions": int(rng.integers(100, 200)), "tokens": int(rng.integers(8000, 9000)),
                  "kb": int(rng.integers(500, 900))},
     [("Two parts: what each parameter needs, and what each token needs.",

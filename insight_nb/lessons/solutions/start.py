@@ -113,7 +113,7 @@ share_function.mistake(lambda part, whole: round(part / whole, 2) if whole else 
 fresh_start = Choice(
     "00.5",
     ("You ran cells in many orders, and the numbers no longer fit together. What do you do?",
-     "你以各种顺序运行了单元格，现在数字对不上了。应该怎么办？"),
+     "你没有按从上到下的顺序运行单元格，现在数字对不上了。应该怎么办？"),
     ("Restart the kernel and run all cells from the top.", "重启内核，从头到尾运行所有单元格。"),
     [(("Run the last cell until it is right.", "反复运行最后一个单元格，直到对为止。"),
       ("The kernel still holds the old values.", "内核里仍然保存着旧的值。")),

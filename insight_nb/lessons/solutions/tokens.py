@@ -202,7 +202,7 @@ lost_end = Choice(
     ("A model reads complaints of {words} words on average, with `max_length=32`. On one "
      "kind of form the customer's own words stand in the last line, below a long heading. There "
      "its answers are no better than a guess, and no error appears. What is the reason?",
-     "一个模型读取平均 {words} 个单词的投诉，设置为 `max_length=32`。有一种表单，"
+     "一个模型处理投诉，投诉平均有 {words} 个单词，设置为 `max_length=32`。有一种表单，"
      "前面是很长的表头，顾客自己的话写在最后一行。在这种表单上准确率接近随机猜测，也没有任何报错。原因是什么？"),
     ("The last line is cut off before the model sees it.", "最后一行在模型看到之前就被截掉了。"),
     [(("The words of the form are unknown to the vocabulary.", "表单里的单词不在词表中。"),
