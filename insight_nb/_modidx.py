@@ -9057,6 +9057,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'insight_nb.ship.masking._write': ('ship/masking.html#_write', 'insight_nb/ship/masking.py'),
                                          'insight_nb.ship.masking.analyzer_names': ( 'ship/masking.html#analyzer_names',
                                                                                      'insight_nb/ship/masking.py'),
+                                         'insight_nb.ship.masking.check_least': ( 'ship/masking.html#check_least',
+                                                                                  'insight_nb/ship/masking.py'),
                                          'insight_nb.ship.masking.mask_cells': ( 'ship/masking.html#mask_cells',
                                                                                  'insight_nb/ship/masking.py'),
                                          'insight_nb.ship.masking.mask_file': ('ship/masking.html#mask_file', 'insight_nb/ship/masking.py'),

@@ -736,7 +736,10 @@ def _mask(args):
         raise InputError("--names finds what is to be masked: leave it out with --undo.")
     if args.undo:
         return print(unmask_file(args.table, args.out, args.key, args.text, args.force))
-    print(mask_file(args.table, args.out, args.text, args.key, args.names, args.force))
+    if args.least and not args.names:
+        raise InputError("--least is of the names that a bundle finds: name one with --names.")
+    print(mask_file(args.table, args.out, args.text, args.key, args.names, args.force,
+                    args.least))
 
 # %% ../nbs/90_cli.ipynb #378f9455
 def _check(args):
@@ -1034,6 +1037,8 @@ def _mask_arguments(p):
                         "and --undo gives it back; default: names count within a text")
     p.add_argument("--names", metavar="BUNDLE",
                    help="a bundle of the recipe tag, that finds names of persons and places")
+    p.add_argument("--least", type=float, default=0., metavar="P",
+                   help="with --names: the lowest probability of a name; default: 0, all of them")
     p.add_argument("--undo", action="store_true", help="put the values back that the key holds")
     p.add_argument("--force", action="store_true", help="replace FILE of --out")
 
