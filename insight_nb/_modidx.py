@@ -6122,6 +6122,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'insight_nb/jobs/training.py'),
                                           'insight_nb.jobs.training.EffortGain.to_dict': ( 'jobs/training.html#effortgain.to_dict',
                                                                                            'insight_nb/jobs/training.py'),
+                                          'insight_nb.jobs.training._constant_answers': ( 'jobs/training.html#_constant_answers',
+                                                                                          'insight_nb/jobs/training.py'),
                                           'insight_nb.jobs.training._linear_answers': ( 'jobs/training.html#_linear_answers',
                                                                                         'insight_nb/jobs/training.py'),
                                           'insight_nb.jobs.training.adapt_to_rows': ( 'jobs/training.html#adapt_to_rows',

@@ -301,7 +301,7 @@ def check_language(self: TextEstimator, texts, y, parts, # as of `fit`; a `DataS
     joined = join_pairs(texts)
     def measure():
         said = linear_sentence(joined, self.plain_answers(y), parts, setup.seed)
-        return said + "The recipe ladder ships them. " if said and self.in_ladder else said
+        return said + "`insight-nb run ladder` trains and saves them. " if said and self.in_ladder else said
 
     return check_readable(setup.encoder, [joined[i] for i in parts.train], measure,
                           (self.options or {}).get("anyway", False), setup.seed)

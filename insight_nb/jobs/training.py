@@ -208,28 +208,39 @@ def widen(metric, folds): # a `Metric` out of so many folds; 1: of rows apart
                    high=min(most, v + by * (metric.high - v)))
 
 # %% ../../nbs/jobs/01_training.ipynb #7c6167ae
+def _constant_answers(y, learned, asked): # as `y` is: one answer, the best without the texts
+    known = y[learned]
+    if y.ndim == 2:
+        constant = (known > 0).mean(0) > .5
+    else:
+        constant = known.mean() if y.dtype.kind == "f" else np.bincount(known).argmax()
+    return np.broadcast_to(constant, y[asked].shape)
+
 def linear_sentence(texts, y, # str each; (rows,) ids or numbers, or (rows, labels) 0 or 1
                     parts: DataSplit, seed=0) -> str: # empty where the rows are too few
-    "What TF-IDF and a linear model reach on these rows, with the interval."
+    """What TF-IDF and a linear model reach on these rows, with the interval, and what one answer
+    for all rows does."""
     classes = y.ndim == 1 and y.dtype.kind == "i"
     folds = held_out_folds(texts, parts, y if classes else None, seed)
     learned = [y[a] for a, _ in folds]
     if not folds or classes and min(len(np.unique(v)) for v in learned) < 2:
         return ""
     found = np.concatenate([_linear_answers(texts, y, a, b, seed) for a, b in folds])
+    constant = np.concatenate([_constant_answers(y, a, b) for a, b in folds])
     asked = np.concatenate([b for _, b in folds])
     rows = asked_rows(parts, folds)
     start, truth = "TF-IDF and a linear model, trained on these rows in seconds,", y[asked]
     if classes:
         right = widen(proportion_metric(found == truth), len(folds))
-        return f"{start} are right in {right} of {rows}. "
+        always = format_number((constant == truth).mean())
+        return f"{start} are right in {right} of {rows} (always the most frequent label: {always}). "
     if y.ndim == 2:
-        f1 = widen(label_metrics(truth > 0, found)["micro_f1"], len(folds))
-        return f"{start} have a micro-F1 of {f1} on {rows}. "
+        f1, least = (label_metrics(truth > 0, said)["micro_f1"] for said in (found, constant))
+        return (f"{start} have a micro-F1 of {widen(f1, len(folds))} on {rows} (always the labels of "
+                f"most rows: {format_number(least.value)}). ")
     off = widen(regression_metrics(truth, found)["mae"], len(folds))
-    known = np.abs(truth - np.concatenate(learned).mean()).mean()
-    return (f"{start} are off by {off} on average on {rows} (the mean: "
-            f"{format_number(known)}). ")
+    return (f"{start} are off by {off} on average on {rows} (always the mean: "
+            f"{format_number(np.abs(truth - constant).mean())}). ")
 
 # %% ../../nbs/jobs/01_training.ipynb #5188019d
 def check_adapt(adapt, unlabeled, method): # of a recipe: bool, a table or None, of fine-tuning
