@@ -19,7 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
 from ..base.core import InputError, atomic_output, hash_file, plural, shorten
-from .catalog import find_encoder, find_twin
+from .catalog import (
+    StepRefused, check_steps, choose_activation, choose_pooling, find_encoder, find_twin)
 
 # %% ../../nbs/models/12_pull.ipynb #aebbc99b
 _TAKEN = (
@@ -65,6 +66,13 @@ class EncoderRefused(InputError):
 _CHOOSE = "Choose one of those that `insight-nb backbones` lists."
 
 # %% ../../nbs/models/12_pull.ipynb #3068792a
+@contextmanager
+def _doing(hub_id): # what a `StepRefused` is about
+    try:
+        yield
+    except StepRefused as e:
+        raise EncoderRefused(hub_id, f"it {e}", _CHOOSE) from None
+
 def choose_modules(hub_id, modules, # what modules.json says
                    names) -> list:
     """The files of the steps of sentence-transformers. Raises `EncoderRefused` for a step of
@@ -81,9 +89,12 @@ def choose_modules(hub_id, modules, # what modules.json says
             why = f"its step {shorten(folder)!r} has no usual folder"
             raise EncoderRefused(hub_id, why, _CHOOSE)
         have = [f"{folder}/{n}" for n in ("config.json", _WEIGHTS) if f"{folder}/{n}" in names]
-        if f"{folder}/pytorch_model.bin" in names and f"{folder}/{_WEIGHTS}" not in names:
+        pickled = f"{folder}/pytorch_model.bin" in names or kind.endswith(".Dense")
+        if pickled and f"{folder}/{_WEIGHTS}" not in names:
             raise EncoderRefused(hub_id, f"its step {folder} has no safetensors", _CHOOSE)
         files += have
+    with _doing(hub_id):
+        check_steps([step["type"].rsplit(".", 1)[-1] for step in modules])
     return files
 
 # %% ../../nbs/models/12_pull.ipynb #caf6fb96
@@ -254,6 +265,18 @@ def _weights(page): # names; raises EncoderRefused
     return parts
 
 # %% ../../nbs/models/12_pull.ipynb #5e278e37
+def _check_settings(page, modules): # what modules.json says; raises EncoderRefused
+    for step in modules:
+        kind, folder = step["type"].rsplit(".", 1)[-1], step["path"]
+        if kind not in ("Pooling", "Dense"):
+            continue
+        told = page.read(f"{folder}/config.json")
+        if not isinstance(told, dict):
+            why = f"its step {folder} has no config.json that says how"
+            raise EncoderRefused(page.hub_id, why, _CHOOSE)
+        with _doing(page.hub_id):
+            choose_pooling(told) if kind == "Pooling" else choose_activation(told, folder)
+
 def _check_room(page, names):
     need, free = sum(map(page.size, names)), shutil.disk_usage(page.folder).free
     if need > _MOST:
@@ -273,6 +296,7 @@ def _bring(page):
     weights = _weights(page)
     modules = page.read("modules.json")
     more = [] if modules is None else choose_modules(page.hub_id, modules, set(page.files))
+    _check_settings(page, modules or [])
     names = [n for n in (*choose_files(page.files), *more, *weights) if n not in page.hashes]
     _check_room(page, names)
     for name in names:
