@@ -217,12 +217,13 @@ def test_pull_brings_what_is_needed_and_nothing_else(page, online, tmp_path, mon
 def test_weights_in_parts_and_a_dense_step(page, online, tmp_path):
     part = "model-00001-of-00001.safetensors"
     steps = [{"type": "sentence_transformers.models.Dense", "path": "2_Dense"}]
+    linear = {"activation_function": "torch.nn.modules.linear.Identity"}
     own = variant(page, tmp_path / "own", **{
         "model.safetensors.index.json": {"weight_map": {"a": part}}, "modules.json": steps})
     (own / "model.safetensors").rename(own / part)
     (own / "2_Dense").mkdir()
     (own / "2_Dense" / "model.safetensors").write_bytes(b"dense")
-    (own / "2_Dense" / "config.json").write_text("{}")
+    (own / "2_Dense" / "config.json").write_text(json.dumps(linear))
     with online(HubServer({"a/own": own})):
         found = pull_encoder("a/own", tmp_path / "out")
     assert {part, "2_Dense/model.safetensors", "2_Dense/config.json"} < set(found.files)
@@ -251,6 +252,22 @@ REFUSED = {
     "pickled step": ("a/tiny", {"2_Dense/pytorch_model.bin": "x", "modules.json": [
         {"type": "sentence_transformers.models.Dense", "path": "2_Dense"}]},
         ("its step 2_Dense has no safetensors",)),
+    "step without weights": ("a/tiny", {"2_Dense/config.json": {}, "modules.json": [
+        {"type": "sentence_transformers.models.Dense", "path": "2_Dense"}]},
+        ("its step 2_Dense has no safetensors",)),
+    "step with another activation": ("a/tiny", {
+        "2_Dense/config.json": {"activation_function": "torch.nn.modules.activation.GELU"},
+        "2_Dense/model.safetensors": "x", "modules.json": [
+            {"type": "sentence_transformers.models.Dense", "path": "2_Dense"}]},
+        ("it has a layer 2_Dense with more than a matrix and tanh", "insight-nb backbones")),
+    "step of another kind": ("a/tiny", {"modules.json": [
+        {"type": "sentence_transformers.models.Transformer", "path": ""},
+        {"type": "sentence_transformers.models.CNN", "path": "1_CNN"}]},
+        ("it goes by the steps Transformer, CNN",)),
+    "another pooling": ("a/tiny", {"1_Pooling/config.json": {"pooling_mode_max_tokens": True}},
+                        ("it pools by max_tokens",)),
+    "pooling unsaid": ("a/tiny", {"1_Pooling/config.json": None},
+                       ("its step 1_Pooling has no config.json",)),
     "no config": ("a/tiny", {"config.json": None}, ("no config.json",)),
     "damaged config": ("a/tiny", {"config.json": "{"}, ("its config.json is not JSON",)),
     "a list": ("a/tiny", {"config.json": []}, ("names no model_type",)),

@@ -59,8 +59,8 @@ class Ensemble:
         self.models = list(models)
         self.names = model_names(self.models[0])
         if len(self.names) < 2:
-            raise InputError(f"the teacher knows one label, {self.names[0]!r}: a student could tell "
-                             "nothing apart. Name a teacher of two or more labels.")
+            raise InputError(f"the teacher knows one label, {self.names[0]!r}: a student could "
+                             "tell nothing apart. Name a teacher of two or more labels.")
         for model in self.models[1:]:
             if set(model_names(model)) != set(self.names):
                 odd = min(set(model_names(model)) ^ set(self.names))

@@ -233,11 +233,12 @@ def linear_sentence(texts, y, # str each; (rows,) ids or numbers, or (rows, labe
     if classes:
         right = widen(proportion_metric(found == truth), len(folds))
         always = format_number((constant == truth).mean())
-        return f"{start} are right in {right} of {rows} (always the most frequent label: {always}). "
+        return (f"{start} are right in {right} of {rows} (always the most frequent label: "
+                f"{always}). ")
     if y.ndim == 2:
         f1, least = (label_metrics(truth > 0, said)["micro_f1"] for said in (found, constant))
-        return (f"{start} have a micro-F1 of {widen(f1, len(folds))} on {rows} (always the labels of "
-                f"most rows: {format_number(least.value)}). ")
+        return (f"{start} have a micro-F1 of {widen(f1, len(folds))} on {rows} (always the labels "
+                f"of most rows: {format_number(least.value)}). ")
     off = widen(regression_metrics(truth, found)["mae"], len(folds))
     return (f"{start} are off by {off} on average on {rows} (always the mean: "
             f"{format_number(np.abs(truth - constant).mean())}). ")
@@ -405,7 +406,7 @@ def make_trainer(setup: FineTuningSetup, model, # of `setup.model`
     n_classes = n_classes or len(model.task.names)
     config, setup.rule = default_train_config(len(train), n_classes, setup.method,
                                               encoder_shape(setup.encoder),
-                                              seed=setup.seed,
+                                              model.task.name, seed=setup.seed,
                                               effort=setup.effort, **given)
     if said := reading_sentence(model):
         setup.rule += f"; {said}"

@@ -233,7 +233,6 @@ def start(self: BundleUpdate, strategy) -> tuple: # setup, model, the old model 
     extend_head(model.head, bundle.model.head)
     return setup, model, bundle.model
 
-# %% ../../nbs/jobs/09_update.ipynb #37b5e0d7
 @patch
 def comparisons(self: BundleUpdate, strategy) -> list: # of strategies, without this one
     """What an update can be compared with, known before it trains. Prints why training anew is left

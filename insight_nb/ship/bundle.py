@@ -90,6 +90,7 @@ def _check_identity(path, b, backbone): # b: as of bundle.json
             f"{path} was trained on another {b['name']} ({b['identity'][:12]}…) than the one here "
             f"({backbone.identity[:12]}…): give the same.")
 
+# %% ../../nbs/ship/00_bundle.ipynb #786bbff5
 def load_adapter(path, info, task, # a folder, what its bundle.json says, and its task
                  backbone=None) -> Model: # one that is loaded already
     """An adapter on its encoder, which is loaded by its name. Raises InputError if it is another
