@@ -722,6 +722,8 @@ def _show(file):
 
 def _pull(args):
     from insight_nb.models.pull import check_pulled, pull_encoder
+    if args.check and args.out:
+        raise InputError("--check compares the folder with its pulled.json: leave --out out.")
     if args.check:
         return print(f"{check_pulled(args.model).summary()}, as it came")
     if not args.out:

@@ -208,7 +208,7 @@ def widen(metric, folds): # a `Metric` out of so many folds; 1: of rows apart
                    high=min(most, v + by * (metric.high - v)))
 
 # %% ../../nbs/jobs/01_training.ipynb #7c6167ae
-def _constant_answers(y, learned, asked): # as `y` is: one answer, the best without the texts
+def _constant_answers(y, learned, asked): # as `y` is: one for all rows, the best without texts
     known = y[learned]
     if y.ndim == 2:
         constant = (known > 0).mean(0) > .5
@@ -226,8 +226,8 @@ def linear_sentence(texts, y, # str each; (rows,) ids or numbers, or (rows, labe
     if not folds or classes and min(len(np.unique(v)) for v in learned) < 2:
         return ""
     found = np.concatenate([_linear_answers(texts, y, a, b, seed) for a, b in folds])
-    constant = np.concatenate([_constant_answers(y, a, b) for a, b in folds])
     asked = np.concatenate([b for _, b in folds])
+    constant = _constant_answers(y, np.concatenate([a for a, _ in folds]), asked)
     rows = asked_rows(parts, folds)
     start, truth = "TF-IDF and a linear model, trained on these rows in seconds,", y[asked]
     if classes:

@@ -235,6 +235,7 @@ def choose_activation(told: dict, # what the config.json of a Dense step says
 # operations a second, as measured
 _CPU_RATES = {"bert": .24e12, "other": .17e12}
 _T4_PEAK, _T4_SHARE = 65e12, .1 # as published; supposed
+_MOST = 10**12 # of rows, tokens and epochs
 
 @dataclass(frozen=True)
 class TrainingEstimate:
@@ -252,9 +253,11 @@ def estimate_training(encoder: Encoder, rows=10_000, # texts
                       tokens=64, # of a text, on average
                       epochs=3 # passes, as is usual for so many rows
                      ) -> TrainingEstimate:
-    "Hours and memory of a full fine-tune, from its operations. Raises InputError below 1."
-    if min(rows, tokens, epochs) < 1:
-        raise InputError("rows, tokens and epochs must be 1 or more.")
+    """Hours and memory of a full fine-tune, from its operations. Raises InputError for numbers that
+    can't be."""
+    for name, value in (("rows", rows), ("tokens", tokens), ("epochs", epochs)):
+        if not 1 <= value <= _MOST:
+            raise InputError(f"{name} is {shorten(value)}: give a number from 1 to {_MOST:,}.")
     work = training_operations(encoder, tokens) * rows * tokens * epochs
     cpu = _CPU_RATES.get(encoder.model_type, _CPU_RATES["other"])
     kept = 51 * encoder.layers * encoder.width * max(4096, tokens)
