@@ -720,18 +720,6 @@ def _show(file):
         else:
             print(*map(format_cell, f), sep="\n")
 
-def _pull(args):
-    from insight_nb.models.pull import check_pulled, pull_encoder
-    if args.check and args.out:
-        raise InputError("--check compares the folder with its pulled.json: leave --out out.")
-    if args.check:
-        return print(f"{check_pulled(args.model).summary()}, as it came")
-    if not args.out:
-        raise InputError("--out names the folder to make: give one.")
-    os.environ.setdefault("HF_HUB_DISABLE_XET", "1") # whose threads no signal ends
-    found = pull_encoder(args.model, args.out, args.revision, args.force)
-    print(f"{found.summary()}, in {args.out}. To use it: -p backbone {args.out}")
-
 def _mask(args):
     from insight_nb.ship.masking import mask_file, unmask_file
     if args.undo and args.names:
@@ -835,6 +823,18 @@ def _rows_to_ask(args): # texts or pairs, and their labels or None
     if args.label not in frame.columns:
         raise InputError(f"the table has no column {args.label!r}.{suggest(args.label, frame)}")
     return texts, frame[args.label][good].tolist()
+
+def _pull(args):
+    from insight_nb.models.pull import check_pulled, pull_encoder
+    if args.check and args.out:
+        raise InputError("--check compares the folder with its pulled.json: leave --out out.")
+    if args.check:
+        return print(f"{check_pulled(args.model).summary()}, as it came")
+    if not args.out:
+        raise InputError("--out names the folder to make: give one.")
+    os.environ.setdefault("HF_HUB_DISABLE_XET", "1") # whose threads no signal ends
+    found = pull_encoder(args.model, args.out, args.revision, args.force)
+    print(f"{found.summary()}, in {args.out}. To use it: -p backbone {args.out}")
 
 # %% ../nbs/90_cli.ipynb #75dbc396
 @contextlib.contextmanager

@@ -153,8 +153,8 @@ def _reason(error, hub_id, revision) -> str: # of the hub's library, in words
     if isinstance(error, errors.RepositoryNotFoundError):
         return "the hub has no model of that name, or a private one: check it, or `hf auth login`."
     if isinstance(error, json.JSONDecodeError):
-        return ("what answered is not the hub: a proxy, or a page to sign in at, may stand between. "
-                "Open the hub in a browser on this machine first.")
+        return ("what answered is not the hub: a proxy, or a page to sign in at, may stand "
+                "between. Open the hub in a browser on this machine first.")
     said = str(error).strip().splitlines() or [type(error).__name__]
     return f"the hub did not give it ({shorten(said[0], 120)}). Try again later."
 
