@@ -720,16 +720,6 @@ def _show(file):
         else:
             print(*map(format_cell, f), sep="\n")
 
-def _pull(args):
-    from insight_nb.models.pull import check_pulled, pull_encoder
-    if args.check:
-        return print(f"{check_pulled(args.model).summary()}, as it came")
-    if not args.out:
-        raise InputError("--out names the folder to make: give one.")
-    os.environ.setdefault("HF_HUB_DISABLE_XET", "1") # whose threads no signal ends
-    found = pull_encoder(args.model, args.out, args.revision, args.force)
-    print(f"{found.summary()}, in {args.out}. To use it: -p backbone {args.out}")
-
 def _mask(args):
     from insight_nb.ship.masking import mask_file, unmask_file
     if args.undo and args.names:
@@ -990,6 +980,18 @@ def _scoreboard(args):
     from insight_nb.lessons.kit.exercises import all_exercises
     from insight_nb.lessons.kit.progress import scoreboard
     print(scoreboard(args.folder, all_exercises()))
+
+def _pull(args):
+    from insight_nb.models.pull import check_pulled, pull_encoder
+    if args.check and args.out:
+        raise InputError("--check compares the folder with its pulled.json: leave --out out.")
+    if args.check:
+        return print(f"{check_pulled(args.model).summary()}, as it came")
+    if not args.out:
+        raise InputError("--out names the folder to make: give one.")
+    os.environ.setdefault("HF_HUB_DISABLE_XET", "1") # whose threads no signal ends
+    found = pull_encoder(args.model, args.out, args.revision, args.force)
+    print(f"{found.summary()}, in {args.out}. To use it: -p backbone {args.out}")
 
 # %% ../nbs/90_cli.ipynb #75a213b9
 def _predict_arguments(p):

@@ -15,13 +15,14 @@ from unittest import mock
 import pytest
 import torch
 from conftest import refused, tiny_encoder
-from hub_server import COMMIT, HubServer
+from hub_server import COMMIT, Handler, HubServer
 from insight_nb import cli
 from insight_nb.base.core import InputError, hash_file
 from insight_nb.models.backbone import load_backbone
 from insight_nb.models.catalog import (
     ENCODERS, TWINS, estimate_training, find_twin, list_encoders, pull_command, suggest_encoders)
 from insight_nb.models.pull import check_pulled, pull_encoder
+from safetensors.torch import save_file
 from transformers import (
     BertConfig, BertModel, EuroBertConfig, EuroBertModel, ModernBertConfig, ModernBertModel,
     Qwen3Config, Qwen3Model)
@@ -126,7 +127,8 @@ def test_backbones_answers_at_once_without_torch_or_network():
 
 def test_backbones_refuses_another_language(ends):
     refused(ends("backbones", "--language", "klingon"), "say en, zh, or many")
-    refused(ends("backbones", "--rows", "0"), "must be 1 or more")
+    for rows in ("0", "-5", "9" * 30, "1" + "0" * 400):
+        refused(ends("backbones", "--rows", rows), "rows is ", "give a number from 1 to")
     assert ends("backbones").status == 0
 
 
@@ -217,12 +219,13 @@ def test_pull_brings_what_is_needed_and_nothing_else(page, online, tmp_path, mon
 def test_weights_in_parts_and_a_dense_step(page, online, tmp_path):
     part = "model-00001-of-00001.safetensors"
     steps = [{"type": "sentence_transformers.models.Dense", "path": "2_Dense"}]
+    linear = {"activation_function": "torch.nn.modules.linear.Identity"}
     own = variant(page, tmp_path / "own", **{
         "model.safetensors.index.json": {"weight_map": {"a": part}}, "modules.json": steps})
     (own / "model.safetensors").rename(own / part)
     (own / "2_Dense").mkdir()
-    (own / "2_Dense" / "model.safetensors").write_bytes(b"dense")
-    (own / "2_Dense" / "config.json").write_text("{}")
+    save_file({"linear.weight": torch.ones(2, 2)}, own / "2_Dense" / "model.safetensors")
+    (own / "2_Dense" / "config.json").write_text(json.dumps(linear))
     with online(HubServer({"a/own": own})):
         found = pull_encoder("a/own", tmp_path / "out")
     assert {part, "2_Dense/model.safetensors", "2_Dense/config.json"} < set(found.files)
@@ -251,6 +254,34 @@ REFUSED = {
     "pickled step": ("a/tiny", {"2_Dense/pytorch_model.bin": "x", "modules.json": [
         {"type": "sentence_transformers.models.Dense", "path": "2_Dense"}]},
         ("its step 2_Dense has no safetensors",)),
+    "step without weights": ("a/tiny", {"2_Dense/config.json": {}, "modules.json": [
+        {"type": "sentence_transformers.models.Dense", "path": "2_Dense"}]},
+        ("its step 2_Dense has no safetensors",)),
+    "step with another activation": ("a/tiny", {
+        "2_Dense/config.json": {"activation_function": "torch.nn.modules.activation.GELU"},
+        "2_Dense/model.safetensors": "x", "modules.json": [
+            {"type": "sentence_transformers.models.Dense", "path": "2_Dense"}]},
+        ("it has a layer 2_Dense with more than a matrix and tanh", "insight-nb backbones")),
+    "step of another kind": ("a/tiny", {"modules.json": [
+        {"type": "sentence_transformers.models.Transformer", "path": ""},
+        {"type": "sentence_transformers.models.CNN", "path": "1_CNN"}]},
+        ("it goes by the steps Transformer, CNN",)),
+    "another pooling": ("a/tiny", {"1_Pooling/config.json": {"pooling_mode_max_tokens": True}},
+                        ("it pools by max_tokens",)),
+    "pooling unsaid": ("a/tiny", {"1_Pooling/config.json": None},
+                       ("its step 1_Pooling has no config.json",)),
+    "no weights": ("a/tiny", NO_WEIGHTS | {"pytorch_model.bin": None, "tf_model.h5": None},
+                   ("it has no model.safetensors. Choose",)),
+    "an adapter": ("a/tiny", NO_WEIGHTS | {"pytorch_model.bin": None, "tf_model.h5": None,
+                                           "adapter_model.safetensors": "x"},
+                   ("only adapter_model.safetensors, which is not a whole encoder",)),
+    "no tokenizer": ("a/tiny", {"tokenizer.json": None}, ("it has no tokenizer (tokenizer.json)",)),
+    "encoder-decoder": ("a/tiny", {
+        "config.json": {"model_type": "bart", "is_encoder_decoder": True}},
+        ("an encoder-decoder, whose encoder can't be had alone",)),
+    "in a folder": ("a/tiny", {"config.json": None, "0_Transformer/config.json": {},
+                               "0_Transformer/model.safetensors": "x"},
+                    ("its encoder lies in its folder 0_Transformer", "hf download a/tiny")),
     "no config": ("a/tiny", {"config.json": None}, ("no config.json",)),
     "damaged config": ("a/tiny", {"config.json": "{"}, ("its config.json is not JSON",)),
     "a list": ("a/tiny", {"config.json": []}, ("names no model_type",)),
@@ -268,16 +299,40 @@ def test_what_can_not_be_used_is_refused(name, changed, words, page, online, tmp
     assert not Path("deep").exists()
 
 
+@pytest.mark.parametrize("content", ["<html>", "version https://git-lfs.github.com/spec/v1", ""])
+def test_what_came_as_weights_holds_tensors(content, page, online, tmp_path, ends):
+    own = variant(page, tmp_path / "own", **{"model.safetensors": content})
+    with online(HubServer({"a/tiny": own})):
+        refused(ends("pull", "a/tiny", "--out", "x"), "its model.safetensors holds no tensors")
+    assert not Path("x").exists()
+
+
+class Portal(HubServer):
+    "A page to sign in at, in place of every answer."
+
+    def handler(self): return type("Bound", (SignIn,), {"hub": self})
+
+
+class SignIn(Handler):
+    def do_HEAD(self): self.say(200, b"<html>sign in</html>", Content_Type="text/html")
+
+    do_GET = do_HEAD
+
+
 def test_the_hub_says_no(page, online, ends):
     with online(HubServer({"a/tiny": page, "a/g": page, "a/p": page}, {"a/g"}, {"a/p"})) as hub:
         refused(ends("pull", "a/g", "--out", "x"), "needs a login", "hf auth login")
         refused(ends("pull", "a/p", "--out", "x"), "private", "hf auth login")
         refused(ends("pull", "a/none", "--out", "x"), "no model of that name")
         refused(ends("pull", "a/tiny", "--out", "x", "--revision", "v9"), "no revision 'v9'")
-        refused(ends("pull", "../../etc", "--out", "x"), "no hub id: write OWNER/NAME")
+        for name in ("../../etc", "https://hub/a/tiny", "模型/中文", "a/tiny/", ""):
+            refused(ends("pull", name, "--out", "x"), "no hub id: write OWNER/NAME")
+        refused(ends("pull", "x", "--check", "--out", "y"), "leave --out out")
         refused(ends("pull", "a/tiny"), "--out names the folder")
         hub.fail = 418
         refused(ends("pull", "a/tiny", "--out", "x"), "the hub did not give it")
+    with online(Portal({"a/tiny": page})):
+        refused(ends("pull", "a/tiny", "--out", "x"), "what answered is not the hub: a proxy")
     refused(ends("pull", "a/tiny", "--out", "x"), "can't be reached")
     os.environ["HF_HUB_OFFLINE"] = "1"
     refused(ends("pull", "a/tiny", "--out", "x"), "HF_HUB_OFFLINE forbids")

@@ -32,16 +32,18 @@ CLASSES = [("好", "差")[i % 2] for i in range(80)]
 TAGS = [[(0, 2, "物")] for _ in TEXTS]
 START, SHARE = "TF-IDF and a linear model, trained on these rows in seconds,", r"0\.\d{3}"
 FOLDS = r"\d+ rows, out of fold"
+ALWAYS = rf"\(always the most frequent label: {SHARE}\)"
 MIDDLE = {
-    "classify": rf"{START} are right in 1\.000 \[{SHARE}, 1\.000\] of {FOLDS}\. The recipe "
-                "ladder ships them",
-    "multilabel": rf"{START} have a micro-F1 of 1\.000 \[{SHARE}, 1\.000\] on {FOLDS}",
+    "classify": rf"{START} are right in 1\.000 \[{SHARE}, 1\.000\] of {FOLDS} {ALWAYS}\. `"
+                "insight-nb run ladder` trains and saves them",
+    "multilabel": rf"{START} have a micro-F1 of 1\.000 \[{SHARE}, 1\.000\] on {FOLDS} \(always the "
+                  rf"labels of most rows: {SHARE}\)",
     "regress": rf"{START} are off by [\d.]+ \[[\d.]+, [\d.]+\] on average on {FOLDS} "
-               r"\(the mean: [\d.]+\)",
-    "pair": rf"{START} are right in 1\.000 \[{SHARE}, 1\.000\] of {FOLDS}",
+               r"\(always the mean: [\d.]+\)",
+    "pair": rf"{START} are right in 1\.000 \[{SHARE}, 1\.000\] of {FOLDS} {ALWAYS}",
     "tag": r"The rung '[^']+', trained on these texts in seconds, has an F1 of spans of [\d.]+ "
-           r"\[[\d.]+, [\d.]+\] on \d+ texts, out of fold; the recipe ladder with -p task tag "
-           "ships it",
+           r"\[[\d.]+, [\d.]+\] on \d+ texts, out of fold; `insight-nb run ladder -p task tag` "
+           "trains and saves it",
 }
 
 
@@ -114,7 +116,8 @@ def test_check_says_it_too(capsys):
     assert main(["check", table("classify")]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert re.search(r"was not made for the language .* are right in 1\.000 \[0\.\d{3}, 1\.000\] "
-                     r"of 80 rows, out of fold\. Encoders that read them: BAAI/bge", said), said
+                     rf"of 80 rows, out of fold {ALWAYS}\. Encoders that read them: BAAI/bge",
+                     said), said
     assert main(["check", table("classify"), "--backbone", "none"]) == 0
     assert "Encoders that" not in capsys.readouterr().out
 

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from insight_nb import TextClassifier, SpanTagger
+from insight_nb import SpanTagger, TextClassifier, TextRegressor
 from insight_nb.base.core import InputError
 from insight_nb.base.tensors import set_seed
 from insight_nb.data.dataset import TokenDataset
@@ -384,3 +384,28 @@ def test_a_tagging_rung_has_no_prompt(tmp_path):
     rung.fit(rows, ("O", "B-P", "I-P"), 0)
     assert "prompt" not in save_rung(tmp_path / "b", rung)["backbone"]
     assert not (tmp_path / "b/encoder/config_sentence_transformers.json").exists()
+
+
+def test_a_question_gets_the_prompt_of_the_stored_ones(tmp_path):
+    from insight_nb.apps.assistant.retrieval import AnswerIndex
+    folder = write_encoder("bert", tmp_path / "e", "mean",
+                           {"query": "query: ", "document": "passage: "}, default="query")
+    backbone = load_backbone(folder)
+
+    def embed_all(texts):
+        vectors = embed(texts, backbone, 64)
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    index = AnswerIndex(TEXTS, ["a", "b", "c", "d"], embed_all)
+    assert [index.search(text)[0].similarity for text in TEXTS] == pytest.approx([1] * 4, abs=1e-5)
+
+
+def test_the_rule_says_layers_and_width(tmp_path):
+    folder = write_encoder("bert", tmp_path / "e", "mean")
+    layers = load_backbone(folder).encoder.config.num_hidden_layers
+    said, classes = [], ["a", "b", "b", "a"]
+    for kind, y in ((TextClassifier, classes * 5), (TextRegressor, [1., 2., 3., 4.] * 5)):
+        said.append(kind(folder, epochs=1).fit(TEXTS * 5, y).setup_.rule)
+    shape = f", a backbone of {layers} layers, {WIDTH} wide, method full: 1 epoch"
+    assert f" rows in 2 classes{shape}" in said[0]
+    assert f" rows{shape}" in said[1] # numbers have no classes

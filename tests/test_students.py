@@ -9,6 +9,7 @@ from conftest import LABELS, SECTIONS, refused, rows_of, run_here, write_csv
 from transformers import AutoModel
 
 from insight_nb import load
+from insight_nb.base.core import InputError
 from insight_nb.base.tensors import FakeEncoder, FakeTokenizer
 from insight_nb.cli import main, summary
 from insight_nb.data.table import clean_table
@@ -239,3 +240,16 @@ def test_the_terminal_says_that_a_teacher_was_the_measure(tmp_path):
     evidence["data"]["measured_against"] = "the teacher's own answers to texts set aside"
     (tmp_path / "evidence.json").write_text(json.dumps(evidence))
     assert "against the teacher's own answers to texts set aside, not labels" in summary(tmp_path)
+
+
+def test_a_teacher_that_says_one_label_is_named():
+    rows = pd.DataFrame(rows_of(90))
+    teacher = Tfidf().fit(rows["text"].tolist(), np.arange(90) % 2, ("a", "b"))
+    teacher.predict_proba = lambda texts: np.tile([.9, .1], (len(list(texts)), 1))
+    texts = clean_table(rows[["text"]], label=None)
+    job = Distillation(Ensemble([teacher]), "tfidf", device="cpu")
+    with pytest.raises(InputError, match="the teacher gives all [0-9]+ texts the label 'a'"):
+        job.set_rows(texts)
+    teacher.names = ("a",)
+    with pytest.raises(InputError, match="the teacher knows one label, 'a'"):
+        Ensemble([teacher])

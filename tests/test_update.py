@@ -229,6 +229,50 @@ def test_the_next_update_finds_its_old_rows_in_the_bundle(folder, tmp_path):
     assert len(rows) == 2 and rows[1]["old"] > 0
 
 
+def renamed(folder, name, identity=None):
+    "A copy of the bundle whose encoder has another name."
+    shutil.copytree(folder / "first", "copy", dirs_exist_ok=True)
+    info = read_info("copy")
+    info["backbone"] |= {"name": name} | ({"identity": identity} if identity else {})
+    write_manifest("copy", {k: v for k, v in info.items() if k not in ("files", "seal")})
+    return BundleUpdate("copy", plan("copy"), UpdateOptions(**HOW), device="cpu")
+
+
+def test_anew_takes_the_commit_of_the_bundle(folder, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    place, then, now = tmp_path / "models--a--b", "1" * 40, "2" * 40
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text(now)
+    for commit, rate in ((then, 1), (now, 2)):
+        shutil.copytree(folder / "tiny", place / "snapshots" / commit)
+        tiny = AutoModel.from_pretrained(folder / "tiny")
+        tiny.embeddings.word_embeddings.weight.data *= rate
+        tiny.save_pretrained(place / "snapshots" / commit)
+    job = renamed(folder, "a/b", then)
+    assert job.comparisons("replay") == ["plain", "anew"]
+    begun = job.start("anew")[1].backbone
+    assert begun.identity == then
+    first = load_file(place / "snapshots" / then / "model.safetensors")
+    assert torch.equal(begun.encoder.embeddings.word_embeddings.weight.detach().cpu(),
+                       first["embeddings.word_embeddings.weight"])
+
+
+def test_an_encoder_that_has_gone_is_said_before_training(folder, tmp_path, capsys):
+    job = renamed(folder, "./moved")
+    assert job.comparisons("replay") == ["plain"]
+    said = capsys.readouterr().out
+    assert said.startswith("Training anew is left out: backbone ./moved is not there")
+    with pytest.raises(InputError, match="backbone ./moved is not there"):
+        job.start("anew")
+    shutil.copytree(folder / "tiny", "other")
+    other = AutoModel.from_pretrained("other")
+    other.embeddings.word_embeddings.weight.data += 1
+    other.save_pretrained("other")
+    assert renamed(folder, "other").comparisons("replay") == ["plain"]
+    assert "was trained on another other" in capsys.readouterr().out
+
+
 def test_strategies_are_read():
     assert parse_strategy("l2sp+replay") == ("l2sp", "replay")
     with pytest.raises(InputError):

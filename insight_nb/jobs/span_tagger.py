@@ -202,7 +202,7 @@ def train(self: SpanTagger, tagged, options):
     model, averaged = setup.model(task), options.get("weight_averaging", self.method == "full")
     self.trainer_ = make_trainer(
         setup, model, (data.training_dataset(), data.dataset("valid")), data.validation_f1,
-        options.get("unfreeze", False), averaged, task="tag",
+        options.get("unfreeze", False), averaged,
         windows_per_text=len(data.passes["train"]), epochs=self.epochs, batch_size=self.batch_size,
         learning_rate=self.learning_rate, layer_decay=options.get("layer_decay"))
     self.run_trainer(options)

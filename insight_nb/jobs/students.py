@@ -58,6 +58,9 @@ class Ensemble:
     def __init__(self, models): # `Bundle`s, or fitted rungs; at least one
         self.models = list(models)
         self.names = model_names(self.models[0])
+        if len(self.names) < 2:
+            raise InputError(f"the teacher knows one label, {self.names[0]!r}: a student could "
+                             "tell nothing apart. Name a teacher of two or more labels.")
         for model in self.models[1:]:
             if set(model_names(model)) != set(self.names):
                 odd = min(set(model_names(model)) ^ set(self.names))
@@ -199,7 +202,8 @@ def check_size(self: Distillation, name, size): # MB of the student
 def set_rows(self: Distillation, unlabelled: Table,
              labeled: Table | None = None, # labels that the teacher knows
              test: Table | None = None): # labeled as well; None: some texts are set aside
-    "Take the rows, and ask the teacher. Raises InputError for labels that the teacher lacks."
+    """Take the rows, and ask the teacher. Raises InputError for labels that the teacher lacks, and
+    where a linear student would have one label to learn."""
     labels, known = LabelEncoder(self.names), []
     if labeled is not None:
         known = labels.transform(labeled.labels).tolist()
@@ -213,6 +217,7 @@ def set_rows(self: Distillation, unlabelled: Table,
     self.texts = [t for t, k in zip(texts, keep) if k]
     self.known = int((y[keep] >= 0).sum())
     self.targets = mix_labels(self.teacher.predict_proba(self.texts), y[keep], self.share)
+    self.check_targets()
     self.sources = (unlabelled, labeled, test)
     counts = [t.masked for t in self.sources if t is not None]
     if None not in counts: # all are masked
@@ -220,6 +225,15 @@ def set_rows(self: Distillation, unlabelled: Table,
     return self
 
 # %% ../../nbs/jobs/10_students.ipynb #4dad422d
+@patch
+def check_targets(self: Distillation):
+    linear = [name for name, layers in self.kinds.items() if layers is None]
+    said = np.unique(self.targets.argmax(1))
+    if linear and len(said) < 2:
+        raise InputError(f"the teacher gives all {plural(len(self.texts), 'text')} the label "
+                         f"{self.names[said[0]]!r}, and student {linear[0]} learns from two labels "
+                         "or more: give texts of the others too, or another teacher.")
+
 @patch
 def set_aside(self: Distillation, texts, y): # (rows,) bool: to learn from; texts to measure on
     "A fifth of the texts without a label, to measure on."

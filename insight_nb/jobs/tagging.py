@@ -110,8 +110,8 @@ def tagger_sentence(tagged: TaggedTexts, parts, # of `split_tagged`
         return ""
     f1 = widen(span_metrics(span_counts(truth, found)[""])["f1"], len(folds))
     return (f"The rung {kind.name!r}, trained on these texts in seconds, has an F1 of spans of "
-            f"{f1} on {asked_rows(parts, folds, 'text')}; the recipe ladder with -p task tag "
-            "ships it. ")
+            f"{f1} on {asked_rows(parts, folds, 'text')}; `insight-nb run ladder -p task tag` "
+            "trains and saves it. ")
 
 # %% ../../nbs/jobs/02_tagging.ipynb #d413f76d
 @patch

@@ -298,10 +298,10 @@ def check_language(self: TextEstimator, texts, y, parts, # as of `fit`; a `DataS
                    setup): # of `make_setup`
     """Whether the encoder reads the training texts, as of `check_tokenizer_coverage`. Raises
     InputError where it can't, unless `options` says anyway."""
-    joined = join_pairs(texts)
+    joined, ladder = join_pairs(texts), "`insight-nb run ladder` trains and saves them. "
     def measure():
         said = linear_sentence(joined, self.plain_answers(y), parts, setup.seed)
-        return said + "The recipe ladder ships them. " if said and self.in_ladder else said
+        return said + ladder if said and self.in_ladder else said
 
     return check_readable(setup.encoder, [joined[i] for i in parts.train], measure,
                           (self.options or {}).get("anyway", False), setup.seed)

@@ -208,9 +208,18 @@ def widen(metric, folds): # a `Metric` out of so many folds; 1: of rows apart
                    high=min(most, v + by * (metric.high - v)))
 
 # %% ../../nbs/jobs/01_training.ipynb #7c6167ae
+def _constant_answers(y, learned, asked): # as `y` is: one for all rows, the best without texts
+    known = y[learned]
+    if y.ndim == 2:
+        constant = (known > 0).mean(0) > .5
+    else:
+        constant = known.mean() if y.dtype.kind == "f" else np.bincount(known).argmax()
+    return np.broadcast_to(constant, y[asked].shape)
+
 def linear_sentence(texts, y, # str each; (rows,) ids or numbers, or (rows, labels) 0 or 1
                     parts: DataSplit, seed=0) -> str: # empty where the rows are too few
-    "What TF-IDF and a linear model reach on these rows, with the interval."
+    """What TF-IDF and a linear model reach on these rows, with the interval, and what one answer
+    for all rows does."""
     classes = y.ndim == 1 and y.dtype.kind == "i"
     folds = held_out_folds(texts, parts, y if classes else None, seed)
     learned = [y[a] for a, _ in folds]
@@ -218,18 +227,21 @@ def linear_sentence(texts, y, # str each; (rows,) ids or numbers, or (rows, labe
         return ""
     found = np.concatenate([_linear_answers(texts, y, a, b, seed) for a, b in folds])
     asked = np.concatenate([b for _, b in folds])
+    constant = _constant_answers(y, np.concatenate([a for a, _ in folds]), asked)
     rows = asked_rows(parts, folds)
     start, truth = "TF-IDF and a linear model, trained on these rows in seconds,", y[asked]
     if classes:
         right = widen(proportion_metric(found == truth), len(folds))
-        return f"{start} are right in {right} of {rows}. "
+        always = format_number((constant == truth).mean())
+        return (f"{start} are right in {right} of {rows} (always the most frequent label: "
+                f"{always}). ")
     if y.ndim == 2:
-        f1 = widen(label_metrics(truth > 0, found)["micro_f1"], len(folds))
-        return f"{start} have a micro-F1 of {f1} on {rows}. "
+        f1, least = (label_metrics(truth > 0, said)["micro_f1"] for said in (found, constant))
+        return (f"{start} have a micro-F1 of {widen(f1, len(folds))} on {rows} (always the labels "
+                f"of most rows: {format_number(least.value)}). ")
     off = widen(regression_metrics(truth, found)["mae"], len(folds))
-    known = np.abs(truth - np.concatenate(learned).mean()).mean()
-    return (f"{start} are off by {off} on average on {rows} (the mean: "
-            f"{format_number(known)}). ")
+    return (f"{start} are off by {off} on average on {rows} (always the mean: "
+            f"{format_number(np.abs(truth - constant).mean())}). ")
 
 # %% ../../nbs/jobs/01_training.ipynb #5188019d
 def check_adapt(adapt, unlabeled, method): # of a recipe: bool, a table or None, of fine-tuning
@@ -394,7 +406,7 @@ def make_trainer(setup: FineTuningSetup, model, # of `setup.model`
     n_classes = n_classes or len(model.task.names)
     config, setup.rule = default_train_config(len(train), n_classes, setup.method,
                                               encoder_shape(setup.encoder),
-                                              seed=setup.seed,
+                                              model.task.name, seed=setup.seed,
                                               effort=setup.effort, **given)
     if said := reading_sentence(model):
         setup.rule += f"; {said}"

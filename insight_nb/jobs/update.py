@@ -34,10 +34,10 @@ from .training import (
     check_shipped, fit_or_resume, list_rows, make_trainer, share_right, token_dataset)
 from .update_rows import UpdateRows
 from ..models.adapters import merge_adapter, switch_adapter
-from ..models.backbone import freeze, load_backbone
+from ..models.backbone import freeze
 from ..models.tasks import ClassificationTask, class_weights
 from ..ship.bundle import (
-    Bundle, check_files, load_bundle, read_info, save_bundle, write_manifest)
+    Bundle, check_files, load_bundle, load_pretrained, read_info, save_bundle, write_manifest)
 from ..ship.predict import bundle_logits
 from ..train.inference import predict_logits
 from ..train.processes import ProcessGroup
@@ -213,8 +213,7 @@ def task(self: BundleUpdate, used) -> ClassificationTask: # positions of the row
 def start_anew(self: BundleUpdate): # as of `start`
     "The pretrained encoder, by the method that the bundle was trained by."
     method, size = first_method(self.info)
-    known = self.info["backbone"]
-    encoder = load_backbone(known["name"], prompt=known.get("prompt", ""))
+    encoder = load_pretrained(self.path, self.info)
     setup = FineTuningSetup(encoder, method, size, self.info["max_length"], seed=self.seed,
                             device=self.device)
     return setup, setup.model(self.task(self.used_rows("anew"))), None
@@ -233,6 +232,19 @@ def start(self: BundleUpdate, strategy) -> tuple: # setup, model, the old model 
     model = setup.model(self.task(self.used_rows(strategy)))
     extend_head(model.head, bundle.model.head)
     return setup, model, bundle.model
+
+@patch
+def comparisons(self: BundleUpdate, strategy) -> list: # of strategies, without this one
+    """What an update can be compared with, known before it trains. Prints why training anew is left
+    out, where the encoder that the bundle began with is no longer there."""
+    names = ["plain", "anew"] if len(self.replayed) else ["plain"]
+    if "anew" in names and strategy != "anew":
+        try:
+            load_pretrained(self.path, self.info)
+        except InputError as e:
+            names.remove("anew")
+            print(f"Training anew is left out: {e}")
+    return [name for name in names if (name,) != parse_strategy(strategy)]
 
 # %% ../../nbs/jobs/09_update.ipynb #f07543f9
 @patch

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ..base.tensors import separate_tensors
-from .backbone import (
-    DENSE_ACTIVATIONS, Backbone, empty_backbone, encoder_class)
+from .backbone import Backbone, empty_backbone, encoder_class
+from .catalog import DENSE_ACTIVATIONS
 
 # %% ../../nbs/models/09_native.ipynb #3ad86c8f
 def _ready_made(config): # every class that some AutoModelFor... would choose, built on "meta"

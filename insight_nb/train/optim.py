@@ -398,8 +398,9 @@ def default_train_config(n_rows, # number of training rows
     config = replace(rule, **given)
     check_given(given | {"adversarial": config.adversarial}, method)
     kinds = "" if task == "regress" else f" in {n_classes} classes"
-    rule_text = (f"{plural(n_rows, 'row')}{kinds}, a backbone {shape.width} wide, method "
-                 f"{method}: {plural(config.epochs, 'epoch')}, peak rate {config.learning_rate:g}")
+    encoder = f"a backbone of {plural(shape.layers, 'layer')}, {shape.width} wide"
+    rule_text = (f"{plural(n_rows, 'row')}{kinds}, {encoder}, method {method}: "
+                 f"{plural(config.epochs, 'epoch')}, peak rate {config.learning_rate:g}")
     if effort != "normal":
         rule_text += f", effort {effort}"
     if by_hand:
