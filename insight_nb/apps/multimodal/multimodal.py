@@ -138,15 +138,15 @@ def columns_table(ladder: MixedLadder) -> ReportTable:
     table, maker = ladder.table, ladder.maker.parts
     train, test = (side.evidence.frame for side in (ladder.train, ladder.test))
     commas = maker["table"].commas if "table" in maker else {}
-    used = {None: "no", "id": "no, it names a row"}
+    unread = {"id": "no, it names a row"}
     rows = []
     for c in table.columns:
         gaps = [f"{to_missing(f[c.name]).isna().mean():.0%}" for f in (train, test)]
         found = column_findings(c, train, test, commas)
         if c.kind == "picture":
             found = picture_findings(ladder, c.name)
-        rows.append([shorten(c.name, 40), c.kind, "yes" if c.modality else used.get(
-            c.kind, "no"), *gaps, "; ".join(found) or "–"])
+        read = "yes" if c.modality else unread.get(c.kind, "no")
+        rows.append([shorten(c.name, 40), c.kind, read, *gaps, "; ".join(found) or "–"])
     return ReportTable(["column", "kind", "read", "empty in training", "in the test rows",
                         "what was found"], rows, "The columns")
 
