@@ -210,6 +210,7 @@ def check_steps(kinds): # names of the steps, in their order
     if -1 in places or places != sorted(places):
         raise StepRefused(f"goes by the steps {shorten(', '.join(kinds), 100)}")
 
+# %% ../../nbs/models/00_catalog.ipynb #15111b5c
 def choose_pooling(told: dict) -> str: # what the config.json of the pooling says; mean, cls or last
     "The name of a pooling here. Raises StepRefused for another one."
     modes = [k.removeprefix("pooling_mode_") for k, v in told.items()

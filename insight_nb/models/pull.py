@@ -31,6 +31,7 @@ _TAKEN = (
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PART = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
+# %% ../../nbs/models/12_pull.ipynb #06880ed5
 def choose_files(names # of all files of a page
                 ) -> list:
     "The settings, words, license and index to take of them: all but the weights."
@@ -326,6 +327,7 @@ def _check_settings(page, modules): # what modules.json says; raises EncoderRefu
         with _doing(page.hub_id):
             choose_pooling(told) if kind == "Pooling" else choose_activation(told, folder)
 
+# %% ../../nbs/models/12_pull.ipynb #1bca74d1
 def _check_room(page, names):
     need, free = sum(map(page.size, names)), shutil.disk_usage(page.folder).free
     if need > _MOST:

@@ -108,6 +108,7 @@ def plan_lists(frame, columns) -> dict: # name -> separator and frequent parts
         plans[c] = {"mark": mark, "parts": often}
     return plans
 
+# %% ../../../nbs/apps/multimodal/02_features.ipynb #4fd2cb35
 def _pieces(cell, mark): # of a str
     return {p for p in map(str.strip, cell.split(mark)) if p}
 
@@ -171,6 +172,7 @@ def quantile_edges(x, pieces=8) -> list: # (rows,) -> rising edges; empty for fe
         return []
     return np.unique(np.quantile(x, np.linspace(0, 1, pieces + 1))).tolist()
 
+# %% ../../../nbs/apps/multimodal/02_features.ipynb #758dada7
 def piecewise_linear(x, edges) -> np.ndarray: # (rows, features); edges of each -> (rows, inputs)
     "Each number and its pieces."
     found = [np.clip(x, -4, 4)]

@@ -34,6 +34,7 @@ def skill(answers, y) -> float: # as of `answer_loss`; 1: all, 0: nothing
     right = (answers.argmax(1) == y).mean()
     return float((right - most) / max(1 - most, 1e-9))
 
+# %% ../../../nbs/apps/multimodal/06_leaks.ipynb #6cfa071d
 def skill_of(x, y, n_classes, groups=None, seed=0, most=2000) -> float: # (rows, features)
     "How much a few features tell, by boosted trees, out of fold; on a sample of the rows."
     rows = np.random.default_rng(seed).permutation(len(y))[:most]

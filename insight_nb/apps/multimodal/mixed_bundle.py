@@ -43,6 +43,7 @@ def put_trees(store: Store, trees: TreeEnsemble):
         store.put(f"trees.{name}", getattr(trees, name))
     store.facts["trees"] = {"depth": trees.depth, "n_classes": trees.n_classes}
 
+# %% ../../../nbs/apps/multimodal/08_mixed_bundle.ipynb #d64d7dbb
 def get_trees(store: Store) -> TreeEnsemble:
     "Trees that were kept. Raises InputError for nodes that lead out of them."
     found = {name: store.get(f"trees.{name}") for name in (*NODE_ARRAYS, "roots", "start")}

@@ -39,6 +39,7 @@ def texts_fit(texts, backbone, seed=0) -> dict: # of `check_tokenizer_coverage`
         return {"fits": True, "detail": "there is no text"}
     return check_tokenizer_coverage(known, backbone.tokenizer, seed=seed)
 
+# %% ../../../nbs/apps/multimodal/09_multimodal.ipynb #2eec5600
 def readable_methods(wanted, fits: dict) -> str: # as of `mixed_methods`
     """The methods that make sense for these texts. Raises InputError where tuned vectors are asked
     for by name, and can't be."""
@@ -60,6 +61,7 @@ def far_values(x) -> np.ndarray: # (rows,) finite -> (rows,) bool
         far &= (scaled < low - reach) | (scaled > high + reach) if reach > 0 else False
     return far
 
+# %% ../../../nbs/apps/multimodal/09_multimodal.ipynb #16084850
 def other_unit(x, far) -> tuple: # (rows,) numbers and bool; a factor and how many, or 1 and 0
     "By which power of ten most of the far values are off."
     if not far.any() or far.all():
