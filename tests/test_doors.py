@@ -230,6 +230,12 @@ BAD = {
         {"indicators": "gain.csv"},
         ["o.csv has 1 option"],
     ),
+    "prioritize: too many options": (
+        "prioritize",
+        lambda: csv("o.csv", option=[f"o{i}" for i in range(1000)], gain=range(1000)),
+        {"indicators": "gain.csv"},
+        ["o.csv has 1,000 options", "100 that matter"],
+    ),
     "balance: one factor": (
         "balance",
         lambda: csv("b.csv", factor=["甲"], cost=[1]),
