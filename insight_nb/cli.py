@@ -1205,3 +1205,6 @@ def main(argv=None # the arguments; None: those of the process
         status, text = _unexpected(e)
     _say(text)
     return status
+
+if __name__ == "__main__" and __spec__ and __spec__.name == "insight_nb.cli": # python -m
+    sys.exit(main())

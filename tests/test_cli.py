@@ -6,8 +6,11 @@ nbs/90_cli.ipynb shows the same with real kernels, and test_recipes.py trains wi
 import csv
 import gzip
 import json
+import os
 import shutil
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -535,3 +538,11 @@ def test_the_first_minute_of_a_chinese_user(ends, capsys):
     assert "was not made" not in capsys.readouterr().out
     refused(ends("run", "classify", "-p", "table", "zh.csv"), "can't read these texts",
             "insight-nb pull BAAI/bge-small-zh-v1.5", "TF-IDF and a linear model", "-p anyway true")
+
+
+def test_the_module_is_a_command_too():
+    "Where the command isn't on the path; nothing done with status 0 would be a silent fault."
+    ended = subprocess.run(
+        [sys.executable, "-m", "insight_nb.cli", "run", "nonesuch"], capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])})
+    assert ended.returncode == 2 and "no recipe 'nonesuch'" in ended.stderr

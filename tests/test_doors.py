@@ -1,6 +1,7 @@
 """Recipes of decisions: each runs on its sample and leaves a page and numbers; bad tables end in
 one line; what was run is joined in a plan."""
 
+import html
 import json
 from pathlib import Path
 
@@ -223,6 +224,30 @@ BAD = {
         {},
         ["give both table and indicators"],
     ),
+    "prioritize: one option": (
+        "prioritize",
+        lambda: csv("o.csv", option=["甲"], gain=[1]),
+        {"indicators": "gain.csv"},
+        ["o.csv has 1 option"],
+    ),
+    "prioritize: too many options": (
+        "prioritize",
+        lambda: csv("o.csv", option=[f"o{i}" for i in range(1000)], gain=range(1000)),
+        {"indicators": "gain.csv"},
+        ["o.csv has 1,000 options", "100 that matter"],
+    ),
+    "balance: one factor": (
+        "balance",
+        lambda: csv("b.csv", factor=["甲"], cost=[1]),
+        {},
+        ["b.csv has 1 factor"],
+    ),
+    "forecast: one row": (
+        "forecast",
+        lambda: csv("f.csv", date=DAYS[:1], value=[3]),
+        {},
+        ["has 1 day:"],
+    ),
     "plan: nothing there": ("plan", None, {"folder": "nowhere"}, ["no folder nowhere"]),
     "decide: an offer for nothing": (
         "decide",
@@ -251,6 +276,7 @@ BAD = {
 @pytest.mark.parametrize("recipe, make, given, words", BAD.values(), ids=BAD)
 def test_bad_input_ends_in_a_line(ends, recipe, make, given, words):
     csv("three.csv", variant=["a", "b", "c"], right=[1, 1, 1], n=[2, 2, 2])
+    csv("gain.csv", indicator=["gain"], worst=[0], best=[2])
     csv("endless.csv", variant=["a", "b"], right=["inf", 1], n=["inf", 2])
     table = ["-p", "table", make()] if make else []
     given = [w for k, v in given.items() for w in ("-p", k, v)]
@@ -287,6 +313,47 @@ def test_a_swot_line_opens_its_rows(runs):
         assert line["rows"] and line["theme"]
         assert all(reviews.text[row] in page for row in line["rows"])
     assert page.count("<details>") >= len(e["values"]["swot"])
+
+
+@pytest.mark.parametrize("empty", ["text", "opinion"])
+def test_an_empty_cell_is_no_bad_opinion(empty):
+    "The others' numbers are those of a table without these rows, and the page counts them."
+    reviews = sample_reviews(240)
+    gone = reviews.index % 3 == 0
+    reviews.assign(**{empty: reviews[empty].mask(gone, " ")}).to_csv("gaps.csv", index=False)
+    reviews[~gone].to_csv("without.csv", index=False)
+    given = {"theme": "theme", "firm": "firm", "opinion": "opinion"}
+    e, page = ran("demand", given | {"table": "gaps.csv"})
+    assert e["metrics"] == ran("demand", given | {"table": "without.csv"})[0]["metrics"]
+    assert any(c["said"].startswith("80 of 240 rows left out") for c in e["checks"])
+    n = (reviews.opinion[~gone] == "positive").sum()
+    assert f"good is 'positive' ({n})" in html.unescape(page)
+
+
+def test_what_counts_as_not_good_is_on_the_page():
+    reviews = sample_reviews(240)
+    reviews.loc[:8, "opinion"] = "<b>Positiv"
+    reviews.to_csv("odd.csv", index=False)
+    e, page = ran("demand", {"table": "odd.csv", "theme": "theme", "opinion": "opinion"})
+    assert any("'<b>Positiv' (9)" in c["said"] for c in e["checks"]) and "<b>Positiv" not in page
+
+
+def test_a_short_log_says_that_its_ratio_is_rough():
+    checks = {}
+    for n in (1, 40, 200):
+        days = pd.date_range("2026-01-01", periods=n).strftime("%Y-%m-%d")
+        csv("g.csv", date=days, technical=[5] * n, insight=[1] * n)
+        given = {"table": "g.csv", "technical_level": "0.7,0.6,0.8", "technical_ceiling": 1.0}
+        checks[n] = [c["said"] for c in ran("growth", given)[0]["checks"] if c["passed"] is False]
+    assert any(s.startswith("the log holds 1 day, less") for s in checks[1])
+    assert any(s.startswith("the log holds 40 days, less") for s in checks[40])
+    assert not any("the log holds" in s for s in checks[200]) # longer than insight's 180 days
+
+
+def test_many_factors_fit_in_a_sentence():
+    csv("b.csv", factor=[f"因素{i}" for i in range(30)], cost=[1] * 30)
+    e, _ = ran("balance", {"table": "b.csv"})
+    assert "因素7, the rest for 22 more" in e["said"] and "因素8," not in e["said"]
 
 
 def test_chinese_reviews():

@@ -24,6 +24,7 @@ from insight_nb.decide.series.trend import (
     expected_gains,
     read_series,
 )
+from insight_nb.decide.series.topics import published_series
 from insight_nb.decide.series.series import find_bursts, find_changes, check_counts, make_series
 
 
@@ -177,6 +178,27 @@ def test_what_no_curve_can_tell_isnt_told(values):
 
 
 # Bursts and changes
+
+
+ENDED = ("ultrasound", "mammography", "foreign language", "accelerated program", "Harbin plague",
+         "CDs", "cassettes", "cassette singles", "CD singles", "iPod")  # fmt: skip
+
+
+def test_published_series_cut_at_60_percent_hold_their_end():
+    "Most of these intervals have no upper end; those that have one must hold by themselves."
+    held, bounded = [], []
+    for name in ENDED:
+        whole = published_series(name)
+        total = whole.values.sum()
+        seen = max(8, int(np.searchsorted(np.cumsum(whole.values), 0.6 * total)) + 1)
+        assert seen < len(whole)
+        cut = make_series(whole.values[:seen], str(whole.periods[0])[:10], whole.freq, name)
+        c = Maturity(cut, confidence=0.9).ceiling()
+        held.append(c.low <= total <= c.high)
+        if math.isfinite(c.high):
+            bounded.append(held[-1])
+    assert sum(held) >= 8
+    assert len(bounded) >= 3 and all(bounded)
 
 
 def test_bursts_are_kleinbergs():

@@ -175,7 +175,7 @@ def _sound(series):
         raise InputError(
             f"{name}: {plural(int(np.isnan(y).sum()), series.freq)} unknown, the first "
             f"{series.periods[np.isnan(y)][0]}: fill them in, or begin the series after them.")
-    if np.ptp(y) == 0:
+    if len(y) > 1 and np.ptp(y) == 0: # one value is too short, not constant
         raise InputError(
             f"{name} is {y[0]:g} in every {series.freq}: a constant needs no forecast, and "
             "nothing can be measured on it.")
