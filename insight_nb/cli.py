@@ -1038,7 +1038,7 @@ def _mask_arguments(p):
                    help="of the key, made where there is none: a value has one name in all rows, "
                         "and --undo gives it back; default: names count within a text")
     p.add_argument("--names", metavar="BUNDLE", help="of the recipe tag: finds persons and places")
-    p.add_argument("--least", type=float, default=0, metavar="P", help="least probability of a name")
+    p.add_argument("--least", type=float, default=0, metavar="P", help="a name's least probability")
     p.add_argument("--undo", action="store_true", help="put the values back that the key holds")
     p.add_argument("--force", action="store_true", help="replace FILE of --out")
 
