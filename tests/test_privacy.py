@@ -241,7 +241,7 @@ def test_what_comes_of_a_masked_bundle_masks_unasked(masked, tmp_path):
     bundle, out = masked[0] / "run" / "bundle", tmp_path / "out"
     table = write_csv(tmp_path / "new.csv", rows)
     given = ["-p", "bundle", str(bundle), "-p", "table", table]
-    assert main(["run", "distill", *given, "-p", "student", "vectors", "--out",
+    assert main(["run", "distill", *given, "-p", "student", "layers:1", "--out",
                  str(out / "student")]) == 0
     more = ["-p", "feedback", str(masked[0] / "answers.db"), "-p", "compare", "false"]
     assert main(["run", "update", *given, *more, "-p", "epochs", "1", "--out",
@@ -261,7 +261,7 @@ def test_who_labels_by_table_or_by_panel_reads_no_value(tmp_path):
     assert main(["run", "label", *words, "--out", "out"]) == 0
     asked = pd.read_csv("out/to_label.csv", keep_default_na=False)
     assert len(asked) == 10 and re.search(r"\[[A-Z]+_1\]", " ".join(asked["text"]))
-    asked["none"] = ["good", "bad"] * 5
+    asked["label"] = ["good", "bad"] * 5
     asked.to_csv("filled.csv", index=False)
     in_process(NBS / "recipes" / "label.ipynb", "run.ipynb",
                given | {"out": "again", "labeled": ["filled.csv"]})
