@@ -241,7 +241,7 @@ def test_what_comes_of_a_masked_bundle_masks_unasked(masked, tmp_path):
     bundle, out = masked[0] / "run" / "bundle", tmp_path / "out"
     table = write_csv(tmp_path / "new.csv", rows)
     given = ["-p", "bundle", str(bundle), "-p", "table", table]
-    assert main(["run", "distill", *given, "-p", "student", "layers:1", "--out",
+    assert main(["run", "distill", *given, "-p", "student", "vectors", "--out",
                  str(out / "student")]) == 0
     more = ["-p", "feedback", str(masked[0] / "answers.db"), "-p", "compare", "false"]
     assert main(["run", "update", *given, *more, "-p", "epochs", "1", "--out",
