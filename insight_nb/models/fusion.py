@@ -23,8 +23,8 @@ def check_parts(parts) -> tuple: # of (name, how many numbers) -> the same as tu
         raise InputError(f"parts are {found}: give each its own name, and at least one number.")
     return found
 
-def line_width(parts) -> int: # numbers of a row, with the marks of what is there
-    return 1 + sum(size + 1 for _, size in parts)
+def line_width(parts, starts=0) -> int: # numbers of a row, with marks and what it starts from
+    return 1 + sum(size + 1 for _, size in parts) + starts
 
 # %% ../../nbs/models/15_fusion.ipynb #3ec53ead
 def split_line(beside: Tensor, # (rows, numbers) of `line_width`
@@ -62,8 +62,10 @@ class FusionHead(nn.Module):
                  outputs, parts, # of `check_parts`
                  dropout=.1, pool="mean", # a key of `POOLS`
                  hide=.1, # share of the rows from which a kind is hidden in training
+                 starts=False, # whether the line ends with scores to start from, one an output
                  inner=64): # width of a part's vector
         super().__init__()
+        self.starts = outputs if starts else 0
         self.parts, self.hide, self.pool = parts, hide, POOLS[pool]
         self.encoders = nn.ModuleList(PartEncoder(size, inner, dropout) for _, size in parts)
         widths = [width] + [inner] * len(parts)
@@ -86,25 +88,28 @@ class FusionHead(nn.Module):
             joined = [torch.where(there[:, i:i + 1], v, self.absent[i])
                       for i, v in enumerate(vectors)]
             x = self.dropout(torch.cat(joined, 1))
-            return self.linear(x) + self.last(self.joint(x))
+            said = self.linear(x) + self.last(self.joint(x))
+            return said + beside[:, -self.starts:].float() if self.starts else said
 
 # %% ../../nbs/models/15_fusion.ipynb #a7c2ba31
 class FusionTask:
     "What the tasks of texts with parts beside them share; to be put before one of them."
     def __init__(self, names, parts=(), # of `check_parts`
-                 hide=.1, # of `FusionHead`
+                 hide=.1, starts=False, # of `FusionHead`
                  **how): # of the task of texts
         super().__init__(names, **how)
         if not 0 <= hide < 1:
             raise InputError(f"hide is {hide}: it must be from 0 to below 1.")
         self.parts, self.hide = check_parts(parts), float(hide)
+        self.starts = bool(starts)
 
     def outputs(self) -> int: return len(self.names)
     def head(self, width):
         return FusionHead(width, self.outputs(), self.parts, self.dropout, self.pool or "mean",
-                          self.hide)
+                          self.hide, self.starts)
     def settings(self) -> dict:
-        return super().settings() | {"parts": [list(p) for p in self.parts], "hide": self.hide}
+        own = {"parts": [list(p) for p in self.parts], "hide": self.hide, "starts": self.starts}
+        return super().settings() | own
 
 class FusionClassificationTask(FusionTask, ClassificationTask):
     "One class for each row."

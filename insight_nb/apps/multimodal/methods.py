@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RowEvidence', 'row_text_vectors', 'collect_evidence', 'Side', 'FeatureMaker', 'MixedMethod', 'kind_scores',
            'answer_loss', 'Boosting', 'table_scores', 'LateFusion', 'tune_upper_layers', 'align_directions',
-           'TunedTexts', 'TunedBoosting', 'FineTunedFusion']
+           'TunedTexts', 'TunedBoosting', 'FineTunedFusion', 'fit_weights', 'start_logits']
 
 # %% ../../../nbs/apps/multimodal/04_methods.ipynb #d2255a49
 import time
@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from fastcore.basics import patch
+from scipy.optimize import minimize
+from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from .columns import MixedTable, join_texts
@@ -194,14 +196,19 @@ class Boosting(MixedMethod):
             side.features[m] if directions or m == "table" else
             kind_scores(side, m, self.n_classes) for m in self.modalities])
 
-    def fit(self, train, valid, n_classes, seed=0):
+    def choose(self, train, n_classes, seed=0): # (rows, features) of the training rows
+        "Whether directions are read."
         self.n_classes = n_classes
         if self.modalities != ("table",):
             self.directions = self.loss(train, True, seed) < self.loss(train, False, seed)
-        self.trees = grow_trees(self.join(train, self.directions), train.y, n_classes, seed)
+        return self.join(train, self.directions)
+
+    def fit(self, train, valid, n_classes, seed=0):
+        self.trees = grow_trees(self.choose(train, n_classes, seed), train.y, n_classes, seed)
         return self
 
     def answers(self, side): return tree_answers(self.trees, self.join(side, self.directions))
+    def scores(self, side): return tree_scores(self.trees, self.join(side, self.directions))
 
 # %% ../../../nbs/apps/multimodal/04_methods.ipynb #c0929503
 @patch
@@ -433,15 +440,46 @@ class FineTunedFusion(MixedMethod):
         super().__init__(name, ["text", *others])
         self.maker, self.backbone, self.max_length = maker, backbone, max_length
         self.given, self.device, self.callbacks = given or {}, device, callbacks
-        self.temperature = 1.
+        self.temperature, self.weights = 1., (1., 1.) # of the scores, of what the network adds
+        self.first = Boosting(self.others, maker.groups)
 
     @property
     def others(self): return self.modalities[1:]
 
+# %% ../../../nbs/apps/multimodal/04_methods.ipynb #8d57a035
+def fit_weights(start, own, y, # (rows, outputs) twice; (rows,) ids, or numbers as standardized
+                most=4.) -> tuple: # of the first and of the second, from 0 to most
+    "Weights of two sums of logits, or of numbers, by the loss; near 1 where there are few rows."
+    def loss(w):
+        said = w[0] * start + w[1] * own
+        if start.shape[1] == 1:
+            fit = ((said[:, 0] - y)**2).sum()
+        else:
+            fit = -log_softmax(said, 1)[np.arange(len(y)), y].sum()
+        return fit + ((w - 1)**2).sum()
+    found = minimize(loss, np.ones(2), bounds=[(0, most)] * 2)
+    return tuple(float(w) for w in found.x)
+
+# %% ../../../nbs/apps/multimodal/04_methods.ipynb #3859397d
+def start_logits(scores, task) -> np.ndarray: # of `tree_scores`; (rows, outputs)
+    "What a head starts from: logits, or a number in the unit of its task."
+    if isinstance(task, RegressionTask):
+        return task.standardize(scores)
+    return np.hstack([-scores / 2, scores / 2]) if scores.shape[1] == 1 else scores
+
+@patch
+def learn_first(self: FineTunedFusion, train: Side, n_classes, seed=0): # scores of `train`, or None
+    "Boosted trees on the other kinds; what they say of the training rows, out of fold."
+    if not self.others:
+        return None
+    x = self.first.choose(train, n_classes, seed)
+    self.first.trees, scores = table_scores(x, train.y, n_classes, self.maker.groups, seed)
+    return scores
+
 # %% ../../../nbs/apps/multimodal/04_methods.ipynb #bf66a6cf
 @patch
-def beside(self: FineTunedFusion, side: Side) -> np.ndarray: # (rows, numbers) of `line_width`
-    "What stands beside the texts, and what is there."
+def beside(self: FineTunedFusion, side: Side, scores=None) -> np.ndarray: # of `line_width`
+    "What stands beside the texts, what is there, and scores of the trees where none are given."
     columns = [np.array([[bool(t)] for t in side.evidence.texts], float).reshape(-1, 1)]
     for m in self.others:
         if m == "table":
@@ -450,14 +488,18 @@ def beside(self: FineTunedFusion, side: Side) -> np.ndarray: # (rows, numbers) o
             there = side.features[m][:, :side.parts[m].blocks] > 0
         there = there.any(1, keepdims=True).astype(float)
         columns += [side.inputs(m), there]
+    if self.model.task.starts:
+        scores = self.first.scores(side) if scores is None else scores
+        columns.append(start_logits(scores, self.model.task))
     return np.hstack(columns).astype(np.float32)
 
 @patch
-def dataset(self: FineTunedFusion, side: Side, labels=None) -> TokenDataset:
+def dataset(self: FineTunedFusion, side: Side, labels=None, scores=None) -> TokenDataset:
     "The texts as tokens, with the rest beside."
     tokenizer = self.model.backbone.tokenizer
     tokens = tokenize(side.evidence.texts, tokenizer, self.max_length)
-    return TokenDataset(tokens, labels, pad_id=tokenizer.pad_token_id, beside=self.beside(side))
+    return TokenDataset(tokens, labels, pad_id=tokenizer.pad_token_id,
+                        beside=self.beside(side, scores))
 
 # %% ../../../nbs/apps/multimodal/04_methods.ipynb #8978d5b1
 @patch
@@ -468,37 +510,49 @@ def start(self: FineTunedFusion, train: Side, n_classes, seed):
     self.max_length = min(self.max_length, backbone.max_length)
     names = self.maker.table.names
     parts = [(m, train.inputs(m).shape[1]) for m in self.others]
+    how = {"parts": parts, "starts": bool(parts)}
     if n_classes:
-        task = FusionClassificationTask(names, parts)
+        task = FusionClassificationTask(names, **how)
     else:
-        task = FusionRegressionTask(parts=parts, mean=train.y.mean(), scale=train.y.std())
+        task = FusionRegressionTask(**how, mean=train.y.mean(), scale=train.y.std())
     self.model = Model(backbone, task)
 
 # %% ../../../nbs/apps/multimodal/04_methods.ipynb #93719a66
 @patch
 def fit(self: FineTunedFusion, train: Side, valid: Side, n_classes, seed=0):
     "Train; the newest weights are kept unless an earlier epoch was surely better."
+    scores = self.learn_first(train, n_classes, seed)
     self.start(train, n_classes, seed)
     task, shape = self.model.task, encoder_shape(self.model.backbone)
     config, self.rule = default_train_config(len(train.y), max(n_classes, 2), shape=shape,
                                              task=task.name, seed=seed, **self.given)
     def labels(side): return side.y if n_classes else task.standardize(side.y)
     def score(y, p): return float((p == y).mean()) if n_classes else -float(((p - y)**2).mean())
-    sides = [self.dataset(side, labels(side)) for side in (train, valid)]
+    sides = [self.dataset(train, labels(train), scores), self.dataset(valid, labels(valid))]
     self.trainer = Trainer(self.model, *sides, score, config, [CollapseGuard(), *self.callbacks],
                            device=self.device)
     self.trainer.fit()
-    if n_classes:
-        self.temperature = fit_temperature(predict_logits(self.model, sides[1]), valid.y)
+    self.calibrate(sides[1], labels(valid))
     return self
 
 @patch
-def logits(self: FineTunedFusion, side: Side): # (rows, outputs) float32
-    return predict_logits(self.model, self.dataset(side))
+def calibrate(self: FineTunedFusion, rows: TokenDataset, y): # of validation rows
+    "Fit the two weights, or a temperature where no score stands beside."
+    said, k = predict_logits(self.model, rows), self.model.task.outputs()
+    if self.others:
+        start = rows.beside[:, -k:]
+        self.weights = fit_weights(start, said - start, y)
+    elif k > 1:
+        self.temperature = fit_temperature(said, y)
 
 @patch
 def answers(self: FineTunedFusion, side):
     if not len(side.evidence):
         return np.zeros((0, len(self.maker.table.names))) if self.maker.n_classes else np.zeros(0)
-    values = self.model.task.postprocess(self.logits(side), self.temperature)[1]
+    rows, task = self.dataset(side), self.model.task
+    logits = predict_logits(self.model, rows)
+    if task.starts:
+        start = rows.beside[:, -task.outputs():]
+        logits = self.weights[0] * start + self.weights[1] * (logits - start)
+    values = task.postprocess(logits, self.temperature)[1]
     return values if self.maker.n_classes else values[:, 0]

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['METHOD_KINDS', 'put_trees', 'get_trees', 'put_directions', 'get_directions', 'put_features', 'get_features',
-           'method_kind', 'put_method', 'get_method', 'save_vision', 'open_vision', 'save_mixed', 'MixedBundle',
-           'load_mixed', 'check_kinds_there', 'read_cells', 'missing_kinds', 'row_faults', 'answer_mixed',
-           'predict_mixed', 'ServedMixed', 'row_fault']
+           'method_kind', 'put_method', 'get_boosting', 'get_method', 'save_vision', 'open_vision', 'save_mixed',
+           'MixedBundle', 'load_mixed', 'check_kinds_there', 'read_cells', 'missing_kinds', 'row_faults',
+           'answer_mixed', 'predict_mixed', 'ServedMixed', 'row_fault']
 
 # %% ../../../nbs/apps/multimodal/08_mixed_bundle.ipynb #62fffc02
 from dataclasses import dataclass
@@ -114,10 +114,11 @@ def put_method(store: Store, method, folder): # a folder that is there
     "Keep what a method has learned; a trained encoder goes into files of its own."
     kind = method_kind(method)
     store.facts["kind"], store.facts["modalities"] = kind, list(method.modalities)
-    if kind in ("trees", "tuned") or kind == "late" and method.trees is not None:
-        put_trees(store, method.trees)
-    if kind == "trees":
-        store.facts["directions"] = bool(method.directions)
+    grown = method.first if kind == "fine_tuned" else method # whose trees
+    if getattr(grown, "trees", None) is not None:
+        put_trees(store, grown.trees)
+    if isinstance(grown, Boosting):
+        store.facts["directions"] = bool(grown.directions)
     if kind == "tuned":
         put_directions(store, "tuned", method.texts.main)
         store.facts["tuned"] = {"max_length": method.max_length}
@@ -128,19 +129,24 @@ def put_method(store: Store, method, folder): # a folder that is there
         store.facts["fine_tuned"] = {
             "parts": [list(p) for p in method.model.task.parts],
             "settings": method.model.task.settings(), "max_length": method.max_length,
-            "temperature": float(method.temperature)}
+            "temperature": float(method.temperature), "weights": list(method.weights)}
         save_file(separate_tensors(method.model.head.state_dict()),
                   folder / "head.safetensors")
         (folder / "head.safetensors").chmod(0o644)
 
 # %% ../../../nbs/apps/multimodal/08_mixed_bundle.ipynb #4eb52804
+def get_boosting(store: Store, kinds, n_classes) -> Boosting:
+    "Boosted trees that have learned."
+    method = Boosting(kinds)
+    method.trees, method.n_classes = get_trees(store), n_classes
+    method.directions = store.facts["directions"]
+    return method
+
 def get_method(store: Store, maker: FeatureMaker, folder, encoder): # a Backbone or None
     "A method that has learned."
     kind, kinds = store.facts["kind"], tuple(store.facts["modalities"])
     if kind == "trees":
-        method = Boosting(kinds)
-        method.trees, method.n_classes = get_trees(store), maker.n_classes
-        method.directions = store.facts["directions"]
+        method = get_boosting(store, kinds, maker.n_classes)
     elif kind == "tuned":
         method = TunedBoosting(maker, kinds, max_length=store.facts["tuned"]["max_length"])
         method.trees = get_trees(store)
@@ -154,6 +160,9 @@ def get_method(store: Store, maker: FeatureMaker, folder, encoder): # a Backbone
         told = store.facts["fine_tuned"]
         method = FineTunedFusion(maker, kinds, max_length=told["max_length"])
         method.temperature = told["temperature"]
+        method.weights = tuple(told.get("weights", method.weights))
+        if told["settings"].get("starts"):
+            method.first = get_boosting(store, method.others, maker.n_classes)
         task = FusionClassificationTask if maker.n_classes else FusionRegressionTask
         names = (maker.table.names,) if maker.n_classes else ()
         method.model = Model(encoder, task(*names, **told["settings"]))
