@@ -89,6 +89,32 @@ def test_numbers_and_chinese_rows(encoder):
     assert np.abs(got - frame.label[:5]).max() < 3
 
 
+@pytest.mark.parametrize("zh", [False, True])
+def test_several_labels_in_a_row(encoder, zh):
+    mark, names = ("、", ("贵", "北方", "坏")) if zh else (";", ("dear", "north", "bad"))
+    frame = rows(zh=zh)
+    bad = frame.note.str.contains("坏了" if zh else "late|broken|rude")
+    told = zip(frame.price > 6, frame.city == "北京", bad)
+    frame["label"] = [mark.join(n for n, yes in zip(names, row) if yes) or "[]" for row in told]
+    frame.loc[:2, "label"] = None  # not looked at yet
+    how = {"methods": "trees,late,fine_tuned", "epochs": 1} if not zh else {"methods": "late"}
+    assert run(frame, text="note", numbers="price", categories="city", backbone=encoder,
+               task="multilabel", **how) == 0
+    told = json.loads(open("out/evidence.json", encoding="utf-8").read())
+    assert told["data"]["labels"] == sorted(names) and told["data"]["dropped"]["missing label"] == 3
+    assert told["metrics"]["micro_f1"]["value"] > .9 > told["baseline"]["micro_f1"]["value"]
+    assert {g["verdict"] for g in told["ladder"]["gains"]} == {"pays"}
+    frame.drop(columns="label").iloc[:30].to_csv("new.csv", index=False)
+    assert main(["predict", "out/bundle", "new.csv", "--out", "answers.csv"]) == 0
+    got = pd.read_csv("answers.csv").prediction.map(json.loads)
+    wanted = [sorted(t.split(mark)) if isinstance(t, str) and t != "[]" else [] for t in
+              frame.label[3:30]]
+    assert np.mean([g == w for g, w in zip(got[3:], wanted)]) > .8
+    frame[200:].to_csv("valid.csv", index=False)
+    assert run(frame[:200], text="note", task="multilabel", valid="valid.csv", backbone=encoder,
+               methods="trees") == 0
+
+
 def chinese_encoder(folder, texts):
     "Some kilobytes, with a token for each character of these texts."
     from transformers import BertConfig, BertModel, BertTokenizerFast
@@ -231,10 +257,10 @@ BAD = {
     "name": ({"numbers": "prise"}, "no column 'prise' (number). Did you mean 'price'?"),
     "twice": ({"numbers": "price", "drop": "price"}, "is named twice"),
     "method": ({"methods": "svm"}, "say trees, late, fine_tuned or tuned"),
-    "task": ({"task": "rank"}, "say classify, regress"),
+    "task": ({"task": "rank"}, "say classify, multilabel, regress"),
     "nothing left": ({"drop": "note,price,city"}, "no column besides 'label'"),
     "rows": ({"rows": 0}, "rows is 0"),
-    "labels": ({"task": "labels"}, "Several labels in a row: recipe multilabel"),
+    "labels": ({"task": "multilabel", "label": "note", "rows": 40}, "no training row has these"),
     "pictures": ({"pictures": "note,city"}, "none of"),
     "picture paths": ({"pictures": "city"}, "none of"),
     "number": ({"task": "regress"}, "not a number"),

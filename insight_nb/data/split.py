@@ -348,10 +348,11 @@ def _finish(table, ids, names, parts, n_train, seed, keep, notes):
             "Use other rows (in Python: keep_duplicates=True leaves copies).")
     lost = np.setdiff1d(ids, ids[train])
     if len(lost):
-        raise InputError(
-            f"label {names[lost[0]]!r} has no row left in train: its "
-            f"{plural((ids == lost[0]).sum(), 'row')} went to test or validation, or were copies "
-            "of rows there. Add rows with this label, or drop it.")
+        label, n = names[lost[0]], (ids == lost[0]).sum()
+        has, its = (f"label {label!r} has", "its") if label else ("there is", "all")
+        add = "rows with this label, or drop it" if label else "other rows"
+        raise InputError(f"{has} no row left in train: {its} {plural(n, 'row')} went to test or "
+                         f"validation, or were copies of rows there. Add {add}.")
     notes += [
         f"no row of label {names[i]!r} in {what}"
         for what, p in (("validation", valid), ("test", test)) if len(p)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_parts', 'line_width', 'split_line', 'hide_some', 'PartEncoder', 'FusionHead', 'FusionTask',
-           'FusionClassificationTask', 'FusionRegressionTask']
+           'FusionClassificationTask', 'FusionMultiLabelTask', 'FusionRegressionTask']
 
 # %% ../../nbs/models/15_fusion.ipynb #6df34d54
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..base.core import InputError
 from .heads import POOLS
-from .tasks import ClassificationTask, RegressionTask
+from .tasks import ClassificationTask, MultiLabelTask, RegressionTask
 
 # %% ../../nbs/models/15_fusion.ipynb #1c8be7f4
 def check_parts(parts) -> tuple: # of (name, how many numbers) -> the same as tuples
@@ -113,6 +113,9 @@ class FusionTask:
 
 class FusionClassificationTask(FusionTask, ClassificationTask):
     "One class for each row."
+
+class FusionMultiLabelTask(FusionTask, MultiLabelTask):
+    "Any number of labels for each row."
 
 class FusionRegressionTask(FusionTask, RegressionTask):
     "One number for each row."

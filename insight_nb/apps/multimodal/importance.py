@@ -48,8 +48,10 @@ class Importance:
     low: float
     high: float
 
-def row_scores(answers, y): # (rows,) right or wrong, or minus the error
+def row_scores(answers, y): # (rows,) right or wrong, the share of labels right, minus the error
     "How good each answer is."
+    if y.ndim == 2:
+        return (answers == (y > 0)).mean(1)
     return -np.abs(answers - y) if answers.ndim == 1 else (answers.argmax(1) == y).astype(float)
 
 def _range(before, y): # of what a row may lose; two values that it might have
@@ -63,7 +65,8 @@ def importance_of(method, maker: FeatureMaker, side: Side, # rows that were not 
                   **how) -> list: # backbone, max_length, device; of `Importance`
     "Of each column that a method reads, and of each kind."
     table, rng = maker.table, np.random.default_rng(seed)
-    before = row_scores(method.answers(side), side.y)
+    def scores(asked): return row_scores(method.told(method.answers(asked)), side.y)
+    before = scores(side)
     asked = [(c.name, c.modality, False, [c.name]) for c in table.columns
              if c.modality in method.modalities]
     for m in method.modalities:
@@ -73,8 +76,7 @@ def importance_of(method, maker: FeatureMaker, side: Side, # rows that were not 
     orders, found = [rng.permutation(len(side.y)) for _ in range(repeats)], []
     for name, modality, whole, columns in asked:
         moved = (shuffle_columns(side.evidence, table, columns, order, **how) for order in orders)
-        after = [row_scores(method.answers(maker.changed(side, e, modality)), side.y)
-                 for e in moved]
+        after = [scores(maker.changed(side, e, modality)) for e in moved]
         lost = before - np.mean(after, 0)
         ends = mean_interval(lost, groups, *_range(before, side.y))[:2]
         found.append(Importance(name, modality, whole, float(lost.mean()), *map(float, ends)))

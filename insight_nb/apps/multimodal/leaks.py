@@ -28,6 +28,10 @@ from ...eval.report import Check
 # %% ../../../nbs/apps/multimodal/06_leaks.ipynb #415092ee
 def skill(answers, y) -> float: # as of `answer_loss`; 1: all, 0: nothing
     "Of answers that were given out of fold."
+    if y.ndim == 2:
+        often = np.flatnonzero((y.sum(0) >= 10) & ((1 - y).sum(0) >= 10))
+        return max((skill(np.column_stack([1 - answers[:, j], answers[:, j]]), y[:, j])
+                    for j in often), default=0.)
     if answers.ndim == 1:
         return float(1 - ((answers - y)**2).mean() / max(y.var(), 1e-300))
     most = np.bincount(y).max() / len(y)
@@ -58,15 +62,16 @@ def _phrases(texts): # (rows, phrases) 0 or 1, and their names; None: none is in
     return x, counter.get_feature_names_out()
 
 # %% ../../../nbs/apps/multimodal/06_leaks.ipynb #f8d93835
-def telling_phrases(texts, y, # (rows,) str; (rows,) class ids
+def telling_phrases(texts, y, # (rows,) str; (rows,) class ids, or (rows, labels) 0 or 1
                     least=.9) -> list: # of (phrase, class id, share in it, share in the others)
     "Words and pairs of words that stand in one class alone, the most telling of each class."
     counted, found = _phrases(texts), []
     if counted is None:
         return []
     x, names = counted
-    for c in np.unique(y):
-        own = (y == c).astype(float)
+    members = y.T if y.ndim == 2 else (y == np.unique(y)[:, None])
+    ids = np.arange(len(members)) if y.ndim == 2 else np.unique(y)
+    for c, own in zip(ids, members.astype(float)):
         inside = x.T @ own / max(own.sum(), 1)
         outside = x.T @ (1 - own) / max((1 - own).sum(), 1)
         i = int((inside - outside).argmax())
@@ -112,7 +117,8 @@ def repeat_skill(cells: pd.Series, y, n_classes, groups=None, seed=0) -> float: 
     cells = to_missing(cells)
     at, names = pd.factorize(np.array(to_categories(cells), dtype=object))
     k, asked_rows = len(names), np.zeros(len(y), bool)
-    z = np.eye(n_classes)[y] if n_classes else np.asarray(y, float)[:, None]
+    z = np.eye(n_classes)[y] if n_classes and y.ndim == 1 else np.asarray(y, float)
+    z = z.reshape(len(y), -1)
     answers = np.zeros(z.shape)
     for learned, asked in inner_folds(y, groups, seed=seed):
         size = np.bincount(at[learned], minlength=k)
@@ -158,10 +164,11 @@ def find_evidence_leaks(table: MixedTable, evidence: RowEvidence, y, # of the tr
                         groups=None, seed=0) -> list: # of `Leak`
     "What alone nearly tells the label."
     found, kinds = [], {c.name: c.modality for c in table.columns}
+    asked = f"one of the labels in {table.label!r}" if table.separator else repr(table.label)
     for name, v in column_skills(table, evidence, y, groups, seed).items():
         if v >= LEAK_SKILL:
             found.append(Leak(kinds[name], name, name, f"column {shorten(name, 40)!r} alone tells "
-                              f"{v:.0%} of what there is to tell of {table.label!r}"))
+                              f"{v:.0%} of what there is to tell of {asked}"))
     for name in table.of_kind("text"):
         found += text_leaks(table, name, join_texts(evidence.frame, [name]), y, seed)
     if evidence.pictures is not None:

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from fastcore.basics import patch
 from scipy.optimize import minimize
-from scipy.special import log_softmax
+from scipy.special import expit, log_expit, log_softmax
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from .columns import MixedTable, join_texts
 from insight_nb.apps.multimodal.features import (
     CrossFitted, MainDirections, TableFeatures, TextFeatures, VectorFeatures, inner_folds,
-    main_directions)
+    join_linear, main_directions)
 from .pictures import PictureVectors, join_pictures, picture_vectors
 from .trees import grow_trees, tree_answers, tree_scores
 from ...base.core import InputError
@@ -31,8 +31,9 @@ from ...eval.calibrate import fit_temperature
 from ...models.adapters import add_adapter, linear_layers, merge_adapter
 from ...models.backbone import count_parameters, load_backbone
 from ...models.frozen_layers import find_layers, freeze_layers
-from ...models.fusion import FusionClassificationTask, FusionRegressionTask
-from ...models.tasks import ClassificationTask, Model, RegressionTask
+from ...models.fusion import (
+    FusionClassificationTask, FusionMultiLabelTask, FusionRegressionTask)
+from ...models.tasks import ClassificationTask, Model, MultiLabelTask, RegressionTask
 from ...train.callbacks import CollapseGuard
 from ...train.inference import embed, predict_logits
 from ...train.layer_cache import LayerCache
@@ -123,21 +124,22 @@ class FeatureMaker:
     "Features of each kind of evidence."
     def __init__(self, table: MixedTable, groups=None, seed=0): # groups: of the training rows
         self.table, self.groups, self.seed, k = table, groups, seed, len(table.names)
-        self.n_classes, parts = k, {}
+        self.n_classes, self.several, parts = k, bool(table.separator), {}
         if "table" in table.modalities:
             parts["table"] = TableFeatures(table)
         if "text" in table.modalities:
-            parts["text"] = TextFeatures("text", k, groups, seed)
+            parts["text"] = TextFeatures("text", k, groups, seed, several=self.several)
         if "picture" in table.modalities:
             parts["picture"] = VectorFeatures("picture", k, groups, seed,
-                                              len(table.of_kind("picture")))
+                                              len(table.of_kind("picture")), self.several)
         self.parts = parts
 
     def fit(self, evidence: RowEvidence, y) -> Side: # of the training rows
         "Learn from the training rows; what looks at the label is out of fold."
         found = {}
         if "table" in self.parts:
-            target = None if self.n_classes > 2 else np.asarray(y, float)
+            many = self.n_classes > 2 or self.several
+            target = None if many else np.asarray(y, float)
             found["table"] = self.parts["table"].fit_transform(evidence.frame, target, self.seed,
                                                                self.groups)
         if "text" in self.parts:
@@ -165,23 +167,29 @@ class FeatureMaker:
 class MixedMethod:
     "A way to answer from some kinds of evidence."
     trained = False # whether an encoder is trained
+    thresholds = None # (labels,) probabilities from which a label is told; None: no labels
     def __init__(self, name, modalities): # for people; which kinds it reads
         self.name, self.modalities = name, tuple(modalities)
     # rows to learn from; rows to choose by, such as a temperature
     def fit(self, train: Side, valid: Side, n_classes, seed=0): raise NotImplementedError
-    # (rows, classes) probabilities, or (rows,) numbers
+    # (rows, classes or labels) probabilities, or (rows,) numbers
     def answers(self, side: Side) -> np.ndarray: raise NotImplementedError
+    def told(self, answers): # labels that reach their thresholds, (rows, labels) bool; or as given
+        return answers if self.thresholds is None else answers >= self.thresholds
 
-def kind_scores(side: Side, modality, n_classes): # of texts or pictures; (rows, marks + scores)
+def kind_scores(side: Side, modality): # of texts or pictures; (rows, marks + scores)
     "Whether it is there, and its scores, without the directions."
-    x, width = side.features[modality], 1 if n_classes < 3 else n_classes
+    x, width = side.features[modality], side.parts[modality].linear.width
     n = 2 * width if modality == "text" else width # by its vectors, and by its words
     return np.hstack([x[:, :side.parts[modality].blocks], x[:, -n:]])
 
-def answer_loss(answers, y) -> float: # (rows, classes) and ids, or (rows,) numbers each
-    "Mean log loss, or mean squared error."
+# (rows, classes) and ids, (rows, labels) and 0 or 1, or (rows,) numbers each
+def answer_loss(answers, y) -> float:
+    "Mean log loss, or mean squared error; of labels the mean over all of them."
     if answers.ndim == 1:
         return float(((answers - y)**2).mean())
+    if y.ndim == 2:
+        return float(-np.log(np.maximum(np.where(y > 0, answers, 1 - answers), 1e-9)).mean())
     return float(-np.log(np.maximum(answers[np.arange(len(y)), y], 1e-9)).mean())
 
 # %% ../../../nbs/apps/multimodal/04_methods.ipynb #fd5c8e76
@@ -194,7 +202,7 @@ class Boosting(MixedMethod):
     def join(self, side, directions):
         return np.hstack([
             side.features[m] if directions or m == "table" else
-            kind_scores(side, m, self.n_classes) for m in self.modalities])
+            kind_scores(side, m) for m in self.modalities])
 
     def choose(self, train, n_classes, seed=0): # (rows, features) of the training rows
         "Whether directions are read."
@@ -216,7 +224,7 @@ def loss(self: Boosting, train: Side, directions, seed=0) -> float: # out of fol
     "Log loss, or squared error, with or without directions."
     x, y, found = self.join(train, directions), train.y, []
     for learned, asked in inner_folds(y, self.groups, 3, seed):
-        if self.n_classes and len(np.unique(y[learned])) < self.n_classes:
+        if y.ndim == 1 and self.n_classes and len(np.unique(y[learned])) < self.n_classes:
             continue
         grown = grow_trees(x[learned], y[learned], self.n_classes, seed)
         found.append(answer_loss(tree_answers(grown, x[asked]), y[asked]) * len(asked))
@@ -225,10 +233,16 @@ def loss(self: Boosting, train: Side, directions, seed=0) -> float: # out of fol
 # %% ../../../nbs/apps/multimodal/04_methods.ipynb #4ff67787
 def table_scores(x, y, n_classes, groups=None, seed=0): # -> trees on all rows, scores out of fold
     "Boosted trees of a table, and what they say of rows that they have not seen."
-    scores = np.zeros((len(x), 1 if n_classes < 3 else n_classes))
+    grown = grow_trees(x, y, n_classes, seed)
+    scores = np.zeros((len(x), len(grown.start)))
     for learned, asked in inner_folds(y, groups, seed=seed):
         scores[asked] = tree_scores(grow_trees(x[learned], y[learned], n_classes, seed), x[asked])
-    return grow_trees(x, y, n_classes, seed), scores
+    return grown, scores
+
+def _label_model(x, y): # of 0 and 1; its log-odds where all rows are alike
+    if len(np.unique(y)) < 2:
+        return np.log(2 * len(y) + 1) * (1 if y[0] else -1)
+    return LogisticRegression(max_iter=1000).fit(x, y)
 
 class LateFusion(MixedMethod):
     "A linear model on the scores of models of one kind each, and of a linear one of all kinds."
@@ -248,9 +262,13 @@ class LateFusion(MixedMethod):
             self.trees, own = train.grown[seed]
         else:
             own = None
-        self.linear = CrossFitted(n_classes, self.groups, seed)
+        self.several = train.y.ndim == 2
+        self.linear = CrossFitted(n_classes, self.groups, seed, self.several)
         joint = self.linear.fit_transform(self.wide(train), train.y)
         x = self.join(train, own, joint)
+        if self.several:
+            self.model = join_linear([_label_model(x, own) for own in train.y.T], x.shape[1])
+            return self
         if n_classes:
             self.model = LogisticRegression(max_iter=1000).fit(x, train.y)
             return self
@@ -274,13 +292,15 @@ def wide(self: LateFusion, side: Side) -> np.ndarray: # (rows, inputs)
 @patch
 def join(self: LateFusion, side: Side, own, joint): # scores of the table's trees, or None; of all
     "All scores, and which kinds are missing."
-    others = [kind_scores(side, m, self.n_classes) for m in self.modalities if m != "table"]
+    others = [kind_scores(side, m) for m in self.modalities if m != "table"]
     return np.hstack([*([] if own is None else [own]), joint, *others])
 
 @patch
 def answers(self: LateFusion, side):
     own = None if self.trees is None else tree_scores(self.trees, side.features["table"])
     x = self.join(side, own, self.linear.transform(self.wide(side)))
+    if self.several:
+        return expit(self.model.decision_function(x))
     return self.model.predict_proba(x) if self.n_classes else self.model.predict(x)
 
 # %% ../../../nbs/apps/multimodal/04_methods.ipynb #4dae0a44
@@ -357,7 +377,8 @@ def tune(self: TunedBoosting, texts, y, n_classes, seed=0): # (rows,) each; a `B
     if len(np.unique(labels)) < 2:
         return backbone
     if n_classes:
-        task = ClassificationTask(self.maker.table.names)
+        kind = MultiLabelTask if self.maker.several else ClassificationTask
+        task = kind(self.maker.table.names)
     else:
         task = RegressionTask(mean=labels.mean(), scale=labels.std())
         labels = task.standardize(labels)
@@ -447,12 +468,15 @@ class FineTunedFusion(MixedMethod):
     def others(self): return self.modalities[1:]
 
 # %% ../../../nbs/apps/multimodal/04_methods.ipynb #8d57a035
-def fit_weights(start, own, y, # (rows, outputs) twice; (rows,) ids, or numbers as standardized
+def fit_weights(start, own, # (rows, outputs) twice
+                y, # (rows,) ids or standardized numbers, or (rows, labels) 0 or 1
                 most=4.) -> tuple: # of the first and of the second, from 0 to most
     "Weights of two sums of logits, or of numbers, by the loss; near 1 where there are few rows."
     def loss(w):
         said = w[0] * start + w[1] * own
-        if start.shape[1] == 1:
+        if y.ndim == 2:
+            fit = -log_expit(np.where(y > 0, said, -said)).mean(1).sum()
+        elif start.shape[1] == 1:
             fit = ((said[:, 0] - y)**2).sum()
         else:
             fit = -log_softmax(said, 1)[np.arange(len(y)), y].sum()
@@ -512,7 +536,8 @@ def start(self: FineTunedFusion, train: Side, n_classes, seed):
     parts = [(m, train.inputs(m).shape[1]) for m in self.others]
     how = {"parts": parts, "starts": bool(parts)}
     if n_classes:
-        task = FusionClassificationTask(names, **how)
+        kind = FusionMultiLabelTask if self.maker.several else FusionClassificationTask
+        task = kind(names, **how)
     else:
         task = FusionRegressionTask(**how, mean=train.y.mean(), scale=train.y.std())
     self.model = Model(backbone, task)
@@ -542,7 +567,7 @@ def calibrate(self: FineTunedFusion, rows: TokenDataset, y): # of validation row
     if self.others:
         start = rows.beside[:, -k:]
         self.weights = fit_weights(start, said - start, y)
-    elif k > 1:
+    elif k > 1 and y.ndim == 1:
         self.temperature = fit_temperature(said, y)
 
 @patch

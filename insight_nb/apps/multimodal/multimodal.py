@@ -26,7 +26,7 @@ from ...base.core import (
     InputError, ReportTable, format_cell, format_number, package_versions, plural, shorten)
 from ...data.arrays import to_categories, to_missing, to_numbers
 from ...data.tokens import check_tokenizer_coverage
-from ...eval.scores import ScoreReport
+from ...eval.scores import ScoreReport, label_table
 from ...models.backbone import count_parameters
 from ...models.images import UnreadableImage, image_grid, read_image
 from ...train.trainer import peak_memory_mb
@@ -155,10 +155,12 @@ def columns_table(ladder: MixedLadder) -> ReportTable:
 # %% ../../../nbs/apps/multimodal/09_multimodal.ipynb #53bc7897
 def rows_to_show(ladder: MixedLadder, shown: MixedResult, most=5) -> np.ndarray: # positions
     """Test rows that are wrong, the surest first, then those that are right, the least sure first;
-    of numbers, those that are farthest off."""
+    of numbers, those that are farthest off, and of labels those with the most wrong ones."""
     y, answers = ladder.test.y, shown.answers
     if answers.ndim == 1:
         order = -np.abs(answers - y)
+    elif y.ndim == 2:
+        order = -(shown.told != (y > 0)).sum(1)
     else:
         sure = answers.max(1)
         order = np.where(answers.argmax(1) != y, -sure, sure)
@@ -171,18 +173,24 @@ def rows_table(ladder: MixedLadder, shown: MixedResult, rows, columns=20) -> Rep
     cells = ladder.test.evidence.frame.iloc[rows]
     read = sorted((c for c in table.columns if c.modality),
                   key=lambda c: c.modality not in shown.modalities)
-    if table.names:
+    def names_of(row): return shorten(", ".join(np.array(table.names)[row]) or "none", 60)
+    what = "wrong and surest first, then right and least sure"
+    if table.task == "multilabel":
+        what = "most wrong labels first"
+        lines = [[f"true {table.label}", *(names_of(y[i] > 0) for i in rows)],
+                 ["said", *(names_of(shown.told[i]) for i in rows)]]
+    elif table.names:
         lines = [[f"true {table.label}", *(shorten(table.names[y[i]], 30) for i in rows)],
                  ["said", *(shorten(table.names[answers[i].argmax()], 30) for i in rows)],
                  ["how sure", *(f"{answers[i].max():.0%}" for i in rows)]]
     else:
+        what = "farthest off"
         lines = [[f"true {table.label}", *(cell_said(float(y[i])) for i in rows)],
                  ["said", *(format_number(answers[i]) for i in rows)]]
     for c in read[:columns]:
         mark = "" if c.modality in shown.modalities else " (not read)"
         lines.append([shorten(c.name, 30) + mark, *(shorten(cell_said(v), 40)
                                                     for v in cells[c.name])])
-    what = "wrong and surest first, then right and least sure" if table.names else "farthest off"
     return ReportTable(["", *(f"row {at}" for at in cells.index)], lines,
                        f"Test rows, {what}: is the label right?")
 
@@ -229,7 +237,8 @@ def mixed_checks(ladder: MixedLadder, shown: MixedResult, bundle: MixedBundle,
         guard.label_order(table.names, table.names, bundle.info["labels"], table.names),
         guard.split_duplicates(parts.duplicates), leak_check(leaks)]
     if table.names:
-        counts = np.bincount(ladder.train.y, minlength=len(table.names))
+        y = ladder.train.y
+        counts = y.sum(0) if y.ndim == 2 else np.bincount(y, minlength=len(table.names))
         found.append(guard.small_classes(table.names, counts))
     if ladder.evidence.texts is not None:
         found.append(guard.language(fits))
@@ -248,7 +257,14 @@ def trained_part(method): # what was trained, and the loss of each step
 def new_report(ladder: MixedLadder, shown: MixedResult) -> ScoreReport:
     "The report with its metrics."
     table, train_y = ladder.table, ladder.train.y
-    if table.names:
+    details = None
+    if table.task == "multilabel":
+        titles = {"micro_f1": "micro F1", "macro_f1": "macro F1",
+                  "subset_accuracy": "share of rows with all labels right"}
+        against, smaller = "giving every row the same labels", ()
+        constant = np.broadcast_to(train_y.mean(0) > .5, ladder.test.y.shape)
+        details = label_table(ladder.test.y, shown.told, table.names, ladder.groups)
+    elif table.names:
         titles = {"accuracy": "accuracy", "macro_f1": "macro F1", "mcc": "MCC",
                   "log_loss": "log loss"}
         against, smaller = "knowing only the shares of the classes", ("log_loss",)
@@ -260,7 +276,8 @@ def new_report(ladder: MixedLadder, shown: MixedResult) -> ScoreReport:
         constant = np.full(len(ladder.test.y), train_y.mean())
     report = ScoreReport("multimodal", list(table.names), titles, against, smaller,
                          seed=ladder.seed)
-    report.set_metrics(shown.metrics, answer_metrics(constant, ladder.test.y, ladder.groups))
+    baseline = answer_metrics(constant, ladder.test.y, ladder.groups)
+    report.set_metrics(shown.metrics, baseline, *([details] if details else []))
     report.headline = ladder.headline()
     return report
 
