@@ -1456,6 +1456,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                   'insight_nb.apps.multimodal.leaks.text_leaks': ( 'apps/multimodal/leaks.html#text_leaks',
                                                                                                    'insight_nb/apps/multimodal/leaks.py'),
                                                   'insight_nb.apps.multimodal.leaks.told_numbers': ( 'apps/multimodal/leaks.html#told_numbers',
+                                                                                                     'insight_nb/apps/multimodal/leaks.py'),
+                                                  'insight_nb.apps.multimodal.leaks.usual_labels': ( 'apps/multimodal/leaks.html#usual_labels',
                                                                                                      'insight_nb/apps/multimodal/leaks.py')},
             'insight_nb.apps.multimodal.methods': { 'insight_nb.apps.multimodal.methods.Boosting': ( 'apps/multimodal/methods.html#boosting',
                                                                                                      'insight_nb/apps/multimodal/methods.py'),

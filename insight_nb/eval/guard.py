@@ -206,7 +206,8 @@ def distinct_labels(n_labels,
     if not alike:
         return Check("distinct_labels", True, f"{plural(n_labels, 'label')}: none is another in "
                                               "another spelling")
-    named = "; ".join(" and ".join(repr(shorten(v, 30)) for v in names) for names in alike[:3])
+    def quoted(v): return repr(v[:29] + "…" if len(v) > 30 else v) # spaces may be the difference
+    named = "; ".join(" and ".join(map(quoted, names)) for names in alike[:3])
     return Check("distinct_labels", False,
                  f"{named} differ only in how they are written, and are classes of their own: "
                  "make them one (insight-nb check --fix), or rename one")

@@ -32,6 +32,7 @@ def modality_sets(modalities) -> list: # of tuples, small ones first
     return [s for n in range(1, len(modalities) + 1) for s in combinations(modalities, n)]
 
 METHODS_TRIED = "trees,late,fine_tuned" # where none are asked for
+_KIND_NAMES = {"table": "numbers and categories", "text": "texts", "picture": "pictures"}
 
 # %% ../../../nbs/apps/multimodal/05_ladder.ipynb #391fcc09
 def mixed_methods(maker: FeatureMaker, wanted=None, # names by commas; None: METHODS_TRIED
@@ -52,8 +53,8 @@ def mixed_methods(maker: FeatureMaker, wanted=None, # names by commas; None: MET
         found += [TunedBoosting(maker, s, groups, **how) for s in modality_sets(kinds)
                   if "text" in s]
     if not found:
-        raise InputError(f"none of {', '.join(names)} fits a table with {', '.join(kinds)}: say "
-                         "trees.")
+        raise InputError(f"methods names {', '.join(names)}, which need texts or a second kind, and "
+                         f"this table has {_KIND_NAMES[kinds[0]]} alone: say trees.")
     return found
 
 # %% ../../../nbs/apps/multimodal/05_ladder.ipynb #e15a1e02
