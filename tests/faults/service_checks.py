@@ -209,16 +209,15 @@ def export_by_onnxruntime_alone(o):
 
 
 def export_vectors_alone(o):
-    "The mean over the bundle's encoder, by transformers, of length one."
+    "The first token's vector, as the bundle's head reads it, by transformers, of length one."
     encoder = o.bundles / "one" / "encoder"
     tokens = AutoTokenizer.from_pretrained(encoder)(
         o.asked, truncation=True, max_length=24, padding=True, return_tensors="pt")
     with torch.no_grad():
         hidden = AutoModel.from_pretrained(encoder).eval()(**tokens).last_hidden_state
-    mask = tokens["attention_mask"][..., None]
-    mean = ((hidden * mask).sum(1) / mask.sum(1)).numpy()
+    first = hidden[:, 0].numpy()
     got = SentenceTransformer(str(o.folder / "vectors"), device="cpu").encode(o.asked)
-    close(got, mean / np.linalg.norm(mean, axis=1, keepdims=True), "vectors")
+    close(got, first / np.linalg.norm(first, axis=1, keepdims=True), "vectors")
 
 
 def export_certificates_say_what_was_asked(o):

@@ -398,14 +398,14 @@ def _(patch):
     around(patch, export._Whole, "__init__", mean)
 
 
-@fault("first token for mean", "the exported encoder says that its vector is the first token's",
+@fault("mean vector for first token", "the exported encoder says that it takes the mean",
        "export", "error", REFUSED)
 def _(patch):
-    def first(old, file, content):
+    def mean(old, file, content):
         if "pooling_mode_mean_tokens" in content:
-            content = content | {"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}
+            content = content | {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}
         old(file, content)
-    around(patch, native, "_write", first)
+    around(patch, native, "_write", mean)
 
 
 @fault("16 bits in the export", "an export in 32 bits is rounded to 16", "export", "error", REFUSED)

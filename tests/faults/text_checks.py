@@ -79,7 +79,7 @@ def score(o, truth, found):
     return float(np.mean([a == b for a, b in zip(truth, found)]))
 
 
-LEAST = {"classify": .7, "grouped": .6, "windows": .6, "frozen": .7, "pair": .85, "multilabel": .8,
+LEAST = {"classify": .7, "grouped": .6, "windows": .55, "frozen": .7, "pair": .85, "multilabel": .8,
          "regress": .7, "tag": .7}
 
 
@@ -156,7 +156,9 @@ def intervals_by_hand(o):
     draws = np.random.default_rng(0).integers(len(sizes), size=(2000, len(sizes)))
     low, high = np.quantile(hits[draws].sum(1) / sizes[draws].sum(1), [.025, .975])
     m = o.report.metrics["accuracy"]
-    ratio = (m.high - m.low) / max(high - low, 1e-9)
+    if low == high:  # all right, or all wrong: a bootstrap knows no doubt, Wilson's interval does
+        low, high = 1 - 3.84 / (len(sizes) + 3.84), 1
+    ratio = (m.high - m.low) / (high - low)
     assert .75 < ratio < 2, f"the interval is {ratio:.2f} times as wide as a bootstrap has it"
 
 
@@ -337,12 +339,16 @@ def weights_have_all_their_digits(o):
 
 
 def best_epoch_is_kept(o):
-    "The model that is left has the best validation score of the history."
+    "The newest weights are left, unless an earlier epoch was better by more than two errors."
     trainer = o.names["model"].trainer_
     scores = [row.get("score", -row.get("valid_loss", np.nan)) for row in trainer.state.history]
+    top, noise = max(scores), 0.
+    if "score" in trainer.state.history[0] and 0 <= top <= 1:
+        noise = 2 * np.sqrt(top * (1 - top) / len(trainer.valid_dataset))
+    wanted = [s for s in scores if s >= top - noise][-1]
     found = copy.copy(trainer).validate()
     now = found.get("score", -found["valid_loss"])
-    assert now >= max(scores) - 1e-4, f"score {now:.4f} is kept, the best was {max(scores):.4f}"
+    assert abs(now - wanted) < 1e-4, f"score {now:.4f} is kept, {wanted:.4f} was to be: {scores}"
 
 
 def seeds_count(o):
