@@ -111,6 +111,12 @@ shared_groups.mistake(
         g for g in dict.fromkeys(groups) if g in _both(groups, train, test) - {None}],
     "The names are right, their order is not: sort them.", "名字是对的，顺序不对：请排序。")
 
+# %% ../../../nbs/lessons/solutions/08_rows.ipynb #543f6b3d
+shared_groups.mistake(
+    lambda groups, train, test: sorted(set(train) & set(test)),
+    "These are row numbers on both sides. The groups of the rows are asked: `groups[i]`.",
+    "这是同时出现在两边的行号。题目问的是这些行所属的分组：`groups[i]`。")
+
 # %% ../../../nbs/lessons/solutions/08_rows.ipynb #4eebe8a0
 def _draw_days(rng):
     n = int(rng.integers(3, 9))
@@ -234,6 +240,13 @@ label_threshold.mistake(
     lambda labels, probabilities, k: round(_mean(_of_label(labels, probabilities, k)), 2),
     "The mean is right, but you round it. Return the number as it is.",
     "平均值是对的，但你做了四舍五入。请原样返回。")
+
+# %% ../../../nbs/lessons/solutions/08_rows.ipynb #63631c4c
+label_threshold.mistake(
+    lambda labels, probabilities, k: 0,
+    "Your function returns 0 for every input. If you wrote `labels == k`: a list is never equal to a "
+    "number. Compare each label by itself.",
+    "你的函数总是返回 0。如果写了 `labels == k`：列表永远不等于一个数。请逐个比较标签。")
 
 # %% ../../../nbs/lessons/solutions/08_rows.ipynb #ed7f64cc
 which_split = Choice(

@@ -101,6 +101,13 @@ for digits in (2, 3):
         _rounded(digits), "The probabilities are right, but you round them. Small ones become 0.",
         "概率是对的，但你做了四舍五入。小的概率会变成 0。")
 
+# %% ../../../nbs/lessons/solutions/06_sentiment.ipynb #dab6fbed
+softmax_function.mistake(
+    lambda logits: (lambda e: [v / sum(e) for v in e])([
+        2.718281828**(v / max(max(map(abs, logits)), 1e-9)) for v in logits]),
+    "Dividing the logits changes the probabilities. Subtracting the same number from all does not.",
+    "把逻辑值除以一个数会改变概率；所有逻辑值减去同一个数则不会。")
+
 # %% ../../../nbs/lessons/solutions/06_sentiment.ipynb #e416ce91
 def _draw_mistakes(rng): # ties are frequent; a table without rows breaks answers in numpy
     n, given = int(rng.choice([1, 3, 6, 8])), []

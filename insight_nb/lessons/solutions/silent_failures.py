@@ -131,6 +131,13 @@ cut_share.mistake(lambda lengths, max_length: (sum(n > max_length for n in lengt
                   "Without texts your mean is `nan`: a mean of nothing. Return 0 there.",
                   "没有文本时，你的平均值是 `nan`（对空列表求平均）。这时请返回 0。")
 
+# %% ../../../nbs/lessons/solutions/07_silent_failures.ipynb #700184ad
+cut_share.mistake(
+    lambda lengths, max_length: (sum(n + 2 > max_length for n in lengths) / len(lengths)
+                                 if lengths else 0),
+    "The special tokens are counted already: don't add them again.",
+    "特殊词元已经算在内了，不要再加一次。")
+
 # %% ../../../nbs/lessons/solutions/07_silent_failures.ipynb #ae08f1ab
 lost_part = Choice(
     "07.4",

@@ -104,6 +104,22 @@ rate_schedule.mistake(
     "The factors are right, but you round them. Return the number as it is.",
     "系数是对的，但你做了四舍五入。请原样返回。")
 
+# %% ../../../nbs/lessons/solutions/05_training_loop.ipynb #908f236f
+rate_schedule.mistake(
+    lambda step, total, warmup: (step + 1) / warmup if step < warmup
+    else (total - step - 1) / (total - warmup),
+    "Your last step has the factor 0: it learns nothing. The factor 0 belongs to step `total`, "
+    "which is never taken.",
+    "你的最后一步系数是 0，什么也没学到。系数 0 属于第 `total` 步，而这一步不会执行。")
+
+def _by_share(step, total, warmup): # the function of the lesson
+    rise = max(1, round(total * warmup))
+    return (step + 1) / rise if step < rise else (total - step) / (total - rise + 1)
+
+rate_schedule.mistake(
+    _by_share, "Here `warmup` is a number of steps. In the lesson it was a share of all steps.",
+    "这里的 `warmup` 是步数。课文里的函数用的是占总步数的比例。")
+
 # %% ../../../nbs/lessons/solutions/05_training_loop.ipynb #06baeca9
 def _draw_gradient(rng): # some are short enough, some are zero, some are empty
     size = int(rng.choice([0, 1, 3, 5]))
@@ -157,6 +173,13 @@ clip_gradient.mistake(
     lambda gradient, max_norm: [round(g, 2) for g in _clip_gradient(gradient, max_norm)],
     "The numbers are right, but you round them. Small ones suffer most.",
     "数是对的，但你做了四舍五入。小的数误差最大。")
+
+# %% ../../../nbs/lessons/solutions/05_training_loop.ipynb #d5175cfd
+clip_gradient.mistake(
+    lambda gradient, max_norm: [
+        g * max_norm / (sum(v * v for v in gradient)**.5 or 1) for g in gradient],
+    "You scale always. A gradient that is short enough stays as it is.",
+    "你总是缩放。范数不超过 `max_norm` 的梯度应保持原样。")
 
 # %% ../../../nbs/lessons/solutions/05_training_loop.ipynb #1f928aec
 find_fault = Choice(
