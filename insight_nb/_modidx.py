@@ -6263,6 +6263,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'insight_nb/jobs/training.py'),
                                           'insight_nb.jobs.training.same_answers': ( 'jobs/training.html#same_answers',
                                                                                      'insight_nb/jobs/training.py'),
+                                          'insight_nb.jobs.training.same_thresholds': ( 'jobs/training.html#same_thresholds',
+                                                                                        'insight_nb/jobs/training.py'),
                                           'insight_nb.jobs.training.score_again': ( 'jobs/training.html#score_again',
                                                                                     'insight_nb/jobs/training.py'),
                                           'insight_nb.jobs.training.share_right': ( 'jobs/training.html#share_right',

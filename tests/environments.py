@@ -66,8 +66,8 @@ def colab():
 def pandas3():
     programs = environment("pandas3")
     sh(programs / "uv", "pip", "install", "-q", "--python", programs / "python",
-       "-c", ROOT / "constraints.txt", "-e", f"{ROOT}[samples]", "pandas>=3,<4", "nbdev>=3.3.26,<4",
-       "python-crfsuite", "polars", "bm25s")
+       "-c", ROOT / "constraints.txt", "-e", f"{ROOT}[samples,films]", "pandas>=3,<4",
+       "nbdev>=3.3.26,<4", "python-crfsuite", "polars", "bm25s")
     version = installed(programs)["pandas"]
     assert version.startswith("3."), version
     for folder in ("base", "data"):

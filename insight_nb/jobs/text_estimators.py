@@ -40,8 +40,8 @@ from ..eval.scores import (
 from .setup import PACKAGES, FineTuningSetup, check_settings, only_red
 from .training import (
     check_readable, check_shipped, find_copies, fit_or_resume, hint_groups, join_pairs,
-    linear_sentence, list_rows, make_trainer, read_valid, score_again, share_right, split_given,
-    token_dataset, untrained_probabilities, validation_split)
+    linear_sentence, list_rows, make_trainer, read_valid, same_thresholds, score_again, share_right,
+    split_given, token_dataset, untrained_probabilities, validation_split)
 from ..models.backbone import Backbone, load_backbone
 from ..models.tasks import (
     ClassificationTask, MultiLabelTask, RegressionTask, class_weights)
@@ -638,7 +638,8 @@ def finish_opened(self: TextEstimator, report, texts, logits,
     "Fill in what can be said of a bundle that was opened."
     bundle, info, names = self.bundle_, self.bundle_.info, self.bundle_.model.task.names
     opened, some, wanted, got = self.ask_again(texts, logits)
-    same = [np.allclose(a, b, atol=1e-3) for a, b in zip(wanted, got)]
+    rule = same_thresholds(bundle.model.task, opened.model.task)
+    same = [rule and np.allclose(a, b, atol=1e-3) for a, b in zip(wanted, got)]
     wanted, got = (np.concatenate([np.atleast_2d(row) for row in rows]) for rows in (wanted, got))
     cut = np.zeros(len(texts), dtype=bool)
     if info.get("overlap") is None: # or else they are read in windows

@@ -8,8 +8,8 @@ __all__ = ['ROWS_TO_LEARN', 'FEWEST_HELD_OUT', 'MIN_ROWS', 'measure_by_people', 
            'linear_sentence', 'check_adapt', 'AdaptedStart', 'adapt_to_rows', 'read_valid', 'join_pairs', 'copy_counts',
            'validation_split', 'find_copies', 'split_given', 'token_dataset', 'untrained_probabilities', 'make_trainer',
            'fit_or_resume', 'share_right', 'reading_sentence', 'score_again', 'hint_groups', 'list_rows',
-           'same_answers', 'read_columns', 'training_logits', 'ask_alone', 'whole_rows', 'rows_in_training',
-           'learned_names', 'check_training_rows', 'check_shipped', 'EffortGain', 'compare_effort']
+           'same_thresholds', 'same_answers', 'read_columns', 'training_logits', 'ask_alone', 'whole_rows',
+           'rows_in_training', 'learned_names', 'check_training_rows', 'check_shipped', 'EffortGain', 'compare_effort']
 
 # %% ../../nbs/jobs/01_training.ipynb #c18ffcbe
 import re
@@ -491,6 +491,11 @@ def list_rows(report, # a `Report`; its `mistakes` and `suspects` are set
                             exclude=issues[issues >= 0])
 
 # %% ../../nbs/jobs/01_training.ipynb #766fbe4b
+def same_thresholds(task, other) -> bool: # of a model and of its bundle
+    "Whether each label is given from the same probability on; so where there are no thresholds."
+    pair = [getattr(t, "thresholds", 0.) for t in (task, other)]
+    return bool(np.shape(pair[0]) == np.shape(pair[1]) and np.allclose(*pair, atol=1e-6))
+
 def same_answers(task, answers, # a frame, as of `predict_frame`
                  logits, # (rows, ...) as they were measured
                  temperature=1.) -> np.ndarray: # (rows,) bool
@@ -618,6 +623,8 @@ def check_shipped(setup: FineTuningSetup, trainer, folder, # of the bundle
                           got, parts, setup.language)
     checks += check_training_rows(setup, trainer, source, parts)
     own = same_answers(task, answers, wanted, temperature)
+    if not same_thresholds(task, bundle.model.task): # even where no row asked lies between
+        own[:] = False
     return bundle, [*checks, guard.row_order(asked.index, answers.index, own)]
 
 # %% ../../nbs/jobs/01_training.ipynb #d1fe0ef9

@@ -62,7 +62,7 @@ def _(patch):
 
 
 @fault("NaN in a rare word", "the vector of a word that no row has is NaN after training",
-       "guard: weights_finite", "hold NaN or infinity")
+       "error", "is damaged")
 def _(patch):
     def spoil(old, model, *rest, **more):
         with torch.no_grad():
@@ -338,7 +338,7 @@ def _(patch):
         made = old(*args, **how)
         made.tokenizer = Blind(made.tokenizer)
         return made
-    around(patch, setup, "load_backbone", blind)
+    around(patch, text_estimators, "load_backbone", blind)
 
 
 class Blind(Shifted):

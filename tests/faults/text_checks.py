@@ -278,7 +278,7 @@ def thresholds_by_hand(o):
     truth, probs = truth_of(o, frame), predict(opened(o), frame.text.tolist())[1]
     for i, name in enumerate(opened(o).labels.names):
         y = np.array([name in row for row in truth])
-        told = f1_score(y, probs[:, i] >= opened(o).info["settings"]["thresholds"][i])
+        told = f1_score(y, probs[:, i] >= opened(o).model.task.thresholds[i])
         best = max(f1_score(y, probs[:, i] >= t) for t in np.unique(probs[:, i]))
         assert told > best - .02, f"{name}: F1 {told:.3f} at its threshold, {best:.3f} is there"
 
