@@ -53,8 +53,8 @@ def mixed_methods(maker: FeatureMaker, wanted=None, # names by commas; None: MET
         found += [TunedBoosting(maker, s, groups, **how) for s in modality_sets(kinds)
                   if "text" in s]
     if not found:
-        raise InputError(f"methods names {', '.join(names)}, which need texts or a second kind, and "
-                         f"this table has {_KIND_NAMES[kinds[0]]} alone: say trees.")
+        raise InputError(f"methods names {', '.join(names)}, which need texts or a second kind, "
+                         f"and this table has {_KIND_NAMES[kinds[0]]} alone: say trees.")
     return found
 
 # %% ../../../nbs/apps/multimodal/05_ladder.ipynb #e15a1e02

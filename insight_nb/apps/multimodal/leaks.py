@@ -209,8 +209,8 @@ def text_leaks(table: MixedTable, column, texts, y, seed=0) -> list: # name; (ro
 
 # %% ../../../nbs/apps/multimodal/06_leaks.ipynb #12ed0312
 def refuse_leaks(table: MixedTable, leaks) -> tuple: # of `find_evidence_leaks`; table and leaks
-    """Leave out the columns that were not named by the user; all are kept where no other is left, or
-    where a row may have several labels: what tells one of them may be needed for the others."""
+    """Leave out the columns that were not named by the user; all are kept where no other is left,
+    or where a row may have several labels: what tells one may be needed for the others."""
     if table.separator:
         return table, leaks
     asked = {c.name for c in table.columns if c.why == "as was asked"}

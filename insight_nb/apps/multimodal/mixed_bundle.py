@@ -334,6 +334,7 @@ def answer_mixed(bundle: MixedBundle, frame: pd.DataFrame, folder=".") -> tuple:
                                 bundle.info["max_length"], folder, most=20) # a few may be gone
     return bundle.method.answers(bundle.maker.side(evidence)), evidence
 
+# %% ../../../nbs/apps/multimodal/08_mixed_bundle.ipynb #033ba1fe
 def answer_columns(bundle: MixedBundle, answers) -> dict: # of `answer_mixed`
     "What is said of each row, and for labels the lowest probability of what was decided."
     names = bundle.info["labels"]
@@ -349,6 +350,7 @@ def answer_columns(bundle: MixedBundle, answers) -> dict: # of `answer_mixed`
     return {"prediction": np.array(names, dtype=object)[best],
             "probability": answers.max(1, initial=0.)}
 
+# %% ../../../nbs/apps/multimodal/08_mixed_bundle.ipynb #7a221bb2
 def predict_mixed(bundle: MixedBundle, source, # whatever `open_frame` opens
                   probabilities=False, # one more column for each class
                   prefix="") -> pd.DataFrame: # of the names of the new columns

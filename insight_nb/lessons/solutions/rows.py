@@ -244,8 +244,8 @@ label_threshold.mistake(
 # %% ../../../nbs/lessons/solutions/08_rows.ipynb #63631c4c
 label_threshold.mistake(
     lambda labels, probabilities, k: 0,
-    "Your function returns 0 for every input. If you wrote `labels == k`: a list is never equal to a "
-    "number. Compare each label by itself.",
+    "Your function returns 0 for every input. If you wrote `labels == k`: a list is never equal to "
+    "a number. Compare each label by itself.",
     "你的函数总是返回 0。如果写了 `labels == k`：列表永远不等于一个数。请逐个比较标签。")
 
 # %% ../../../nbs/lessons/solutions/08_rows.ipynb #ed7f64cc

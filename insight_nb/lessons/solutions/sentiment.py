@@ -207,8 +207,8 @@ label_numbers = Choice(
 # %% ../../../nbs/lessons/solutions/06_sentiment.ipynb #6b73c413
 other_language = Choice(
     "06.5",
-    ("Your table has {n} reviews in Chinese. `TextClassifier()` refuses: the embedded encoder "
-     "can't read them, and TF-IDF reaches {tfidf}. What do you do?",
+    ("Your table has {n} reviews in Chinese. `TextClassifier()` refuses: the encoder in the "
+     "package can't read them, and TF-IDF reaches {tfidf}. What do you do?",
      "你的表里有 {n} 条中文评论。`TextClassifier()` 拒绝训练：内置编码器读不懂这些文本，而 TF-IDF 达到 {tfidf}。"
      "你怎么做？"),
     ("Fine-tune an encoder that reads Chinese, and ship it only if it is shown to be ahead of "
